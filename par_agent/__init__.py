@@ -1,0 +1,32 @@
+"""PAR: one autoregressive transformer that predicts the next image and the actions that lead to it.
+
+The names below are imported when they are first used: `import par_agent` is quick and needs no renderer.
+
+    from par_agent import PARPolicy
+    policy = PARPolicy.from_pretrained("par-mini", task="PushCube")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from par_agent.modeling import PARModel
+    from par_agent.policy import PARPolicy
+
+__version__ = "0.1.0"
+
+__all__ = ["PARModel", "PARPolicy", "__version__"]
+
+_LAZY = {"PARModel": "par_agent.modeling", "PARPolicy": "par_agent.policy"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'par_agent' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,93 @@
+"""`par-agent <subcommand> [options]`: looks the subcommand up, imports it alone, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from par_agent.errors import UserError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """Where a subcommand lives and what it does."""
+
+    target: str
+    """`module:Class` of its configuration; the module also has `main(config) -> int`."""
+    summary: str
+    """One line for `par-agent --help`."""
+
+
+SUBCOMMANDS: dict[str, Subcommand] = {
+    "demos": Subcommand("par_agent.cli.demos:DemosConfig", "make demonstrations with ManiSkill's motion planner"),
+    "render": Subcommand("par_agent.cli.render:RenderConfig", "render a trajectory file into training data"),
+    "train-vae": Subcommand("par_agent.cli.train_vae:TrainVAEConfig", "train the small latent frame encoder"),
+    "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data"),
+    "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw future frames and actions from a checkpoint"),
+    "info": Subcommand("par_agent.cli.info:InfoConfig", "print the parts and sizes of a model or checkpoint"),
+    "check-nova": Subcommand("par_agent.cli.check_nova:CheckNovaConfig", "compare NOVA's parts with reference outputs"),
+    "import-nova": Subcommand("par_agent.cli.import_nova:ImportNovaConfig", "make a checkpoint from NOVA's weights"),
+    "doctor": Subcommand("par_agent.cli.doctor:DoctorConfig", "print versions, devices, renderer and what is missing"),
+}
+
+
+def usage() -> str:
+    """The text of `par-agent --help`."""
+    width = max(map(len, SUBCOMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in SUBCOMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: par-agent [--help] [--version] <subcommand> [options]",
+            "",
+            *lines,
+            "",
+            "Options of one subcommand: par-agent <subcommand> --help",
+        ]
+    )
+
+
+def run_subcommand(name: str, arguments: Sequence[str]) -> int:
+    """Parses `arguments` into the subcommand's configuration and runs it.
+
+    Raises:
+        UserError: no such subcommand, or bad values.
+        SystemExit: `--help`, or arguments that do not parse (printed by tyro).
+    """
+    if name not in SUBCOMMANDS:
+        raise UserError(f"unknown subcommand {name!r}; known subcommands: {', '.join(SUBCOMMANDS)}")
+    import tyro
+
+    command = SUBCOMMANDS[name]
+    module_name, _, class_name = command.target.partition(":")
+    module = importlib.import_module(module_name)
+    description = f"{command.summary[0].upper()}{command.summary[1:]}."
+    config = tyro.cli(
+        getattr(module, class_name), args=list(arguments), prog=f"par-agent {name}", description=description
+    )
+    return int(module.main(config))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 2 for bad input, 130 for Ctrl-C, else what the subcommand returns."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else EXIT_BAD_INPUT
+    if arguments[0] == "--version":
+        import par_agent
+
+        print(f"par-agent {par_agent.__version__}")
+        return 0
+    try:
+        return run_subcommand(arguments[0], arguments[1:])
+    except UserError as error:
+        print(f"par-agent: error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("\npar-agent: interrupted; the same command resumes where this one stopped.", file=sys.stderr)
+        return EXIT_INTERRUPTED
