@@ -1,0 +1,195 @@
+"""Text tokenizer (paper section 3.1, the "Text Tokenizer" box of Figure 2): an instruction becomes a few feature vectors.
+
+Two frozen encoders share one small interface, :class:`TextEncoder`:
+
+* :class:`PhiTextEncoder`: Phi-2's last hidden state, as NOVA uses it, kept on disk per instruction so that Phi is loaded once
+  per new sentence and never at inference.
+* :class:`HashTextEncoder`: one fixed random vector per word. No weights; enough where a handful of instructions only has to be
+  told apart, as in the bundled small model.
+
+Both return only the rows that belong to words. Rows up to the full text length are filled by the transformer's own padding
+embedding (NOVA's ``text_embed.weight``: row ``j`` of a short instruction is row ``j`` of that buffer).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from par_agent.errors import UserError
+from par_agent.files import atomic_path
+
+PHI_WIDTH = 2560
+"""Width of Phi-2's hidden state."""
+PHI_LENGTH = 256
+"""Longest instruction in tokens that NOVA was trained with; what is longer is cut off."""
+
+
+class TextEncoder(Protocol):
+    """What the model needs from a text encoder."""
+
+    dim: int
+    """Numbers per feature vector."""
+    length: int
+    """Most feature vectors per instruction."""
+
+    def encode(self, instruction: str) -> torch.Tensor:
+        """Features of one instruction: (length_used, dim) float32 on the CPU, ``0 <= length_used <= length``."""
+        ...
+
+
+class HashTextEncoder:
+    """Frozen random word vectors: no weights, no downloads, the same on every machine.
+
+    Each lower-cased word, punctuation stripped, maps to one vector of independent N(0, 1) numbers drawn from a generator that is
+    seeded with the word's SHA-256. Word order survives in the order of the rows only.
+
+    Args:
+        dim: numbers per vector, at least 1.
+        length: most words per instruction, at least 1; later words are cut off.
+
+    Raises:
+        UserError: ``dim`` or ``length`` is below 1.
+    """
+
+    def __init__(self, dim: int, length: int) -> None:
+        if dim < 1 or length < 1:
+            raise UserError(f"HashTextEncoder needs dim >= 1 and length >= 1; got dim={dim}, length={length}")
+        self.dim = dim
+        self.length = length
+
+    def encode(self, instruction: str) -> torch.Tensor:
+        """Features of one instruction: (length_used, dim) float32; (0, dim) where it has no words."""
+        words = re.findall(r"\w+", instruction.lower())[: self.length]
+        if not words:
+            return torch.zeros(0, self.dim)
+        return torch.stack([self._word_vector(word) for word in words])
+
+    def _word_vector(self, word: str) -> torch.Tensor:
+        # RandomState's stream is frozen by numpy's compatibility policy; torch's and default_rng's are not.
+        seed = np.frombuffer(hashlib.sha256(word.encode()).digest(), dtype="<u4")
+        return torch.from_numpy(np.random.RandomState(seed).standard_normal(self.dim).astype(np.float32))
+
+
+class PhiTextEncoder:
+    """Phi-2's last hidden state per token, with a cache on disk.
+
+    Phi itself (2.8 billion parameters) is loaded by the first instruction that the cache does not hold, and not before.
+
+    Args:
+        model: a NOVA folder with ``text_encoder`` and ``tokenizer`` inside, a plain Phi folder, or a model hub name such as
+            ``microsoft/phi-2``. None: only cached instructions can be encoded.
+        cache: folder of ``<hash>.safetensors`` files, one per instruction. None: nothing is kept.
+        model_id: name under which features are cached, ``phi-2`` unless told. Two different text encoders that share a cache
+            folder need different names.
+        length: most tokens per instruction; later tokens are cut off.
+        device: where Phi runs. Results always come back on the CPU.
+
+    Raises:
+        UserError: neither a model nor a cache was given.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        cache: str | Path | None = None,
+        model_id: str = "phi-2",
+        dim: int = PHI_WIDTH,
+        length: int = PHI_LENGTH,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if model is None and cache is None:
+            raise UserError(
+                "PhiTextEncoder needs a Phi folder or name (model), a folder of cached features (cache), or both"
+            )
+        self.dim = dim
+        self.length = length
+        self._model = model
+        self._cache = None if cache is None else Path(cache)
+        self._model_id = model_id
+        self._device = torch.device(device)
+        self._loaded: tuple[Any, Any] | None = None
+
+    def encode(self, instruction: str) -> torch.Tensor:
+        """Features of one instruction: (length_used, dim) float32 on the CPU; (0, dim) for the empty one (NOVA's null prompt).
+
+        Raises:
+            UserError: the instruction is not cached and no model was given; ``transformers`` is not installed; the cached file or
+                Phi's features have another width than ``dim``.
+        """
+        if not instruction:
+            return torch.zeros(0, self.dim)
+        path = None if self._cache is None else self._cache / f"{self._key(instruction)}.safetensors"
+        if path is not None and path.exists():
+            return self._read(path)
+        features = self._run_phi(instruction)
+        if path is not None:
+            self._write(path, features, instruction)
+        return features
+
+    def _key(self, instruction: str) -> str:
+        return hashlib.sha256(f"{self._model_id}\n{self.length}\n{instruction}".encode()).hexdigest()[:32]
+
+    def _read(self, path: Path) -> torch.Tensor:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            features = load_file(path)["features"].float()
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"{path} is not a cached text feature file ({error}); delete it and encode again") from None
+        self._check_width(features, str(path))
+        return features
+
+    def _write(self, path: Path, features: torch.Tensor, instruction: str) -> None:
+        from safetensors.torch import save_file
+
+        with atomic_path(path) as temporary:
+            save_file({"features": features}, temporary, {"model_id": self._model_id, "instruction": instruction})
+
+    def _run_phi(self, instruction: str) -> torch.Tensor:
+        if self._model is None:
+            raise UserError(
+                f"the text features of {instruction!r} are not cached in {self._cache} and no Phi model was given; "
+                f"pass model='microsoft/phi-2' (or a NOVA folder) once, then they are"
+            )
+        tokenizer, phi = self._load()
+        ids = tokenizer(instruction, max_length=self.length, truncation=True, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            hidden = phi(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
+        features = hidden[0].float().cpu().clone()
+        self._check_width(features, str(self._model))
+        return features
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            try:
+                from transformers import AutoTokenizer, PhiModel
+            except ImportError:
+                raise UserError(
+                    "Phi-2 needs the package transformers, which is not installed: pip install 'par-agent[nova]'"
+                ) from None
+            root = Path(str(self._model))
+            nova = (root / "text_encoder").is_dir()
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(str(root / "tokenizer" if nova else self._model))
+                # use_safetensors refuses pickled weights instead of unpickling them.
+                phi = PhiModel.from_pretrained(
+                    str(root / "text_encoder" if nova else self._model), use_safetensors=True
+                )
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot load Phi from {self._model}: {error}") from error
+            self._loaded = tokenizer, phi.float().to(self._device).eval()
+        return self._loaded
+
+    def _check_width(self, features: torch.Tensor, origin: str) -> None:
+        if features.ndim != 2 or features.shape[1] != self.dim:
+            raise UserError(
+                f"{origin} gives text features of shape {tuple(features.shape)}; expected (tokens, {self.dim})"
+            )
