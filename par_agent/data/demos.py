@@ -1,0 +1,227 @@
+"""Demonstrations from ManiSkill's own motion planner, in ManiSkill's own trajectory format (`.h5` and `.json`).
+
+Seeds are tried in order. Finished parts (`planning.py`) wait in a hidden folder and are merged at the end:
+
+    <out>/PushCube-v1/motionplanning/.parts/seeds-00000000/part.h5, part.json
+    <out>/PushCube-v1/motionplanning/trajectory.none.pd_joint_pos.physx_cpu.h5, .json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from par_agent.data import planning
+from par_agent.errors import UserError
+from par_agent.files import atomic_path, read_json, write_json
+from par_agent.tasks import PROTOCOL_SEED, get_task
+
+if TYPE_CHECKING:
+    import h5py
+
+FILE_NAME = "trajectory.none.pd_joint_pos.physx_cpu.h5"
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """Which demonstrations to make. Equal requests give equal files.
+
+    Raises:
+        UserError: an unknown task, a value out of range, or seeds that reach the evaluation protocol's.
+    """
+
+    task: str
+    """Short name or environment id, for example `PushCube`."""
+    num: int
+    """Number of demonstrations, all successful."""
+    first_seed: int = 0
+    """Environment seed of the first attempt; the next ones follow one by one."""
+    max_steps: int = 200
+    """Solutions with more control steps are left out."""
+
+    def __post_init__(self) -> None:
+        get_task(self.task)
+        for field, minimum in (("num", 1), ("first_seed", 0), ("max_steps", 1)):
+            if getattr(self, field) < minimum:
+                raise UserError(f"{field} is {getattr(self, field)}; it must be at least {minimum}")
+        if self.first_seed + self.num > PROTOCOL_SEED:
+            raise UserError(
+                f"seeds {self.first_seed} to {self.first_seed + self.num - 1} reach {PROTOCOL_SEED}, where the "
+                "evaluation protocol's initial states start; these must not enter training data: take smaller seeds"
+            )
+
+    @property
+    def env_id(self) -> str:
+        """Gymnasium id of the task's environment."""
+        return get_task(self.task).env_id
+
+    def path(self, out: Path) -> Path:
+        """The `.h5` file below `out`, named as ManiSkill names its own."""
+        return Path(out) / self.env_id / "motionplanning" / FILE_NAME
+
+    def record(self) -> dict[str, Any]:
+        """What the `.json` says about how the file was made."""
+        return {
+            "env_id": self.env_id,
+            "num": self.num,
+            "first_seed": self.first_seed,
+            "max_steps": self.max_steps,
+        }
+
+
+def make_demos(request: DemoRequest, out: Path, workers: int = 1, progress: bool = True) -> Path:
+    """Makes the requested demonstrations; after an interruption the same call goes on where it stopped.
+
+    Args:
+        out: folder for all tasks' demonstrations.
+        workers: processes that plan at the same time, at least 1.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The `.h5` file. It holds `traj_0 .. traj_{num-1}` in seed order, each with `actions` (T, 8) float32,
+        `env_states/...` (T + 1, ...) float32, and `success`, `terminated`, `truncated` (T,) bool.
+
+    Raises:
+        UserError: the file exists and was made by another request, another process works in the same folder,
+            the disk is full, or the simulator or its planner cannot run here.
+    """
+    if workers < 1:
+        raise UserError(f"workers is {workers}; it must be at least 1")
+    target = request.path(out)
+    if _is_complete(target, request):
+        return target
+    parts = target.parent / ".parts"
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+        with _only_process(parts):
+            planning.remove_unfinished(parts)
+            _make_parts(request, parts, workers, progress)
+            _merge(request, parts, target)
+            shutil.rmtree(parts)
+    except OSError as error:
+        raise UserError(
+            f"cannot write below {target.parent}: {error}. Finished demonstrations are kept: "
+            "make room, then run the same command again"
+        ) from error
+    return target
+
+
+def _is_complete(target: Path, request: DemoRequest) -> bool:
+    if not target.exists():
+        return False
+    made_by = read_json(target.with_suffix(".json")).get("request")
+    if made_by != request.record():
+        raise UserError(
+            f"{target} exists and was made with {made_by or 'unknown arguments'}, not {request.record()}; "
+            "move it away or give another output folder"
+        )
+    return True
+
+
+@contextmanager
+def _only_process(parts: Path) -> Iterator[None]:
+    with open(parts / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process makes demonstrations in {parts.parent} now; wait for it to end") from None
+        yield
+
+
+def _kept_episodes(request: DemoRequest, parts: Path, first: int) -> list[dict[str, Any]]:
+    """Episodes of a finished part that are short enough for the request."""
+    episodes = planning.read_part(parts, first)["episodes"]
+    return [episode for episode in episodes if episode["elapsed_steps"] <= request.max_steps]
+
+
+def _next_part(request: DemoRequest, finished: dict[int, int], busy: set[int]) -> int | None:
+    """First seed of the next part to make; None while the parts before it hold, or may come to hold, enough episodes.
+
+    Args:
+        finished: first seed -> kept episodes, of finished parts.
+        busy: first seeds of parts that workers are making.
+    """
+    expected = 0
+    for first in range(request.first_seed, PROTOCOL_SEED - planning.SEEDS_PER_PART + 1, planning.SEEDS_PER_PART):
+        if expected >= request.num:
+            return None
+        if first not in finished and first not in busy:
+            return first
+        expected += finished.get(first, planning.SEEDS_PER_PART)
+    raise UserError(f"fewer than {request.num} successful demonstrations before seed {PROTOCOL_SEED}; ask for fewer")
+
+
+def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool) -> None:
+    """Lets workers make parts until the finished ones, in seed order and without a gap, hold enough episodes."""
+    finished = {
+        first: len(_kept_episodes(request, parts, first))
+        for first in planning.finished_parts(parts)
+        if (first - request.first_seed) % planning.SEEDS_PER_PART == 0 and first >= request.first_seed
+    }
+    if _next_part(request, finished, set()) is None:
+        return
+    _check_numpy()
+    from tqdm import tqdm
+
+    busy: dict[Connection, int] = {}
+    done = min(sum(finished.values()), request.num)
+    with (
+        tqdm(total=request.num, initial=done, desc=request.env_id, unit="demo", disable=not progress) as bar,
+        planning.planning_workers(workers, request.env_id, parts) as idle,
+    ):
+        while True:
+            while idle and (first := _next_part(request, finished, set(busy.values()))) is not None:
+                connection = idle.pop()
+                connection.send(first)
+                busy[connection] = first
+            if not busy:
+                return
+            for connection in [c for c in wait(list(busy)) if isinstance(c, Connection)]:
+                kind, value = planning.receive(connection)
+                if kind == "part":
+                    idle.append(connection)
+                    finished[busy.pop(connection)] = len(_kept_episodes(request, parts, value))
+                elif value <= request.max_steps and bar.n < request.num:
+                    bar.update()
+
+
+def _check_numpy() -> None:
+    import numpy
+
+    if int(numpy.__version__.split(".")[0]) >= 2:
+        raise UserError(f"ManiSkill's motion planner crashes with numpy {numpy.__version__}; pip install 'numpy<2'")
+
+
+def _merge(request: DemoRequest, parts: Path, target: Path) -> None:
+    """Writes the first `num` kept episodes. The `.h5` is there only when its `.json` is."""
+    import h5py
+
+    episodes: list[dict[str, Any]] = []
+    with atomic_path(target) as temporary:
+        with h5py.File(temporary, "w") as output:
+            first = request.first_seed
+            while len(episodes) < request.num:
+                with h5py.File(planning.part_folder(parts, first) / "part.h5", "r") as source:
+                    for episode in _kept_episodes(request, parts, first)[: request.num - len(episodes)]:
+                        _copy(source[f"traj_{episode['episode_id']}"], output.create_group(f"traj_{len(episodes)}"))
+                        episodes.append({**episode, "episode_id": len(episodes)})
+                first += planning.SEEDS_PER_PART
+        description = planning.read_part(parts, request.first_seed)
+        write_json(target.with_suffix(".json"), {**description, "episodes": episodes, "request": request.record()})
+
+
+def _copy(source: h5py.Group, output: h5py.Group) -> None:
+    """Copies groups and arrays, compressed and without time stamps, so that equal arrays give equal bytes."""
+    import h5py
+
+    for name, item in source.items():
+        if isinstance(item, h5py.Group):
+            _copy(item, output.create_group(name))
+        else:
+            output.create_dataset(name, data=item[()], compression="gzip")

@@ -1,0 +1,169 @@
+"""Worker processes that let ManiSkill's motion planner solve a task, a few seeds at a time.
+
+What one worker finishes at once is a *part*: the successful episodes of `SEEDS_PER_PART` consecutive seeds, recorded by
+ManiSkill's own `RecordEpisode`. The folder of a part has its final name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from par_agent.errors import UserError
+from par_agent.files import read_json
+
+SEEDS_PER_PART = 10
+UNFINISHED = "unfinished-"
+
+
+def part_folder(parts: Path, first: int) -> Path:
+    """Folder of the part whose first seed is `first`."""
+    return parts / f"seeds-{first:08d}"
+
+
+def finished_parts(parts: Path) -> list[int]:
+    """First seeds of all complete parts, in order."""
+    return sorted(int(folder.name.split("-")[1]) for folder in parts.glob("seeds-*"))
+
+
+def read_part(parts: Path, first: int) -> dict[str, Any]:
+    """ManiSkill's JSON of a part: `env_info`, ..., and one entry in `episodes` for each success."""
+    return read_json(part_folder(parts, first) / "part.json")
+
+
+def remove_unfinished(parts: Path) -> None:
+    """Deletes what interrupted workers left."""
+    for folder in parts.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_part(env_id: str, first: int, parts: Path, report: Callable[[int], None]) -> None:
+    """Solves seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part.
+
+    A fresh environment each time: contact forces carry traces of earlier episodes, and an episode must not depend on
+    which worker made it or where an interruption fell.
+
+    Args:
+        report: called with the number of control steps of every success.
+    """
+    import gymnasium as gym
+    from mani_skill.utils.logging_utils import logger
+    from mani_skill.utils.wrappers.record import RecordEpisode
+
+    logger.setLevel("ERROR")
+    unfinished = parts / f"{UNFINISHED}{first:08d}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    recorder = RecordEpisode(
+        gym.make(
+            env_id, obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", sim_backend="physx_cpu"
+        ),
+        output_dir=str(unfinished),
+        trajectory_name="part",
+        save_video=False,
+        source_type="motionplanning",
+        source_desc="official motion planning solution from ManiSkill contributors",
+        record_reward=False,
+        save_on_reset=False,
+    )
+    for seed in range(first, first + SEEDS_PER_PART):
+        steps = solve(recorder, env_id, seed)
+        recorder.flush_trajectory(save=steps is not None)
+        if steps is not None:
+            report(steps)
+    recorder.close()
+    os.replace(unfinished, part_folder(parts, first))
+
+
+def solve(env: Any, env_id: str, seed: int) -> int | None:
+    """Runs ManiSkill's motion-planned solution of one seed. Returns its control steps, or None where it fails."""
+    from mani_skill.examples.motionplanning.panda.run import MP_SOLUTIONS
+
+    try:
+        with redirect_stdout(None):  # the planner prints every attempt that finds no path
+            result = MP_SOLUTIONS[env_id](env, seed=seed, debug=False, vis=False)
+    except (AssertionError, AttributeError, IndexError, TypeError, ValueError):
+        return None  # the solutions go on with the -1 that the planner returns where it finds no path
+    if isinstance(result, int) or not bool(result[-1]["success"].item()):
+        return None
+    return int(result[-1]["elapsed_steps"].item())
+
+
+def _work(connection: Connection, env_id: str, parts: Path) -> None:
+    """Makes the parts that the parent asks for; sends (kind, value) messages; ends when the parent does."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        while True:
+            first = connection.recv()
+            try:
+                make_part(env_id, first, parts, lambda steps: connection.send(("episode", steps)))
+            except BrokenPipeError:
+                raise
+            except (OSError, RuntimeError) as error:
+                connection.send(("error", _explain(error, parts)))
+                os._exit(1)  # HDF5 would try to write the file that it could not write, and crash
+            connection.send(("part", first))
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def _explain(error: Exception, parts: Path) -> str:
+    if "rendering device" in str(error):
+        return "ManiSkill needs a Vulkan renderer even for physics and finds none; `par-agent doctor` names the fix"
+    return (
+        f"cannot make demonstrations in {parts}: {error}. Finished ones are kept: the same command goes on from there"
+    )
+
+
+def receive(connection: Connection) -> tuple[str, int]:
+    """Reads a worker's next message: ("episode", control steps) or ("part", first seed).
+
+    Raises:
+        UserError: the worker has met an error, or has died.
+    """
+    try:
+        kind, value = connection.recv()
+    except EOFError:
+        raise UserError(
+            "a planning process died (out of memory, or a crash inside the motion planner); "
+            "run `par-agent doctor`, then the same command again, with fewer workers if memory was short"
+        ) from None
+    if kind == "error":
+        raise UserError(value)
+    return kind, value
+
+
+@contextmanager
+def planning_workers(count: int, env_id: str, parts: Path) -> Iterator[list[Connection]]:
+    """Starts `count` processes and gives a connection to each: send it a part's first seed, `receive` its messages.
+
+    The processes end with the block, however it ends, and with this process, even if that is killed.
+    """
+    context = get_context("spawn")
+    processes, connections = [], []
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to handle
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, env_id, parts), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            connections.append(ours)
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield connections
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+        remove_unfinished(parts)
