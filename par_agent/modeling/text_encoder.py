@@ -1,14 +1,15 @@
-"""Text tokenizer (paper section 3.1, the "Text Tokenizer" box of Figure 2): an instruction becomes a few feature vectors.
+"""Text tokenizer (paper section 3.1, the "Text Tokenizer" box of Figure 2): an instruction becomes a few feature
+vectors.
 
 Two frozen encoders share one small interface, :class:`TextEncoder`:
 
-* :class:`PhiTextEncoder`: Phi-2's last hidden state, as NOVA uses it, kept on disk per instruction so that Phi is loaded once
-  per new sentence and never at inference.
-* :class:`HashTextEncoder`: one fixed random vector per word. No weights; enough where a handful of instructions only has to be
-  told apart, as in the bundled small model.
+* :class:`PhiTextEncoder`: Phi-2's last hidden state, as NOVA uses it, kept on disk per instruction so that Phi is
+  loaded once per new sentence and never at inference.
+* :class:`HashTextEncoder`: one fixed random vector per word. No weights; enough where a handful of instructions only
+  has to be told apart, as in the bundled small model.
 
-Both return only the rows that belong to words. Rows up to the full text length are filled by the transformer's own padding
-embedding (NOVA's ``text_embed.weight``: row ``j`` of a short instruction is row ``j`` of that buffer).
+Both return only the rows that belong to words. Rows up to the full text length are filled by the transformer's own
+padding embedding (NOVA's ``text_embed.weight``: row ``j`` of a short instruction is row ``j`` of that buffer).
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class TextEncoder(Protocol):
 class HashTextEncoder:
     """Frozen random word vectors: no weights, no downloads, the same on every machine.
 
-    Each lower-cased word, punctuation stripped, maps to one vector of independent N(0, 1) numbers drawn from a generator that is
-    seeded with the word's SHA-256. Word order survives in the order of the rows only.
+    Each lower-cased word, punctuation stripped, maps to one vector of independent N(0, 1) numbers drawn from a
+    generator that is seeded with the word's SHA-256. Word order survives in the order of the rows only.
 
     Args:
         dim: numbers per vector, at least 1.
@@ -82,11 +83,11 @@ class PhiTextEncoder:
     Phi itself (2.8 billion parameters) is loaded by the first instruction that the cache does not hold, and not before.
 
     Args:
-        model: a NOVA folder with ``text_encoder`` and ``tokenizer`` inside, a plain Phi folder, or a model hub name such as
-            ``microsoft/phi-2``. None: only cached instructions can be encoded.
+        model: a NOVA folder with ``text_encoder`` and ``tokenizer`` inside, a plain Phi folder, or a model hub name
+            such as ``microsoft/phi-2``. None: only cached instructions can be encoded.
         cache: folder of ``<hash>.safetensors`` files, one per instruction. None: nothing is kept.
-        model_id: name under which features are cached, ``phi-2`` unless told. Two different text encoders that share a cache
-            folder need different names.
+        model_id: name under which features are cached, ``phi-2`` unless told. Two different text encoders that share
+            a cache folder need different names.
         length: most tokens per instruction; later tokens are cut off.
         device: where Phi runs. Results always come back on the CPU.
 
@@ -117,11 +118,12 @@ class PhiTextEncoder:
         self._loaded: tuple[Any, Any] | None = None
 
     def encode(self, instruction: str) -> torch.Tensor:
-        """Features of one instruction: (length_used, dim) float32 on the CPU; (0, dim) for the empty one (NOVA's null prompt).
+        """Features of one instruction: (length_used, dim) float32 on the CPU; (0, dim) for the empty one (NOVA's null
+        prompt).
 
         Raises:
-            UserError: the instruction is not cached and no model was given; ``transformers`` is not installed; the cached file or
-                Phi's features have another width than ``dim``.
+            UserError: the instruction is not cached and no model was given; ``transformers`` is not installed; the
+                cached file or Phi's features have another width than ``dim``.
         """
         if not instruction:
             return torch.zeros(0, self.dim)

@@ -1,0 +1,125 @@
+"""Reading weights and configurations of published checkpoints (diffusers layout), with every fault named.
+
+Only safetensors files are read. Pickled weights are refused and never opened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from par_agent.errors import UserError
+from par_agent.files import read_json
+
+WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.safetensors")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MOST_NAMED = 40
+"""Keys spelled out per kind of fault; past it the message counts."""
+
+
+def find_weights(folder: str | Path) -> Path:
+    """The weight file of a checkpoint folder.
+
+    Raises:
+        UserError: no such folder, no safetensors file in it, or pickled weights only.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; expected one with config.json and {WEIGHT_NAMES[0]}")
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES):
+        raise UserError(
+            f"{folder} holds only pickled weights ({', '.join(pickled)}), which can run code when opened and are never "
+            f"read; get the safetensors version ({WEIGHT_NAMES[0]})"
+        )
+    if sharded := sorted(path.name for path in folder.glob("*.safetensors*")):
+        raise UserError(
+            f"{folder} holds {', '.join(sharded)}; expected one file {WEIGHT_NAMES[0]}: merge the parts or "
+            "rename the file"
+        )
+    raise UserError(f"{folder} has no weights; expected {WEIGHT_NAMES[0]} in it")
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU, in the types they are stored in.
+
+    Raises:
+        UserError: the file is missing, truncated, pickled or not safetensors at all.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise UserError(f"{path} is a pickled file, which can run code when opened; only .safetensors files are read")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a complete safetensors file ({error}; {path.stat().st_size:,} bytes): download or "
+            "copy it again"
+        ) from None
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The fields of ``config.json``, without the bookkeeping ones that start with an underscore.
+
+    Raises:
+        UserError: missing, not JSON, or not an object.
+    """
+    content = read_json(Path(folder) / "config.json")
+    if not isinstance(content, dict):
+        raise UserError(f"{Path(folder) / 'config.json'} holds a {type(content).__name__}; expected an object")
+    return {name: value for name, value in content.items() if not name.startswith("_")}
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], origin: str | Path, dtype: torch.dtype) -> None:
+    """Puts ``tensors`` into ``module`` (which may be on the meta device), cast to ``dtype``.
+
+    Args:
+        module: the model; its ``state_dict()`` decides names and shapes.
+        tensors: read weights.
+        origin: where they come from, for messages.
+        dtype: type that floating point tensors are cast to.
+
+    Raises:
+        UserError: missing, left-over or non-finite tensors or wrong shapes, each named.
+    """
+    expected = module.state_dict()
+    faults = [
+        _listing("missing keys", [name for name in expected if name not in tensors]),
+        _listing("left-over keys", [name for name in tensors if name not in expected]),
+        _listing(
+            "wrong shapes",
+            [
+                f"{name} is {_shape(tensors[name])}, the configuration says {_shape(value)}"
+                for name, value in expected.items()
+                if name in tensors and tensors[name].shape != value.shape
+            ],
+        ),
+        _listing("NaN or infinite values in", [name for name, value in tensors.items() if not value.isfinite().all()]),
+    ]
+    if text := "\n".join(filter(None, faults)):
+        raise UserError(f"the weights in {origin} do not fit the model:\n{text}")
+    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    module.load_state_dict(cast, strict=True, assign=True)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)  # assign=True takes the tensor's own flag, which is off
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _listing(title: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f", and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"  {title} ({len(names)}): {', '.join(names[:MOST_NAMED])}{more}"
