@@ -1,0 +1,115 @@
+"""Text encoders: hashed word vectors are the same everywhere; Phi's features are cached and Phi is not loaded again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from par_agent.errors import UserError
+from par_agent.modeling.text_encoder import HashTextEncoder, PhiTextEncoder
+
+WIDTH = 16
+CUBE = [1.06415, 0.347794, -1.009549]
+
+
+def test_a_word_always_maps_to_the_same_vector_whatever_its_case_and_punctuation():
+    encoder = HashTextEncoder(dim=8, length=16)
+    features = encoder.encode("Push a cube, PUSH!")
+    assert features.shape == (4, 8) and features.dtype == torch.float32
+    assert torch.equal(features[0], features[3])
+    assert not torch.equal(features[0], features[1])
+
+
+def test_word_vectors_do_not_change_between_versions():
+    vector = HashTextEncoder(dim=3, length=4).encode("cube")[0]
+    torch.testing.assert_close(vector, torch.tensor(CUBE), atol=1e-6, rtol=0)
+
+
+def test_word_vectors_have_unit_variance():
+    features = HashTextEncoder(dim=512, length=64).encode(" ".join(f"word{i}" for i in range(64)))
+    assert features.var().item() == pytest.approx(1, abs=0.03)
+
+
+def test_hashed_instructions_are_cut_at_the_text_length_and_may_be_empty():
+    encoder = HashTextEncoder(dim=8, length=3)
+    assert encoder.encode("one two three four").shape == (3, 8)
+    assert encoder.encode(" ... ").shape == (0, 8)
+    with pytest.raises(UserError, match="dim=0"):
+        HashTextEncoder(dim=0, length=3)
+
+
+@pytest.fixture(scope="module")
+def phi_folder(tmp_path_factory) -> Path:
+    """A tiny Phi with random weights and a word tokenizer, in a NOVA folder's layout."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: index for index, word in enumerate(["[unk]", "push", "the", "red", "cube"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[unk]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("nova")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[unk]")
+    fast.save_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    config = transformers.PhiConfig(
+        vocab_size=5, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.PhiModel(config).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def test_phi_gives_one_feature_row_per_token_and_none_for_the_empty_prompt(phi_folder):
+    encoder = PhiTextEncoder(phi_folder, dim=WIDTH, length=3)
+    assert encoder.encode("push cube").shape == (2, WIDTH)
+    assert encoder.encode("push the red cube").shape == (3, WIDTH)
+    assert encoder.encode("").shape == (0, WIDTH)
+
+
+def test_cached_features_need_no_phi_and_are_equal(phi_folder, tmp_path):
+    features = PhiTextEncoder(phi_folder, cache=tmp_path, dim=WIDTH).encode("push the cube")
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    assert torch.equal(PhiTextEncoder(cache=tmp_path, dim=WIDTH).encode("push the cube"), features)
+    with pytest.raises(UserError, match="'lift the cube' are not cached"):
+        PhiTextEncoder(cache=tmp_path, dim=WIDTH).encode("lift the cube")
+
+
+def test_two_encoders_with_different_names_do_not_share_cached_features(phi_folder, tmp_path):
+    PhiTextEncoder(phi_folder, cache=tmp_path, dim=WIDTH).encode("push")
+    with pytest.raises(UserError, match="not cached"):
+        PhiTextEncoder(cache=tmp_path, dim=WIDTH, model_id="another").encode("push")
+
+
+def test_a_damaged_cache_file_and_a_wrong_width_are_named(phi_folder, tmp_path):
+    PhiTextEncoder(phi_folder, cache=tmp_path, dim=WIDTH).encode("push")
+    with pytest.raises(UserError, match=r"shape \(1, 16\); expected \(tokens, 2560\)"):
+        PhiTextEncoder(cache=tmp_path).encode("push")
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match="delete it and encode again"):
+        PhiTextEncoder(cache=tmp_path, dim=WIDTH).encode("push")
+
+
+def test_pickled_phi_weights_are_refused(phi_folder, tmp_path):
+    folder = tmp_path / "text_encoder"
+    folder.mkdir()
+    config = json.loads((phi_folder / "text_encoder" / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "pytorch_model.bin").write_bytes(b"not opened")
+    (tmp_path / "tokenizer").symlink_to(phi_folder / "tokenizer")
+    with pytest.raises(UserError, match="cannot load Phi"):
+        PhiTextEncoder(tmp_path, dim=WIDTH).encode("push")
+
+
+def test_without_transformers_the_error_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"pip install 'par-agent\[nova\]'"):
+        PhiTextEncoder(tmp_path).encode("push")
+
+
+def test_an_encoder_without_model_and_cache_is_refused():
+    with pytest.raises(UserError, match="or both"):
+        PhiTextEncoder()
