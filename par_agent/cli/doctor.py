@@ -1,0 +1,161 @@
+"""`par-agent doctor`: what is installed, which devices there are, and how to get what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+PACKAGES = ("torch", "numpy", "mani_skill", "sapien", "mplib", "gymnasium", "diffusers", "accelerate", "safetensors")
+OPTIONAL_PACKAGES = ("transformers", "torchvision")
+SETUP = "make setup"
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Prints versions, devices, renderer and what is missing, with the fix. Exit status 1 if something needed is missing."""
+
+    json: bool = False
+    """Print one JSON object instead of lines."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    """What was looked at."""
+    value: str
+    """Version, device, or what is wrong."""
+    fix: str = ""
+    """Command that repairs it; empty where nothing needs repair."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing needs repair."""
+        return not self.fix
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def find_python() -> list[Finding]:
+    """Interpreter and operating system."""
+    supported = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    fix = "" if supported else f"install Python 3.10, 3.11 or 3.12, then: {SETUP} PYTHON=/path/to/python3.12"
+    return [
+        Finding("python", f"{platform.python_version()} ({sys.executable})", fix),
+        Finding("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
+    ]
+
+
+def find_packages() -> list[Finding]:
+    """Versions of the packages that matter most."""
+    findings = []
+    for package in PACKAGES:
+        version = installed_version(package)
+        findings.append(Finding(package, version or "not installed", "" if version else SETUP))
+    for package in OPTIONAL_PACKAGES:
+        if version := installed_version(package):
+            findings.append(Finding(package, version))
+    return findings
+
+
+def check_planner(numpy_version: str | None, mplib_version: str | None) -> list[Finding]:
+    """Whether ManiSkill's motion planner (needed by `par-agent demos` alone) runs with the installed numpy."""
+    if numpy_version is None or mplib_version is None:
+        return []  # already reported as not installed
+    if int(numpy_version.split(".")[0]) >= 2:
+        problem = f"mplib {mplib_version} crashes with numpy {numpy_version}"
+        return [Finding("motion planner", problem, f"{sys.executable} -m pip install 'numpy<2' 'opencv-python<4.12'")]
+    return [Finding("motion planner", f"mplib {mplib_version} works with numpy {numpy_version}")]
+
+
+def find_devices() -> list[Finding]:
+    """CPU cores that this process may use, and CUDA devices."""
+    findings = [Finding("cpu", f"{len(os.sched_getaffinity(0))} cores")]
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [*findings, Finding("cuda", f"torch cannot be imported: {error}", SETUP)]
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [*findings, Finding("cuda", ", ".join(names) or "none (the CPU is used)")]
+
+
+def find_renderer() -> list[Finding]:
+    """Vulkan device that ManiSkill will render with, looked for in a subprocess because drivers may crash."""
+    command = [sys.executable, "-m", "par_agent.renderer_probe"]
+    probe = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = (probe.stdout + probe.stderr).strip().splitlines() or [f"the probe ended with status {probe.returncode}"]
+    if probe.returncode == 0:
+        return [Finding("renderer", lines[0])]
+    return [Finding("renderer", f"none: {lines[-1]}", f"{SETUP} (installs Mesa's software Vulkan driver, or says how)")]
+
+
+def find_ffmpeg() -> list[Finding]:
+    """The ffmpeg that writes videos."""
+    fix = f"{sys.executable} -m pip install 'imageio[ffmpeg]'"
+    try:
+        import imageio_ffmpeg
+
+        return [Finding("ffmpeg", f"{imageio_ffmpeg.get_ffmpeg_version()} ({imageio_ffmpeg.get_ffmpeg_exe()})")]
+    except (ImportError, RuntimeError) as error:
+        return [Finding("ffmpeg", f"none: {error}", fix)]
+
+
+def check_torchvision() -> list[Finding]:
+    """A torchvision that does not fit torch takes the imports of diffusers and transformers down with it."""
+    version = installed_version("torchvision")
+    if version is None:
+        return []
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError) as error:
+        problem = f"{version} does not fit torch: {error}"
+        return [Finding("torchvision", problem, f"{sys.executable} -m pip uninstall -y torchvision")]
+    return []
+
+
+def examine() -> list[Finding]:
+    """Everything the doctor looks at, in the order of the report."""
+    parts: list[Callable[[], list[Finding]]] = [
+        find_python,
+        find_packages,
+        lambda: check_planner(installed_version("numpy"), installed_version("mplib")),
+        check_torchvision,
+        find_devices,
+        find_renderer,
+        find_ffmpeg,
+    ]
+    return [finding for part in parts for finding in part()]
+
+
+def report(findings: list[Finding]) -> str:
+    """The findings as lines for a terminal; what needs repair comes again at the end, with the fix."""
+    width = max(len(finding.name) for finding in findings)
+    lines = [f"{'ok ' if f.ok else '!! '} {f.name:<{width}}  {f.value}" for f in findings]
+    broken = [finding for finding in findings if not finding.ok]
+    if not broken:
+        return "\n".join([*lines, "", "Nothing is missing."])
+    return "\n".join([*lines, "", *(f"{f.name}: {f.value}\n    fix: {f.fix}" for f in broken)])
+
+
+def main(config: DoctorConfig) -> int:
+    """Prints the report; returns 1 if something needed is missing."""
+    findings = examine()
+    healthy = all(finding.ok for finding in findings)
+    if config.json:
+        print(json.dumps({"ok": healthy, "findings": [{**asdict(f), "ok": f.ok} for f in findings]}, indent=2))
+    else:
+        print(report(findings))
+    return 0 if healthy else 1
