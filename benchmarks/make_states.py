@@ -1,0 +1,45 @@
+"""Writes the protocol's frozen initial states: `python benchmarks/make_states.py [--tasks PushCube ...]`.
+
+Needed once per new task; the stored files of registered tasks are part of the repository and should not change.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+import tyro
+
+from par_agent.errors import UserError
+from par_agent.evaluation.protocol import make_states, protocol_file, protocol_seeds, save_states
+from par_agent.tasks import TASKS, get_task
+
+
+@dataclass(frozen=True)
+class MakeStatesConfig:
+    """Writes the frozen initial states of the evaluation protocol into the package."""
+
+    tasks: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
+    """Registered tasks to make states for."""
+    overwrite: bool = False
+    """Also replace files that exist."""
+
+
+def main(config: MakeStatesConfig) -> int:
+    """Makes the files one after the other; existing ones are kept."""
+    specs = [get_task(name) for name in config.tasks]
+    for spec in specs:
+        path = protocol_file(spec)
+        if path.exists() and not config.overwrite:
+            print(f"{spec.name}: {path} exists")
+            continue
+        save_states(path, spec, make_states(spec, protocol_seeds()))
+        print(f"{spec.name}: wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(MakeStatesConfig)))
+    except UserError as error:
+        sys.exit(f"make_states: error: {error}")

@@ -1,0 +1,155 @@
+"""One simulated task that renders only when it is asked to, and starts exactly where it is told to.
+
+Two facts shape this file. A rendered image costs as much as some fifty control steps, so stepping and observing are
+separate calls. And PhysX keeps contact data between episodes, so that a replayed episode can end differently in a scene
+that has been used before; the scene is therefore rebuilt on every reset, which costs 0.2 s and makes a rollout depend
+on nothing but its initial state and its actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from par_agent.errors import UserError
+from par_agent.evaluation.observation import paper_observation
+from par_agent.evaluation.protocol import InitialState
+from par_agent.tasks import TRACKS, TaskSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one control step led to."""
+
+    success: bool
+    """Whether the task is solved after the step."""
+    reward: float | None
+    """ManiSkill's normalised dense reward, or its sparse one; None where the task has neither."""
+
+
+def make_simulation(spec: TaskSpec, *, obs_mode: str = "none") -> Any:
+    """Makes the ManiSkill environment of a task on the CPU: one simulation, minimal shader, CPU renderer.
+
+    Raises:
+        UserError: no such environment or controller, or a package that the task needs is missing.
+    """
+    import gymnasium as gym
+    import mani_skill.envs  # noqa: F401  (registers ManiSkill's environments)
+
+    try:
+        env = gym.make(
+            spec.env_id,
+            num_envs=1,
+            obs_mode=obs_mode,
+            control_mode=spec.control_mode,
+            render_mode="rgb_array",
+            sim_backend="physx_cpu",
+            render_backend="cpu",
+            human_render_camera_configs={"shader_pack": "minimal"},
+            sensor_configs={"shader_pack": "minimal"},
+            max_episode_steps=spec.max_steps,
+        )
+    except (gym.error.UnregisteredEnv, gym.error.NameNotFound) as error:
+        raise UserError(f"task {spec.name}: environment {spec.env_id!r} is not registered ({error})") from None
+    except ImportError as error:
+        raise UserError(f"task {spec.name} needs a package that is not installed: {error}") from None
+    except (KeyError, AssertionError) as error:
+        raise UserError(f"task {spec.name}: {spec.env_id} cannot be made as the task says: {error!r}") from error
+    return env
+
+
+class TaskEnvironment:
+    """The simulation of one task, observed as one track says.
+
+    Args:
+        spec: the task; its action size, controller, joints and cameras are checked against the environment's.
+        track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
+
+    Raises:
+        UserError: unknown track, or the environment is not what the task says.
+    """
+
+    def __init__(self, spec: TaskSpec, track: str) -> None:
+        if track not in TRACKS:
+            raise UserError(f"unknown track {track!r}; known tracks: {', '.join(TRACKS)}")
+        self.spec = spec
+        self.track = track
+        self._env = make_simulation(spec, obs_mode="none" if track == "paper" else "rgb")
+        self._base = self._env.unwrapped
+        self._get_native_observation = self._base.get_obs
+        # Both reset() and step() end with get_obs(), which would render the sensor cameras: observe() calls it instead.
+        self._base.get_obs = lambda info=None, unflattened=False: {}
+        self._info: dict[str, Any] = {}
+        _check_environment(self._base, spec, track)
+
+    def reset(self, state: InitialState) -> None:
+        """Rebuilds the scene and puts it into an initial state.
+
+        The environment's own reset with the same seed comes first: it makes what is not part of the simulator's state,
+        such as PegInsertionSide's peg of random length.
+        """
+        self._env.reset(seed=state.env_seed, options={"reconfigure": True})
+        _, self._info = self._env.reset(
+            seed=state.env_seed, options={"reset_to_env_states": {"env_states": state.env_state}}
+        )
+
+    def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
+        """Observes the current state; tensors have a leading dimension of one environment.
+
+        Returns:
+            ``paper``: ``{"agent": {"qpos": (1, joints) float32, radians}, "sensor_data": {camera: {"rgb":
+            (1, H, W, 3) uint8}}}``. ``native``: what ManiSkill returns for ``obs_mode="rgb"``. Without a frame, no image
+            is rendered and ``sensor_data`` is absent.
+        """
+        if self.track == "paper":
+            return paper_observation(self._base, self.spec.camera, with_frame=with_frame)
+        if with_frame:
+            return self._get_native_observation(self._info)
+        return self._base._get_obs_state_dict(self._info)
+
+    def step(self, action: torch.Tensor) -> StepResult:
+        """Executes one action for one control step.
+
+        Args:
+            action: (1, action_size) float32, in the units of the task's controller.
+        """
+        _, reward, _, _, self._info = self._env.step(action)
+        has_reward = self._base.reward_mode != "none"
+        return StepResult(bool(self._info["success"].item()), float(reward.item()) if has_reward else None)
+
+    def render(self) -> np.ndarray:
+        """The image of the task's render camera: (H, W, 3) uint8."""
+        image: np.ndarray = self._base.render_rgb_array(self.spec.camera)[0].cpu().numpy()
+        return image
+
+    def close(self) -> None:
+        """Frees the simulation."""
+        self._env.close()
+
+
+def _check_environment(base_env: Any, spec: TaskSpec, track: str) -> None:
+    """Compares every dimension and convention that the task declares with the environment's own."""
+
+    def expect(what: str, declared: Any, found: Any) -> None:
+        if declared != found:
+            raise UserError(
+                f"task {spec.name} declares {what} {declared}, but {spec.env_id} has {found}: correct the TaskSpec"
+            )
+
+    expect("action size", (spec.action_size,), tuple(base_env.single_action_space.shape))
+    expect("control mode", spec.control_mode, base_env.control_mode)
+    expect("joint count", spec.joint_count, base_env.agent.robot.get_qpos().shape[-1])
+    if track == "native":
+        expect("sensor cameras", sorted(spec.sensor_cameras), sorted(base_env.scene.sensors))
+        return
+    cameras = base_env.scene.human_render_cameras
+    if spec.camera not in cameras:
+        raise UserError(
+            f"task {spec.name}: {spec.env_id} has no render camera {spec.camera!r}; it has: {', '.join(cameras) or 'none'}"
+        )
+    config = cameras[spec.camera].config
+    expect(f"image size of {spec.camera}", tuple(spec.image_size), (config.height, config.width))

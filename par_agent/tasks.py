@@ -1,0 +1,115 @@
+"""The manipulation tasks this package knows by name: environment, instruction and evaluation protocol (paper section 5.1).
+
+A task is one :class:`TaskSpec`; adding one to :data:`TASKS` (or handing your own to the benchmark) is all it takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from par_agent.errors import UserError
+
+PROTOCOL_SEED = 20241201
+"""First environment seed of the evaluation protocol; this seed and all larger ones never enter training data."""
+
+PROTOCOL_STATES = 25
+"""Initial states per task in the evaluation protocol: environment seeds ``PROTOCOL_SEED + i``."""
+
+PROTOCOL_POLICY_SEEDS = 5
+"""Policy seeds per initial state in the evaluation protocol."""
+
+TRACKS = ("paper", "native")
+"""What the policy sees: ``paper`` is the image of the task's render camera and the joint positions, ``native`` is what
+ManiSkill itself gives for ``obs_mode="rgb"``."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One ManiSkill task as the paper's protocol uses it. The benchmark checks all of it against the environment."""
+
+    env_id: str
+    """Gymnasium id, for example ``PushCube-v1``."""
+    instruction: str
+    """Natural-language instruction that the policy reads."""
+    control_mode: str = "pd_joint_pos"
+    """ManiSkill controller: absolute joint targets in radians, gripper in [-1, 1]."""
+    action_size: int = 8
+    """Numbers per action: 7 joint targets and, where the robot has one, the gripper."""
+    max_steps: int = 400
+    """Control steps after which a rollout counts as failed."""
+    joint_count: int = 9
+    """Joint positions observed: 7 arm joints and, where the robot has one, the gripper's 2 fingers."""
+    camera: str = "render_camera"
+    """Camera of the ``paper`` track, one of the environment's human render cameras."""
+    image_size: tuple[int, int] = (512, 512)
+    """Height and width of that camera's image, pixels."""
+    sensor_cameras: tuple[str, ...] = ("base_camera",)
+    """Cameras of the ``native`` track."""
+
+    @property
+    def name(self) -> str:
+        """Short name, for example ``PushCube``."""
+        return self.env_id.rsplit("-v", 1)[0]
+
+
+_WRIST = ("base_camera", "hand_camera")
+
+PAPER_TASKS = ("PushCube", "PickCube", "StackCube")
+"""The three tasks of the paper's tables."""
+
+TASKS: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        TaskSpec("PushCube-v1", "Push and move a cube to a goal region in front of it."),
+        TaskSpec("PickCube-v1", "Grasp a red cube and move it to a target goal position."),
+        TaskSpec(
+            "StackCube-v1",
+            "Pick up a red cube and stack it on top of a green cube and let go of the cube without it falling.",
+            sensor_cameras=_WRIST,
+        ),
+        # The other tasks for which ManiSkill has a Panda motion planner; their instructions are this package's own.
+        TaskSpec("PullCube-v1", "Pull a cube back onto the round target behind it."),
+        TaskSpec("PullCubeTool-v1", "Grasp the L-shaped tool and use it to pull a cube that is out of reach closer."),
+        TaskSpec("LiftPegUpright-v1", "Lift a peg that is lying on the table and stand it upright."),
+        TaskSpec("PlaceSphere-v1", "Pick up a sphere and place it in the shallow bin."),
+        TaskSpec(
+            "StackPyramid-v1",
+            "Place a red cube next to a green cube and stack a blue cube on top of both.",
+            sensor_cameras=_WRIST,
+        ),
+        TaskSpec(
+            "PegInsertionSide-v1",
+            "Pick up a peg and insert its orange end into the hole in the side of the box.",
+            sensor_cameras=_WRIST,
+        ),
+        TaskSpec(
+            "PlugCharger-v1", "Pick up a charger from the table and plug it into the receptacle.", sensor_cameras=_WRIST
+        ),
+        TaskSpec(
+            "DrawTriangle-v1",
+            "Trace the outline of the triangle on the canvas with the stick.",
+            action_size=7,
+            joint_count=7,
+            image_size=(960, 1280),
+        ),
+        TaskSpec(
+            "DrawSVG-v1",
+            "Trace the outline of the figure on the canvas with the stick.",
+            action_size=7,
+            joint_count=7,
+            image_size=(960, 1280),
+        ),
+    )
+}
+
+
+def get_task(name: str) -> TaskSpec:
+    """Looks a task up by its short name or environment id (``PushCube`` or ``PushCube-v1``).
+
+    Raises:
+        UserError: no such task.
+    """
+    for spec in TASKS.values():
+        if name in (spec.name, spec.env_id):
+            return spec
+    raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}")
