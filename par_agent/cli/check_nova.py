@@ -1,0 +1,161 @@
+"""`par-agent check-nova`: recomputes reference tensors of NOVA or its VAE and says how far off this machine is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from par_agent.errors import UserError
+from par_agent.files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STAGE_TOLERANCE = 2e-5
+DENOISE_TOLERANCE = 1e-4
+GENERATION_TOLERANCE = 1e-3
+DTYPE_FACTOR = {"float64": 1.0, "float32": 1.0, "float16": 1e3, "bfloat16": 5e3}
+"""What tolerances are multiplied by: about the ratio of the types' rounding errors to float32's, and some slack
+less."""
+
+
+@dataclass(frozen=True)
+class CheckNovaConfig:
+    """Recomputes every `out.*` tensor of a reference file and compares."""
+
+    io: Path
+    """Reference file (.safetensors) with `in.*` and `out.*` tensors; its description (.json) lies beside it."""
+    transformer: Path | None = None
+    """Folder of the transformer that the tensors belong to (config.json and safetensors weights)."""
+    vae: Path | None = None
+    """Folder of the VAE that the tensors belong to."""
+    device: str = "cpu"
+    """Torch device to check, for example cuda."""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """Type to compute in. The reference is float32; half types are compared with far wider tolerances."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of the table."""
+
+    name: str
+    """Name of the reference tensor."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    tolerance: float
+    """Largest allowed absolute error."""
+    absolute: float | None = None
+    """Largest absolute error; None: not computed."""
+    relative: float | None = None
+    """Largest absolute error over the reference's largest value."""
+    problem: str = ""
+    """Why there is no error to show."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was computed and is within tolerance; NaN is not."""
+        return self.absolute is not None and self.absolute <= self.tolerance
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        verdict = "ok" if self.passed else "FAIL"
+        if self.absolute is None or self.relative is None:
+            return f"{self.name:<36} {shape:<16} {'-':>9} {'-':>9} {self.tolerance:>9.1e}  {verdict} {self.problem}"
+        return (
+            f"{self.name:<36} {shape:<16} {self.absolute:>9.1e} {self.relative:>9.1e} {self.tolerance:>9.1e}  {verdict}"
+        )
+
+
+HEADER = f"{'tensor':<36} {'shape':<16} {'max abs':>9} {'max rel':>9} {'allowed':>9}"
+
+
+def main(config: CheckNovaConfig) -> int:
+    """Prints one row per reference tensor; returns 1 if any is off or was not computed."""
+    import torch
+
+    device = _device(config.device)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    reference = _read_reference(config.io)
+    description = read_json(config.io.with_suffix(".json"))
+    compute = _computation(config, reference, description, device, getattr(torch, config.dtype))
+    rows = compare_all(reference, compute, DTYPE_FACTOR[config.dtype])
+    print(HEADER)
+    print("\n".join(map(str, rows)))
+    failed = [row for row in rows if not row.passed]
+    print(f"{len(rows) - len(failed)} of {len(rows)} reference tensors reproduced on {config.device} in {config.dtype}")
+    return 1 if failed else 0
+
+
+def compare_all(
+    reference: dict[str, Tensor], compute: Callable[[set[str]], dict[str, Tensor | Exception]], factor: float = 1.0
+) -> list[Comparison]:
+    """Compares every `out.*` tensor with what ``compute`` gives for its name (without `out.`)."""
+    names = [name.removeprefix("out.") for name in reference if name.startswith("out.")]
+    results = compute(set(names))
+    return [compare(name, results.get(name), reference[f"out.{name}"], factor) for name in sorted(names)]
+
+
+def compare(name: str, actual: Tensor | Exception | None, expected: Tensor, factor: float = 1.0) -> Comparison:
+    """Compares one tensor; everything is judged against ``max(1, largest reference value)``."""
+    size = expected.double().abs().max().item() if expected.numel() else 0.0
+    allowed = tolerance(name) * max(1.0, size) * factor
+    shape = tuple(expected.shape)
+    if actual is None:
+        return Comparison(name, shape, allowed, problem="not computed")
+    if isinstance(actual, Exception):
+        return Comparison(name, shape, allowed, problem=f"not computed: {actual}")
+    if actual.shape != expected.shape:
+        return Comparison(name, shape, allowed, problem=f"has shape {'x'.join(map(str, actual.shape))}")
+    error = (actual.cpu().double() - expected.double()).abs()
+    absolute = error.max().item() if error.numel() else 0.0
+    return Comparison(name, shape, allowed, absolute, absolute / size if size else absolute)
+
+
+def tolerance(name: str) -> float:
+    """Agreement expected of an independent float32 implementation, by the kind of tensor."""
+    if name.startswith("gen"):
+        return GENERATION_TOLERANCE
+    return DENOISE_TOLERANCE if name.startswith("denoise") else STAGE_TOLERANCE
+
+
+def _computation(
+    config: CheckNovaConfig, reference: dict[str, Tensor], description: Any, device: Any, dtype: Any
+) -> Callable[[set[str]], dict[str, Tensor | Exception]]:
+    inputs = {name.removeprefix("in."): value for name, value in reference.items() if name.startswith("in.")}
+    inputs = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
+    if (config.transformer is None) == (config.vae is None):
+        raise UserError("pass one of --transformer FOLDER and --vae FOLDER")
+    if config.vae is not None:
+        from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
+        from par_agent.modeling.vae_reference import vae_outputs
+
+        vae = AutoencoderKLOpenSora.from_pretrained(config.vae, device=device, dtype=dtype)
+        return lambda names: vae_outputs(vae, inputs, names)
+    from par_agent.modeling.nova import NOVA
+    from par_agent.modeling.nova_reference import transformer_outputs
+
+    assert config.transformer is not None
+    nova = NOVA.from_pretrained(config.transformer, device=device, dtype=dtype)
+    return lambda names: transformer_outputs(nova, inputs, description, names)
+
+
+def _read_reference(path: Path) -> dict[str, Tensor]:
+    from par_agent.modeling.weights import read_tensors
+
+    reference = read_tensors(path)
+    if not any(name.startswith("out.") for name in reference):
+        raise UserError(f"{path} has no tensor whose name starts with 'out.'; expected a reference file")
+    return reference
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used ({error}); try cpu or cuda") from None
