@@ -1,0 +1,161 @@
+"""Rolls a policy out under the paper's protocol and prints and saves the table.
+
+python benchmarks/run.py                                                  # bundled checkpoint, three tasks, 125 rollouts each
+python benchmarks/run.py --tasks PushCube --policy runs/my-checkpoint --policy-seeds 1
+python benchmarks/run.py --policy my_package.my_module:MyPolicy --policy-kwargs chunk=8 device=cpu
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.records import Record
+from par_agent.evaluation.report import terminal_tables, write_results
+from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Rolls a policy out under the paper's protocol. The same command resumes where an earlier one was stopped."""
+
+    tasks: tuple[str, ...] = PAPER_TASKS
+    """Tasks by name, or module:NAME for a TaskSpec of your own."""
+    policy: str = "par-mini"
+    """A bundled checkpoint's name, a checkpoint folder, or module:Class."""
+    policy_kwargs: tuple[str, ...] = ()
+    """Options of the policy as key=value: for a checkpoint those of PARPolicy.from_pretrained, else the class's."""
+    track: Literal["paper", "native"] = "paper"
+    """What the policy sees: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
+    states: int = PROTOCOL_STATES
+    """How many of the protocol's initial states per task."""
+    policy_seeds: int = PROTOCOL_POLICY_SEEDS
+    """Policy seeds per initial state."""
+    state_seed: int | None = None
+    """First environment seed of other initial states than the protocol's (for development); below 20241201."""
+    num_states: int | None = None
+    """How many of those other initial states; only with --state-seed. Default: as --states."""
+    workers: int | None = None
+    """Worker processes. Default: one per core."""
+    device: str = "cpu"
+    """Device that checkpoints are loaded on."""
+    run_to_end: bool = False
+    """Go on after the first success until the step limit, to measure success at the end too (slow)."""
+    video: int = 0
+    """Save an MP4 of the first N rollouts of each task. These render every control step and take several times as long."""
+    retry_errors: bool = False
+    """Run rollouts again that an earlier run recorded with an exception."""
+    out: Path = Path("benchmarks/results")
+    """Folder under which the run gets its own folder."""
+
+
+def run_config(config: BenchmarkConfig) -> RunConfig:
+    """The run that the command line asks for.
+
+    Raises:
+        UserError: bad values.
+    """
+    if config.num_states is not None and config.state_seed is None:
+        raise UserError("--num-states is for other states than the protocol's and needs --state-seed; or give --states")
+    return RunConfig(
+        tasks=config.tasks,
+        policy=PolicySource(config.policy, parse_options(config.policy_kwargs), config.device),
+        out=config.out,
+        track=config.track,
+        states=config.states if config.num_states is None else config.num_states,
+        state_seed=config.state_seed,
+        policy_seeds=config.policy_seeds,
+        workers=config.workers or len(os.sched_getaffinity(0)),
+        run_to_end=config.run_to_end,
+        videos=config.video,
+        retry_errors=config.retry_errors,
+    )
+
+
+class ProgressDisplay:
+    """A progress bar with running success counts, and one plain line per task when its first result comes."""
+
+    def __init__(self, console: Console, run: BenchmarkRun) -> None:
+        self._console = console
+        self._run = run
+        self._successes: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
+        self._bar = self._progress.add_task("starting workers", total=run.total)
+
+    def __enter__(self) -> ProgressDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def start(self, found: list[Record]) -> None:
+        """Shows what is on disk already."""
+        if found:
+            self._console.print(f"{len(found)} of {self._run.total} rollouts are on disk already.")
+        for record in found:
+            self._count(record)
+
+    def add(self, record: Record) -> None:
+        """Shows one new rollout."""
+        if not self._finished[record["task"]] or record["error"] is not None:
+            self._console.print(_first_result(record))
+        self._count(record)
+
+    def _count(self, record: Record) -> None:
+        self._finished[record["task"]] += 1
+        self._successes[record["task"]] += record["success_once"]
+        counts = ", ".join(f"{task} {self._successes[task]}/{n}" for task, n in self._finished.items())
+        self._progress.update(self._bar, description=counts, advance=1)
+
+
+def _first_result(record: Record) -> str:
+    where = f"{record['task']}, state {record['state']}, policy seed {record['policy_seed']}"
+    if record["error"] is not None:
+        return f"{where}: error, counted as a failure: {record['error']}"
+    outcome = "success" if record["success_once"] else "no success"
+    return f"{where}: {outcome} after {record['steps']} steps, {record['seconds']:.1f} s"
+
+
+def main(config: BenchmarkConfig) -> int:
+    """Runs the benchmark; returns the exit status."""
+    sys.path.insert(0, os.getcwd())  # where module:Class is looked for; worker processes inherit it
+    console = Console()
+    run = BenchmarkRun(run_config(config))
+    console.print(f"{run.total} rollouts, {run.config.protocol_label}; results: {run.folder}", highlight=False)
+    started = time.monotonic()
+    with ProgressDisplay(console, run) as display:
+        records = run.run(display.start, display.add)
+    results = write_results(run, records)
+    for table in terminal_tables(run, results):
+        console.print(table)
+    console.print(f"{time.monotonic() - started:.0f} s; table and records in {run.folder}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(BenchmarkConfig, description=__doc__)))
+    except UserError as error:
+        print(f"benchmarks/run.py: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command resumes where this one stopped.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

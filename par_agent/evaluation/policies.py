@@ -1,0 +1,216 @@
+"""What a policy must offer to be rolled out, and how the benchmark finds one: by checkpoint or as `module:Class`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from par_agent.errors import UserError
+from par_agent.tasks import TASKS, TaskSpec, get_task
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE_FOLDER = Path(__file__).parents[1]
+_HASH_DIGITS = 12
+
+
+class Policy(Protocol):
+    """Anything that turns observations into actions.
+
+    Two optional members are used where they exist: ``needs_frame`` (bool), False while the next ``act()`` will only pop
+    an already planned action and read no image, which saves the render; and ``check(spec)``, which raises ``UserError``
+    where the policy expects another camera, image size or controller than the task has.
+    """
+
+    action_size: int
+    """Numbers per action."""
+
+    def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
+        """Forgets the episode; all of the policy's own randomness until the next reset follows from ``seed``."""
+
+    def act(self, obs: dict[str, Any]) -> torch.Tensor:
+        """Actions (num_envs, action_size) float32 for one observation per environment."""
+
+
+def load_object(reference: str) -> Any:
+    """Imports ``module:name``; the current folder is searched too.
+
+    Raises:
+        UserError: the module cannot be imported or has no such name.
+    """
+    module_name, _, name = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"cannot import {module_name!r} of {reference!r}: {error}; run the command from the folder that holds it, "
+            "or install it"
+        ) from error
+    if not hasattr(module, name):
+        raise UserError(f"module {module_name!r} has no {name!r}")
+    return getattr(module, name)
+
+
+def resolve_task(reference: str) -> TaskSpec:
+    """A task by its name, or your own :class:`TaskSpec` as ``module:NAME`` (the module also registers its environment).
+
+    Raises:
+        UserError: no such task.
+    """
+    if ":" not in reference:
+        return get_task(reference)
+    spec = load_object(reference)
+    if not isinstance(spec, TaskSpec):
+        raise UserError(f"{reference!r} is a {type(spec).__name__}; expected a par_agent.tasks.TaskSpec")
+    if spec.name in TASKS and TASKS[spec.name] != spec:
+        raise UserError(f"{reference!r}: the name {spec.name} belongs to a registered task; choose another env_id")
+    return spec
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Reads ``key=value`` options; values are JSON where they parse as such (``4``, ``true``, ``null``), else text.
+
+    Raises:
+        UserError: an option without ``=``, or a key given twice.
+    """
+    parsed: dict[str, Any] = {}
+    for option in options:
+        key, separator, text = option.partition("=")
+        if not separator or not key.isidentifier():
+            raise UserError(f"policy option {option!r} is not of the form key=value")
+        if key in parsed:
+            raise UserError(f"policy option {key!r} is given twice")
+        try:
+            parsed[key] = json.loads(text)
+        except json.JSONDecodeError:
+            parsed[key] = text
+    return parsed
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """Where policies come from: enough to build one in any worker process, and to tell two of them apart."""
+
+    reference: str
+    """A bundled checkpoint's name, a checkpoint folder or ``module:Class``, as the user gave it."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments for the class or for ``PARPolicy.from_pretrained``."""
+    device: str = "cpu"
+    """Device that checkpoints are loaded on."""
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and folders."""
+        return self.reference.rpartition(":")[2] if ":" in self.reference else Path(self.reference).name
+
+    def build(self, spec: TaskSpec) -> Policy:
+        """Makes the policy for one task and checks that it fits.
+
+        A class is called with the options and, if it has a parameter ``task``, the :class:`TaskSpec`.
+
+        Raises:
+            UserError: the options do not fit, or the policy does not fit the task.
+        """
+        policy = self._from_class(spec) if ":" in self.reference else self._from_checkpoint(spec)
+        check_policy(policy, spec)
+        return policy
+
+    def fingerprint(self) -> str:
+        """Hash of what decides the policy's actions: the checkpoint's files, or the source file of the class.
+
+        Raises:
+            UserError: no such checkpoint, module or class.
+        """
+        if ":" in self.reference:
+            cls = load_object(self.reference)
+            if not callable(cls):
+                raise UserError(f"{self.reference!r} is a {type(cls).__name__}; expected a class")
+            return hash_files([Path(inspect.getfile(cls))])
+        folder = checkpoint_folder(self.reference)
+        files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".bin")]
+        return hash_files(sorted(files))
+
+    def _from_checkpoint(self, spec: TaskSpec) -> Policy:
+        from par_agent.policy import PARPolicy
+
+        folder = str(checkpoint_folder(self.reference))
+        arguments = {"instruction": spec.instruction, "device": self.device, **self.options}
+        return _call(PARPolicy.from_pretrained, self.reference, folder, **arguments)
+
+    def _from_class(self, spec: TaskSpec) -> Policy:
+        cls = load_object(self.reference)
+        arguments = dict(self.options)
+        if "task" in inspect.signature(cls).parameters:
+            arguments.setdefault("task", spec)
+        return _call(cls, self.reference, **arguments)
+
+
+def _call(function: Any, reference: str, *args: Any, **arguments: Any) -> Any:
+    """Calls `function`; options that it does not take become an error about the options."""
+    try:
+        inspect.signature(function).bind(*args, **arguments)
+    except TypeError as error:
+        raise UserError(
+            f"policy {reference!r} does not take these options ({error}); its parameters are "
+            f"{inspect.signature(function)}"
+        ) from None
+    return function(*args, **arguments)
+
+
+def check_policy(policy: Any, spec: TaskSpec) -> None:
+    """Compares a policy's conventions with the task's.
+
+    Raises:
+        UserError: a missing member, another action size, or what the policy's own ``check`` finds.
+    """
+    name = type(policy).__name__
+    for member in ("reset", "act", "action_size"):
+        if not hasattr(policy, member):
+            raise UserError(
+                f"policy {name} has no {member!r}; see par_agent.evaluation.policies.Policy for what is needed"
+            )
+    if policy.action_size != spec.action_size:
+        raise UserError(
+            f"policy {name} gives actions of {policy.action_size} numbers; task {spec.name} takes {spec.action_size} "
+            f"(control mode {spec.control_mode})"
+        )
+    if hasattr(policy, "check"):
+        policy.check(spec)
+
+
+def checkpoint_folder(reference: str) -> Path:
+    """Folder of a bundled checkpoint (``par-mini``) or of one on disk.
+
+    Raises:
+        UserError: neither.
+    """
+    bundled = PACKAGE_FOLDER / "checkpoints"
+    for folder in (Path(reference), bundled / reference):
+        if folder.is_dir():
+            return folder
+    known = sorted(path.name for path in bundled.glob("*") if path.is_dir())
+    raise UserError(
+        f"no policy {reference!r}: it is neither a checkpoint folder nor bundled (bundled: {', '.join(known) or 'none'}); "
+        "a class of your own is given as module:Class"
+    )
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """Hash of files' names and contents, 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:_HASH_DIGITS]
+
+
+def hash_content(content: Any) -> str:
+    """Hash of anything that JSON can hold, 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_HASH_DIGITS]

@@ -1,0 +1,240 @@
+"""Runs a benchmark: every task, initial state and policy seed once, in worker processes, resumable at any moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PACKAGE_FOLDER, PolicySource, hash_content, hash_files, resolve_task
+from par_agent.evaluation.protocol import check_seeds, protocol_file, protocol_seeds
+from par_agent.evaluation.records import Record, RunFolder, check_writable, record_key
+from par_agent.evaluation.workers import Reply, RolloutJob, StatesJob, WorkerPool, WorkerSetup
+from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TRACKS, TaskSpec
+
+_CODE = (
+    "modeling/**/*.py",
+    "evaluation/environment.py",
+    "evaluation/observation.py",
+    "evaluation/protocol.py",
+    "evaluation/rollout.py",
+    "policy.py",
+    "tasks.py",
+    "transforms.py",
+)
+"""Source files that decide what a rollout does: a change of them starts a new run folder."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to roll out and where to write it."""
+
+    tasks: tuple[str, ...]
+    """Task names, or ``module:NAME`` for a TaskSpec of your own."""
+    policy: PolicySource
+    """Where the policy comes from."""
+    out: Path
+    """Folder under which the run gets its own folder."""
+    track: str = "paper"
+    """``paper`` or ``native``."""
+    states: int = PROTOCOL_STATES
+    """Initial states per task, the protocol's first ones unless `state_seed` is given."""
+    state_seed: int | None = None
+    """First environment seed of other initial states than the protocol's."""
+    policy_seeds: int = PROTOCOL_POLICY_SEEDS
+    """Policy seeds per initial state: 0, 1, ..."""
+    workers: int = 1
+    """Worker processes."""
+    run_to_end: bool = False
+    """Go on after the first success until the step limit."""
+    videos: int = 0
+    """Rollouts per task to save as MP4."""
+    retry_errors: bool = False
+    """Run rollouts again that ended with an exception in an earlier run."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UserError("no tasks given")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise UserError(f"a task is given twice: {', '.join(self.tasks)}")
+        if self.track not in TRACKS:
+            raise UserError(f"unknown track {self.track!r}; known tracks: {', '.join(TRACKS)}")
+        for name, lowest in (("states", 1), ("policy_seeds", 1), ("workers", 1), ("videos", 0)):
+            if getattr(self, name) < lowest:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        if self.state_seed is not None:
+            check_seeds(self.state_seed, self.states)
+        elif self.states > PROTOCOL_STATES:
+            raise UserError(
+                f"states is {self.states}; the protocol has {PROTOCOL_STATES}: give a state seed for others"
+            )
+
+    @property
+    def protocol_label(self) -> str:
+        """How far the run follows the protocol, in words for every output."""
+        if self.state_seed is not None:
+            last = self.state_seed + self.states - 1
+            return f"NOT THE PROTOCOL: initial states from seeds {self.state_seed} to {last}"
+        if self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS:
+            return "the protocol"
+        return (
+            f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, policy seeds 0 to "
+            f"{self.policy_seeds - 1} (the protocol has 0 to {PROTOCOL_POLICY_SEEDS - 1})"
+        )
+
+
+Listener = Callable[[Record], None]
+
+
+class BenchmarkRun:
+    """One benchmark run.
+
+    Raises:
+        UserError: unknown task, policy or track, or an output folder that cannot be written.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.specs: dict[str, TaskSpec] = {task: resolve_task(task) for task in config.tasks}
+        self.versions = package_versions()
+        self.fingerprint = config.policy.fingerprint()
+        self.identity = self._identity()
+        self.renderer = ""
+        check_writable(config.out)
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder; its name ends with a hash of policy, task specs, track and versions."""
+        config = self.config
+        states = "" if config.state_seed is None else f"-seed{config.state_seed}"
+        return config.out / f"{config.policy.label}-{config.track}{states}-{hash_content(self.identity)[:8]}"
+
+    @property
+    def total(self) -> int:
+        """Rollouts in the run."""
+        return len(self.specs) * self.config.states * self.config.policy_seeds
+
+    def run(self, on_start: Callable[[list[Record]], None], on_record: Listener) -> list[Record]:
+        """Rolls out what is not on disk yet.
+
+        Args:
+            on_start: called once with the records found on disk, when the workers are ready.
+            on_record: called with every new record, after it was written.
+
+        Returns:
+            All of the run's records, sorted by task, state and policy seed.
+
+        Raises:
+            UserError: task, policy or environment do not fit; nothing has been written then.
+        """
+        setup = WorkerSetup(self.config.tasks, self.config.track, self.config.policy)
+        with WorkerPool(setup, self.config.workers) as pool, RunFolder(self.folder, self.identity) as folder:
+            self.renderer = pool.renderer
+            if self.config.retry_errors:
+                folder.discard(lambda record: record["error"] is not None)
+            self._make_missing_states(pool)
+            wanted = {(self.specs[job.task].name, job.state, job.policy_seed) for job in self._jobs()}
+            on_start([record for record in folder.records if record_key(record) in wanted])
+            self._roll_out(pool, folder, on_record)
+            return sorted((r for r in folder.records if record_key(r) in wanted), key=record_key)
+
+    def states_file(self, task: str) -> Path:
+        """File of a task's initial states: in the package for the protocol's, else in the run's folder."""
+        spec = self.specs[task]
+        if self.config.state_seed is None and protocol_file(spec).exists():
+            return protocol_file(spec)
+        return self.folder / "states" / f"{spec.name}-{self.config.states}.safetensors"
+
+    def video_file(self, task: str, state: int, policy_seed: int) -> Path:
+        """Where a rollout's video is saved."""
+        return self.folder / "videos" / f"{task}_state{state:02d}_seed{policy_seed}.mp4"
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides the result of a rollout; two runs with the same identity may share a folder."""
+        policy = self.config.policy
+        return {
+            "policy": policy.label,
+            "policy_options": policy.options,
+            "checkpoint": self.fingerprint,
+            "device": policy.device,
+            "track": self.config.track,
+            "state_seed": self.config.state_seed,
+            "run_to_end": self.config.run_to_end,
+            "tasks": [asdict(spec) for spec in self.specs.values()],
+            "versions": self.versions,
+        }
+
+    def _jobs(self) -> Iterator[RolloutJob]:
+        """Every rollout, tasks interleaved, so that the first results already speak of all tasks."""
+        config = self.config
+        for policy_seed in range(config.policy_seeds):
+            for state in range(config.states):
+                for task, spec in self.specs.items():
+                    with_video = policy_seed == 0 and state < config.videos
+                    video = self.video_file(spec.name, state, policy_seed) if with_video else None
+                    yield RolloutJob(task, self.states_file(task), state, policy_seed, config.run_to_end, video)
+
+    def _make_missing_states(self, pool: WorkerPool) -> None:
+        first_seed = protocol_seeds()[0] if self.config.state_seed is None else self.config.state_seed
+        seeds = tuple(range(first_seed, first_seed + self.config.states))
+        missing = [task for task in self.specs if not self.states_file(task).exists()]
+        for job, reply in pool.run([StatesJob(task, seeds, self.states_file(task)) for task in missing]):
+            if reply.error is not None:
+                raise UserError(f"cannot make initial states for {job.task}: {reply.error}")
+
+    def _roll_out(self, pool: WorkerPool, folder: RunFolder, on_record: Listener) -> None:
+        present = {record_key(record) for record in folder.records}
+        pending = []
+        for job in self._jobs():
+            recorded = (self.specs[job.task].name, job.state, job.policy_seed) in present
+            # A recorded rollout is repeated, to the bit, only for a video that was not asked for the first time.
+            if not recorded or (job.video is not None and not job.video.exists()):
+                pending.append(job)
+        for job, reply in pool.run(pending):
+            assert isinstance(job, RolloutJob)
+            record = self._record(job, reply)
+            if record_key(record) in present:
+                continue
+            folder.append(record)
+            if reply.error is not None:
+                folder.log_error(record, reply.traceback or reply.error)
+            on_record(record)
+
+    def _record(self, job: RolloutJob, reply: Reply) -> Record:
+        """A rollout's line in rollouts.jsonl."""
+        config = self.config
+        first_seed = protocol_seeds()[0] if config.state_seed is None else config.state_seed
+        failed = dict.fromkeys(
+            ("success_at_end", "steps", "steps_to_success", "reward", "renders", "actions_sha256", "plan_ms", "seconds")
+        )
+        return {
+            "task": self.specs[job.task].name,
+            "track": config.track,
+            "protocol": config.state_seed is None,
+            "state": job.state,
+            "env_seed": first_seed + job.state,
+            "policy_seed": job.policy_seed,
+            **({"success_once": False, **failed} if reply.fields is None else reply.fields),
+            "error": reply.error,
+            "policy": config.policy.label,
+            "checkpoint": self.fingerprint,
+            "versions": self.versions,
+        }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of all that decides a rollout; ``code`` is a hash of this package's own sources."""
+    import platform
+
+    names = ("par-agent", "mani_skill", "sapien", "torch", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name.replace("-", "_")] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name.replace("-", "_")] = "not installed"
+    versions["code"] = hash_files(sorted(path for pattern in _CODE for path in PACKAGE_FOLDER.glob(pattern)))
+    return versions

@@ -1,0 +1,114 @@
+"""Intervals and tests for success rates.
+
+Rollouts that share an initial state are not independent: five policy seeds on a hard state fail together. The Wilson
+interval treats all rollouts as independent and is the one other papers' tables can be compared with; the cluster bootstrap
+draws whole initial states and is the honest one where the two differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BOOTSTRAP_DRAWS = 10_000
+_CONFIDENCE = 0.95
+_NORMAL_QUANTILE = 1.959963984540054
+"""The 97.5% quantile of the standard normal distribution."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% interval."""
+
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, total: int) -> Interval:
+    """Wilson's score interval for a proportion, 95%.
+
+    Args:
+        successes: 0..total.
+        total: number of independent trials; with none, the interval is [0, 1].
+    """
+    if total == 0:
+        return Interval(0.0, 1.0)
+    z2 = _NORMAL_QUANTILE**2
+    rate = successes / total
+    centre = (rate + z2 / (2 * total)) / (1 + z2 / total)
+    half = _NORMAL_QUANTILE / (1 + z2 / total) * math.sqrt(rate * (1 - rate) / total + z2 / (4 * total**2))
+    return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == total else centre + half)
+
+
+def cluster_bootstrap(values: Mapping[Hashable, Sequence[float]], seed: int = 0) -> Interval:
+    """Percentile bootstrap of the mean, drawing whole clusters with replacement, 95%.
+
+    Args:
+        values: outcomes by cluster (for success rates: 0 or 1 by initial state); clusters may differ in size.
+        seed: of the draws; the same seed gives the same interval.
+
+    Returns:
+        The interval. Where all clusters have the same mean it is a point: read Wilson's then.
+
+    Raises:
+        ValueError: no cluster, or an empty one.
+    """
+    if not values or any(len(cluster) == 0 for cluster in values.values()):
+        raise ValueError("the cluster bootstrap needs at least one cluster and no empty ones")
+    sums = np.array([math.fsum(cluster) for cluster in values.values()])
+    sizes = np.array([len(cluster) for cluster in values.values()])
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(BOOTSTRAP_DRAWS, len(sums)))
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two methods on the same rollouts: same task, initial state and policy seed."""
+
+    pairs: int
+    """Rollouts that both methods have."""
+    only_first: int
+    """Pairs in which only the first method succeeded."""
+    only_second: int
+    """Pairs in which only the second method succeeded."""
+    risk_difference: float
+    """Success rate of the second method minus that of the first, -1..1."""
+    interval: Interval
+    """95% interval of the risk difference, cluster bootstrap over initial states."""
+    p_value: float
+    """Exact two-sided McNemar test. It takes the pairs as independent; where the interval disagrees, trust the interval."""
+
+
+def compare_paired(
+    first: Mapping[tuple[str, int, int], bool], second: Mapping[tuple[str, int, int], bool]
+) -> PairedComparison:
+    """Compares two methods' successes by (task, state, policy seed); rollouts that only one of them has are left out.
+
+    Raises:
+        ValueError: the two have no rollout in common.
+    """
+    from scipy.stats import binomtest
+
+    shared = sorted(first.keys() & second.keys())
+    if not shared:
+        raise ValueError("the two runs have no rollout in common: compare runs of the same tasks and initial states")
+    differences: dict[Hashable, list[float]] = {}
+    for key in shared:
+        differences.setdefault(key[:2], []).append(float(second[key]) - float(first[key]))
+    only_first = sum(first[key] and not second[key] for key in shared)
+    only_second = sum(second[key] and not first[key] for key in shared)
+    discordant = only_first + only_second
+    return PairedComparison(
+        pairs=len(shared),
+        only_first=only_first,
+        only_second=only_second,
+        risk_difference=(only_second - only_first) / len(shared),
+        interval=cluster_bootstrap(differences),
+        p_value=float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
+    )
