@@ -92,24 +92,33 @@ renderer_command() {
         echo "$update && $install mesa-vulkan-drivers $libraries"
         return
     fi
-    if ! apt_sources | grep -q ' bookworm-backports main '; then
+    if ! apt_sources | grep ' bookworm-backports$' >/dev/null; then
         update="echo '$(backports_source)' > /etc/apt/sources.list.d/bookworm-backports.list && $update"
     fi
     echo "$update && $install $libraries && $install -t bookworm-backports mesa-vulkan-drivers"
 }
 
-# Lines of "URI suite component file:line " for every package source of this machine, in either of apt's formats.
+# Lines of "URI suite" for every package source of this machine, in either of apt's formats; needs no network.
 apt_sources() {
-    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT) $(SOURCESENTRY) ' 'Created-By: Packages'
+    apt-get update --print-uris | sed -nE "s#^'([^']*)/dists/([^']*)/InRelease'.*#\1 \2#p"
 }
 
-# The source line for bookworm-backports: mirror and keyring are those of this machine's `bookworm main`.
+# The source line for bookworm-backports: mirror and keyring are those that this machine's apt uses for bookworm.
 backports_source() {
-    local uri entry keyring
-    read -r uri entry < <(apt_sources | awk '($2 == "bookworm" || $2 == "stable") && $3 == "main" { print $1, $4; exit }') ||
-        fail "apt has no source for 'bookworm main'; add one and one for bookworm-backports, then run make setup again"
-    keyring=$(sed -nE 's/^Signed-By: *(\/.*)/\1/Ip; s/^deb .*signed-by=([^] ]+).*/\1/Ip' "${entry%%:*}" | head -n 1)
+    local uri keyring
+    uri=$(apt_sources | awk '$2 == "bookworm" || $2 == "stable" { uri = uri ? uri : $1 } END { print uri }')
+    [ -n "$uri" ] || fail "apt has no source for bookworm; add one and one for bookworm-backports, then run make setup again"
+    keyring=$(source_files | xargs -r grep -lF "$uri" |
+        xargs -r sed -nE 's/^Signed-By: *(\/.*)/\1/Ip; s/^deb .*signed-by=([^] ]+).*/\1/Ip' | sed -n 1p) || keyring=
     echo "deb ${keyring:+[signed-by=$keyring] }$uri bookworm-backports main"
+}
+
+# Where apt reads its sources from.
+source_files() {
+    local SOURCELIST= SOURCEPARTS=
+    eval "$(apt-config shell SOURCELIST Dir::Etc::sourcelist/f SOURCEPARTS Dir::Etc::sourceparts/d)"
+    find "$SOURCELIST" "$SOURCEPARTS" -maxdepth 1 -type f 2>/dev/null
+    true
 }
 
 check_renderer() {

@@ -1,6 +1,6 @@
-"""`python -m par_agent.renderer_probe`: names the first usable Vulkan device, or says why there is none and exits with 1.
+"""`python -m par_agent.renderer_probe`: names the first usable Vulkan device, or why there is none (status 1).
 
-It is a program of its own because a broken Vulkan driver may end the process that asks for devices. `par-agent doctor` and
+A program of its own, because a broken Vulkan driver may end the process that asks for devices: `par-agent doctor` and
 `make setup` run it in a subprocess.
 """
 

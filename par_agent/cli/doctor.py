@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -18,7 +19,7 @@ SETUP = "make setup"
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Prints versions, devices, renderer and what is missing, with the fix. Exit status 1 if something needed is missing."""
+    """Prints versions, devices, renderer and what is missing, with the fix; exit status 1 if something is missing."""
 
     json: bool = False
     """Print one JSON object instead of lines."""
@@ -78,7 +79,7 @@ def check_planner(numpy_version: str | None, mplib_version: str | None) -> list[
     if int(numpy_version.split(".")[0]) >= 2:
         problem = f"mplib {mplib_version} crashes with numpy {numpy_version}"
         return [Finding("motion planner", problem, f"{sys.executable} -m pip install 'numpy<2' 'opencv-python<4.12'")]
-    return [Finding("motion planner", f"mplib {mplib_version} works with numpy {numpy_version}")]
+    return [Finding("motion planner", f"mplib {mplib_version} with numpy {numpy_version}")]
 
 
 def find_devices() -> list[Finding]:

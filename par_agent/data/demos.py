@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.data import planning
+from par_agent.data.hdf5 import file_image, open_in_memory
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, read_json, write_json
 from par_agent.tasks import PROTOCOL_SEED, get_task
@@ -105,10 +106,7 @@ def make_demos(request: DemoRequest, out: Path, workers: int = 1, progress: bool
             _merge(request, parts, target)
             shutil.rmtree(parts)
     except OSError as error:
-        raise UserError(
-            f"cannot write below {target.parent}: {error}. Finished demonstrations are kept: "
-            "make room, then run the same command again"
-        ) from error
+        raise UserError(planning.cannot_write(target.parent, error)) from error
     return target
 
 
@@ -203,16 +201,18 @@ def _merge(request: DemoRequest, parts: Path, target: Path) -> None:
     import h5py
 
     episodes: list[dict[str, Any]] = []
+    first = request.first_seed
+    with open_in_memory() as output:
+        while len(episodes) < request.num:
+            with h5py.File(planning.part_folder(parts, first) / "part.h5", "r") as source:
+                for episode in _kept_episodes(request, parts, first)[: request.num - len(episodes)]:
+                    _copy(source[f"traj_{episode['episode_id']}"], output.create_group(f"traj_{len(episodes)}"))
+                    episodes.append({**episode, "episode_id": len(episodes)})
+            first += planning.SEEDS_PER_PART
+        image = file_image(output)
+    description = planning.read_part(parts, request.first_seed)
     with atomic_path(target) as temporary:
-        with h5py.File(temporary, "w") as output:
-            first = request.first_seed
-            while len(episodes) < request.num:
-                with h5py.File(planning.part_folder(parts, first) / "part.h5", "r") as source:
-                    for episode in _kept_episodes(request, parts, first)[: request.num - len(episodes)]:
-                        _copy(source[f"traj_{episode['episode_id']}"], output.create_group(f"traj_{len(episodes)}"))
-                        episodes.append({**episode, "episode_id": len(episodes)})
-                first += planning.SEEDS_PER_PART
-        description = planning.read_part(parts, request.first_seed)
+        temporary.write_bytes(image)
         write_json(target.with_suffix(".json"), {**description, "episodes": episodes, "request": request.record()})
 
 

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from par_agent.data.hdf5 import file_image, open_in_memory
 from par_agent.errors import UserError
 from par_agent.files import read_json
 
@@ -57,13 +58,17 @@ def make_part(env_id: str, first: int, parts: Path, report: Callable[[int], None
     from mani_skill.utils.logging_utils import logger
     from mani_skill.utils.wrappers.record import RecordEpisode
 
-    logger.setLevel("ERROR")
+    logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
     unfinished = parts / f"{UNFINISHED}{first:08d}"
     shutil.rmtree(unfinished, ignore_errors=True)
-    recorder = RecordEpisode(
-        gym.make(
+    try:
+        env = gym.make(
             env_id, obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", sim_backend="physx_cpu"
-        ),
+        )
+    except RuntimeError as error:
+        raise UserError(f"ManiSkill cannot start here ({error}); `par-agent doctor` names what is missing") from error
+    recorder = RecordEpisode(
+        env,
         output_dir=str(unfinished),
         trajectory_name="part",
         save_video=False,
@@ -72,12 +77,16 @@ def make_part(env_id: str, first: int, parts: Path, report: Callable[[int], None
         record_reward=False,
         save_on_reset=False,
     )
+    recorder._h5_file.close()
+    recorder._h5_file = open_in_memory()  # RecordEpisode has no option for this
     for seed in range(first, first + SEEDS_PER_PART):
         steps = solve(recorder, env_id, seed)
         recorder.flush_trajectory(save=steps is not None)
         if steps is not None:
             report(steps)
+    image = file_image(recorder._h5_file)
     recorder.close()
+    (unfinished / "part.h5").write_bytes(image)
     os.replace(unfinished, part_folder(parts, first))
 
 
@@ -107,19 +116,21 @@ def _work(connection: Connection, env_id: str, parts: Path) -> None:
                 make_part(env_id, first, parts, lambda steps: connection.send(("episode", steps)))
             except BrokenPipeError:
                 raise
-            except (OSError, RuntimeError) as error:
-                connection.send(("error", _explain(error, parts)))
-                os._exit(1)  # HDF5 would try to write the file that it could not write, and crash
-            connection.send(("part", first))
+            except UserError as error:
+                connection.send(("error", str(error)))
+            except OSError as error:
+                connection.send(("error", cannot_write(parts.parent, error)))
+            else:
+                connection.send(("part", first))
     except (EOFError, BrokenPipeError):
         return
 
 
-def _explain(error: Exception, parts: Path) -> str:
-    if "rendering device" in str(error):
-        return "ManiSkill needs a Vulkan renderer even for physics and finds none; `par-agent doctor` names the fix"
+def cannot_write(folder: Path, error: OSError) -> str:
+    """What to tell the user when a disk is full or a folder cannot be written."""
     return (
-        f"cannot make demonstrations in {parts}: {error}. Finished ones are kept: the same command goes on from there"
+        f"cannot write below {folder}: {error}. Finished demonstrations are kept: "
+        "make room, then run the same command again"
     )
 
 

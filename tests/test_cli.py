@@ -1,0 +1,87 @@
+"""The command line: what it lists, what it imports, and how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+import par_agent
+from par_agent.cli import SUBCOMMANDS, main
+
+
+def test_help_lists_every_subcommand_with_its_summary(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in SUBCOMMANDS.items():
+        assert [line for line in lines if line.split() == [name, *command.summary.split()]]
+
+
+def test_no_subcommand_prints_the_usage_and_fails(capsys):
+    assert main([]) == 2
+    assert "usage: par-agent" in capsys.readouterr().out
+
+
+def test_unknown_subcommand_fails_and_names_the_known_ones(capsys):
+    assert main(["demo"]) == 2
+    message = capsys.readouterr().err
+    assert "'demo'" in message
+    assert "demos" in message and "doctor" in message
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_subcommand_explains_its_options(name, capsys):
+    module_name, class_name = SUBCOMMANDS[name].target.split(":")
+    module = importlib.import_module(module_name)
+    config = getattr(module, class_name)
+    assert config.__dataclass_params__.frozen and callable(module.main)
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(config))
+
+
+def test_bad_values_are_one_line_on_stderr_and_status_2(capsys):
+    assert main(["demos", "--task", "PushSphere"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("par-agent: error: unknown task 'PushSphere'") and "PickCube" in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_missing_option_is_named(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["demos"])
+    assert end.value.code == 2
+    assert "--task" in capsys.readouterr().err
+
+
+def test_version_is_the_installed_one(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["par-agent", importlib.metadata.version("par-agent")]
+
+
+def test_importing_the_package_is_quick_and_imports_no_torch():
+    program = (
+        "import sys, time; start = time.process_time(); import par_agent, par_agent.cli; "
+        "print(time.process_time() - start, 'torch' in sys.modules, 'sapien' in sys.modules, 'numpy' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert float(output[0]) < 0.2
+    assert output[1:] == ["False", "False", "False"]
+
+
+def test_the_two_classes_are_found_when_asked_for():
+    assert par_agent.PARPolicy.__name__ == "PARPolicy"
+    assert par_agent.PARModel.__name__ == "PARModel"
+    assert {"PARPolicy", "PARModel"} <= set(dir(par_agent))
+
+
+def test_unknown_attributes_are_attribute_errors():
+    with pytest.raises(AttributeError, match="PARPolcy"):
+        _ = par_agent.PARPolcy

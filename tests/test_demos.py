@@ -1,0 +1,167 @@
+"""Demonstrations made by the real motion planner: their content, and interruptions, full disks and bad arguments."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from par_agent.cli import main
+from par_agent.data.demos import DemoRequest, make_demos
+from par_agent.data.trajectory import TrajectoryFile
+from par_agent.errors import UserError
+from par_agent.tasks import PROTOCOL_SEED
+
+NUM = 11  # needs two parts: seed 9 has no solution
+COMMAND = [sys.executable, "-c", "import sys; from par_agent.cli import main; sys.exit(main())", "demos"]
+
+
+def arguments(out: Path, workers: int = 1) -> list[str]:
+    return ["--task", "PushCube", "--num", str(NUM), "--workers", str(workers), "--out", str(out)]
+
+
+def start(out: Path, **options) -> subprocess.Popen:
+    return subprocess.Popen([*COMMAND, *arguments(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def wait_for(path: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 60
+    while not any(path.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} in {path}"
+        time.sleep(0.02)
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory) -> Path:
+    """`NUM` PushCube demonstrations made by two workers without interruption."""
+    out = tmp_path_factory.mktemp("demos")
+    assert main(["demos", *arguments(out, workers=2)]) == 0
+    return DemoRequest("PushCube", NUM).path(out)
+
+
+def test_episodes_are_successful_in_seed_order_and_readable(demos):
+    with TrajectoryFile(demos) as file:
+        assert (file.env_id, file.control_mode, len(file)) == ("PushCube-v1", "pd_joint_pos", NUM)
+        assert [episode["episode_seed"] for episode in file.episodes] == [*range(9), 10, 11]
+        assert [episode["elapsed_steps"] for episode in file.episodes[:3]] == [71, 72, 64]
+        assert all(episode["success"] for episode in file.episodes)
+        episode = file.read(0)
+    assert episode.actions.shape == (71, 8) and episode.actions.dtype == np.float32
+    assert episode.joint_positions("panda").shape == (72, 9)
+    assert set(episode.states["actors"]) == {"cube", "goal_region", "table-workspace"}
+
+
+def test_only_the_two_final_files_remain(demos):
+    assert files_below(demos.parent) == sorted([demos.name, demos.with_suffix(".json").name])
+
+
+def test_the_same_command_again_changes_nothing(demos):
+    before = demos.stat().st_mtime_ns
+    assert main(["demos", *arguments(demos.parents[2])]) == 0
+    assert demos.stat().st_mtime_ns == before
+
+
+def test_a_file_made_with_other_arguments_is_not_replaced(demos):
+    content = demos.read_bytes()
+    with pytest.raises(UserError, match=r"'num': 11.*'num': 12.*another output folder"):
+        make_demos(DemoRequest("PushCube", NUM + 1), demos.parents[2])
+    assert demos.read_bytes() == content
+
+
+def test_interrupted_killed_and_resumed_gives_the_same_bytes_as_one_run(demos, tmp_path):
+    target = DemoRequest("PushCube", NUM).path(tmp_path)
+    parts = target.parent / ".parts"
+
+    interrupted = start(tmp_path)
+    wait_for(parts, "seeds-*")
+    interrupted.send_signal(signal.SIGINT)
+    output = interrupted.communicate(timeout=60)[0].decode()
+    assert interrupted.returncode == 130
+    assert "the same command resumes" in output and "Traceback" not in output
+    assert not target.exists() and not list(parts.glob("unfinished-*"))
+
+    killed = start(tmp_path)
+    wait_for(parts, "unfinished-*")
+    workers = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert psutil.wait_procs(workers, timeout=30)[1] == [], "workers outlive the command"
+    assert not target.exists() and not target.with_suffix(".json").exists()
+
+    kept = {part.name: part.stat().st_mtime_ns for part in parts.glob("seeds-*/part.h5")}
+    assert main(["demos", *arguments(tmp_path)]) == 0
+    assert kept, "the interrupted run's part was lost"
+    assert target.read_bytes() == demos.read_bytes()
+    assert target.with_suffix(".json").read_bytes() == demos.with_suffix(".json").read_bytes()
+    assert files_below(tmp_path) == files_below(demos.parents[2])
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    process = start(tmp_path, preexec_fn=limit_file_size)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 2, output
+    assert "par-agent: error: cannot write below" in output and "File too large" in output
+    assert "Traceback" not in output
+    assert [name for name in files_below(tmp_path) if not name.endswith("lock")] == []
+
+
+def test_without_a_renderer_the_error_names_the_doctor(tmp_path):
+    environment = {**os.environ, "VK_ICD_FILENAMES": "/nonexistent", "VK_DRIVER_FILES": "/nonexistent"}
+    process = start(tmp_path, env=environment)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 2
+    assert "par-agent doctor" in output.splitlines()[-1]
+
+
+def test_two_processes_never_write_in_one_folder(tmp_path):
+    parts = DemoRequest("PushCube", 1).path(tmp_path).parent / ".parts"
+    parts.mkdir(parents=True)
+    with open(parts / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process"):
+            make_demos(DemoRequest("PushCube", 1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"task": "PushCub", "num": 1}, "'PushCub'.*PushCube, PickCube, StackCube"),
+        ({"task": "PushCube", "num": 0}, "num is 0.*at least 1"),
+        ({"task": "PushCube", "num": 1, "first_seed": -1}, "first_seed is -1"),
+        ({"task": "PushCube", "num": 1, "max_steps": 0}, "max_steps is 0"),
+        ({"task": "PushCube", "num": 1, "first_seed": PROTOCOL_SEED}, f"{PROTOCOL_SEED}.*must not enter training"),
+        ({"task": "PushCube", "num": 11, "first_seed": PROTOCOL_SEED - 10}, "must not enter training"),
+    ],
+)
+def test_bad_requests_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        DemoRequest(**values)
+
+
+def test_no_worker_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="workers is 0"):
+        make_demos(DemoRequest("PushCube", 1), tmp_path, workers=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_says_how_it_was_made(demos):
+    document = json.loads(demos.with_suffix(".json").read_text())
+    assert document["source_type"] == "motionplanning"
+    assert document["request"] == {"env_id": "PushCube-v1", "num": NUM, "first_seed": 0, "max_steps": 200}
