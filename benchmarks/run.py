@@ -1,6 +1,6 @@
 """Rolls a policy out under the paper's protocol and prints and saves the table.
 
-python benchmarks/run.py                                                  # bundled checkpoint, three tasks, 125 rollouts each
+python benchmarks/run.py          # the bundled checkpoint, three tasks, 125 rollouts each
 python benchmarks/run.py --tasks PushCube --policy runs/my-checkpoint --policy-seeds 1
 python benchmarks/run.py --policy my_package.my_module:MyPolicy --policy-kwargs chunk=8 device=cpu
 """
@@ -57,7 +57,7 @@ class BenchmarkConfig:
     run_to_end: bool = False
     """Go on after the first success until the step limit, to measure success at the end too (slow)."""
     video: int = 0
-    """Save an MP4 of the first N rollouts of each task. These render every control step and take several times as long."""
+    """Save an MP4 of each task's first N rollouts. These render every control step and take several times as long."""
     retry_errors: bool = False
     """Run rollouts again that an earlier run recorded with an exception."""
     out: Path = Path("benchmarks/results")

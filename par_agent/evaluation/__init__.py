@@ -1,4 +1,4 @@
-"""Rolling a policy out under the paper's protocol (section 5.1): environment, frozen initial states, runner, statistics.
+"""Rolling a policy out under the paper's protocol (section 5.1): environment, frozen states, runner, statistics.
 
 The names below are imported when they are first used; none of them needs a renderer to be imported.
 """

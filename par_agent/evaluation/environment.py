@@ -102,8 +102,8 @@ class TaskEnvironment:
 
         Returns:
             ``paper``: ``{"agent": {"qpos": (1, joints) float32, radians}, "sensor_data": {camera: {"rgb":
-            (1, H, W, 3) uint8}}}``. ``native``: what ManiSkill returns for ``obs_mode="rgb"``. Without a frame, no image
-            is rendered and ``sensor_data`` is absent.
+            (1, H, W, 3) uint8}}}``. ``native``: what ManiSkill returns for ``obs_mode="rgb"``. Without a frame, no
+            image is rendered and ``sensor_data`` is absent.
         """
         if self.track == "paper":
             return paper_observation(self._base, self.spec.camera, with_frame=with_frame)
@@ -148,8 +148,7 @@ def _check_environment(base_env: Any, spec: TaskSpec, track: str) -> None:
         return
     cameras = base_env.scene.human_render_cameras
     if spec.camera not in cameras:
-        raise UserError(
-            f"task {spec.name}: {spec.env_id} has no render camera {spec.camera!r}; it has: {', '.join(cameras) or 'none'}"
-        )
+        known = ", ".join(cameras) or "none"
+        raise UserError(f"task {spec.name}: {spec.env_id} has no render camera {spec.camera!r}; it has: {known}")
     config = cameras[spec.camera].config
     expect(f"image size of {spec.camera}", tuple(spec.image_size), (config.height, config.width))

@@ -197,8 +197,8 @@ def checkpoint_folder(reference: str) -> Path:
             return folder
     known = sorted(path.name for path in bundled.glob("*") if path.is_dir())
     raise UserError(
-        f"no policy {reference!r}: it is neither a checkpoint folder nor bundled (bundled: {', '.join(known) or 'none'}); "
-        "a class of your own is given as module:Class"
+        f"no policy {reference!r}: neither a checkpoint folder nor bundled (bundled: {', '.join(known) or 'none'}); "
+        "a class  of your own is given as module:Class"
     )
 
 

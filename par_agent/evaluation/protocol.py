@@ -4,8 +4,8 @@ Rollouts start from the stored state, not from a seed, so that every backend and
 starts in the same place. A test checks that ``env.reset(seed=20241201 + i)`` still gives state ``i``.
 
 A file holds one tensor per actor and articulation, named ``actors/cube``: (states, 13) float32 of position in metres,
-quaternion (w, x, y, z), linear and angular velocity; articulations have (states, 13 + 2 * joints) with joint positions and
-velocities behind. A tensor that is equal in all states is stored once, with a leading dimension of 1.
+quaternion (w, x, y, z), linear and angular velocity; articulations have (states, 13 + 2 * joints), joint positions and
+velocities last. A tensor that is equal in all states is stored once, with a leading dimension of 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class InitialState:
     env_seed: int
     """Environment seed that made the state."""
     env_state: dict[str, dict[str, torch.Tensor]] = field(repr=False)
-    """ManiSkill's state dictionary of one environment: ``{"actors": {name: (1, 13)}, "articulations": {name: (1, n)}}``."""
+    """ManiSkill's own state dictionary: ``{"actors": {name: (1, 13)}, "articulations": {name: (1, n)}}``."""
 
 
 def protocol_file(spec: TaskSpec) -> Path:
@@ -53,8 +53,8 @@ def check_seeds(first_seed: int, count: int) -> None:
         raise UserError(f"number of initial states is {count}; it must be at least 1")
     if first_seed < 0 or first_seed + count > PROTOCOL_SEED:
         raise UserError(
-            f"seeds {first_seed} to {first_seed + count - 1} are not allowed: seeds from {PROTOCOL_SEED} on are reserved for "
-            "the protocol, whose states are used when no state seed is given; choose smaller, non-negative ones"
+            f"seeds {first_seed} to {first_seed + count - 1} are not allowed: those from {PROTOCOL_SEED} on are reserved "
+            "for the protocol (its states are used when no state seed is given); choose smaller ones, not below 0"
         )
 
 

@@ -118,26 +118,38 @@ class RunFolder:
             self._file.close()
 
     def append(self, record: Record) -> None:
-        """Writes one record; it is on disk when this returns."""
-        assert self._file is not None, "the run folder is not open"
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Writes one record; it is on disk when this returns.
+
+        Raises:
+            UserError: it cannot be written, for example because the disk is full; the run can be resumed.
+        """
+        self._write([record])
         self.records.append(record)
 
     def discard(self, unwanted: Callable[[Record], bool]) -> None:
         """Removes records, for their rollouts to be run again."""
-        assert self._file is not None, "the run folder is not open"
-        self.records = [record for record in self.records if not unwanted(record)]
-        self._file.truncate(0)
-        self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in self.records))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        kept = [record for record in self.records if not unwanted(record)]
+        if len(kept) < len(self.records):
+            assert self._file is not None, "the run folder is not open"
+            self._file.truncate(0)
+            self._write(kept)
+            self.records = kept
 
     def log_error(self, record: Record, traceback: str) -> None:
         """Appends a rollout's traceback to errors.log."""
         with (self.path / "errors.log").open("a") as file:
             file.write("{}, state {}, policy seed {}\n{}\n".format(*record_key(record), traceback))
+
+    def _write(self, records: list[Record]) -> None:
+        assert self._file is not None, "the run folder is not open"
+        try:
+            self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.records_file}: {error.strerror}; once that is solved, the same command resumes"
+            ) from error
 
     def _drop_cut_off_line(self) -> None:
         assert self._file is not None

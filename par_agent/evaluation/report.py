@@ -1,4 +1,4 @@
-"""A run's table, in the terminal and as results.md, results.csv and results.json, with the paper's figures beside it."""
+"""A run's table, in the terminal and as results.md, results.csv and results.json, with the paper's figures."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResul
 
 
 def _percent(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} – {100 * interval.high:.1f}"
+    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}"
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -133,6 +133,9 @@ _RESULT_HEADER = (
     "frames",
     "s/rollout",
 )
+
+_TERMINAL_COLUMNS = ("task", "successes", "rate %", "95% Wilson", "95% by state", "errors", "plan ms")
+"""Those that fit a narrow terminal; the files have all."""
 
 
 def _result_row(result: TaskResult) -> tuple[str, ...]:
@@ -169,10 +172,11 @@ def terminal_tables(run: BenchmarkRun, results: list[TaskResult]) -> list[Table]
 
     label = run.config.policy.label
     details = Table(title=f"{label}, {run.config.track} track, {run.config.protocol_label}")
-    for column in _RESULT_HEADER:
-        details.add_column(column, justify="left" if column == "task" else "right")
+    for column in _TERMINAL_COLUMNS:
+        details.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for result in results:
-        details.add_row(*_result_row(result))
+        row = dict(zip(_RESULT_HEADER, _result_row(result), strict=True))
+        details.add_row(*(row[column] for column in _TERMINAL_COLUMNS))
     tasks = [spec.name for spec in run.specs.values()]
     comparison = Table(title="success rate in % (rows labelled paper: printed there, not measured here)")
     for column in ("method", "source", *tasks):

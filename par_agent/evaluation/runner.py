@@ -181,9 +181,9 @@ class BenchmarkRun:
         first_seed = protocol_seeds()[0] if self.config.state_seed is None else self.config.state_seed
         seeds = tuple(range(first_seed, first_seed + self.config.states))
         missing = [task for task in self.specs if not self.states_file(task).exists()]
-        for job, reply in pool.run([StatesJob(task, seeds, self.states_file(task)) for task in missing]):
+        for made, reply in pool.run([StatesJob(task, seeds, self.states_file(task)) for task in missing]):
             if reply.error is not None:
-                raise UserError(f"cannot make initial states for {job.task}: {reply.error}")
+                raise UserError(f"cannot make initial states for {made.task}: {reply.error}")
 
     def _roll_out(self, pool: WorkerPool, folder: RunFolder, on_record: Listener) -> None:
         present = {record_key(record) for record in folder.records}

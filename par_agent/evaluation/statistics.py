@@ -1,8 +1,8 @@
 """Intervals and tests for success rates.
 
 Rollouts that share an initial state are not independent: five policy seeds on a hard state fail together. The Wilson
-interval treats all rollouts as independent and is the one other papers' tables can be compared with; the cluster bootstrap
-draws whole initial states and is the honest one where the two differ.
+interval treats all rollouts as independent and is the one that other papers' tables can be compared with; the cluster
+bootstrap draws whole initial states and is the honest one where the two differ.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class PairedComparison:
     interval: Interval
     """95% interval of the risk difference, cluster bootstrap over initial states."""
     p_value: float
-    """Exact two-sided McNemar test. It takes the pairs as independent; where the interval disagrees, trust the interval."""
+    """Exact two-sided McNemar test, which takes pairs as independent; where the interval disagrees, trust that."""
 
 
 def compare_paired(

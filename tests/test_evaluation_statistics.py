@@ -1,0 +1,60 @@
+"""Intervals and tests of the benchmark against scipy's and against what they are meant to show."""
+
+from __future__ import annotations
+
+import pytest
+from scipy.stats import binomtest
+
+from par_agent.evaluation.statistics import cluster_bootstrap, compare_paired, wilson_interval
+
+
+@pytest.mark.parametrize(("successes", "total"), [(0, 25), (1, 25), (73, 125), (124, 125), (125, 125)])
+def test_wilson_interval_equals_scipy(successes: int, total: int) -> None:
+    reference = binomtest(successes, total).proportion_ci(method="wilson")
+    interval = wilson_interval(successes, total)
+    assert (interval.low, interval.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+
+
+def test_without_rollouts_the_wilson_interval_says_nothing() -> None:
+    assert (wilson_interval(0, 0).low, wilson_interval(0, 0).high) == (0.0, 1.0)
+
+
+def test_seeds_that_fail_together_widen_the_interval_over_states() -> None:
+    together = {state: [float(state < 13)] * 5 for state in range(25)}
+    independent = {rollout: [float(rollout < 65)] for rollout in range(125)}
+    wide, narrow = cluster_bootstrap(together), cluster_bootstrap(independent)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    wilson = wilson_interval(65, 125)
+    assert (narrow.low, narrow.high) == pytest.approx((wilson.low, wilson.high), abs=0.02)
+
+
+def test_cluster_bootstrap_is_the_same_every_time_and_inside_the_range() -> None:
+    clusters = {0: [1.0, 0.0], 1: [1.0, 1.0, 1.0], 2: [0.0]}
+    assert cluster_bootstrap(clusters) == cluster_bootstrap(clusters)
+    assert 0 <= cluster_bootstrap(clusters).low <= cluster_bootstrap(clusters).high <= 1
+
+
+def test_cluster_bootstrap_refuses_no_data() -> None:
+    with pytest.raises(ValueError, match="at least one cluster"):
+        cluster_bootstrap({})
+
+
+def test_paired_comparison_counts_only_rollouts_that_both_runs_have() -> None:
+    first = {("PushCube", state, 0): state < 10 for state in range(25)}
+    second = {("PushCube", state, 0): state < 18 for state in range(25)} | {("PickCube", 0, 0): True}
+    comparison = compare_paired(first, second)
+    assert (comparison.pairs, comparison.only_first, comparison.only_second) == (25, 0, 8)
+    assert comparison.risk_difference == pytest.approx(8 / 25)
+    assert comparison.p_value == pytest.approx(2 * 0.5**8)
+    assert 0 < comparison.interval.low < 8 / 25 < comparison.interval.high
+
+
+def test_equal_runs_do_not_differ() -> None:
+    run = {("PushCube", state, 0): state % 2 == 0 for state in range(6)}
+    comparison = compare_paired(run, run)
+    assert (comparison.risk_difference, comparison.p_value) == (0.0, 1.0)
+
+
+def test_runs_without_a_common_rollout_are_refused() -> None:
+    with pytest.raises(ValueError, match="no rollout in common"):
+        compare_paired({("PushCube", 0, 0): True}, {("PickCube", 0, 0): True})
