@@ -18,9 +18,9 @@ benchmark-full: setup ## the paper's protocol: three tasks, 25 initial states, 5
 	$(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 5 $(ARGS)
 
 lint: setup ## style and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy par_agent
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy par_agent
 
 test: lint ## style, types and the test suite (ARGS="--run-slow" for the slow tests too)
 	$(BIN)/python -m pytest $(ARGS)

@@ -13,7 +13,9 @@ CONSTRAINTS=.ci/constraints-cpu.txt
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() {
-    printf 'setup: error: %s\n' "$@" >&2
+    printf 'setup: error: %s\n' "$1" >&2
+    shift
+    [ $# = 0 ] || printf '    %s\n' "$@" >&2
     exit 1
 }
 
@@ -27,7 +29,7 @@ as_root() {
         sudo -n sh -c "$1"
     else
         fail "system packages are missing and this user may not install them; run this, then make setup again:" \
-            "sudo sh -c $(printf '%q' "$1")"
+            "sudo sh -c \"$1\""
     fi
 }
 
