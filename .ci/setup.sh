@@ -123,6 +123,13 @@ source_files() {
     true
 }
 
+# ManiSkill imports a package that looks for the git program; a checkout from an archive may come without it.
+check_git() {
+    command -v git >/dev/null && return
+    command -v apt-get >/dev/null || fail "install git and run make setup again"
+    as_root "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends git"
+}
+
 check_renderer() {
     local device command
     if device=$($VENV/bin/python -m par_agent.renderer_probe 2>&1); then
@@ -142,6 +149,7 @@ main() {
     exec 9<"${BASH_SOURCE[0]}" && flock 9 # two makes at once: the second waits
     make_venv
     install_packages
+    check_git
     check_renderer
     say "done"
 }

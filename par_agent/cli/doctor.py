@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,12 @@ def find_renderer() -> list[Finding]:
     return [Finding("renderer", f"none: {lines[-1]}", f"{SETUP} (installs Mesa's software Vulkan driver, or says how)")]
 
 
+def find_git() -> list[Finding]:
+    """The git program, without which ManiSkill cannot be imported."""
+    git = shutil.which("git")
+    return [Finding("git", git or "not found, and ManiSkill does not import without it", "" if git else SETUP)]
+
+
 def find_ffmpeg() -> list[Finding]:
     """The ffmpeg that writes videos."""
     fix = f"{sys.executable} -m pip install 'imageio[ffmpeg]'"
@@ -135,6 +142,7 @@ def examine() -> list[Finding]:
         lambda: check_planner(installed_version("numpy"), installed_version("mplib")),
         check_torchvision,
         find_devices,
+        find_git,
         find_renderer,
         find_ffmpeg,
     ]
