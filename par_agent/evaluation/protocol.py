@@ -53,8 +53,8 @@ def check_seeds(first_seed: int, count: int) -> None:
         raise UserError(f"number of initial states is {count}; it must be at least 1")
     if first_seed < 0 or first_seed + count > PROTOCOL_SEED:
         raise UserError(
-            f"seeds {first_seed} to {first_seed + count - 1} are not allowed: those from {PROTOCOL_SEED} on are reserved "
-            "for the protocol (its states are used when no state seed is given); choose smaller ones, not below 0"
+            f"seeds {first_seed} to {first_seed + count - 1} are not allowed: those from {PROTOCOL_SEED} on are "
+            "reserved for the protocol (its states are used when no state seed is given); choose others below"
         )
 
 

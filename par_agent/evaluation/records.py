@@ -103,7 +103,7 @@ class RunFolder:
                 )
         else:
             write_json(run_file, self._identity)
-        self._file = self.records_file.open("ab")
+        self._file = self.records_file.open("ab", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -143,8 +143,9 @@ class RunFolder:
     def _write(self, records: list[Record]) -> None:
         assert self._file is not None, "the run folder is not open"
         try:
-            self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
-            self._file.flush()
+            content = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+            while content:
+                content = content[self._file.write(content) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(

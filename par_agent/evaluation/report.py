@@ -175,8 +175,8 @@ def terminal_tables(run: BenchmarkRun, results: list[TaskResult]) -> list[Table]
     for column in _TERMINAL_COLUMNS:
         details.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for result in results:
-        row = dict(zip(_RESULT_HEADER, _result_row(result), strict=True))
-        details.add_row(*(row[column] for column in _TERMINAL_COLUMNS))
+        cells = dict(zip(_RESULT_HEADER, _result_row(result), strict=True))
+        details.add_row(*(cells[column] for column in _TERMINAL_COLUMNS))
     tasks = [spec.name for spec in run.specs.values()]
     comparison = Table(title="success rate in % (rows labelled paper: printed there, not measured here)")
     for column in ("method", "source", *tasks):

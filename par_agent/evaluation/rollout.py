@@ -40,7 +40,7 @@ def roll_out(
     policy_seed: int,
     *,
     run_to_end: bool = False,
-    video: Path | None = None,
+    frames: list[np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Rolls a policy out once.
 
@@ -50,7 +50,7 @@ def roll_out(
         state: where the rollout starts.
         policy_seed: 0..4 in the protocol.
         run_to_end: go on after the first success until the step limit.
-        video: file to save an MP4 to; every control step is then rendered once more.
+        frames: if given, the image after every control step is rendered once more and appended.
 
     Returns:
         A record of plain numbers: ``success_once`` (solved after any step), ``success_at_end`` (solved after the last
@@ -65,7 +65,8 @@ def roll_out(
     _seed_everything(seed)
     env.reset(state)
     _reset_policy(policy, seed)
-    recorder = _Recorder(env, video)
+    if frames is not None:
+        frames.append(env.render())
     plan_seconds: list[float] = []
     digest = hashlib.sha256()
     reward: float | None = 0.0
@@ -82,13 +83,13 @@ def roll_out(
             renders += 1
         digest.update(action.numpy().tobytes())
         result = env.step(action)
-        recorder.add_frame()
+        if frames is not None:
+            frames.append(env.render())
         steps += 1
         success = result.success
         reward = None if reward is None or result.reward is None else reward + result.reward
         if success and steps_to_success is None:
             steps_to_success = steps
-    recorder.save()
     return {
         "success_once": steps_to_success is not None,
         "success_at_end": success if run_to_end else None,
@@ -138,32 +139,22 @@ def _checked_action(action: Any, action_size: int) -> torch.Tensor:
     return action.contiguous()
 
 
-class _Recorder:
-    """Collects the frames of a video, or does nothing without a file to save it to."""
+def save_video(path: Path, frames: list[np.ndarray]) -> None:
+    """Writes frames (H, W, 3) uint8 as an MP4 that plays in real time, atomically.
 
-    def __init__(self, env: TaskEnvironment, path: Path | None) -> None:
-        self._env = env
-        self._path = path
-        self._frames: list[np.ndarray] = []
-        self.add_frame()
+    Raises:
+        OSError: the file cannot be written.
+    """
+    import imageio_ffmpeg
 
-    def add_frame(self) -> None:
-        if self._path is not None:
-            self._frames.append(self._env.render())
+    from par_agent.files import atomic_path
 
-    def save(self) -> None:
-        if self._path is None:
-            return
-        import imageio.v3 as imageio
-
-        from par_agent.files import atomic_path
-
-        with atomic_path(self._path) as temporary:
-            imageio.imwrite(
-                temporary,
-                self._frames,
-                extension=".mp4",
-                fps=VIDEO_FRAMES_PER_SECOND,
-                codec="libx264",
-                macro_block_size=8,
-            )
+    height, width = frames[0].shape[:2]
+    with atomic_path(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary), (width, height), fps=VIDEO_FRAMES_PER_SECOND, output_params=["-f", "mp4"]
+        )
+        writer.send(None)
+        for frame in frames:
+            writer.send(frame.tobytes())
+        writer.close()

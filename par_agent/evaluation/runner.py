@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -187,21 +188,22 @@ class BenchmarkRun:
 
     def _roll_out(self, pool: WorkerPool, folder: RunFolder, on_record: Listener) -> None:
         present = {record_key(record) for record in folder.records}
-        pending = []
+        pending: list[RolloutJob] = []
         for job in self._jobs():
             recorded = (self.specs[job.task].name, job.state, job.policy_seed) in present
             # A recorded rollout is repeated, to the bit, only for a video that was not asked for the first time.
             if not recorded or (job.video is not None and not job.video.exists()):
                 pending.append(job)
-        for job, reply in pool.run(pending):
-            assert isinstance(job, RolloutJob)
-            record = self._record(job, reply)
-            if record_key(record) in present:
-                continue
-            folder.append(record)
+        for finished, reply in pool.run(pending):
+            assert isinstance(finished, RolloutJob)
+            record = self._record(finished, reply)
+            if reply.warning is not None:
+                warnings.warn(reply.warning, stacklevel=2)
             if reply.error is not None:
                 folder.log_error(record, reply.traceback or reply.error)
-            on_record(record)
+            if record_key(record) not in present:
+                folder.append(record)
+                on_record(record)
 
     def _record(self, job: RolloutJob, reply: Reply) -> Record:
         """A rollout's line in rollouts.jsonl."""

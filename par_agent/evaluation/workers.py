@@ -22,6 +22,8 @@ from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, resolve_task
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from par_agent.evaluation.environment import TaskEnvironment
     from par_agent.evaluation.policies import Policy
     from par_agent.evaluation.protocol import InitialState
@@ -81,6 +83,8 @@ class Reply:
 
     fields: dict[str, Any] | None = None
     """The rollout's record, None if it failed."""
+    warning: str | None = None
+    """What went wrong beside the rollout."""
     error: str | None = None
     """Exception type and message, or how the worker died."""
     traceback: str = ""
@@ -268,7 +272,7 @@ class _Bench:
             if isinstance(job, StatesJob):
                 self._make_states(job)
                 return Reply()
-            return Reply(self._roll_out(job))
+            return self._roll_out(job)
         except Exception as error:
             self._built.pop(job.task, None)  # built anew for the next rollout, whatever state they are in
             return Reply(error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
@@ -289,12 +293,19 @@ class _Bench:
         spec = self._specs[job.task]
         save_states(job.path, spec, make_states(spec, job.seeds))
 
-    def _roll_out(self, job: RolloutJob) -> dict[str, Any]:
+    def _roll_out(self, job: RolloutJob) -> Reply:
         from par_agent.evaluation.protocol import load_states
-        from par_agent.evaluation.rollout import roll_out
+        from par_agent.evaluation.rollout import roll_out, save_video
 
         env, policy = self._build(job.task)
         if job.states_file not in self._states:
             self._states[job.states_file] = load_states(job.states_file, self._specs[job.task])
         state = self._states[job.states_file][job.state]
-        return roll_out(env, policy, state, job.policy_seed, run_to_end=job.run_to_end, video=job.video)
+        frames: list[np.ndarray] | None = None if job.video is None else []
+        fields = roll_out(env, policy, state, job.policy_seed, run_to_end=job.run_to_end, frames=frames)
+        if job.video is not None and frames is not None:
+            try:
+                save_video(job.video, frames)
+            except (OSError, RuntimeError) as error:  # a lost video is no failed rollout
+                return Reply(fields, warning=f"{job.video} was not saved: {error}")
+        return Reply(fields)

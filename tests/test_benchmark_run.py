@@ -1,0 +1,336 @@
+"""The benchmark's runner in the real simulator: records, resuming after a crash, reproducibility, bad input."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.records import RunFolder, read_records
+from par_agent.evaluation.report import write_results
+from par_agent.evaluation.rollout import TIMING_FIELDS
+from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.tasks import PROTOCOL_SEED
+
+REPOSITORY = Path(__file__).parents[1]
+STATE_SEED = 777000
+TASKS = ("PushCube", "PickCube")
+NUDGE = ("harness_task:NUDGE_CUBE",)
+
+
+class _ActionLog(gym.Wrapper):
+    """Remembers the actions of an episode."""
+
+    actions: list[np.ndarray]
+
+    def reset(self, **arguments: Any) -> Any:
+        self.actions = []
+        return self.env.reset(**arguments)
+
+    def step(self, action: Any) -> Any:
+        self.actions.append(np.asarray(action, dtype=np.float32).copy())
+        return self.env.step(action)
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Motion-planned demonstrations of two initial states of each task."""
+    from mani_skill.examples.motionplanning.panda.solutions import solvePickCube, solvePushCube
+
+    from par_agent.evaluation.environment import make_simulation
+    from par_agent.tasks import get_task
+
+    folder = tmp_path_factory.mktemp("demos")
+    for task, solve in (("PushCube", solvePushCube), ("PickCube", solvePickCube)):
+        env = _ActionLog(make_simulation(get_task(task)))
+        for seed in (STATE_SEED, STATE_SEED + 1):
+            env.reset(seed=seed)
+            qpos = env.unwrapped.agent.robot.get_qpos()[0].numpy().copy()  # type: ignore[attr-defined]
+            solve(env, seed=seed, debug=False, vis=False)
+            np.savez(folder / f"{task}-{seed}.npz", qpos=qpos, actions=np.stack(env.actions))
+        env.close()
+    return folder
+
+
+def command(demos: Path, out: Path, workers: int) -> list[str]:
+    """Eight rollouts; those of PickCube's second state raise an exception."""
+    return [
+        *(sys.executable, str(REPOSITORY / "benchmarks" / "run.py"), "--tasks", *TASKS, "--track", "paper"),
+        *("--policy", "harness_policies:ReplayPolicy", "--policy-seeds", "2", "--workers", str(workers)),
+        *("--policy-kwargs", f"demos={demos}", "noise=0.001", f"fail_seed={STATE_SEED + 1}"),
+        *("--state-seed", str(STATE_SEED), "--num-states", "2", "--out", str(out)),
+    ]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(arguments, cwd=REPOSITORY / "tests", stdout=subprocess.DEVNULL)
+
+
+def records_in(out: Path) -> list[dict[str, Any]]:
+    """The records of the one run under a folder, sorted, without times and without versions (the same in one run)."""
+    (path,) = out.glob("*/rollouts.jsonl")
+    records = [
+        {k: v for k, v in record.items() if k not in (*TIMING_FIELDS, "versions")} for record in read_records(path)
+    ]
+    return sorted(records, key=lambda record: json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def finished(demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run with two workers."""
+    out = tmp_path_factory.mktemp("finished")
+    assert start(command(demos, out, workers=2)).wait(timeout=300) == 0
+    return out
+
+
+def test_every_rollout_is_recorded_once_and_replayed_demonstrations_succeed(finished: Path) -> None:
+    records = records_in(finished)
+    assert {(r["task"], r["state"], r["policy_seed"]) for r in records} == {
+        (task, state, seed) for task in TASKS for state in (0, 1) for seed in (0, 1)
+    }
+    assert len(records) == 8
+    for record in records:
+        if record["state"] == 1:
+            continue
+        assert record["success_once"] and record["error"] is None, record
+        assert record["success_at_end"] is None
+        assert record["steps"] == record["steps_to_success"] <= 400
+        assert record["renders"] == -(-record["steps"] // 8)  # one frame per chunk of 8
+        assert record["env_seed"] == STATE_SEED
+
+
+def test_an_exception_is_recorded_as_a_failure_and_the_run_goes_on(finished: Path) -> None:
+    failed = [record for record in records_in(finished) if record["error"] is not None]
+    assert {(record["task"], record["state"]) for record in failed} == {("PushCube", 1), ("PickCube", 1)}
+    for record in failed:
+        assert record["error"] == "ArithmeticError: made to fail"
+        assert record["success_once"] is False
+    (log,) = finished.glob("*/errors.log")
+    assert "harness_policies.py" in log.read_text()
+
+
+def test_policy_seeds_differ(finished: Path) -> None:
+    records = [record for record in records_in(finished) if record["error"] is None]
+    assert len({record["actions_sha256"] for record in records}) == len(records)
+
+
+def test_the_table_says_what_was_run(finished: Path) -> None:
+    (folder,) = finished.iterdir()
+    for name in ("results.md", "results.csv", "results.json"):
+        assert (
+            f"NOT THE PROTOCOL: initial states from seeds {STATE_SEED} to {STATE_SEED + 1}"
+            in (folder / name).read_text()
+        )
+    assert "| PushCube | 2/4 | 50.0 |" in (folder / "results.md").read_text()
+    assert "| PAR-Full | paper | 100.0 | 73.0 |" in (folder / "results.md").read_text()
+    provenance = json.loads((folder / "results.json").read_text())["provenance"]
+    assert {"command", "git_commit", "checkpoint", "device", "renderer", "versions"} <= provenance.keys()
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_records_whatever_the_number_of_workers(
+    demos: Path, finished: Path, tmp_path: Path
+) -> None:
+    arguments = command(demos, tmp_path, workers=1)
+    process = start(arguments)
+    deadline = time.monotonic() + 200
+    while not any(path.read_bytes().count(b"\n") >= 2 for path in tmp_path.glob("*/rollouts.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (path,) = tmp_path.glob("*/rollouts.jsonl")
+    before = path.read_bytes()
+    assert 2 <= before.count(b"\n") < 8
+    path.write_bytes(before + b'{"task": "PushC')  # what a line cut off by a crash looks like
+    # Videos asked for later repeat rollouts that are on disk and leave their records as they are.
+    assert start([*arguments, "--video", "1"]).wait(timeout=300) == 0
+    assert path.read_bytes().startswith(before)
+    assert records_in(tmp_path) == records_in(finished)
+    (video,) = tmp_path.glob("*/videos/PushCube_state00_seed0.mp4")
+    (record,) = (r for r in records_in(tmp_path) if (r["task"], r["state"], r["policy_seed"]) == ("PushCube", 0, 0))
+    assert imageio.imread(video).shape == (record["steps"] + 1, 512, 512, 3)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_run_with_status_130_and_it_resumes(demos: Path, finished: Path, tmp_path: Path) -> None:
+    arguments = command(demos, tmp_path, workers=2)
+    process = start(arguments)
+    while not any(path.stat().st_size for path in tmp_path.glob("*/rollouts.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert start(arguments).wait(timeout=300) == 0
+    assert records_in(tmp_path) == records_in(finished)
+
+
+def config(out: Path, policy: str = "harness_policies:SevenNumbersPolicy", **arguments: Any) -> RunConfig:
+    options = {"tasks": ("PushCube",), "states": 1, "policy_seeds": 1, **arguments}
+    return RunConfig(policy=PolicySource(policy, options.pop("policy_options", {})), out=out, **options)
+
+
+def run(config: RunConfig) -> tuple[BenchmarkRun, list[dict[str, Any]]]:
+    benchmark = BenchmarkRun(config)
+    return benchmark, benchmark.run(lambda found: None, lambda record: None)
+
+
+def test_a_worker_process_that_dies_is_replaced_and_its_rollout_tried_again(tmp_path: Path) -> None:
+    once = {"died": str(tmp_path / "died")}
+    _, (record,) = run(config(tmp_path, "harness_policies:DyingPolicy", tasks=NUDGE, policy_options=once))
+    assert (record["error"], record["steps"]) == (None, 12)
+
+
+@pytest.mark.slow
+def test_a_rollout_whose_worker_dies_every_time_is_recorded_as_an_error(tmp_path: Path) -> None:
+    benchmark, (record,) = run(config(tmp_path, "harness_policies:DyingPolicy", tasks=NUDGE))
+    assert record["error"] == "the worker process died (exit code -9)"
+    assert write_results(benchmark, [record])[0].errors == 1
+    retried = config(tmp_path, "harness_policies:DyingPolicy", tasks=NUDGE, retry_errors=True)
+    assert len(run(retried)[1]) == 1
+
+
+def test_a_task_and_a_policy_of_ones_own_run_to_the_end(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"policy": "harness_policies:PlainResetPolicy", "tasks": NUDGE, "run_to_end": True}
+    benchmark, first = run(config(tmp_path / "one", **own, states=2, track="native"))
+    assert [(r["task"], r["steps"], r["success_at_end"], r["renders"]) for r in first] == [
+        ("NudgeCube", 12, False, 12)
+    ] * 2
+    assert benchmark.states_file(NUDGE[0]).is_relative_to(benchmark.folder)  # made on first use
+    assert write_results(benchmark, first)[0].success_at_end == 0
+
+
+@pytest.mark.slow
+def test_a_policy_that_draws_from_the_global_generator_is_reproducible_too(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"policy": "harness_policies:PlainResetPolicy", "tasks": NUDGE, "states": 3}
+    _, one = run(config(tmp_path / "one", **own))
+    _, two = run(config(tmp_path / "two", **own, workers=2))
+    assert [record["actions_sha256"] for record in one] == [record["actions_sha256"] for record in two]
+
+
+def test_a_policy_with_another_action_size_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gives actions of 7 numbers; task PushCube takes 8"):
+        run(config(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": ("PushCub",)}, "unknown task 'PushCub'; known tasks: PushCube, PickCube"),
+        ({"tasks": ("harness_policies:CHUNK",)}, "expected a par_agent.tasks.TaskSpec"),
+        ({"tasks": ("harness_task:CLASHING",)}, "the name PushCube belongs to a registered task"),
+        ({"tasks": ("PushCube", "PushCube")}, "given twice"),
+        ({"track": "video"}, "unknown track 'video'; known tracks: paper, native"),
+        ({"states": 26}, "the protocol has 25"),
+        ({"states": 0}, "states is 0"),
+        ({"workers": 0}, "workers is 0"),
+        ({"state_seed": PROTOCOL_SEED}, "reserved for the protocol"),
+        ({"state_seed": PROTOCOL_SEED - 3, "states": 4}, "reserved for the protocol"),
+        ({"state_seed": -1}, "not allowed"),
+        ({"policy": "no-such-checkpoint"}, "neither a checkpoint folder nor bundled"),
+        ({"policy": "no_such_module:Policy"}, "cannot import 'no_such_module'"),
+        ({"policy": "harness_policies:NoSuchPolicy"}, "has no 'NoSuchPolicy'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        BenchmarkRun(config(tmp_path / "out", **arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write results to"):
+        BenchmarkRun(config(tmp_path / "file" / "out"))
+    with pytest.raises(UserError, match="cannot write results to"):
+        BenchmarkRun(config(Path("/proc/out")))
+
+
+def test_another_policy_option_or_track_starts_another_folder(tmp_path: Path) -> None:
+    runs = [
+        BenchmarkRun(config(tmp_path, **arguments))
+        for arguments in (
+            {},
+            {"track": "native"},
+            {"policy_options": {"chunk": 4}},
+            {"state_seed": 5},
+            {"run_to_end": True},
+            {"policy": "harness_policies:DyingPolicy"},
+            {"tasks": ("PickCube",)},
+        )
+    ]
+    assert len({run.folder for run in runs}) == len(runs)
+    more = BenchmarkRun(config(tmp_path, states=25, policy_seeds=5, workers=7, videos=2))
+    assert more.folder == runs[0].folder
+
+
+def test_a_folder_of_another_run_or_in_use_is_refused(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {"policy": "a"}) as folder:
+        folder.append({"task": "PushCube", "state": 0, "policy_seed": 0, "error": None})
+        with pytest.raises(UserError, match="another process is writing"), RunFolder(tmp_path / "run", {"policy": "a"}):
+            pass
+    with pytest.raises(UserError, match="results of another policy, task or version"), RunFolder(tmp_path / "run", {}):
+        pass
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rollouts.jsonl").write_text('{"task": \n{"task": "PushCube"}\n')
+    with pytest.raises(UserError, match=r"rollouts.jsonl, line 1 is damaged"):
+        read_records(tmp_path / "rollouts.jsonl")
+
+
+def test_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
+    record = {"task": "PushCube", "state": 0, "policy_seed": 0, "error": None}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunFolder(tmp_path / "run", {}) as folder:
+        folder.append(record)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (folder.records_file.stat().st_size + 10, limits[1]))
+            with pytest.raises(UserError, match="File too large; once that is solved, the same command resumes"):
+                folder.append({**record, "state": 1})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with RunFolder(tmp_path / "run", {}) as folder:
+        assert folder.records == [record]
+
+
+def test_policy_options_are_read_as_json_or_text() -> None:
+    assert parse_options(["context=4", "execute=null", "name=a=b", "fast=true", "ratio=0.5"]) == {
+        "context": 4,
+        "execute": None,
+        "name": "a=b",
+        "fast": True,
+        "ratio": 0.5,
+    }
+    for bad in (["context"], ["=4"], ["a=1", "a=2"]):
+        with pytest.raises(UserError, match="policy option"):
+            parse_options(bad)
+
+
+def test_options_that_a_class_does_not_take_are_refused() -> None:
+    from par_agent.tasks import get_task
+
+    with pytest.raises(UserError, match=r"does not take these options .*died"):
+        PolicySource("harness_policies:DyingPolicy", {"speed": 2}).build(get_task("PushCube"))
+
+
+def test_the_command_prints_errors_without_a_traceback(tmp_path: Path) -> None:
+    arguments = [sys.executable, "benchmarks/run.py", "--tasks", "PushCub", "--out", str(tmp_path)]
+    finished = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("benchmarks/run.py: error: unknown task 'PushCub'")
+    assert "Traceback" not in finished.stderr
