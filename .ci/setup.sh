@@ -80,7 +80,8 @@ install_packages() {
         return
     fi
     say "installing Python packages (about 2 GB on disk; more with CUDA)"
-    $VENV/bin/python -m pip install --disable-pip-version-check ${options[@]+"${options[@]}"} -e '.[dev]'
+    $VENV/bin/python -m pip install --disable-pip-version-check ${options[@]+"${options[@]}"} -e '.[dev]' |
+        sed '/^Requirement already satisfied/d'
     echo "$wanted" >$STAMP
 }
 
