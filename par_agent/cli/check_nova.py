@@ -116,10 +116,15 @@ def compare(name: str, actual: Tensor | Exception | None, expected: Tensor, fact
 
 
 def tolerance(name: str) -> float:
-    """Agreement expected of an independent float32 implementation, by the kind of tensor."""
+    """Agreement expected of an independent float32 implementation, by the kind of tensor.
+
+    `decoder.time_freq` holds sines of up to 1000 radians, of which float32 keeps 6e-5.
+    """
     if name.startswith("gen"):
         return GENERATION_TOLERANCE
-    return DENOISE_TOLERANCE if name.startswith("denoise") else STAGE_TOLERANCE
+    if name.startswith("denoise") or name == "decoder.time_freq":
+        return DENOISE_TOLERANCE
+    return STAGE_TOLERANCE
 
 
 def _computation(

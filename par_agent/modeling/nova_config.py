@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig, EncoderConfig, NOVAConfig
+from par_agent.modeling.rope import axis_sizes
 
 HEADS = {768: 12, 1024: 16, 1536: 16}
 """Attention heads of the published transformer widths; the ``arch`` strings do not say them."""
@@ -30,7 +31,6 @@ KNOWN_FIELDS = {
 }
 REQUIRED_FIELDS = KNOWN_FIELDS - {"rotary_pos_embed", "video_mixer_rank", "arch_hparams"}
 MIXER = "video_encoder.mixer."
-TIME_KEYS = "video_pos_embed."
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def nova_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], diffus
         video_base_size=base,
         image_base_size=tuple(fields["image_base_size"]),
         absolute_space=not rotary,
-        absolute_time=not rotary and (base[0] > 1 or _has(tensors, TIME_KEYS)),
+        absolute_time=not rotary,
         rotary=rotary,
         motion=base[0] > 1,
         bos_slot=True,
@@ -92,6 +92,13 @@ def nova_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], diffus
     ):
         if not rotary and given != grid:
             raise UserError(f"{name} has {given} rows and columns; image_size {height}x{width} gives {grid} tokens")
+    for encoder in (config.video_encoder, config.image_encoder):
+        sizes = axis_sizes(encoder.width // encoder.heads)
+        if rotary and (0 in sizes or any(size % 2 for size in sizes)):
+            raise UserError(
+                f"rotary positions turn pairs of numbers; heads of {encoder.width // encoder.heads} numbers split into "
+                f"{sizes} for time, row and column, and each must be even"
+            )
     return config
 
 
@@ -152,8 +159,6 @@ def _encoder(part: _Part, arch: str) -> EncoderConfig:
 def _mixer_rank(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int | None:
     if (lora := tensors.get(f"{MIXER}lora.weight")) is not None:
         return lora.shape[0]
-    return -1 if _has(tensors, MIXER) else fields.get("video_mixer_rank") or None
-
-
-def _has(names: Collection[str], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in names)
+    if any(name.startswith(MIXER) for name in tensors):
+        return -1
+    return fields.get("video_mixer_rank") or None
