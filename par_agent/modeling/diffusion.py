@@ -1,0 +1,175 @@
+"""Noise processes of the de-tokenizers: flow matching and DDPM (paper section 4.3; Li et al. 2024).
+
+All tables come from diffusers' ``FlowMatchEulerDiscreteScheduler`` and ``DDPMScheduler``. Their ``step`` methods are
+not
+used: they keep a step counter on the scheduler and draw the noise themselves, while here a step is a pure function of
+its arguments, so that batches of rollouts stay independent and reference noise can be replayed. The numbers are the
+same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from par_agent.errors import UserError
+from par_agent.modeling.config import DiffusionConfig
+
+MIN_VARIANCE = 1e-20
+
+
+@dataclass(frozen=True)
+class Noised:
+    """One draw of the forward process."""
+
+    x: Tensor
+    """Noised sample ``x_t``, of the clean sample's shape."""
+    time: Tensor
+    """Diffusion time that the network reads, float32, of the index' shape."""
+    target: Tensor
+    """What the network learns to predict: the noise (DDPM) or ``noise - clean`` (flow matching)."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The reverse process in a fixed number of steps; every step is linear in sample, network output and fresh
+    noise."""
+
+    times: tuple[float, ...]
+    """Diffusion time that the network reads at each step."""
+    keep: tuple[float, ...]
+    """Factor of the sample."""
+    output: tuple[float, ...]
+    """Factor of the network's output."""
+    noise: tuple[float, ...]
+    """Factor of fresh N(0, 1) noise; 0: the step is deterministic."""
+    sigmas: tuple[float, ...] | None = None
+    """Flow matching only: noise level before each step and after the last."""
+
+    def step(self, j: int, sample: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The sample after step ``j``; ``noise`` may be None where :attr:`noise` is 0."""
+        sample = self.keep[j] * sample + self.output[j] * output
+        return sample if noise is None else sample + self.noise[j] * noise
+
+
+class NoiseProcess:
+    """Training targets and samplers of one diffusers scheduler.
+
+    Args:
+        scheduler: ``FlowMatchEulerDiscreteScheduler``, or ``DDPMScheduler`` with noise prediction and without clipping.
+
+    Raises:
+        UserError: another scheduler.
+    """
+
+    kind: Literal["flow", "ddpm"]
+
+    def __init__(self, scheduler: Any) -> None:
+        name = type(scheduler).__name__
+        if name not in ("FlowMatchEulerDiscreteScheduler", "DDPMScheduler"):
+            raise UserError(f"scheduler {name} is not known; expected FlowMatchEulerDiscreteScheduler or DDPMScheduler")
+        self.kind = "ddpm" if name == "DDPMScheduler" else "flow"
+        config = scheduler.config
+        if self.kind == "ddpm" and (config.prediction_type != "epsilon" or config.clip_sample or config.thresholding):
+            raise UserError(
+                f"DDPMScheduler predicts {config.prediction_type!r} with clip_sample={config.clip_sample}; "
+                "expected 'epsilon' "
+                "without clipping"
+            )
+        self.train_steps: int = config.num_train_timesteps
+        self._scheduler_class, self._scheduler_config = type(scheduler), config
+        table = scheduler.alphas_cumprod if self.kind == "ddpm" else scheduler.sigmas
+        self.table: Tensor = table.detach().to("cpu", torch.float32)
+
+    def draw_index(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
+        device: torch.device,
+    ) -> Tensor:
+        """Training times (int64): uniform for DDPM, ``floor(T sigmoid(N(0, 1)))`` for flow matching, as in NOVA."""
+        if self.kind == "ddpm":
+            return torch.randint(self.train_steps, shape, generator=generator, device=device)
+        normal = torch.randn(shape, generator=generator, device=device)
+        return (normal.sigmoid() * self.train_steps).long().clamp(max=self.train_steps - 1)
+
+    def noised(self, clean: Tensor, noise: Tensor, index: Tensor) -> Noised:
+        """Noises clean samples.
+
+        Args:
+            clean: (..., size) samples.
+            noise: N(0, 1) of the same shape.
+            index: (...) int64 in [0, train_steps), one per sample.
+        """
+        level = self.table.to(clean.device)[index]
+        if self.kind == "ddpm":
+            signal, sigma = (
+                level.sqrt()[..., None].to(clean),
+                (1 - level).sqrt()[..., None].to(clean),
+            )
+            return Noised(signal * clean + sigma * noise, index.float(), noise)
+        sigma = level[..., None].to(clean)
+        return Noised(sigma * noise + (1 - sigma) * clean, self.train_steps * level, noise - clean)
+
+    def sampler(self, steps: int) -> Sampler:
+        """The reverse process in ``steps`` steps.
+
+        Raises:
+            UserError: fewer than 1 or more than the training table has.
+        """
+        if not 1 <= steps <= self.train_steps:
+            raise UserError(f"{steps} denoising steps were asked for; allowed: 1 to {self.train_steps}")
+        with torch.device("cpu"):
+            scheduler = self._scheduler_class.from_config(self._scheduler_config)
+            scheduler.set_timesteps(steps)
+        times = tuple(scheduler.timesteps.tolist())
+        if self.kind == "ddpm":
+            return _ddpm_sampler(scheduler)
+        sigmas = scheduler.sigmas.double().tolist()
+        differences = tuple(b - a for a, b in pairwise(sigmas))
+        return Sampler(times, (1.0,) * steps, differences, (0.0,) * steps, tuple(sigmas))
+
+
+def _ddpm_sampler(scheduler: Any) -> Sampler:
+    """Ho et al. 2020, equations 6 and 7, with the mean written as a combination of the sample and the predicted
+    noise."""
+    times = [int(time) for time in scheduler.timesteps]
+    keep, output, noise = [], [], []
+    for time in times:
+        previous = int(scheduler.previous_timestep(time))
+        total = scheduler.alphas_cumprod[time].double().item()
+        before = scheduler.alphas_cumprod[previous].double().item() if previous >= 0 else 1.0
+        alpha = total / before
+        of_clean = before**0.5 * (1 - alpha) / (1 - total)
+        keep.append(alpha**0.5 * (1 - before) / (1 - total) + of_clean / total**0.5)
+        output.append(-of_clean * ((1 - total) / total) ** 0.5)
+        variance = (1 - before) / (1 - total) * (1 - alpha)
+        noise.append(max(variance, MIN_VARIANCE) ** 0.5 if time > 0 else 0.0)
+    return Sampler(tuple(map(float, times)), tuple(keep), tuple(output), tuple(noise))
+
+
+@cache
+def noise_process(config: DiffusionConfig) -> NoiseProcess:
+    """The process of a configuration; made once per configuration."""
+    with torch.device("cpu"):  # not on the meta device, where a model may be under construction
+        if config.kind == "flow":
+            from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+                FlowMatchEulerDiscreteScheduler,
+            )
+
+            return NoiseProcess(FlowMatchEulerDiscreteScheduler(config.train_steps, shift=config.shift))
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+        return NoiseProcess(
+            DDPMScheduler(
+                config.train_steps,
+                beta_schedule="squaredcos_cap_v2",
+                clip_sample=False,
+                steps_offset=1,
+            )
+        )

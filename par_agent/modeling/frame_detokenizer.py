@@ -1,0 +1,121 @@
+"""Frame de-tokenizer (paper section 4.2.2): a small diffusion MLP that draws each latent patch on its own (Li et al.
+2024)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from par_agent.modeling.embeddings import PatchEmbedding
+
+TIME_FREQUENCIES = 128
+NORM_EPS = 1e-6
+
+
+def timestep_frequencies(time: Tensor) -> Tensor:
+    """``[cos(t f), sin(t f)]`` (..., 256) float32 of diffusion times (...); cosines first, unlike positions."""
+    exponent = -math.log(10000.0) * torch.arange(TIME_FREQUENCIES, device=time.device, dtype=torch.float32)
+    # Angles reach 1000 radians, where one bit of a frequency shows: round the exponential as well as float32 can.
+    angles = time.float()[..., None] * (exponent / TIME_FREQUENCIES).double().exp().float()
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+class Projection(nn.Module):
+    """Linear, SiLU, linear."""
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_width, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1(x)))
+
+
+class Modulation(nn.Module):
+    """Linear layer that turns a condition into ``parts`` vectors of the token's width: scale, shift and perhaps
+    gate."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.proj = nn.Linear(width, parts * width)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.proj(F.silu(condition)).chunk(self.parts, -1)
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm without parameters of its own, then scale and shift."""
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+class DiffusionBlock(nn.Module):
+    """Gated residual MLP, modulated by time and condition."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = Modulation(width, 3)
+        self.proj = Projection(width, width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift, gate = self.norm1(condition)
+        return x + gate * self.norm2(self.proj(modulate(x, scale, shift)))
+
+
+class TimeConditionEmbedding(nn.Module):
+    """Sum of the projected condition and the projected diffusion time."""
+
+    def __init__(self, condition_width: int, width: int) -> None:
+        super().__init__()
+        self.timestep_proj = Projection(2 * TIME_FREQUENCIES, width)
+        self.condition_proj = Projection(condition_width, width)
+
+    def forward(self, time: Tensor, condition: Tensor) -> Tensor:
+        """Embeddings (B, n, W) of times (B,) or (B, n) and conditions (B, n, D)."""
+        time = time[:, None] if time.ndim == 1 else time
+        return self.condition_proj(condition) + self.timestep_proj(timestep_frequencies(time).to(condition))
+
+
+class FrameDetokenizer(nn.Module):
+    """Predicts the noise (or velocity) of noised latent patches from the spatial encoder's output.
+
+    Every token is computed on its own, so any subset of a frame's tokens may be passed.
+
+    Args:
+        channels: latent channels ``C``.
+        patch: latent pixels a side of one token, ``p``.
+        condition_width: width ``D`` of the spatial encoder.
+        width: width of the MLP.
+        depth: number of blocks.
+    """
+
+    def __init__(self, channels: int, patch: int, condition_width: int, width: int, depth: int) -> None:
+        super().__init__()
+        size = patch * patch * channels
+        self.patch_embed = PatchEmbedding(channels, patch, width)
+        self.time_cond_embed = TimeConditionEmbedding(condition_width, width)
+        self.blocks = nn.ModuleList(DiffusionBlock(width) for _ in range(depth))
+        self.norm = Modulation(width, 2)
+        self.head = nn.Linear(width, size)
+
+    def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
+        """Noise or velocity (B, n, p p C) in patch vector order.
+
+        Args:
+            x: (B, n, p p C) noised patch vectors.
+            time: (B,) or (B, n) diffusion time in network units (0 to 1000).
+            z: (B, n, D) conditions.
+        """
+        # A convolution whose kernel is its stride is a linear layer on patch vectors (channel fastest).
+        proj = self.patch_embed.proj
+        x = F.linear(x, proj.weight.permute(0, 2, 3, 1).flatten(1), proj.bias)
+        condition = self.time_cond_embed(time, z)
+        for block in self.blocks:
+            x = block(x, condition)
+        scale, shift = self.norm(condition)
+        return self.head(modulate(x, scale, shift))

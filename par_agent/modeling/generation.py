@@ -1,0 +1,199 @@
+"""Frame generation (NOVA; paper section 4.2.2): set by set within a frame, frame by frame within a clip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from par_agent.errors import UserError
+from par_agent.modeling.diffusion import NoiseProcess, Sampler, noise_process
+from par_agent.modeling.nova import NOVA
+from par_agent.modeling.spatial_encoder import gather_tokens, scatter_tokens
+
+
+class NoiseSource(Protocol):
+    """Where generation takes its random numbers from; every call draws anew."""
+
+    def start(self, shape: tuple[int, ...]) -> Tensor:
+        """N(0, 1) latents (B, C, h, w) that one set's denoising starts from."""
+        ...
+
+    def step(self, shape: tuple[int, ...]) -> Tensor:
+        """N(0, 1) latents (B, C, h, w) that a stochastic denoising step adds."""
+        ...
+
+    def order(self, batch: int, patches: int) -> Tensor:
+        """(B, F) int64: the order in which a frame's patches are drawn."""
+        ...
+
+
+class RandomNoise:
+    """Random numbers of a seeded generator."""
+
+    def __init__(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> None:
+        self._generator = generator
+        self._dtype = dtype
+
+    def start(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self._generator, device=self._generator.device, dtype=self._dtype)
+
+    step = start
+
+    def order(self, batch: int, patches: int) -> Tensor:
+        return torch.rand(batch, patches, generator=self._generator, device=self._generator.device).argsort(1)
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How frames are drawn. The defaults are NOVA's."""
+
+    mask_steps: int = 64
+    """Sets that a frame's patches are drawn in, at most."""
+    diffusion_steps: int = 25
+    """Denoising steps per set."""
+    guidance: float = 5.0
+    """Classifier-free guidance; 1 or less: none, and half the work."""
+
+    def __post_init__(self) -> None:
+        for name in ("mask_steps", "diffusion_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def guided(self) -> bool:
+        """Whether every sample is also drawn without its prompt."""
+        return self.guidance > 1
+
+
+def mask_schedule(patches: int, steps: int) -> list[int]:
+    """Patches drawn in each set: few at first, many at last (cosine); empty sets are left out.
+
+    >>> mask_schedule(24, 4)
+    [2, 5, 8, 9]
+    """
+    left = [round(patches * math.cos(math.pi * k / (2 * steps))) for k in range(steps + 1)]
+    return [a - b for a, b in pairwise(left) if a > b]
+
+
+def guide(outputs: Tensor, guidance: float) -> Tensor:
+    """``null + g (prompt - null)`` (B, ...) of outputs (2 B, ...) whose first half saw the prompt."""
+    prompt, null = outputs.chunk(2)
+    return null + guidance * (prompt - null)
+
+
+def denoise(
+    nova: NOVA,
+    z: Tensor,
+    start: Tensor,
+    sampler: Sampler,
+    draw: Callable[[tuple[int, ...]], Tensor],
+    ids: Tensor,
+    guidance: float | None = None,
+) -> Tensor:
+    """Draws patches by running the de-tokenizer's reverse process.
+
+    Args:
+        nova: the model.
+        z: (B, F, D) spatial encoder outputs; (2 B, F, D) with guidance, the rows with prompt first.
+        start: (B, C, h, w) N(0, 1).
+        sampler: steps of the reverse process.
+        draw: gives N(0, 1) latents (B, C, h, w) for stochastic steps.
+        ids: (B, n) int64, the patches to draw.
+        guidance: strength; None: unguided.
+
+    Returns:
+        (B, F, p p C) patch vectors. Those outside ``ids`` hold nothing of use: for them the process runs with the
+        sample in place of the network's output, as in the published model.
+    """
+    copies = 1 if guidance is None else 2
+    x = nova.patchify(start)
+    wanted = gather_tokens(z, ids.repeat(copies, 1))
+    for j, time in enumerate(sampler.times):
+        tokens = gather_tokens(x, ids).repeat(copies, 1, 1)
+        output = nova.image_decoder(tokens, torch.full((len(tokens),), time, device=x.device), wanted)
+        output = output if guidance is None else guide(output, guidance)
+        noise = nova.patchify(draw(tuple(start.shape))) if sampler.noise[j] else None
+        x = sampler.step(j, x, scatter_tokens(x, ids, output), noise)
+    return x
+
+
+@torch.inference_mode()
+def generate_frame(
+    nova: NOVA,
+    condition: Tensor,
+    noise: NoiseSource,
+    order: Tensor,
+    config: GenerationConfig,
+    process: NoiseProcess | None = None,
+) -> Tensor:
+    """Draws one frame (B, C, h, w) of scaled latents.
+
+    Args:
+        nova: the model.
+        condition: (B, M, D) condition tokens of the frame; with guidance (2 B, M, D), those with prompt first.
+        noise: random numbers.
+        order: (B, F) int64, the order in which patches are drawn.
+        config: numbers of steps and guidance.
+        process: noise process; None: the model's own.
+    """
+    process = noise_process(nova.config.diffusion) if process is None else process
+    sampler = process.sampler(config.diffusion_steps)
+    copies = 2 if config.guided else 1
+    batch = len(condition) // copies
+    shape = (batch, nova.config.latent_channels, *nova.config.latent_size)
+    frame = condition.new_zeros(batch, nova.config.image_tokens, nova.patch_size)
+    done = 0
+    for count in mask_schedule(nova.config.image_tokens, config.mask_steps):
+        known, ids = order[:, :done], order[:, done : done + count]
+        latents = nova.unpatchify(frame).repeat(copies, 1, 1, 1)
+        z = nova.encode_frame(latents, condition, known.repeat(copies, 1))
+        start = noise.start(shape).to(frame)
+        drawn = denoise(nova, z, start, sampler, noise.step, ids, config.guidance if config.guided else None)
+        frame = scatter_tokens(frame, ids, gather_tokens(drawn, ids))
+        done += count
+    return nova.unpatchify(frame)
+
+
+@torch.inference_mode()
+def generate_clip(
+    nova: NOVA,
+    prefix: Tensor,
+    frames: int,
+    noise: NoiseSource,
+    config: GenerationConfig,
+    process: NoiseProcess | None = None,
+    first_frame: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Yields the frames (B, C, h, w) of a clip one after another, as scaled latents.
+
+    Args:
+        nova: the model.
+        prefix: (B, P, D) from ``nova.prefix``; with guidance (2 B, P, D), the null prompts last.
+        frames: latent frames to generate, the first included.
+        noise: random numbers; one order of patches serves all frames.
+        config: numbers of steps and guidance.
+        process: noise process; None: the model's own.
+        first_frame: (B, C, h, w) given first frame (image to video); it is yielded as it is.
+
+    Raises:
+        UserError: no frames were asked for, or the first frame has another shape than the model's.
+    """
+    if frames < 1:
+        raise UserError(f"{frames} frames were asked for; it must be at least 1")
+    copies = 2 if config.guided else 1
+    order = noise.order(len(prefix) // copies, nova.config.image_tokens)
+    condition, stream = nova.start(prefix, frames)
+    for index in range(frames):
+        if index == 0 and first_frame is not None:
+            frame = first_frame
+        else:
+            frame = generate_frame(nova, condition, noise, order, config, process)
+        yield frame
+        if index + 1 < frames:
+            condition, _ = nova.advance(frame.repeat(copies, 1, 1, 1), stream)
