@@ -75,7 +75,10 @@ def command(demos: Path, out: Path, workers: int) -> list[str]:
 
 
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(arguments, cwd=REPOSITORY / "tests", stdout=subprocess.DEVNULL)
+    def accept_ctrl_c() -> None:  # which background jobs of a shell ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(arguments, cwd=REPOSITORY / "tests", stdout=subprocess.DEVNULL, preexec_fn=accept_ctrl_c)
 
 
 def records_in(out: Path) -> list[dict[str, Any]]:
