@@ -4,13 +4,11 @@ folder."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nova_fixtures import ROOT, WEIGHTS, damaged, full_keys, reference
-from safetensors.torch import save_file
+from nova_fixtures import ROOT, damaged, full_keys, reference, write_nova
 
 from par_agent.cli.check_nova import compare_all
 from par_agent.errors import UserError
@@ -46,31 +44,6 @@ def test_every_stage_of_the_reference_belongs_to_a_method():
     assert {name.split(".")[0] for name in REFERENCE_NAMES} == set(STAGES)
 
 
-def write_model(folder: Path, rotary: bool = False, mixer_rank: int | None = None, **changes: Any) -> dict[str, Any]:
-    """Writes a randomly initialised model in the published layout; returns its configuration."""
-    fields: dict[str, Any] = {
-        "_class_name": "NOVATransformer3DModel",
-        "image_dim": 4,
-        "image_size": [64, 32],
-        "image_stride": 8,
-        "text_token_dim": 12,
-        "text_token_len": 3,
-        "rotary_pos_embed": rotary,
-        "video_base_size": [5, 2, 1],
-        "image_base_size": [4, 2],
-        "video_mixer_rank": mixer_rank,
-        "arch": ["vit_d3w64", "vit_d5w64", "mlp_d1w32"],
-        "arch_hparams": {name: {"heads": 2} for name in ("video_encoder", "image_encoder")},
-    }
-    fields.update(changes)
-    torch.manual_seed(0)
-    model = NOVA(nova_config({k: v for k, v in fields.items() if k[0] != "_"}, {}, DiffusionConfig("ddpm")))
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(fields))
-    save_file({name: value.half() for name, value in model.state_dict().items()}, folder / WEIGHTS)
-    return fields
-
-
 def clip(model: NOVA, batch: int = 2, frames: int = 4) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, 4, frames, *model.config.latent_size, generator=generator)
@@ -79,7 +52,7 @@ def clip(model: NOVA, batch: int = 2, frames: int = 4) -> torch.Tensor:
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("mixer_rank", [None, 5, -1])
 def test_other_sizes_load_with_and_without_rotary_positions_and_mixer(tmp_path, rotary, mixer_rank):
-    write_model(tmp_path / "transformer", rotary, mixer_rank)
+    write_nova(tmp_path / "transformer", rotary, mixer_rank)
     model = NOVA.from_pretrained(tmp_path)
     assert any(name.startswith("video_pos_embed.") for name in model.state_dict()) is not rotary
     assert model.config.mixer_rank == mixer_rank
@@ -94,7 +67,7 @@ def test_other_sizes_load_with_and_without_rotary_positions_and_mixer(tmp_path, 
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_cached_frames_give_the_outputs_of_the_whole_sequence(tmp_path, rotary):
-    write_model(tmp_path / "transformer", rotary, mixer_rank=2)
+    write_nova(tmp_path / "transformer", rotary, mixer_rank=2)
     model = NOVA.from_pretrained(tmp_path)
     latents, prefix = clip(model), model.prefix([torch.ones(1, 12)] * 2)
     with torch.inference_mode():
@@ -105,7 +78,7 @@ def test_cached_frames_give_the_outputs_of_the_whole_sequence(tmp_path, rotary):
 
 
 def test_rotary_positions_make_frames_depend_on_where_patches_are(tmp_path):
-    write_model(tmp_path / "transformer", rotary=True)
+    write_nova(tmp_path / "transformer", rotary=True)
     model = NOVA.from_pretrained(tmp_path)
     frame, condition = torch.ones(1, 4, *model.config.latent_size), torch.ones(1, 2, 64)
     with torch.inference_mode():
@@ -181,7 +154,7 @@ def test_the_mixer_is_found_in_the_weights_even_if_the_configuration_does_not_me
 
 
 def test_a_released_folder_brings_its_own_scheduler(tmp_path):
-    write_model(tmp_path / "transformer")
+    write_nova(tmp_path / "transformer")
     (tmp_path / "scheduler").mkdir()
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nova_fixtures import write_phi
 
 from par_agent.errors import UserError
 from par_agent.modeling.text_encoder import HashTextEncoder, PhiTextEncoder
@@ -44,22 +45,7 @@ def test_hashed_instructions_are_cut_at_the_text_length_and_may_be_empty():
 
 @pytest.fixture(scope="module")
 def phi_folder(tmp_path_factory) -> Path:
-    """A tiny Phi with random weights and a word tokenizer, in a NOVA folder's layout."""
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {word: index for index, word in enumerate(["[unk]", "push", "the", "red", "cube"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[unk]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder = tmp_path_factory.mktemp("nova")
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[unk]")
-    fast.save_pretrained(folder / "tokenizer")
-    torch.manual_seed(0)
-    config = transformers.PhiConfig(
-        vocab_size=5, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    transformers.PhiModel(config).save_pretrained(folder / "text_encoder")
-    return folder
+    return write_phi(tmp_path_factory.mktemp("nova"), WIDTH)
 
 
 def test_phi_gives_one_feature_row_per_token_and_none_for_the_empty_prompt(phi_folder):

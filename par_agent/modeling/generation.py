@@ -108,17 +108,18 @@ def denoise(
         guidance: strength; None: unguided.
 
     Returns:
-        (B, F, p p C) patch vectors. Those outside ``ids`` hold nothing of use: for them the process runs with the
-        sample in place of the network's output, as in the published model.
+        (B, F, p p C) patch vectors, float32 or finer. Those outside ``ids`` hold nothing of use: for them the process
+        runs with the sample in place of the network's output, as in the published model.
     """
     copies = 1 if guidance is None else 2
-    x = nova.patchify(start)
+    # The network may run in a half type; the sample is kept in float32 at least.
+    x = nova.patchify(start).to(torch.promote_types(z.dtype, torch.float32))
     wanted = gather_tokens(z, ids.repeat(copies, 1))
     for j, time in enumerate(sampler.times):
-        tokens = gather_tokens(x, ids).repeat(copies, 1, 1)
-        output = nova.image_decoder(tokens, torch.full((len(tokens),), time, device=x.device), wanted)
+        tokens = gather_tokens(x, ids).repeat(copies, 1, 1).to(z.dtype)
+        output = nova.image_decoder(tokens, torch.full((len(tokens),), time, device=x.device), wanted).to(x.dtype)
         output = output if guidance is None else guide(output, guidance)
-        noise = nova.patchify(draw(tuple(start.shape))) if sampler.noise[j] else None
+        noise = nova.patchify(draw(tuple(start.shape))).to(x.dtype) if sampler.noise[j] else None
         x = sampler.step(j, x, scatter_tokens(x, ids, output), noise)
     return x
 
@@ -147,13 +148,15 @@ def generate_frame(
     copies = 2 if config.guided else 1
     batch = len(condition) // copies
     shape = (batch, nova.config.latent_channels, *nova.config.latent_size)
-    frame = condition.new_zeros(batch, nova.config.image_tokens, nova.patch_size)
+    frame = condition.new_zeros(
+        batch, nova.config.image_tokens, nova.patch_size, dtype=torch.promote_types(condition.dtype, torch.float32)
+    )
     done = 0
     for count in mask_schedule(nova.config.image_tokens, config.mask_steps):
         known, ids = order[:, :done], order[:, done : done + count]
         latents = nova.unpatchify(frame).repeat(copies, 1, 1, 1)
         z = nova.encode_frame(latents, condition, known.repeat(copies, 1))
-        start = noise.start(shape).to(frame)
+        start = noise.start(shape)
         drawn = denoise(nova, z, start, sampler, noise.step, ids, config.guidance if config.guided else None)
         frame = scatter_tokens(frame, ids, gather_tokens(drawn, ids))
         done += count

@@ -263,15 +263,21 @@ class NOVA(nn.Module):
         return self.mask_embed.mask_token.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.mask_embed.mask_token.dtype
+
+    @property
     def patch_size(self) -> int:
         """Numbers per patch vector."""
         return self.config.image_patch**2 * self.config.latent_channels
 
     def _check(self, latents: Tensor) -> Tensor:
+        """Latents in the weights' type, if the model can read them."""
         expected = (self.config.latent_channels, *self.config.latent_size)
         if (latents.shape[1], *latents.shape[-2:]) != expected:
             raise UserError(
                 f"latents have shape {tuple(latents.shape)}; this model reads {expected[0]} channels of "
                 f"{expected[1]}x{expected[2]}"
             )
-        return latents
+        return latents.to(self.dtype)

@@ -98,6 +98,11 @@ class OpenSoraVAEConfig:
         """Frame pixels a side per latent pixel."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    @property
+    def time_factor(self) -> int:
+        """Frames that each latent frame but the first stands for when decoded."""
+        return 2 ** (len(self.block_out_channels) - 2)
+
 
 def _dims(field: str, name: str, prefix: str) -> int:
     allowed = {f"{prefix}2D": 2, f"{prefix}3D": 3}

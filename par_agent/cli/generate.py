@@ -1,0 +1,135 @@
+"""`par-agent generate`: draws a clip from a prompt with a NOVA folder (transformer, vae, scheduler, text encoder)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from par_agent.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from par_agent.modeling.generation import GenerationConfig
+    from par_agent.modeling.nova import NOVA
+    from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Text (and image) to video."""
+
+    model: Path
+    """NOVA folder in the diffusers layout: transformer, vae, scheduler, text_encoder, tokenizer."""
+    prompt: str
+    """What the clip shows."""
+    out: Path
+    """File to write: .mp4, .gif, or .png for one frame."""
+    frames: int = 9
+    """Frames to generate: 1 + 4 k, since the VAE's latent frames stand for four each after the first."""
+    image: Path | None = None
+    """Picture to start from; it is cropped at its centre and resized to the model's size."""
+    negative_prompt: str = ""
+    """What guidance leads away from; empty: NOVA's null prompt."""
+    guidance: float = 5.0
+    """Strength of classifier-free guidance; 1: none, and half the work."""
+    mask_steps: int = 64
+    """Sets that the patches of a frame are drawn in, at most."""
+    diffusion_steps: int = 25
+    """Denoising steps per set."""
+    flow: float = 5.0
+    """Strength of motion."""
+    fps: float = 12.0
+    """Frames a second, of the file and as the model is told."""
+    text_cache: Path | None = None
+    """Folder of cached text features; prompts found there need no text encoder."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    device: str = "cpu"
+    """Torch device, for example cuda."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type to compute in."""
+
+
+def main(config: GenerateConfig) -> int:
+    """Generates, decodes and writes one clip."""
+    import torch
+
+    from par_agent.modeling.generation import GenerationConfig
+    from par_agent.modeling.nova import NOVA
+    from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
+    from par_agent.modeling.text_encoder import PhiTextEncoder
+    from par_agent.videos import check_video_path, write_video
+
+    check_video_path(config.out, config.frames)
+    steps = GenerationConfig(config.mask_steps, config.diffusion_steps, config.guidance)
+    device, dtype = torch.device(config.device), getattr(torch, config.dtype)
+    vae = AutoencoderKLOpenSora.from_pretrained(config.model / "vae", device=device, dtype=dtype)
+    latent_frames = _latent_frames(config.frames, vae.config.time_factor)
+    nova = NOVA.from_pretrained(config.model, device=device, dtype=dtype)
+    text = PhiTextEncoder(
+        config.model, cache=config.text_cache, dim=nova.config.text_dim, length=nova.config.text_length, device=device
+    )
+    prompts = [config.prompt] + ([config.negative_prompt] if steps.guided else [])
+    features = [text.encode(prompt).to(device) for prompt in prompts]
+    generator = torch.Generator(device).manual_seed(config.seed)
+    with torch.inference_mode():
+        motion = [torch.full((len(prompts),), value, device=device) for value in (config.flow, config.fps)]
+        prefix = nova.prefix(features, *motion)
+        first = None if config.image is None else _first_frame(config.image, nova, vae, generator)
+        latents = _latents(nova, prefix, latent_frames, steps, generator, first)
+        pixels = vae.decode(vae.unscale(latents).to(dtype))[0]
+    write_video(config.out, _to_uint8(pixels), config.fps)
+    print(f"wrote {pixels.shape[1]} frames of {pixels.shape[2]}x{pixels.shape[3]} to {config.out}")
+    return 0
+
+
+def _latent_frames(frames: int, factor: int) -> int:
+    if frames < 1 or (frames - 1) % factor:
+        raise UserError(f"--frames is {frames}; allowed: 1, {1 + factor}, {1 + 2 * factor}, ... (1 + {factor} k)")
+    return 1 + (frames - 1) // factor
+
+
+def _latents(
+    nova: NOVA,
+    prefix: torch.Tensor,
+    frames: int,
+    steps: GenerationConfig,
+    generator: torch.Generator,
+    first: torch.Tensor | None,
+) -> torch.Tensor:
+    """Scaled latents (1, C, T, h, w), with a progress bar over frames."""
+    import torch
+    from tqdm import tqdm
+
+    from par_agent.modeling.generation import RandomNoise, generate_clip
+
+    clip = generate_clip(nova, prefix, frames, RandomNoise(generator), steps, first_frame=first)
+    return torch.stack(list(tqdm(clip, total=frames, desc="latent frames")), 2)
+
+
+def _first_frame(path: Path, nova: NOVA, vae: AutoencoderKLOpenSora, generator: torch.Generator) -> torch.Tensor:
+    """Scaled latents (1, C, h, w) of a picture, sampled from the VAE's posterior as the published pipeline does."""
+    import imageio.v3 as imageio
+    import torch
+
+    from par_agent.transforms import crop_and_resize
+
+    try:
+        image = imageio.imread(path, mode="RGB")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a picture: {error}") from None
+    height, width = (size * vae.config.spatial_factor for size in nova.config.latent_size)
+    scale = min(image.shape[0] / height, image.shape[1] / width)
+    crop_height, crop_width = max(1, int(height * scale)), max(1, int(width * scale))
+    top, left = (image.shape[0] - crop_height) // 2, (image.shape[1] - crop_width) // 2
+    image = crop_and_resize(image, (top, left, crop_height, crop_width), (height, width))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(nova.mask_embed.mask_token) / 127.5 - 1
+    return vae.scale(vae.encode(pixels).sample(generator))
+
+
+def _to_uint8(pixels: torch.Tensor) -> np.ndarray:
+    """(3, T, H, W) in [-1, 1] to (T, H, W, 3) uint8."""
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
