@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -90,9 +90,8 @@ def guide(outputs: Tensor, guidance: float) -> Tensor:
 def denoise(
     nova: NOVA,
     z: Tensor,
-    start: Tensor,
     sampler: Sampler,
-    draw: Callable[[tuple[int, ...]], Tensor],
+    noise: NoiseSource,
     ids: Tensor,
     guidance: float | None = None,
 ) -> Tensor:
@@ -101,9 +100,8 @@ def denoise(
     Args:
         nova: the model.
         z: (B, F, D) spatial encoder outputs; (2 B, F, D) with guidance, the rows with prompt first.
-        start: (B, C, h, w) N(0, 1).
         sampler: steps of the reverse process.
-        draw: gives N(0, 1) latents (B, C, h, w) for stochastic steps.
+        noise: random numbers.
         ids: (B, n) int64, the patches to draw.
         guidance: strength; None: unguided.
 
@@ -112,15 +110,16 @@ def denoise(
         runs with the sample in place of the network's output, as in the published model.
     """
     copies = 1 if guidance is None else 2
+    shape = (len(ids), nova.config.latent_channels, *nova.config.latent_size)
     # The network may run in a half type; the sample is kept in float32 at least.
-    x = nova.patchify(start).to(torch.promote_types(z.dtype, torch.float32))
+    x = nova.patchify(noise.start(shape)).to(torch.promote_types(z.dtype, torch.float32))
     wanted = gather_tokens(z, ids.repeat(copies, 1))
     for j, time in enumerate(sampler.times):
         tokens = gather_tokens(x, ids).repeat(copies, 1, 1).to(z.dtype)
         output = nova.image_decoder(tokens, torch.full((len(tokens),), time, device=x.device), wanted).to(x.dtype)
         output = output if guidance is None else guide(output, guidance)
-        noise = nova.patchify(draw(tuple(start.shape))).to(x.dtype) if sampler.noise[j] else None
-        x = sampler.step(j, x, scatter_tokens(x, ids, output), noise)
+        fresh = nova.patchify(noise.step(shape)).to(x.dtype) if sampler.noise[j] else None
+        x = sampler.step(j, x, scatter_tokens(x, ids, output), fresh)
     return x
 
 
@@ -147,7 +146,6 @@ def generate_frame(
     sampler = process.sampler(config.diffusion_steps)
     copies = 2 if config.guided else 1
     batch = len(condition) // copies
-    shape = (batch, nova.config.latent_channels, *nova.config.latent_size)
     frame = condition.new_zeros(
         batch, nova.config.image_tokens, nova.patch_size, dtype=torch.promote_types(condition.dtype, torch.float32)
     )
@@ -156,8 +154,7 @@ def generate_frame(
         known, ids = order[:, :done], order[:, done : done + count]
         latents = nova.unpatchify(frame).repeat(copies, 1, 1, 1)
         z = nova.encode_frame(latents, condition, known.repeat(copies, 1))
-        start = noise.start(shape)
-        drawn = denoise(nova, z, start, sampler, noise.step, ids, config.guidance if config.guided else None)
+        drawn = denoise(nova, z, sampler, noise, ids, config.guidance if config.guided else None)
         frame = scatter_tokens(frame, ids, gather_tokens(drawn, ids))
         done += count
     return nova.unpatchify(frame)

@@ -7,7 +7,7 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from par_agent.modeling.attention_mask import block_causal_mask
-from par_agent.modeling.diffusion import NoiseProcess
+from par_agent.modeling.diffusion import NoiseProcess, Sampler
 from par_agent.modeling.embeddings import space_embedding
 from par_agent.modeling.frame_detokenizer import timestep_frequencies
 from par_agent.modeling.frame_loss import FrameNoise, frame_loss
-from par_agent.modeling.generation import GenerationConfig, denoise, generate_clip
+from par_agent.modeling.generation import GenerationConfig, denoise, generate_clip, mask_schedule
 from par_agent.modeling.nova import DEFAULT_FPS, NOVA
 from par_agent.modeling.spatial_encoder import scatter_tokens
 from par_agent.modeling.vae_reference import recorded
@@ -45,24 +45,32 @@ def transformer_outputs(
             continue
         try:
             results |= method(stages)
-        except (RuntimeError, ValueError, KeyError, IndexError, AssertionError) as error:
+        except (RuntimeError, ValueError, KeyError, IndexError, AssertionError, StopIteration) as error:
             results |= dict.fromkeys(wanted, error)
     return results
 
 
 class ReplayedNoise:
-    """Noise of a reference run, handed out in the order in which it was drawn."""
+    """Noise of a reference run.
 
-    def __init__(self, start: Tensor | None, step: Tensor | None, order: Tensor | None = None) -> None:
-        self._start = [] if start is None else list(start)
-        self._step = [] if step is None else list(step)
+    Args:
+        start: (S, B, C, h, w), one block per set of patches that was drawn.
+        step: (S * blocks, B, C, h, w), the blocks of each set in the order of its denoising steps; None: no such noise.
+        order: (B, F) int64, the order in which patches were drawn.
+    """
+
+    def __init__(self, start: Tensor, step: Tensor | None = None, order: Tensor | None = None) -> None:
+        self._sets = iter(zip(start, [()] * len(start) if step is None else step.chunk(len(start)), strict=True))
+        self._steps: Iterator[Tensor] = iter(())
         self._order = order
 
     def start(self, shape: tuple[int, ...]) -> Tensor:
-        return self._start.pop(0).reshape(shape)
+        start, steps = next(self._sets)
+        self._steps = iter(steps)
+        return start.reshape(shape)
 
     def step(self, shape: tuple[int, ...]) -> Tensor:
-        return self._step.pop(0).reshape(shape)
+        return next(self._steps).reshape(shape)
 
     def order(self, batch: int, patches: int) -> Tensor:
         assert self._order is not None and self._order.shape == (batch, patches)
@@ -219,15 +227,7 @@ class Stages:
         }
 
     def denoise(self) -> dict[str, Tensor]:
-        sampler = self.flow_process.sampler(self.description["steps"])
-        x = denoise(
-            self.nova,
-            self.image_outputs,
-            self.inputs["denoise.noise"],
-            sampler,
-            ReplayedNoise(None, None).step,
-            self.pred_ids,
-        )
+        x, sampler = self._denoise(self.flow_process, None)
         return {
             "denoise.out": x,
             "denoise.sigmas": torch.tensor(sampler.sigmas),
@@ -235,10 +235,7 @@ class Stages:
         }
 
     def denoise_ddpm(self) -> dict[str, Tensor]:
-        sampler = self.ddpm_process.sampler(self.description["steps"])
-        noise = ReplayedNoise(None, self.inputs["denoise_ddpm.step_noise"])
-        start = self.inputs["denoise.noise"]
-        x = denoise(self.nova, self.image_outputs, start, sampler, noise.step, self.pred_ids)
+        x, sampler = self._denoise(self.ddpm_process, self.inputs["denoise_ddpm.step_noise"])
         return {
             "denoise_ddpm.out": x,
             "denoise_ddpm.timesteps": torch.tensor(sampler.times).long(),
@@ -253,8 +250,8 @@ class Stages:
         known, ids = self.known_ids[::total], self.pred_ids[::total]
         z = self.nova.encode_frame(first, condition, known.repeat(2, 1))
         sampler = self.flow_process.sampler(self.description["steps"])
-        start, guidance = self.inputs["denoise_cfg.noise"], self.description["cfg_scale"]
-        x = denoise(self.nova, z, start, sampler, ReplayedNoise(None, None).step, ids, guidance)
+        noise = ReplayedNoise(self.inputs["denoise_cfg.noise"][None])
+        x = denoise(self.nova, z, sampler, noise, ids, self.description["cfg_scale"])
         return {"denoise_cfg.cond": condition, "denoise_cfg.z": z, "denoise_cfg.out": x[:batch]}
 
     def loss_fm(self) -> dict[str, Tensor]:
@@ -293,6 +290,11 @@ class Stages:
 
     # --- helpers ---
 
+    def _denoise(self, process: NoiseProcess, step: Tensor | None) -> tuple[Tensor, Sampler]:
+        sampler = process.sampler(self.description["steps"])
+        noise = ReplayedNoise(self.inputs["denoise.noise"][None], step)
+        return denoise(self.nova, self.image_outputs, sampler, noise, self.pred_ids), sampler
+
     def _loss(
         self, name: str, process: NoiseProcess, latents: Tensor, condition: Tensor, known_ids: Tensor, source: str
     ) -> dict[str, Tensor]:
@@ -326,8 +328,9 @@ class Stages:
     ) -> Tensor:
         config = GenerationConfig(self.description["K"], self.description["steps"], guidance)
         prefix = self._generation_prefix(config.guided)
-        noise = ReplayedNoise(start.flatten(0, 1), step, self.inputs["gen.pred_ids"][..., 0])
-        clip = generate_clip(self.nova, prefix, self.latents.shape[2], noise, config, process, first_frame)
+        sets = len(mask_schedule(self.nova.config.image_tokens, config.mask_steps))
+        noise = ReplayedNoise(start[:, :sets].flatten(0, 1), step, self.inputs["gen.pred_ids"][..., 0])
+        clip = generate_clip(self.nova, prefix, len(start), noise, config, process, first_frame)
         return torch.stack(list(clip), 2)
 
 
