@@ -130,8 +130,12 @@ def tolerance(name: str) -> float:
 def _computation(
     config: CheckNovaConfig, reference: dict[str, Tensor], description: Any, device: Any, dtype: Any
 ) -> Callable[[set[str]], dict[str, Tensor | Exception]]:
+    import torch
+
     inputs = {name.removeprefix("in."): value for name, value in reference.items() if name.startswith("in.")}
-    inputs = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
+    # Half types are for the model alone: noise and times stay float32, as they do in training and generation.
+    wide = torch.promote_types(dtype, torch.float32)
+    inputs = {name: value.to(device, wide if value.is_floating_point() else None) for name, value in inputs.items()}
     if (config.transformer is None) == (config.vae is None):
         raise UserError("pass one of --transformer FOLDER and --vae FOLDER")
     if config.vae is not None:

@@ -107,13 +107,13 @@ class FrameDetokenizer(nn.Module):
         """Noise or velocity (B, n, p p C) in patch vector order.
 
         Args:
-            x: (B, n, p p C) noised patch vectors.
+            x: (B, n, p p C) noised patch vectors, of any floating point type; results have the type of ``z``.
             time: (B,) or (B, n) diffusion time in network units (0 to 1000).
             z: (B, n, D) conditions.
         """
         # A convolution whose kernel is its stride is a linear layer on patch vectors (channel fastest).
         proj = self.patch_embed.proj
-        x = F.linear(x, proj.weight.permute(0, 2, 3, 1).flatten(1), proj.bias)
+        x = F.linear(x.to(z.dtype), proj.weight.permute(0, 2, 3, 1).flatten(1), proj.bias)
         condition = self.time_cond_embed(time, z)
         for block in self.blocks:
             x = block(x, condition)

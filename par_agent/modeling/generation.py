@@ -115,7 +115,7 @@ def denoise(
     x = nova.patchify(noise.start(shape)).to(torch.promote_types(z.dtype, torch.float32))
     wanted = gather_tokens(z, ids.repeat(copies, 1))
     for j, time in enumerate(sampler.times):
-        tokens = gather_tokens(x, ids).repeat(copies, 1, 1).to(z.dtype)
+        tokens = gather_tokens(x, ids).repeat(copies, 1, 1)
         output = nova.image_decoder(tokens, torch.full((len(tokens),), time, device=x.device), wanted).to(x.dtype)
         output = output if guidance is None else guide(output, guidance)
         fresh = nova.patchify(noise.step(shape)).to(x.dtype) if sampler.noise[j] else None

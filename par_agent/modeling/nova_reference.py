@@ -88,7 +88,7 @@ class Stages:
     @cached_property
     def latents(self) -> Tensor:
         """(B, C, T, h, w)."""
-        return self.inputs["latents"]
+        return self.inputs["latents"].to(self.nova.dtype)
 
     @cached_property
     def frames(self) -> Tensor:

@@ -45,10 +45,11 @@ def vae_outputs(
         names: outputs that are wanted. An input that fails has its exception in place of its outputs.
     """
     results: dict[str, Tensor | Exception] = {}
+    dtype = vae.encoder.conv_in.weight.dtype
     for source, value in inputs.items():
-        cases = [(source, value)]
+        cases = [(source, value.to(dtype))]
         if value.ndim == 4 and not source.startswith("latent"):
-            cases.append((f"{source}_as_clip", value[:, :, None]))
+            cases.append((f"{source}_as_clip", value[:, :, None].to(dtype)))
         for name, x in cases:
             kind, run = ("dec", _decode) if source.startswith("latent") else ("enc", _encode)
             prefix = f"{kind}.{name}."
