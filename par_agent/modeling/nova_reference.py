@@ -7,7 +7,7 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -60,7 +60,10 @@ class ReplayedNoise:
     """
 
     def __init__(self, start: Tensor, step: Tensor | None = None, order: Tensor | None = None) -> None:
-        self._sets = iter(zip(start, [()] * len(start) if step is None else step.chunk(len(start)), strict=True))
+        steps: Sequence[Sequence[Tensor]] = [()] * len(start)
+        if step is not None:
+            steps = [blocks.unbind(0) for blocks in step.chunk(len(start))]
+        self._sets = iter(zip(start, steps, strict=True))
         self._steps: Iterator[Tensor] = iter(())
         self._order = order
 
