@@ -1,0 +1,1 @@
+"""Demonstrations, rendered episodes and the statistics that normalise them."""

@@ -1,0 +1,115 @@
+"""On-disk format of rendered episodes: one folder a dataset, one HDF5 file an episode.
+
+::
+
+    dataset/
+      spec.json                      what was asked for (a RenderSpec); written first, compared when rendering resumes
+      dataset.json                   summary and normalisation statistics; written last: without it the dataset is unfinished
+      episodes/episode_000000.h5     attributes: instruction, env_id, seed, source, source_episode, control_mode
+        frames/<camera>              (K, H, W, 3) uint8 RGB, compressed losslessly (LZF), one chunk a frame
+        frame_steps                  (K,) int32, the control step before which each frame was taken, ascending
+        proprioception               (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
+        actions                      (T, A) float32, in the controller's units; absent in action-free (video) episodes
+
+Frames exist only at chunk boundaries; joint positions and actions exist at every control step, so that any frame can start a
+chunk of any length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from par_agent.errors import UserError
+from par_agent.files import atomic_path, read_json
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One rendered episode of ``T`` control steps and ``K`` frames."""
+
+    frames: dict[str, np.ndarray]
+    """Camera name -> (K, H, W, 3) uint8 RGB."""
+    frame_steps: np.ndarray
+    """(K,) int32 control step of each frame."""
+    proprioception: np.ndarray
+    """(T + 1, P) float32 joint positions."""
+    actions: np.ndarray | None
+    """(T, A) float32, or None for action-free video."""
+    attributes: dict[str, Any]
+    """instruction, env_id, seed, source, source_episode, control_mode."""
+
+
+def write_episode(path: Path, episode: Episode) -> None:
+    """Writes one episode file atomically."""
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(episode.attributes)
+        for camera, frames in episode.frames.items():
+            file.create_dataset(f"frames/{camera}", data=frames, chunks=(1, *frames.shape[1:]), compression="lzf")
+        file["frame_steps"] = episode.frame_steps.astype(np.int32)
+        file["proprioception"] = episode.proprioception.astype(np.float32)
+        if episode.actions is not None:
+            file["actions"] = episode.actions.astype(np.float32)
+
+
+def read_episode(path: Path, *, frames: bool = True) -> Episode:
+    """Reads one episode file; ``frames=False`` skips the images.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            images = {camera: np.asarray(data) for camera, data in file["frames"].items()} if frames else {}
+            actions = np.asarray(file["actions"]) if "actions" in file else None
+            return Episode(
+                images, np.asarray(file["frame_steps"]), np.asarray(file["proprioception"]), actions, dict(file.attrs)
+            )
+    except (OSError, KeyError) as error:
+        raise UserError(
+            f"episode file {path} is damaged ({error}); delete it and run `par-agent render` again"
+        ) from None
+
+
+class RenderedDataset:
+    """A finished folder of rendered episodes.
+
+    Raises:
+        UserError: the folder does not exist, is unfinished, or lacks episodes or statistics.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "spec.json").is_file():
+            raise UserError(f"{self.folder} is not a rendered dataset (no spec.json); make one with `par-agent render`")
+        if not (self.folder / "dataset.json").is_file():
+            raise UserError(f"{self.folder} is unfinished (no dataset.json); run the same `par-agent render` again")
+        self.spec: dict[str, Any] = read_json(self.folder / "spec.json")
+        self.summary: dict[str, Any] = read_json(self.folder / "dataset.json")
+        self.paths = sorted((self.folder / "episodes").glob("episode_*.h5"))
+        if len(self.paths) != self.summary["num_episodes"]:
+            raise UserError(
+                f"{self.folder} lists {self.summary['num_episodes']} episodes but holds {len(self.paths)}; "
+                "run the same `par-agent render` again"
+            )
+        if not self.paths:
+            raise UserError(f"{self.folder} holds no episodes; render a trajectory file with at least one")
+        if "statistics" not in self.summary:
+            raise UserError(f"{self.folder}/dataset.json lacks its normalisation statistics; render the dataset again")
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras that were rendered."""
+        return tuple(self.spec["cameras"])
+
+    @property
+    def has_actions(self) -> bool:
+        """False for action-free video."""
+        return "actions" in self.summary["statistics"]
+
+    def __len__(self) -> int:
+        return len(self.paths)

@@ -1,0 +1,211 @@
+"""From simulator states to frames: sets each chunk-boundary state and renders it once; no physics is re-stepped."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from par_agent.data.episodes import Episode, write_episode
+from par_agent.data.trajectory import TrajectoryFile
+from par_agent.errors import UserError
+from par_agent.tasks import PROTOCOL_SEED, get_task
+from par_agent.transforms import crop_and_resize
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+@dataclass(frozen=True)
+class RenderSpec:
+    """Everything that decides the pixels and the steps of a rendered dataset."""
+
+    env_id: str
+    """Gymnasium id of the environment."""
+    source: str
+    """Trajectory file, or ``random-motion`` for action-free video of random arm motion from random initial states."""
+    num_episodes: int
+    """Episodes to render, from the first."""
+    instruction: str
+    """Language instruction stored with every episode."""
+    cameras: tuple[str, ...] = ("render_camera",)
+    """``render_camera`` and/or names of the environment's sensor cameras."""
+    crop: tuple[int, int, int, int] | None = None
+    """Top, left, height and width in pixels of the rendered image; None keeps all of it."""
+    size: tuple[int, int] | None = None
+    """Height and width of the stored frames; None keeps the crop's."""
+    chunk_length: int = 8
+    """Control steps from one stored frame's chunk to the next (``L``)."""
+    stride: int = 8
+    """Control steps between stored frames."""
+    phase: int = 0
+    """Control step of the first stored frame."""
+    first_seed: int = 1_000_000
+    """``random-motion`` only: environment seed of the first episode."""
+    motion_steps: int = 0
+    """``random-motion`` only: control steps of random arm motion after the initial state; 0 keeps the initial state alone."""
+
+    def __post_init__(self) -> None:
+        if self.num_episodes < 1:
+            raise UserError(f"num_episodes is {self.num_episodes}; it must be at least 1")
+        for name in ("chunk_length", "stride"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.phase < self.stride:
+            raise UserError(f"phase is {self.phase}; it must be from 0 to stride - 1 = {self.stride - 1}")
+        if not self.cameras:
+            raise UserError("no camera given; name render_camera or a sensor camera of the environment")
+        if self.is_random and self.first_seed + self.num_episodes > PROTOCOL_SEED:
+            raise UserError(
+                f"seeds {self.first_seed} to {self.first_seed + self.num_episodes - 1} reach the evaluation protocol's "
+                f"(from {PROTOCOL_SEED}), which never enter training data; choose a smaller first_seed"
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the episodes are made here, without actions, instead of being read from a trajectory file."""
+        return self.source == "random-motion"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        content = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
+
+
+def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
+    """Control steps of the stored frames of an episode of ``num_steps`` steps: chunk boundaries and the last state.
+
+    >>> frame_steps(20, 8, 0).tolist()
+    [0, 8, 16, 20]
+    """
+    steps = list(range(phase, num_steps + 1, stride))
+    return np.array(steps if steps and steps[-1] == num_steps else [*steps, num_steps], dtype=np.int32)
+
+
+class Renderer:
+    """A ManiSkill environment that shows given states to chosen cameras."""
+
+    def __init__(self, spec: RenderSpec) -> None:
+        os.environ.setdefault("LP_NUM_THREADS", "1")
+        import gymnasium
+        import mani_skill.envs  # noqa: F401  registers the environments
+
+        self.spec = spec
+        self._sensors = tuple(camera for camera in spec.cameras if camera != "render_camera")
+        shader = {"shader_pack": "minimal"}
+        self.env: gymnasium.Env = gymnasium.make(
+            spec.env_id,
+            obs_mode="rgb" if self._sensors else "none",
+            control_mode=get_task(spec.env_id).control_mode,
+            render_mode="rgb_array",
+            sim_backend="physx_cpu",
+            render_backend="cpu",
+            sensor_configs=shader,
+            human_render_camera_configs=shader,
+        )
+        self.base: Any = self.env.unwrapped
+        self.env.reset(seed=0)
+        available = ["render_camera", *self.base.scene.sensors]
+        unknown = [camera for camera in spec.cameras if camera not in available]
+        if unknown:
+            raise UserError(f"{spec.env_id} has no camera {unknown[0]!r}; it has {', '.join(available)}")
+
+    @property
+    def robot(self) -> str:
+        """Name of the robot's articulation in state dictionaries."""
+        return self.base.agent.robot.name
+
+    def set_state(self, states: dict[str, dict[str, np.ndarray]], step: int) -> None:
+        """Puts the simulator into row ``step`` of recorded states."""
+        import torch
+
+        self.base.set_state_dict(
+            {
+                kind: {name: torch.from_numpy(rows[step : step + 1]) for name, rows in actors.items()}
+                for kind, actors in states.items()
+            }
+        )
+
+    def frames(self) -> dict[str, np.ndarray]:
+        """Camera -> (H, W, 3) uint8 RGB of the present state, cropped and resized as the spec says."""
+        images: dict[str, np.ndarray] = {}
+        if "render_camera" in self.spec.cameras:
+            images["render_camera"] = self.base.render_rgb_array("render_camera")[0].cpu().numpy()
+        if self._sensors:
+            observed = self.base._get_obs_sensor_data()
+            images.update({camera: observed[camera]["rgb"][0].cpu().numpy() for camera in self._sensors})
+        return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
+
+    def render_demonstration(self, trajectories: TrajectoryFile, index: int) -> Episode:
+        """Renders episode ``index`` of a trajectory file at its chunk boundaries."""
+        demonstration = trajectories.read(index)
+        if demonstration.seed >= PROTOCOL_SEED:
+            raise UserError(
+                f"{trajectories.path}: episode {demonstration.episode_id} starts from seed {demonstration.seed}, which the "
+                f"evaluation protocol reserves (from {PROTOCOL_SEED}); leave it out of training data"
+            )
+        steps = frame_steps(demonstration.num_steps, self.spec.stride, self.spec.phase)
+        images = []
+        for step in steps:
+            self.set_state(demonstration.states, int(step))
+            images.append(self.frames())
+        attributes = self._attributes(demonstration.seed, demonstration.episode_id)
+        proprioception = demonstration.joint_positions(self.robot)
+        return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes)
+
+    def render_random_motion(self, index: int) -> Episode:
+        """Steps a smooth random walk of the arm from a random initial state; stores frames and joint positions, no actions."""
+        seed = self.spec.first_seed + index
+        self.env.reset(seed=seed)
+        generator = np.random.default_rng(seed)
+        dof = int(self.base.agent.robot.get_qpos().shape[1])
+        size = int(np.prod(self.env.action_space.shape or ()))
+        steps = frame_steps(self.spec.motion_steps, self.spec.stride, 0)
+        target = self.base.agent.robot.get_qpos()[0, :size].cpu().numpy()
+        velocity = np.zeros(size, np.float32)
+        images, positions = [], np.zeros((self.spec.motion_steps + 1, dof), np.float32)
+        for step in range(self.spec.motion_steps + 1):
+            positions[step] = self.base.agent.robot.get_qpos()[0].cpu().numpy()
+            if step in steps:
+                images.append(self.frames())
+            if step < self.spec.motion_steps:
+                velocity = 0.9 * velocity + generator.normal(0, 0.01, size).astype(np.float32)
+                target = np.clip(target + velocity, self.env.action_space.low, self.env.action_space.high)
+                self.env.step(target)
+        return Episode(_stack(images), steps, positions, None, self._attributes(seed, index))
+
+    def _attributes(self, seed: int, source_episode: int) -> dict[str, Any]:
+        return {
+            "instruction": self.spec.instruction,
+            "env_id": self.spec.env_id,
+            "seed": seed,
+            "source": Path(self.spec.source).name,
+            "source_episode": source_episode,
+            "control_mode": get_task(self.spec.env_id).control_mode,
+        }
+
+
+def _stack(images: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {camera: np.stack([image[camera] for image in images]) for camera in images[0]}
+
+
+def episode_path(folder: Path, index: int) -> Path:
+    """File of episode ``index`` of a dataset folder."""
+    return folder / "episodes" / f"episode_{index:06d}.h5"
+
+
+def render_episodes(spec: RenderSpec, folder: Path, indices: list[int], report: Any) -> None:
+    """Renders episodes into their files; calls ``report(number of frames)`` after each. Runs inside one worker process."""
+    renderer = Renderer(spec)
+    trajectories = None if spec.is_random else TrajectoryFile(spec.source)
+    for index in indices:
+        if trajectories is None:
+            episode = renderer.render_random_motion(index)
+        else:
+            episode = renderer.render_demonstration(trajectories, index)
+        write_episode(episode_path(folder, index), episode)
+        report(len(episode.frame_steps))

@@ -1,0 +1,75 @@
+"""Transformer block with the norm after each branch, as in NOVA."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from par_agent.modeling.config import EncoderConfig
+from par_agent.modeling.kv_cache import KVCache
+from par_agent.modeling.rope import Rotation, rotate
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, heads, S, head_dim) of tokens (B, S, D), rotated where asked."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return (q, k, v) if rotation is None else (rotate(q, rotation), rotate(k, rotation), v)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention output (B, S, D); ``mask`` True: may attend."""
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
+        return self.attend(*self.project(x, rotation), mask)
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """``x + norm1(attention(x))``, then ``x + norm2(mlp(x))``; nothing is normalised before a branch."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config.width, config.heads)
+        self.norm1 = nn.LayerNorm(config.width)
+        self.mlp = MLP(config.width, config.mlp_ratio * config.width)
+        self.norm2 = nn.LayerNorm(config.width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
+        """Tokens (B, S, D) to tokens; ``mask`` broadcasts to (B, heads, S, S), True: may attend."""
+        x = x + self.norm1(self.attn(x, mask, rotation))
+        return x + self.norm2(self.mlp(x))
+
+    def step(self, x: Tensor, mask: Tensor, rotation: Rotation | None, cache: KVCache, layer: int) -> Tensor:
+        """One physical token (B, block, D) against the cached past."""
+        q, k, v = self.attn.project(x, rotation)
+        keys, values = cache.write_block(layer, k, v)
+        x = x + self.norm1(self.attn.attend(q, keys, values, mask))
+        return x + self.norm2(self.mlp(x))
+
+    def prefill(self, x: Tensor, rotation: Rotation | None, cache: KVCache, layer: int) -> Tensor:
+        """The prefix (B, P, D), which sees only itself."""
+        q, k, v = self.attn.project(x, rotation)
+        cache.write_prefix(layer, k, v)
+        x = x + self.norm1(self.attn.attend(q, k, v, None))
+        return x + self.norm2(self.mlp(x))

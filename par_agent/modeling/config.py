@@ -1,0 +1,237 @@
+"""Sizes and options of every part of the model, as frozen, validated dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from par_agent.errors import UserError
+
+CONFIG_VERSION = 1
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value < 1:
+            raise UserError(f"{type(owner).__name__}.{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A stack of transformer blocks."""
+
+    depth: int
+    """Number of blocks."""
+    width: int
+    """Token width ``D``."""
+    heads: int
+    """Attention heads; must divide the width."""
+    mlp_ratio: int = 4
+    """Hidden width of the MLP over the token width."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "depth", "width", "heads", "mlp_ratio")
+        if self.width % self.heads:
+            raise UserError(f"EncoderConfig.heads is {self.heads}; it must divide the width {self.width}")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise process of a de-tokenizer (Li et al. 2024, "diffusion loss"); the schedulers are diffusers' own."""
+
+    kind: Literal["flow", "ddpm"] = "flow"
+    """``flow``: flow matching, velocity target. ``ddpm``: cosine betas, noise target (the released NOVA video model)."""
+    train_steps: int = 1000
+    """Length of the training noise table."""
+    shift: float = 1.0
+    """Flow matching only: shift of the noise levels towards noise."""
+    sampling_steps: int = 10
+    """Denoising steps at inference."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "train_steps", "sampling_steps")
+        if self.kind not in ("flow", "ddpm"):
+            raise UserError(f"DiffusionConfig.kind is {self.kind!r}; allowed: 'flow', 'ddpm'")
+        if self.sampling_steps > self.train_steps:
+            raise UserError(f"sampling_steps {self.sampling_steps} exceeds train_steps {self.train_steps}")
+
+
+@dataclass(frozen=True)
+class NOVAConfig:
+    """The autoregressive video model (Deng et al. 2024) that PAR grows out of: causal transformer and frame de-tokenizer."""
+
+    latent_channels: int
+    """Channels of the frame VAE's latents."""
+    latent_size: tuple[int, int]
+    """Height and width of one latent frame."""
+    video_patch: int
+    """Latent pixels a side of one frame token in the temporal encoder."""
+    image_patch: int
+    """Latent pixels a side of one token in the spatial encoder and the frame de-tokenizer."""
+    video_encoder: EncoderConfig
+    """Temporal encoder: the causal transformer."""
+    image_encoder: EncoderConfig
+    """Spatial encoder of the masked set-by-set frame generation."""
+    decoder_depth: int
+    """Blocks of the diffusion MLP."""
+    decoder_width: int
+    """Width of the diffusion MLP."""
+    text_dim: int
+    """Width of the frozen text encoder's features."""
+    text_length: int
+    """Text tokens that every instruction is padded to."""
+    video_base_size: tuple[int, int, int]
+    """Frames, rows and columns that absolute positions refer to."""
+    image_base_size: tuple[int, int]
+    """Rows and columns of the spatial encoder's token grid."""
+    absolute_space: bool = True
+    """Adds sine/cosine row and column embeddings to frame tokens."""
+    absolute_time: bool = True
+    """Adds a projected sine/cosine time embedding to frame tokens."""
+    rotary: bool = False
+    """Rotates queries and keys of frame tokens by (time, row, column)."""
+    motion: bool = True
+    """Has the two motion tokens (optical flow, frames a second) of NOVA's prefix."""
+    bos_slot: bool = True
+    """Starts the sequence with NOVA's begin-of-video frame slot."""
+    mixer_rank: int | None = None
+    """Rank of the scaling-and-shift layer on frame conditions; negative: full rank; None: no such layer."""
+    stem_widths: tuple[int, ...] = ()
+    """Widths of a convolutional stem before the patch embedding, each halving the resolution but the first; empty: none."""
+    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig("ddpm", sampling_steps=25))
+    """Noise process of the frame de-tokenizer."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            self, "latent_channels", "video_patch", "image_patch", "decoder_depth", "decoder_width", "text_length"
+        )
+        for name in ("video_patch", "image_patch"):
+            patch = getattr(self, name)
+            if any(size % patch for size in self.latent_size):
+                raise UserError(f"NOVAConfig.{name} is {patch}; it must divide the latent size {self.latent_size}")
+        if self.stem_widths and self.video_patch % 2 ** (len(self.stem_widths) - 1):
+            raise UserError(
+                f"a stem of {len(self.stem_widths)} widths does not fit a video patch of {self.video_patch}"
+            )
+
+    @property
+    def video_grid(self) -> tuple[int, int]:
+        """Rows and columns of frame tokens in the temporal encoder."""
+        return self.latent_size[0] // self.video_patch, self.latent_size[1] // self.video_patch
+
+    @property
+    def image_grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens in the spatial encoder."""
+        return self.latent_size[0] // self.image_patch, self.latent_size[1] // self.image_patch
+
+    @property
+    def video_tokens(self) -> int:
+        """Frame tokens of one step."""
+        return self.video_grid[0] * self.video_grid[1]
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one frame in the spatial encoder."""
+        return self.image_grid[0] * self.image_grid[1]
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """Action tokenizer and Action-DiT (paper sections 4.2.1 and 4.2.3)."""
+
+    action_size: int = 8
+    """Numbers per action (``A``)."""
+    proprioception_size: int = 9
+    """Numbers of joint positions that join each frame as one token; 0: none."""
+    chunk_length: int = 8
+    """Actions per chunk (``L``)."""
+    tokenizer_widths: tuple[int, ...] = (576,)
+    """Hidden widths of the action tokenizer's MLP."""
+    width: int = 512
+    """Width of the Action-DiT."""
+    depth: int = 3
+    """Blocks of the Action-DiT."""
+    heads: int = 8
+    """Attention heads of the Action-DiT."""
+    rotary_base: float = 100.0
+    """Base of the rotary frequencies for the position inside a chunk."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Noise process of the action de-tokenizer."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "action_size", "chunk_length", "width", "depth", "heads")
+        if self.proprioception_size < 0:
+            raise UserError(f"ActionConfig.proprioception_size is {self.proprioception_size}; it must be 0 or more")
+        if self.width % self.heads:
+            raise UserError(f"ActionConfig.heads is {self.heads}; it must divide the width {self.width}")
+
+
+@dataclass(frozen=True)
+class PARConfig:
+    """Everything that decides the shapes of a :class:`~par_agent.modeling.par.PARModel`."""
+
+    name: str
+    """Name of the preset or of the checkpoint."""
+    nova: NOVAConfig
+    """Causal transformer and frame path."""
+    action: ActionConfig
+    """Action path."""
+    max_context: int = 16
+    """Physical tokens that the policy remembers at most; past it the oldest leave, the text and the first stay."""
+    noise_samples: int = 4
+    """Times that noise and time are drawn per token and condition (Li et al. 2024; paper section 4.3)."""
+    version: int = CONFIG_VERSION
+    """Format version of this configuration."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_context", "noise_samples")
+        if self.version > CONFIG_VERSION:
+            raise UserError(
+                f"this configuration has format version {self.version}; this package reads up to {CONFIG_VERSION}: update par_agent"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> PARConfig:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: a field is unknown, missing or out of range, or the format is newer than this package.
+        """
+        if content.get("version", CONFIG_VERSION) > CONFIG_VERSION:
+            raise UserError(
+                f"this configuration has format version {content['version']}; this package reads up to {CONFIG_VERSION}: "
+                "update par_agent"
+            )
+        nova = dict(content["nova"])
+        for name in ("video_encoder", "image_encoder"):
+            nova[name] = build(EncoderConfig, nova[name])
+        nova["diffusion"] = build(DiffusionConfig, nova["diffusion"])
+        action = dict(content["action"])
+        action["diffusion"] = build(DiffusionConfig, action["diffusion"])
+        parts = {"nova": build(NOVAConfig, nova), "action": build(ActionConfig, action)}
+        return build(cls, {**content, **parts})
+
+
+def build(cls: type, content: dict[str, Any]) -> Any:
+    """Makes a configuration dataclass from JSON, turning lists into tuples.
+
+    Raises:
+        UserError: unknown or missing fields, each named.
+    """
+    known = {f.name for f in dataclasses.fields(cls)}
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if unknown := sorted(set(content) - known):
+        raise UserError(f"unknown fields in {cls.__name__}: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if missing := sorted(required - set(content)):
+        raise UserError(f"missing fields in {cls.__name__}: {', '.join(missing)}")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})

@@ -1,0 +1,69 @@
+"""Rotary positions with separate frequencies for frames and actions (Su et al. 2024; paper section 4.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines, each (..., S, head_dim / 2) float32."""
+
+
+def axis_sizes(head_dim: int) -> tuple[int, int, int]:
+    """Dimensions of a head that turn with time, row and column (NOVA: an eighth for time, the rest in halves).
+
+    >>> axis_sizes(64)
+    (8, 28, 28)
+    """
+    time = head_dim // 8
+    return time, (head_dim - time) // 2, (head_dim - time) // 2
+
+
+def frequencies(size: int, base: float, device: torch.device | None = None) -> Tensor:
+    """``base ** (-2 i / size)`` for the ``size / 2`` pairs of one axis."""
+    return base ** (-torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
+
+
+def frame_rotation(positions: Tensor, head_dim: int, base: float = 10000.0) -> Rotation:
+    """Rotation of frame tokens.
+
+    Args:
+        positions: (..., S, 3) time, row and column of each token.
+        head_dim: Width of one attention head.
+        base: Base of the frequencies.
+    """
+    parts = zip(positions.float().unbind(-1), axis_sizes(head_dim), strict=True)
+    angles = torch.cat([p[..., None] * frequencies(size, base, p.device) for p, size in parts], -1)
+    return angles.cos(), angles.sin()
+
+
+def action_rotation(step: Tensor, fraction: Tensor, head_dim: int, base: float) -> Rotation:
+    """Rotation of action tokens at time ``n + l / L``.
+
+    The pairs that turn with time in a frame turn with ``n`` here too, at the same frequencies, so that attention between
+    frames and actions depends on their distance in time only; the pairs of rows and columns turn with ``l / L`` at
+    frequencies of their own.
+
+    Args:
+        step: (..., S) physical step ``n``.
+        fraction: (..., S) position in the chunk, ``l / L``, from 0 to 1.
+        head_dim: Width of one attention head.
+        base: Base of the action frequencies.
+    """
+    time, row, column = axis_sizes(head_dim)
+    coarse = step.float()[..., None] * frequencies(time, 10000.0, step.device)
+    fine = fraction.float()[..., None] * torch.pi * frequencies(row + column, base, step.device)
+    angles = torch.cat([coarse, fine], -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turns adjacent pairs of the last axis.
+
+    Args:
+        x: (B, heads, S, head_dim).
+        rotation: Cosines and sines (S, head_dim / 2) or (B, S, head_dim / 2).
+    """
+    cos, sin = (part.unsqueeze(-3).to(x.dtype) for part in rotation)
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
