@@ -1,0 +1,33 @@
+"""Folders of ``config.json`` + ``model.safetensors`` for this package's own modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from par_agent.files import atomic_path, write_json
+from par_agent.modeling.weights import load_weights, read_tensors
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Writes a module's configuration and float32 (or half type) weights, each file atomically, the weights last."""
+    write_json(folder / CONFIG, config)
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, temporary)
+
+
+def load_module(module: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Fills a module (which may be on the meta device) from a folder of :func:`save_module`.
+
+    Raises:
+        UserError: the weights are missing, damaged or do not fit.
+    """
+    path = folder / WEIGHTS
+    load_weights(module, read_tensors(path), path, dtype)

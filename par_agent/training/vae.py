@@ -1,0 +1,158 @@
+"""Trains the small frame VAE on rendered frames (with or without actions)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from par_agent.data.episodes import RenderedDataset
+from par_agent.data.prefetch import prefetch
+from par_agent.errors import UserError
+from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
+from par_agent.modeling.pretrained import save_module
+from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
+
+HELD_OUT = 20
+"""One episode in this many is kept for validation."""
+
+
+@dataclass(frozen=True)
+class VAETraining:
+    """Trains a frame VAE on rendered datasets; run the same command again to resume."""
+
+    data: tuple[Path, ...]
+    """Rendered datasets, with or without actions."""
+    out: Path
+    """Folder of the run; the frozen VAE ends up in its `vae` folder."""
+    camera: str = "render_camera"
+    """Camera whose frames to train on."""
+    steps: int = 1500
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Patches a step."""
+    patch: int = 160
+    """Side of the square patches, pixels."""
+    learning_rate: float = 2e-3
+    """Peak rate of AdamW."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    kl_weight: float = 1e-4
+    """Weight of the KL divergence."""
+    seed: int = 0
+    """Fixes initial weights, order and noise."""
+    checkpoint_minutes: float = 2.0
+    """Minutes between checkpoints."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    model: FrameVAEConfig = field(default_factory=FrameVAEConfig)
+    """Sizes of the VAE."""
+
+
+class FrameSampler:
+    """Random square patches of random frames, fixed by seed and step."""
+
+    def __init__(self, paths: list[Path], camera: str, seed: int) -> None:
+        self.paths, self.camera, self.seed = paths, camera, seed
+
+    def patches(self, step: int, count: int, size: int | None) -> Tensor:
+        """(count, size, size, 3) uint8 patches; whole frames if ``size`` is None."""
+        generator = np.random.default_rng([self.seed, step])
+        images = []
+        for index in generator.integers(len(self.paths), size=count):
+            with h5py.File(self.paths[index], "r") as file:
+                if self.camera not in file["frames"]:
+                    raise UserError(
+                        f"{self.paths[index]} has no camera {self.camera!r}; it has {', '.join(file['frames'])}"
+                    )
+                frames = file["frames"][self.camera]
+                image = frames[int(generator.integers(len(frames)))]
+            if size is not None:
+                if size > min(image.shape[:2]):
+                    raise UserError(f"patches of {size} pixels do not fit frames of {image.shape[0]}x{image.shape[1]}")
+                top, left = (int(generator.integers(extent - size + 1)) for extent in image.shape[:2])
+                image = image[top : top + size, left : left + size]
+            images.append(image)
+        return torch.from_numpy(np.stack(images))
+
+
+def split_paths(datasets: list[RenderedDataset]) -> tuple[list[Path], list[Path]]:
+    """Episode files for training and for validation, one in :data:`HELD_OUT` of each dataset."""
+    paths = [path for dataset in datasets for path in dataset.paths]
+    held = [path for dataset in datasets for path in dataset.paths[::HELD_OUT]]
+    taken = set(held)
+    return [path for path in paths if path not in taken] or paths, held
+
+
+def train_vae(options: VAETraining) -> dict[str, Any]:
+    """Runs or resumes training, writes the frozen VAE into ``out`` and returns its measurements."""
+    torch.manual_seed(options.seed)
+    train, held = split_paths([RenderedDataset(folder) for folder in options.data])
+    device = torch.device(options.device)
+    vae = FrameVAE(options.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(vae, options.learning_rate, 0.0)
+    checkpoints, modules, start = options.out / "checkpoints", {"model": vae}, 0
+    if (found := latest_checkpoint(checkpoints)) is not None:
+        start = load_checkpoint(found, modules, optimizer)["step"]
+        print(f"resumed from {found}")
+    sampler = FrameSampler(train, options.camera, options.seed)
+    batches = prefetch(lambda step: sampler.patches(step, options.batch_size, options.patch), start, options.steps)
+    saved = time.monotonic()
+    with tqdm(total=options.steps, initial=start, desc="train-vae", unit="step") as progress:
+        for step, batch in enumerate(batches, start):
+            set_learning_rate(optimizer, learning_rate(step, options.steps, options.warmup, options.learning_rate))
+            generator = torch.Generator(device).manual_seed(options.seed * 1_000_003 + step)
+            pixels = to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last)
+            loss, squared = vae_loss(vae, pixels, options.kl_weight, generator)
+            loss.backward()
+            clip_and_step(vae, optimizer, 1.0, f"at step {step}")
+            progress.update(1)
+            if step % 20 == 0:
+                progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr(squared):.1f}dB")
+            if time.monotonic() - saved > 60 * options.checkpoint_minutes:
+                save_checkpoint(checkpoints, step + 1, modules, optimizer, {}, keep=1)
+                saved = time.monotonic()
+    if start < options.steps:
+        save_checkpoint(checkpoints, options.steps, modules, optimizer, {}, keep=1)
+    return finish(vae, options, train, held)
+
+
+def finish(vae: FrameVAE, options: VAETraining, train: list[Path], held: list[Path]) -> dict[str, Any]:
+    """Measures the latents' scale and the held-out error; saves the frozen VAE and a picture of reconstructions."""
+    vae.eval()
+    frames = FrameSampler(train, options.camera, options.seed + 1).patches(0, 256, None).to(options.device)
+    latents = torch.cat([vae.encode(part) for part in frames.split(32)])
+    vae.set_scale(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    frames = FrameSampler(held, options.camera, options.seed + 2).patches(0, 64, None).to(options.device)
+    shown = torch.cat([vae.decode(vae.encode(part)) for part in frames.split(32)])
+    error = (frames.float() - shown.float()).div(127.5).square().mean()
+    metrics = {"psnr_db": round(psnr(error), 2), "steps": options.steps, "held_out_episodes": len(held)}
+    picture(frames[:4].cpu().numpy(), shown[:4].cpu().numpy(), options.out / "reconstructions.png")
+    config = {**dataclasses.asdict(options.model), "metrics": metrics}
+    save_module(vae, config, options.out / "vae")
+    return metrics
+
+
+def psnr(squared: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error over values in [-1, 1]."""
+    return float(10 * torch.log10(4.0 / squared.clamp(min=1e-12)))
+
+
+def picture(frames: np.ndarray, shown: np.ndarray, path: Path) -> None:
+    """Writes a PNG: given frames above, reconstructions below."""
+    import imageio.v3 as iio
+
+    from par_agent.files import atomic_path
+
+    rows = np.concatenate([np.concatenate(list(images), axis=1) for images in (frames, shown)], axis=0)
+    with atomic_path(path) as temporary:
+        iio.imwrite(temporary, rows, extension=".png")
