@@ -1,4 +1,4 @@
-"""The manipulation tasks this package knows by name: environment, instruction and evaluation protocol (paper section 5.1).
+"""The manipulation tasks this package knows by name, as the paper's evaluation protocol uses them (section 5.1).
 
 A task is one :class:`TaskSpec`; adding one to :data:`TASKS` (or handing your own to the benchmark) is all it takes.
 """

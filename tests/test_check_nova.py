@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from nova_fixtures import ROOT, damaged, reference, write_nova
 from safetensors.torch import save_file
 
+from nova_fixtures import ROOT, damaged, reference, write_nova
 from par_agent.cli import main
 from par_agent.cli.check_nova import compare
 from par_agent.modeling.generation import mask_schedule

@@ -9,8 +9,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from nova_fixtures import write_released_folder
 
+from nova_fixtures import write_released_folder
 from par_agent.cli import main
 from par_agent.modeling.text_encoder import PhiTextEncoder
 

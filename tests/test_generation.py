@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nova_fixtures import ROOT
 
+from nova_fixtures import ROOT
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
 from par_agent.modeling.diffusion import NoiseProcess, noise_process

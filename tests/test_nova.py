@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from nova_fixtures import ROOT, damaged, full_keys, reference, write_nova
 
+from nova_fixtures import ROOT, damaged, full_keys, reference, write_nova
 from par_agent.cli.check_nova import compare_all
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nova_fixtures import ROOT, WEIGHTS, damaged, full_keys, reference
 
+from nova_fixtures import ROOT, WEIGHTS, damaged, full_keys, reference
 from par_agent.errors import UserError
 from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora, OpenSoraVAEConfig
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from nova_fixtures import write_phi
 
+from nova_fixtures import write_phi
 from par_agent.errors import UserError
 from par_agent.modeling.text_encoder import HashTextEncoder, PhiTextEncoder
 

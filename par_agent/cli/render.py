@@ -31,7 +31,7 @@ class RenderConfig:
     trajectory: Path | None = None
     """ManiSkill trajectory file (.h5 with its .json beside it)."""
     random_motion: str | None = None
-    """Instead of a trajectory file: task whose random initial states and random arm motion to render, without actions."""
+    """Instead of a trajectory file: task of which to render random initial states and arm motion, without actions."""
     num: int | None = None
     """Episodes to render; all of the trajectory file if not given."""
     cameras: tuple[str, ...] = ("render_camera",)
@@ -41,7 +41,7 @@ class RenderConfig:
     size: tuple[int, int] | None = None
     """Height and width of the stored frames, resized by area averaging."""
     chunk_length: int = 8
-    """Actions per chunk (L); sets the statistics of action chunks."""
+    """Actions per chunk (L); only recorded with the dataset, so that training can check it."""
     stride: int = 8
     """Control steps between stored frames; the chunk length, or a divisor of it for more starting points."""
     phase: int = 0
@@ -67,8 +67,8 @@ class RenderConfig:
                 raise UserError(f"--num {num} asks for more episodes than the {available} in {self.trajectory}")
             if mode != get_task(env_id).control_mode:
                 raise UserError(
-                    f"{self.trajectory} was recorded with control mode {mode}; expected {get_task(env_id).control_mode} "
-                    "(convert it with mani_skill.trajectory.replay_trajectory -c)"
+                    f"{self.trajectory} was recorded with control mode {mode}; expected "
+                    f"{get_task(env_id).control_mode} (convert it with mani_skill.trajectory.replay_trajectory -c)"
                 )
             source = str(self.trajectory)
         else:
@@ -94,9 +94,8 @@ def main(config: RenderConfig) -> int:
     spec = config.spec()
     _claim_folder(config.out, spec)
     todo = [index for index in range(spec.num_episodes) if not episode_path(config.out, index).exists()]
-    print(
-        f"{spec.env_id}: {spec.num_episodes} episodes, {spec.num_episodes - len(todo)} already rendered, into {config.out}"
-    )
+    done = spec.num_episodes - len(todo)
+    print(f"{spec.env_id}: {spec.num_episodes} episodes, {done} already rendered, into {config.out}")
     started, frames = time.monotonic(), 0
     if todo:
         frames = _render_in_workers(spec, config.out, todo, config.workers)
@@ -176,7 +175,8 @@ def _worker(spec: RenderSpec, folder: Path, indices: list[int], messages: Any) -
 def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
     """Counts and normalisation statistics over all episodes of a folder (the content of dataset.json).
 
-    ``action_chunks`` holds, per position in a chunk of L actions, each action minus the joint position at the chunk's start.
+    ``statistics`` holds mean, standard deviation, minimum and maximum over all control steps of ``proprioception`` (P
+    numbers each) and, unless the episodes are action-free, of ``actions`` (A numbers each).
     """
     totals = {"frames": 0, "steps": 0}
     statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}

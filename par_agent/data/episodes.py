@@ -3,16 +3,16 @@
 ::
 
     dataset/
-      spec.json                      what was asked for (a RenderSpec); written first, compared when rendering resumes
-      dataset.json                   summary and normalisation statistics; written last: without it the dataset is unfinished
-      episodes/episode_000000.h5     attributes: instruction, env_id, seed, source, source_episode, control_mode
-        frames/<camera>              (K, H, W, 3) uint8 RGB, compressed losslessly (LZF), one chunk a frame
-        frame_steps                  (K,) int32, the control step before which each frame was taken, ascending
-        proprioception               (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
-        actions                      (T, A) float32, in the controller's units; absent in action-free (video) episodes
+      spec.json                    what was asked for (a RenderSpec); written first, compared when rendering resumes
+      dataset.json                 summary and normalisation statistics; written last: without it, it is unfinished
+      episodes/episode_000000.h5   attributes: instruction, env_id, seed, source, source_episode, control_mode
+        frames/<camera>            (K, H, W, 3) uint8 RGB, compressed losslessly (LZF), one chunk a frame
+        frame_steps                (K,) int32, the control step before which each frame was taken, ascending
+        proprioception             (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
+        actions                    (T, A) float32, in the controller's units; absent in action-free (video) episodes
 
-Frames exist only at chunk boundaries; joint positions and actions exist at every control step, so that any frame can start a
-chunk of any length.
+Frames exist only at chunk boundaries; joint positions and actions exist at every control step, so that any frame can
+start a chunk of any length.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED, get_task
 from par_agent.transforms import crop_and_resize
-
-if TYPE_CHECKING:
-    import gymnasium
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class RenderSpec:
     first_seed: int = 1_000_000
     """``random-motion`` only: environment seed of the first episode."""
     motion_steps: int = 0
-    """``random-motion`` only: control steps of random arm motion after the initial state; 0 keeps the initial state alone."""
+    """``random-motion`` only: control steps of random arm motion after the initial state; 0: that state alone."""
 
     def __post_init__(self) -> None:
         if self.num_episodes < 1:
@@ -97,7 +94,7 @@ class Renderer:
         self.spec = spec
         self._sensors = tuple(camera for camera in spec.cameras if camera != "render_camera")
         shader = {"shader_pack": "minimal"}
-        self.env: gymnasium.Env = gymnasium.make(
+        self.env: Any = gymnasium.make(
             spec.env_id,
             obs_mode="rgb" if self._sensors else "none",
             control_mode=get_task(spec.env_id).control_mode,
@@ -145,8 +142,8 @@ class Renderer:
         demonstration = trajectories.read(index)
         if demonstration.seed >= PROTOCOL_SEED:
             raise UserError(
-                f"{trajectories.path}: episode {demonstration.episode_id} starts from seed {demonstration.seed}, which the "
-                f"evaluation protocol reserves (from {PROTOCOL_SEED}); leave it out of training data"
+                f"{trajectories.path}: episode {demonstration.episode_id} starts from seed {demonstration.seed}, which "
+                f"the evaluation protocol reserves (from {PROTOCOL_SEED}); leave it out of training data"
             )
         steps = frame_steps(demonstration.num_steps, self.spec.stride, self.spec.phase)
         images = []
@@ -158,7 +155,7 @@ class Renderer:
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes)
 
     def render_random_motion(self, index: int) -> Episode:
-        """Steps a smooth random walk of the arm from a random initial state; stores frames and joint positions, no actions."""
+        """Steps a smooth random walk of the arm from a random initial state; the episode has no actions."""
         seed = self.spec.first_seed + index
         self.env.reset(seed=seed)
         generator = np.random.default_rng(seed)
@@ -199,7 +196,7 @@ def episode_path(folder: Path, index: int) -> Path:
 
 
 def render_episodes(spec: RenderSpec, folder: Path, indices: list[int], report: Any) -> None:
-    """Renders episodes into their files; calls ``report(number of frames)`` after each. Runs inside one worker process."""
+    """Renders episodes into their files inside one worker process; calls ``report(number of frames)`` after each."""
     renderer = Renderer(spec)
     trajectories = None if spec.is_random else TrajectoryFile(spec.source)
     for index in indices:

@@ -10,25 +10,19 @@ class RunningStatistics:
 
     def __init__(self) -> None:
         self._count = 0
-        self._sum: np.ndarray | None = None
-        self._square: np.ndarray | None = None
-        self._low: np.ndarray | None = None
-        self._high: np.ndarray | None = None
+        self._sum = self._square = np.zeros(())
+        self._low, self._high = np.full((), np.inf), np.full((), -np.inf)
 
     def add(self, rows: np.ndarray) -> None:
         """Adds rows (n, ...) of any float type."""
         if len(rows) == 0:
             return
         rows = rows.astype(np.float64)
-        parts = rows.sum(0), (rows**2).sum(0), rows.min(0), rows.max(0)
-        if self._sum is None:
-            self._sum, self._square, self._low, self._high = parts
-        else:
-            self._sum = self._sum + parts[0]
-            self._square = self._square + parts[1]
-            self._low = np.minimum(self._low, parts[2])
-            self._high = np.maximum(self._high, parts[3])
         self._count += len(rows)
+        self._sum = self._sum + rows.sum(0)
+        self._square = self._square + (rows**2).sum(0)
+        self._low = np.minimum(self._low, rows.min(0))
+        self._high = np.maximum(self._high, rows.max(0))
 
     def result(self) -> dict[str, list]:
         """``mean``, ``std``, ``min``, ``max`` as nested lists, ready for JSON.
@@ -36,7 +30,7 @@ class RunningStatistics:
         Raises:
             ValueError: nothing was added.
         """
-        if self._sum is None or self._square is None or self._low is None or self._high is None:
+        if self._count == 0:
             raise ValueError("statistics of no rows")
         mean = self._sum / self._count
         std = np.sqrt(np.maximum(self._square / self._count - mean**2, 0.0))

@@ -15,7 +15,8 @@ from par_agent.files import read_json
 StateDict = dict[str, dict[str, np.ndarray]]
 """``{"actors": {name: (T + 1, 13)}, "articulations": {name: (T + 1, 13 + 2 * dof)}}``, float32.
 
-A row is position (3, metres), quaternion (4, w first), linear and angular velocity (6), then joint positions and velocities."""
+A row is position (3, metres), quaternion (4, w first), linear and angular velocity (6), then joint positions and
+velocities."""
 
 
 @dataclass(frozen=True)

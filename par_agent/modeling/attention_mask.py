@@ -9,11 +9,11 @@ from torch import Tensor
 def physical_token_mask(
     prefix: int, steps: int, frame_tokens: int, action_tokens: int, device: torch.device | str | None = None
 ) -> Tensor:
-    """Which token (row) may attend to which (column), for ``prefix`` tokens followed by ``steps`` physical tokens ``[O_n; A_n]``.
+    """Which token (row) may attend to which (column): ``prefix`` tokens, then ``steps`` physical tokens ``[O_n; A_n]``.
 
-    A frame's tokens see the prefix, all earlier physical tokens and one another, never an action of their own step. An action
-    token sees all that, its own step's frame (the imagined next frame: implicit inverse kinematics) and the actions of its
-    chunk up to itself. The prefix sees only itself.
+    A frame's tokens see the prefix, all earlier physical tokens and one another, never an action of their own step. An
+    action token sees all that, its own step's frame (the imagined next frame: implicit inverse kinematics) and the
+    actions of its chunk up to itself. The prefix sees only itself.
 
     With 1 prefix token, 2 steps, 1 frame token and 2 action tokens::
 
@@ -41,7 +41,7 @@ def physical_token_mask(
 
 
 def limit_context(mask: Tensor, context: Tensor, prefix: int, block: int) -> Tensor:
-    """Narrows a physical-token mask so that step ``n`` of row ``b`` sees only its last ``context[b, n]`` steps and the prefix.
+    """Narrows a mask so that step ``n`` of row ``b`` sees only its last ``context[b, n]`` steps and the prefix.
 
     Args:
         mask: (S, S) bool from :func:`physical_token_mask`.
@@ -61,7 +61,7 @@ def limit_context(mask: Tensor, context: Tensor, prefix: int, block: int) -> Ten
 
 
 def block_causal_mask(prefix: int, slots: int, tokens: int, device: torch.device | str | None = None) -> Tensor:
-    """NOVA's mask over a prefix and frame slots: a slot sees itself and all before it; the prefix and slot 0 see each other.
+    """NOVA's mask: a slot sees itself and all before it; the prefix and slot 0 see each other.
 
     With 1 prefix token, 3 slots and 1 token a slot::
 

@@ -42,7 +42,7 @@ class DiffusionConfig:
     """Noise process of a de-tokenizer (Li et al. 2024, "diffusion loss"); the schedulers are diffusers' own."""
 
     kind: Literal["flow", "ddpm"] = "flow"
-    """``flow``: flow matching, velocity target. ``ddpm``: cosine betas, noise target (the released NOVA video model)."""
+    """``flow``: flow matching, velocity target. ``ddpm``: cosine betas, noise target (NOVA's released video model)."""
     train_steps: int = 1000
     """Length of the training noise table."""
     shift: float = 1.0
@@ -60,7 +60,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class NOVAConfig:
-    """The autoregressive video model (Deng et al. 2024) that PAR grows out of: causal transformer and frame de-tokenizer."""
+    """The autoregressive video model (Deng et al. 2024) that PAR grows out of: transformer and frame de-tokenizer."""
 
     latent_channels: int
     """Channels of the frame VAE's latents."""
@@ -99,7 +99,7 @@ class NOVAConfig:
     mixer_rank: int | None = None
     """Rank of the scaling-and-shift layer on frame conditions; negative: full rank; None: no such layer."""
     stem_widths: tuple[int, ...] = ()
-    """Widths of a convolutional stem before the patch embedding, each halving the resolution but the first; empty: none."""
+    """Widths of a convolutional stem before the patch embedding, all but the first halving the resolution."""
     diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig("ddpm", sampling_steps=25))
     """Noise process of the frame de-tokenizer."""
 
@@ -189,7 +189,8 @@ class PARConfig:
         _positive(self, "max_context", "noise_samples")
         if self.version > CONFIG_VERSION:
             raise UserError(
-                f"this configuration has format version {self.version}; this package reads up to {CONFIG_VERSION}: update par_agent"
+                f"this configuration has format version {self.version}; this package reads up to {CONFIG_VERSION}: "
+                "update par_agent"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -205,8 +206,8 @@ class PARConfig:
         """
         if content.get("version", CONFIG_VERSION) > CONFIG_VERSION:
             raise UserError(
-                f"this configuration has format version {content['version']}; this package reads up to {CONFIG_VERSION}: "
-                "update par_agent"
+                f"this configuration has format version {content['version']}; this package reads up to "
+                f"{CONFIG_VERSION}: update par_agent"
             )
         nova = dict(content["nova"])
         for name in ("video_encoder", "image_encoder"):

@@ -48,7 +48,7 @@ class TextEmbedding(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def pad(self, features: list[Tensor]) -> Tensor:
-        """Features of each instruction (length_i, text_dim), cut or padded with the null features to (B, length, text_dim)."""
+        """Cuts or pads, with null features, each instruction's (length_i, text_dim) to (B, length, text_dim)."""
         rows = []
         for feature in features:
             feature = feature[: self.length].to(self.weight)
@@ -100,7 +100,7 @@ class ResidualConv(nn.Module):
 class PatchEmbedding(nn.Module):
     """Latent frames to frame tokens: one strided convolution, after an optional convolutional stem.
 
-    The stem (none in NOVA) is what lets a small model that is trained from scratch localise objects below the patch size.
+    The stem (none in NOVA) lets a small model that is trained from scratch localise objects below the patch size.
     """
 
     def __init__(self, channels: int, patch: int, width: int, stem_widths: tuple[int, ...] = ()) -> None:

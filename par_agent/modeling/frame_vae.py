@@ -28,8 +28,8 @@ class FrameVAEConfig:
     def __post_init__(self) -> None:
         if self.channels < 1 or not self.widths or any(width < 8 or width % 8 for width in self.widths):
             raise UserError(
-                f"FrameVAEConfig(channels={self.channels}, widths={self.widths}): channels must be at least 1 and every "
-                "width a multiple of 8"
+                f"FrameVAEConfig(channels={self.channels}, widths={self.widths}): channels must be at least 1 and "
+                "every width a multiple of 8"
             )
 
     @property

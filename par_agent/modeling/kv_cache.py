@@ -9,8 +9,8 @@ from torch import Tensor
 class KVCache:
     """Preallocated keys and values: the prefix, then ``slots`` physical tokens a row.
 
-    Every row has its own age. Its first physical token stays in slot 0 for ever; later ones share the remaining slots, the
-    oldest giving way (a window past the context limit). With one slot, each physical token replaces the last.
+    Every row has its own age. Its first physical token stays in slot 0 for ever; later ones share the remaining slots,
+    the oldest giving way (a window past the context limit). With one slot, each physical token replaces the last.
 
     Args:
         layers, batch, heads, head_dim: Sizes of the encoder.

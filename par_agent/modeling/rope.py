@@ -40,9 +40,9 @@ def frame_rotation(positions: Tensor, head_dim: int, base: float = 10000.0) -> R
 def action_rotation(step: Tensor, fraction: Tensor, head_dim: int, base: float) -> Rotation:
     """Rotation of action tokens at time ``n + l / L``.
 
-    The pairs that turn with time in a frame turn with ``n`` here too, at the same frequencies, so that attention between
-    frames and actions depends on their distance in time only; the pairs of rows and columns turn with ``l / L`` at
-    frequencies of their own.
+    The pairs that turn with time in a frame turn with ``n`` here too, at the same frequencies, so that attention
+    between frames and actions depends on their distance in time only; the pairs of rows and columns turn with ``l / L``
+    at frequencies of their own.
 
     Args:
         step: (..., S) physical step ``n``.
