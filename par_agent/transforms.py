@@ -1,18 +1,25 @@
 """What happens to pixels, joint positions and actions on their way into and out of the model.
 
-One :class:`Transforms` object serves rendering, training and the policy, and is saved in the checkpoint.
+One :class:`Transforms` object serves training and the policy, and is saved in the checkpoint.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from par_agent.errors import UserError
 
+Crop = tuple[int, int, int, int]
 
-def crop_and_resize(
-    image: np.ndarray, crop: tuple[int, int, int, int] | None, size: tuple[int, int] | None
-) -> np.ndarray:
+
+def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] | None) -> np.ndarray:
     """Crops (top, left, height, width) and resizes (height, width; area averaging) an image (H, W, 3) uint8.
 
     Raises:
@@ -20,14 +27,11 @@ def crop_and_resize(
     """
     if crop is not None:
         top, left, height, width = crop
-        if (
-            min(top, left) < 0
-            or min(height, width) < 1
-            or top + height > image.shape[0]
-            or left + width > image.shape[1]
-        ):
+        inside = top + height <= image.shape[0] and left + width <= image.shape[1]
+        if min(top, left) < 0 or min(height, width) < 1 or not inside:
             raise UserError(
-                f"crop (top, left, height, width) = {crop} does not lie inside the {image.shape[0]}x{image.shape[1]} image"
+                f"crop (top, left, height, width) = {crop} does not lie inside the {image.shape[0]}x{image.shape[1]} "
+                "image"
             )
         image = image[top : top + height, left : left + width]
     if size is not None and image.shape[:2] != tuple(size):
@@ -35,3 +39,115 @@ def crop_and_resize(
 
         image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(image)
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Conventions that a checkpoint was trained with.
+
+    Arm joints are commanded relative to the joint positions measured at the chunk's start; the gripper is absolute.
+    Letters: L actions a chunk, A numbers per action, P joint positions.
+    """
+
+    camera: str
+    """Camera of the frames, ``render_camera`` or a sensor camera."""
+    image_size: tuple[int, int] | None
+    """Height and width of that camera's full image, where known; checked at inference."""
+    crop: Crop | None
+    """Top, left, height and width cut out of the camera's image; None keeps all of it."""
+    size: tuple[int, int] | None
+    """Height and width that the crop is resized to; None keeps it."""
+    relative: tuple[bool, ...]
+    """(A,) which numbers of an action are relative to the joint position of the same index."""
+    proprioception_mean: tuple[float, ...]
+    """(P,) radians."""
+    proprioception_std: tuple[float, ...]
+    """(P,) radians."""
+    action_mean: tuple[tuple[float, ...], ...]
+    """(L, A) mean of the (relative) actions, per position in the chunk."""
+    action_std: tuple[tuple[float, ...], ...]
+    """(L, A) their standard deviation."""
+
+    @property
+    def chunk_length(self) -> int:
+        """Actions per chunk, ``L``."""
+        return len(self.action_mean)
+
+    @property
+    def action_size(self) -> int:
+        """Numbers per action, ``A``."""
+        return len(self.relative)
+
+    @property
+    def proprioception_size(self) -> int:
+        """Joint positions, ``P``."""
+        return len(self.proprioception_mean)
+
+    def frames(self, images: Tensor) -> Tensor:
+        """Crops and resizes camera images (B, H, W, 3) uint8 into the frames (B, h, w, 3) uint8 that the VAE reads.
+
+        Raises:
+            UserError: the images are not of the size that the checkpoint was trained with.
+        """
+        if self.image_size is not None and tuple(images.shape[1:3]) != tuple(self.image_size):
+            raise UserError(
+                f"{self.camera} gives images of {images.shape[1]}x{images.shape[2]} pixels; this checkpoint was trained "
+                f"with {self.image_size[0]}x{self.image_size[1]}: make the environment with that camera resolution"
+            )
+        frames = np.stack([crop_and_resize(image, self.crop, self.size) for image in images.cpu().numpy()])
+        return torch.from_numpy(frames).to(images.device)
+
+    def normalise_proprioception(self, positions: Tensor) -> Tensor:
+        """Joint positions (..., P) in radians, brought to zero mean and unit variance."""
+        mean, std = (value.to(positions) for value in self._proprioception)
+        return (positions - mean) / std
+
+    def normalise_actions(self, actions: Tensor, positions: Tensor) -> Tensor:
+        """Chunks (..., L, A) in the controller's units to the model's, given the joint positions (..., P) before them."""
+        mean, std = (value.to(actions) for value in self._actions)
+        return (actions - self._base(positions) - mean) / std
+
+    def denormalise_actions(self, chunks: Tensor, positions: Tensor) -> Tensor:
+        """Inverse of :meth:`normalise_actions`."""
+        mean, std = (value.to(chunks) for value in self._actions)
+        return chunks * std + mean + self._base(positions)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Transforms:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: a field is missing or unknown.
+        """
+        names = {f.name for f in dataclasses.fields(cls)}
+        if names != set(content):
+            missing, unknown = sorted(names - set(content)), sorted(set(content) - names)
+            raise UserError(
+                f"the checkpoint's transforms lack {', '.join(missing) or 'nothing'} and have unknown fields "
+                f"{', '.join(unknown) or 'none'}; was it written by another version of par_agent?"
+            )
+        return cls(**{name: _tuples(value) for name, value in content.items()})
+
+    def _base(self, positions: Tensor) -> Tensor:
+        """What relative numbers are relative to: (..., 1, A)."""
+        return (positions[..., : self.action_size] * self._relative.to(positions))[..., None, :]
+
+    @cached_property
+    def _relative(self) -> Tensor:
+        return torch.tensor(self.relative, dtype=torch.float32)
+
+    @cached_property
+    def _proprioception(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.proprioception_mean), torch.tensor(self.proprioception_std)
+
+    @cached_property
+    def _actions(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.action_mean), torch.tensor(self.action_std)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,307 @@
+"""PAR: a causal transformer over physical tokens ``[O_n; A_n]`` that predicts the next frame and the chunk leading to it.
+
+The sequence is ``prefix, O_0, BOA, O_1, A_1, …`` (paper sections 3 and 4). Outputs at the positions of ``[O_n; A_n]`` are
+the conditions ``Z_{n+1}``: the frame path of :class:`~par_agent.modeling.nova.NOVA` draws ``O_{n+1}`` from one half, the
+Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other.
+
+Letters: B batch, N steps, C latent channels of h x w, F frame tokens a step (joint positions included), L actions a
+chunk, A numbers per action, P joint positions, D width, S prefix tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss, sample_actions
+from par_agent.modeling.action_tokenizer import ActionTokenizer
+from par_agent.modeling.attention_mask import limit_context, physical_token_mask
+from par_agent.modeling.config import PARConfig
+from par_agent.modeling.diffusion import noise_process
+from par_agent.modeling.embeddings import space_embedding
+from par_agent.modeling.frame_loss import frame_loss
+from par_agent.modeling.generation import GenerationConfig, NoiseSource, generate_frame
+from par_agent.modeling.kv_cache import KVCache
+from par_agent.modeling.nova import NOVA
+from par_agent.modeling.rope import Rotation, action_rotation, frame_rotation
+
+
+@dataclass(frozen=True)
+class PhysicalTokens:
+    """Steps of a batch of rollouts, as the model reads them."""
+
+    latents: Tensor
+    """(B, N, C, h, w) scaled latents of the frames ``O_n``."""
+    proprioception: Tensor
+    """(B, N, P) normalised joint positions, measured with the frames."""
+    actions: Tensor
+    """(B, N, L, A) normalised chunk executed before each frame."""
+    actions_known: Tensor
+    """(B, N) bool; False: the begin-of-action chunk takes the place of the actions."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What teacher forcing compares the predictions with."""
+
+    actions: Tensor
+    """(B, N, L, A) normalised chunk executed after each frame."""
+    action_weights: Tensor
+    """(B, N, L) float; 0 for padding."""
+    latents: Tensor | None
+    """(B, N, C, h, w) next frames; None: no frame loss."""
+    frame_weights: Tensor | None
+    """(B, N) bool; False: there is no next frame."""
+
+
+@dataclass(frozen=True)
+class PARLoss:
+    """Scalars of one training step."""
+
+    total: Tensor
+    """Frame loss plus action loss, equal weights (paper section 4.3)."""
+    action: Tensor
+    """Diffusion loss of the chunks."""
+    frame: Tensor
+    """Diffusion loss of the next frames' masked patches; 0 without frames."""
+
+
+@dataclass
+class PARStream:
+    """The past of a batch of rollouts."""
+
+    cache: KVCache
+    """Keys and values of the prefix and of the physical tokens so far."""
+    bos: Tensor | None
+    """(B, M, D) output of NOVA's slot 0, which its mixer builds conditions from; None without slot 0."""
+
+
+class PARModel(nn.Module):
+    """The Physical Autoregressive Model: NOVA plus the action tokenizer and the Action-DiT."""
+
+    def __init__(self, config: PARConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.nova.video_encoder.width
+        self.nova = NOVA(config.nova)
+        self.action_tokenizer = ActionTokenizer(config.action, width)
+        self.action_detokenizer = ActionDetokenizer(config.action, width)
+
+    @property
+    def frame_tokens(self) -> int:
+        """Frame tokens of one step, ``F``: patches, and one token of joint positions where the model has it."""
+        return self.config.nova.video_tokens + (self.config.action.proprioception_size > 0)
+
+    @property
+    def block(self) -> int:
+        """Tokens of one physical token, ``F + L``."""
+        return self.frame_tokens + self.config.action.chunk_length
+
+    # --- tokens ---------------------------------------------------------------------------------------------------
+
+    def prefix(self, features: list[Tensor]) -> Tensor:
+        """Prefix tokens (B, S, D) of each row's text features (length, text_dim); NOVA's slot 0 included."""
+        prefix = self.nova.prefix(features)
+        if not self.config.nova.bos_slot:
+            return prefix
+        slot = self.nova.slot_tokens(None, len(prefix), 0, self.config.nova.video_base_size[0])
+        return torch.cat([prefix, slot.flatten(1, 2)], 1)
+
+    def tokens(self, inputs: PhysicalTokens, steps: Tensor) -> Tensor:
+        """Tokens (B, N, F + L, D) of physical tokens at steps (B, N)."""
+        nova = self.nova
+        patches = nova.video_encoder.patch_embed(inputs.latents.flatten(0, 1).to(nova.dtype))
+        frames = patches.unflatten(0, inputs.latents.shape[:2])
+        actions = self.action_tokenizer(inputs.actions.to(nova.dtype), inputs.actions_known)
+        if self.config.nova.absolute_space:
+            frames = frames + space_embedding(*self.config.nova.video_grid, frames.shape[-1], frames.device).to(frames)
+        parts = [frames]
+        if self.action_tokenizer.proprioception is not None:
+            parts.append(self.action_tokenizer.proprioception(inputs.proprioception.to(nova.dtype))[:, :, None])
+        x = torch.cat([*parts, actions], 2)
+        if nova.video_pos_embed is not None:
+            # One slot is one frame of the clip that absolute time was trained on; slot 0 is NOVA's begin-of-video.
+            x = x + nova.video_pos_embed(steps + int(self.config.nova.bos_slot))[:, :, None]
+        return x
+
+    def rotation(self, steps: Tensor) -> Rotation | None:
+        """Rotation (B, N (F + L), head_dim / 2) of physical tokens at steps (B, N); None without rotary positions.
+
+        Joint positions sit one row and one column past the frame's last patch.
+        """
+        config = self.config.nova
+        if not config.rotary:
+            return None
+        head_dim = config.video_encoder.width // config.video_encoder.heads
+        rows, columns = config.video_grid
+        slots = (steps + int(config.bos_slot)).float()
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(slots)
+        if self.action_tokenizer.proprioception is not None:
+            places = torch.cat([places, places.new_tensor([[rows, columns]])])
+        positions = torch.cat(
+            [slots[:, :, None, None].expand(-1, -1, len(places), 1), places.expand(*steps.shape, -1, 2)], -1
+        )
+        length = self.config.action.chunk_length
+        fraction = (torch.arange(length, device=slots.device) / length).expand(*steps.shape, length)
+        frames = frame_rotation(positions, head_dim)
+        actions = action_rotation(
+            slots[:, :, None].expand_as(fraction), fraction, head_dim, self.config.action.rotary_base
+        )
+        cos, sin = (torch.cat([f, a], 2).flatten(1, 2) for f, a in zip(frames, actions, strict=True))
+        return cos, sin
+
+    # --- whole sequences ------------------------------------------------------------------------------------------
+
+    def forward(
+        self, features: list[Tensor], inputs: PhysicalTokens, steps: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Conditions ``(Z^O, Z^A)`` of the next steps under teacher forcing: (B, N, F, D) and (B, N, L, D).
+
+        Args:
+            features: per row (length, text_dim) text features.
+            inputs: the steps read.
+            steps: (B, N) int64 number of each step in its rollout, consecutive.
+            context: (B, N) int64 physical tokens that each step sees, itself included; None: all.
+        """
+        prefix = self.prefix(features)
+        batch, count = steps.shape
+        x = torch.cat([prefix, self.tokens(inputs, steps).flatten(1, 2)], 1)
+        length, device = prefix.shape[1], x.device
+        mask = physical_token_mask(length, count, self.frame_tokens, self.config.action.chunk_length, device)
+        if context is not None:
+            mask = limit_context(mask, context, length, self.block)
+        outputs = self.nova.video_encoder(x, mask, self._with_prefix(self.rotation(steps), batch, length))
+        bos = self._bos_output(outputs[:, :length])
+        return self._conditions(outputs[:, length:].unflatten(1, (count, self.block)), bos)
+
+    def _with_prefix(self, rotation: Rotation | None, batch: int, length: int) -> Rotation | None:
+        """Adds the prefix: text stands still, slot 0 is turned as in NOVA."""
+        if rotation is None:
+            return None
+        cos, sin = rotation
+        ones, zeros = cos.new_ones(batch, length, cos.shape[-1]), sin.new_zeros(batch, length, sin.shape[-1])
+        if self.config.nova.bos_slot:
+            slot = self.nova.slot_rotation(length - self.config.nova.video_tokens, 0, 1, cos.device)
+            assert slot is not None
+            ones, zeros = slot[0].expand_as(ones), slot[1].expand_as(zeros)
+        return torch.cat([ones, cos], 1), torch.cat([zeros, sin], 1)
+
+    def _bos_output(self, prefix: Tensor) -> Tensor | None:
+        return prefix[:, -self.config.nova.video_tokens :] if self.config.nova.bos_slot else None
+
+    def _conditions(self, outputs: Tensor, bos: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Splits block outputs (B, N, F + L, D) and applies NOVA's mixer to the patches' part."""
+        frames, actions = outputs.split([self.frame_tokens, self.config.action.chunk_length], 2)
+        mixer = self.nova.video_encoder.mixer
+        if mixer is not None and bos is not None:
+            patches = self.config.nova.video_tokens
+            frames = torch.cat([mixer(bos[:, None], frames[:, :, :patches]), frames[:, :, patches:]], 2)
+        return frames, actions
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        features: list[Tensor],
+        inputs: PhysicalTokens,
+        steps: Tensor,
+        targets: Targets,
+        *,
+        context: Tensor | None = None,
+        frame_fraction: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> PARLoss:
+        """Teacher-forcing loss; see :meth:`forward` for the arguments.
+
+        ``frame_fraction`` of the steps, at least one, enter the frame loss: its expectation is that of all steps.
+        """
+        z_frame, z_action = self(features, inputs, steps, context)
+        action = action_loss(
+            self.action_detokenizer,
+            z_action.flatten(0, 1),
+            targets.actions.flatten(0, 1).float(),
+            targets.action_weights.flatten(0, 1),
+            noise_process(self.config.action.diffusion),
+            self.config.noise_samples,
+            generator,
+        )
+        frame = self._frame_loss(z_frame, targets, frame_fraction, generator)
+        return PARLoss(action + frame, action, frame)
+
+    def _frame_loss(
+        self, z_frame: Tensor, targets: Targets, fraction: float, generator: torch.Generator | None
+    ) -> Tensor:
+        if targets.latents is None or targets.frame_weights is None:
+            return z_frame.new_zeros(())
+        candidates = targets.frame_weights.flatten().nonzero()[:, 0]
+        if len(candidates) == 0:
+            return z_frame.new_zeros(())
+        order = torch.randperm(len(candidates), generator=generator, device=candidates.device)
+        chosen = candidates[order[: max(1, round(fraction * len(candidates)))]]
+        latents = targets.latents.flatten(0, 1)[chosen].to(self.nova.dtype)
+        known = draw_known_patches(len(chosen), self.config.nova.image_tokens, generator, chosen.device)
+        condition = z_frame.flatten(0, 1)[chosen]
+        repeat = self.config.noise_samples
+        return frame_loss(self.nova, latents[:, :, None], condition, known, repeat=repeat, generator=generator).total
+
+    # --- inference ------------------------------------------------------------------------------------------------
+
+    def start(self, features: list[Tensor], slots: int) -> PARStream:
+        """Reads the prefix of each row; the stream remembers up to ``slots`` physical tokens."""
+        config, prefix = self.config.nova.video_encoder, self.prefix(features)
+        batch, length, _ = prefix.shape
+        cache = KVCache(
+            config.depth,
+            batch,
+            config.heads,
+            config.width // config.heads,
+            length,
+            slots,
+            self.block,
+            prefix.device,
+            prefix.dtype,
+        )
+        rotation = None
+        if self.config.nova.rotary and self.config.nova.bos_slot:
+            rotation = self.nova.slot_rotation(length - self.config.nova.video_tokens, 0, 1, prefix.device)
+        outputs = self.nova.video_encoder.prefill(prefix, rotation, cache)
+        return PARStream(cache, self._bos_output(outputs))
+
+    def step(self, stream: PARStream, inputs: PhysicalTokens) -> tuple[Tensor, Tensor]:
+        """Reads one more physical token of every row (N = 1): conditions (B, F, D) and (B, L, D) of the next step."""
+        steps = stream.cache.age[:, None]
+        x = self.tokens(inputs, steps)[:, 0]
+        inside = physical_token_mask(0, 1, self.frame_tokens, self.config.action.chunk_length, x.device)
+        outputs = self.nova.video_encoder.step(x, inside, self.rotation(steps), stream.cache)
+        z_frame, z_action = self._conditions(outputs[:, None], stream.bos)
+        return z_frame[:, 0], z_action[:, 0]
+
+    def sample_actions(
+        self, z_action: Tensor, start: Tensor, *, steps: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws normalised chunks (B, L, A) float32 from conditions (B, L, D) and starting noise (B, L, A)."""
+        config = self.config.action.diffusion
+        process = noise_process(config)
+        return sample_actions(
+            self.action_detokenizer, z_action, process, steps or config.sampling_steps, start, generator
+        )
+
+    def sample_frame(self, z_frame: Tensor, noise: NoiseSource, config: GenerationConfig | None = None) -> Tensor:
+        """Draws scaled latents (B, C, h, w) of the next frames from conditions (B, F, D)."""
+        config = config or GenerationConfig(8, min(10, self.config.nova.diffusion.train_steps), 1.0)
+        order = noise.order(len(z_frame), self.config.nova.image_tokens)
+        return generate_frame(self.nova, z_frame, noise, order, config)
+
+
+def draw_known_patches(rows: int, patches: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Patches (rows, k) int64 that the frame loss gives away; all others are masked.
+
+    The mask ratio follows NOVA: a normal of mean 1 and deviation 0.25, truncated to 0.7 … 1, drawn once per batch.
+    """
+    low, high = (torch.special.ndtr(torch.tensor((bound - 1) / 0.25)) for bound in (0.7, 1.0))
+    uniform = torch.rand((), generator=generator, device=device).cpu()
+    ratio = 1 + 0.25 * torch.special.ndtri(low + (high - low) * uniform)
+    known = patches - int(torch.ceil(ratio.clamp(0.7, 1.0) * patches))
+    return torch.rand(rows, patches, generator=generator, device=device).argsort(1)[:, :known]

@@ -1,0 +1,69 @@
+"""Named configurations."""
+
+from __future__ import annotations
+
+from par_agent.errors import UserError
+from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
+
+
+def par_mini() -> PARConfig:
+    """Small enough to be trained from scratch on two CPU cores; frames of 320x320 pixels, latents of 8x40x40.
+
+    A frame is 25 tokens behind a convolutional stem; the Action-DiT flows from noise to actions in 10 steps.
+    """
+    nova = NOVAConfig(
+        latent_channels=8,
+        latent_size=(40, 40),
+        video_patch=8,
+        image_patch=8,
+        video_encoder=EncoderConfig(4, 192, 6),
+        image_encoder=EncoderConfig(2, 192, 6),
+        decoder_depth=2,
+        decoder_width=256,
+        text_dim=64,
+        text_length=24,
+        video_base_size=(1, 5, 5),
+        image_base_size=(5, 5),
+        absolute_time=False,
+        rotary=True,
+        motion=False,
+        bos_slot=False,
+        stem_widths=(48, 64, 128),
+        diffusion=DiffusionConfig("flow", sampling_steps=25),
+    )
+    action = ActionConfig(tokenizer_widths=(96,), width=192, depth=3, heads=6)
+    return PARConfig("par-mini", nova, action)
+
+
+def par_nova() -> PARConfig:
+    """The paper's size on NOVA's published video model (Table 1): 663M parameters, frames of 480x768 pixels."""
+    nova = NOVAConfig(
+        latent_channels=4,
+        latent_size=(60, 96),
+        video_patch=4,
+        image_patch=2,
+        video_encoder=EncoderConfig(16, 1024, 16),
+        image_encoder=EncoderConfig(32, 1024, 16),
+        decoder_depth=3,
+        decoder_width=1280,
+        text_dim=2560,
+        text_length=256,
+        video_base_size=(9, 15, 24),
+        image_base_size=(30, 48),
+        mixer_rank=24,
+    )
+    return PARConfig("par-nova-0.6b", nova, ActionConfig())
+
+
+PRESETS = {"par-mini": par_mini, "par-nova-0.6b": par_nova}
+
+
+def preset(name: str) -> PARConfig:
+    """A preset by name.
+
+    Raises:
+        UserError: no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]()
