@@ -74,12 +74,18 @@ class RunConfig:
             )
 
     @property
+    def is_protocol(self) -> bool:
+        """Whether the run is the whole protocol: all of its initial states and policy seeds."""
+        complete = self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS
+        return self.state_seed is None and complete
+
+    @property
     def protocol_label(self) -> str:
         """How far the run follows the protocol, in words for every output."""
         if self.state_seed is not None:
             last = self.state_seed + self.states - 1
             return f"NOT THE PROTOCOL: initial states from seeds {self.state_seed} to {last}"
-        if self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS:
+        if self.is_protocol:
             return "the protocol"
         return (
             f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, policy seeds 0 to "
@@ -174,7 +180,7 @@ class BenchmarkRun:
         for policy_seed in range(config.policy_seeds):
             for state in range(config.states):
                 for task, spec in self.specs.items():
-                    with_video = policy_seed == 0 and state < config.videos
+                    with_video = policy_seed * config.states + state < config.videos
                     video = self.video_file(spec.name, state, policy_seed) if with_video else None
                     yield RolloutJob(task, self.states_file(task), state, policy_seed, config.run_to_end, video)
 

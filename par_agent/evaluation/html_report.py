@@ -1,0 +1,153 @@
+"""A run as one page, report.html: table, every rollout as a cell that opens its video, steps to success, provenance.
+
+The page needs nothing but itself; the videos lie beside it. All but the video player works without JavaScript, and
+then a cell with a video is a link to it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from par_agent.evaluation.records import Record
+from par_agent.evaluation.results import RESULT_HEADER, TaskResult, comparison_rows, result_row
+
+if TYPE_CHECKING:
+    from par_agent.evaluation.runner import BenchmarkRun
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's palette, told apart with any kind of colour vision; further tasks repeat it with dashed lines."""
+
+_WIDTH, _HEIGHT = 900, 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 720, 12, 270
+_LEGEND_LINE = 22
+
+
+def html_report(run: BenchmarkRun, results: list[TaskResult], records: list[Record], source: dict[str, Any]) -> str:
+    """The page's HTML.
+
+    Args:
+        run: the run, for its labels and the files of its videos.
+        results: one line per task.
+        records: the run's records.
+        source: where the figures come from, as :func:`par_agent.evaluation.provenance.provenance` gives it.
+    """
+    import jinja2
+
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("par_agent.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    config = run.config
+    tasks = [spec.name for spec in run.specs.values()]
+    grids = [_grid(run, task, [record for record in records if record["task"] == task]) for task in tasks]
+    cells = [cell for grid in grids for row in grid["rows"] for cell in row["cells"] if cell is not None]
+    return templates.get_template("report_template.html").render(
+        label=config.policy.label,
+        track=config.track,
+        protocol_label=config.protocol_label,
+        is_protocol=config.is_protocol,
+        planned=run.total,
+        missing=run.total - len(records),
+        header=RESULT_HEADER,
+        rows=[result_row(result) for result in results],
+        plot=_plot(records, results, max(spec.max_steps for spec in run.specs.values())),
+        grids=grids,
+        videos=any(cell["video"] for cell in cells),
+        errors=[{"name": _name(record), "text": record["error"]} for record in records if record["error"] is not None],
+        comparison_header=("method", "source", *tasks),
+        comparison=comparison_rows(results, config.policy.label, tasks),
+        provenance=_provenance_rows(source),
+    )
+
+
+def _name(record: Record) -> str:
+    return f"{record['task']}, state {record['state']}, policy seed {record['policy_seed']}"
+
+
+def _grid(run: BenchmarkRun, task: str, records: list[Record]) -> dict[str, Any]:
+    """A task's cells, policy seeds down and initial states across; None where a rollout is missing."""
+    by_key = {(record["state"], record["policy_seed"]): record for record in records}
+    states = range(run.config.states)
+    seeds = range(run.config.policy_seeds)
+
+    def cell(state: int, policy_seed: int) -> dict[str, Any] | None:
+        record = by_key.get((state, policy_seed))
+        return None if record is None else _cell(run, record)
+
+    return {
+        "task": task,
+        "states": [
+            {"index": state, "successes": sum(r["success_once"] for r in records if r["state"] == state)}
+            for state in states
+        ],
+        "rows": [{"policy_seed": seed, "cells": [cell(state, seed) for state in states]} for seed in seeds],
+    }
+
+
+def _cell(run: BenchmarkRun, record: Record) -> dict[str, Any]:
+    video = run.video_file(record["task"], record["state"], record["policy_seed"])
+    if record["error"] is not None:
+        kind, sign, text = "error", "!", f"error: {record['error']}"
+    elif record["success_once"]:
+        kind, sign, text = "success", "✓", f"success after {record['steps_to_success']} control steps"
+    else:
+        kind, sign, text = "failure", "·", f"no success in {record['steps']} control steps"
+    details = [text, f"environment seed {record['env_seed']}"]
+    if record["reward"] is not None:
+        details.append(f"sum of rewards {record['reward']:.1f}")
+    if record["seconds"] is not None:
+        details.append(f"{record['seconds']:.1f} s")
+    return {
+        "kind": kind,
+        "sign": sign,
+        "name": _name(record),
+        "text": "; ".join(details),
+        "video": video.relative_to(run.folder).as_posix() if video.exists() else None,
+    }
+
+
+def _plot(records: list[Record], results: list[TaskResult], max_steps: int) -> dict[str, Any]:
+    """Geometry of the curves: share of rollouts solved over control steps, in the units of the SVG's view box."""
+
+    def x(steps: float) -> float:
+        return round(_LEFT + (_RIGHT - _LEFT) * steps / max_steps, 1)
+
+    def y(share: float) -> float:
+        return round(_BOTTOM - (_BOTTOM - _TOP) * share, 1)
+
+    curves = []
+    for index, result in enumerate(results):
+        solved = sorted(
+            record["steps_to_success"]
+            for record in records
+            if record["task"] == result.task and record["steps_to_success"] is not None
+        )
+        corners = "".join(f"H{x(steps)}V{y((i + 1) / result.rollouts)}" for i, steps in enumerate(solved))
+        curves.append(
+            {
+                "name": result.task,
+                "path": f"M{x(0)},{y(0)}{corners}H{x(max_steps)}",
+                "colour": _COLOURS[index % len(_COLOURS)],
+                "dash": "6 4" if index >= len(_COLOURS) else "",
+                "legend": _TOP + 8 + _LEGEND_LINE * index,
+            }
+        )
+    return {
+        **{"width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _RIGHT, "bottom": _BOTTOM},
+        "x_ticks": [{"at": x(steps), "label": steps} for steps in range(0, max_steps + 1, max(1, max_steps // 8))],
+        "y_ticks": [{"at": y(share / 100), "label": share} for share in range(0, 101, 25)],
+        "curves": curves,
+    }
+
+
+def _provenance_rows(source: dict[str, Any]) -> list[tuple[str, str]]:
+    """Provenance as text; what the page says elsewhere and the task specs (in results.json) are left out."""
+    options = ", ".join(f"{name}={value}" for name, value in source["policy_options"].items())
+    return [
+        ("command", source["command"]),
+        ("git commit", source["git_commit"]),
+        ("policy", f"{source['policy']}{f' with {options}' if options else ''}"),
+        ("checkpoint", source["checkpoint"]),
+        ("device", f"{source['device']}; rendered by {source['renderer']}; {source['workers']} workers"),
+        ("platform", source["platform"]),
+        ("versions", ", ".join(f"{name} {version}" for name, version in source["versions"].items())),
+    ]

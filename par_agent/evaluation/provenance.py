@@ -1,0 +1,54 @@
+"""Where a run's figures come from: all that is needed to repeat it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from par_agent.evaluation.runner import BenchmarkRun
+
+
+def provenance(run: BenchmarkRun) -> dict[str, Any]:
+    """All that is needed to repeat the run."""
+    return {
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "git_commit": _git_commit(),
+        "policy": run.config.policy.reference,
+        "policy_options": run.config.policy.options,
+        "checkpoint": run.fingerprint,
+        "track": run.config.track,
+        "initial_states": run.config.protocol_label,
+        "tasks": [asdict(spec) for spec in run.specs.values()],
+        "workers": run.config.workers,
+        "device": f"{_processor()}, {os.cpu_count()} cores, policy on {run.config.policy.device}",
+        "renderer": run.renderer,
+        "platform": platform.platform(),
+        "versions": run.versions,
+    }
+
+
+def _git_commit() -> str:
+    """Commit of the repository that this package lies in, marked where files differ from it."""
+    folder = Path(__file__).parent
+    command = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
+
+
+def _processor() -> str:
+    """The processor's name as Linux reports it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
