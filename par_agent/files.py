@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -28,6 +29,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def only_process(lock: Path, doing: str) -> Iterator[None]:
+    """Holds the file ``lock`` while the block runs, so that no other process does the same; a dead one holds nothing.
+
+    Args:
+        lock: made if absent, removed at the end; its folder must exist.
+        doing: what the block does, for the error message: "another process {doing} now".
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process {doing} now; wait for it to end") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes indented JSON atomically."""
     with atomic_path(path) as temporary:
@@ -44,5 +67,5 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); it may be truncated: make it again") from None

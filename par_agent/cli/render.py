@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import queue
 import time
+from collections import deque
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from par_agent.data.episodes import read_episode
-from par_agent.data.rendering import RenderSpec, episode_path, render_episodes
+from par_agent.data.rendering import RenderSpec, episode_path, episode_renderer
 from par_agent.data.statistics import RunningStatistics
 from par_agent.data.trajectory import TrajectoryFile
+from par_agent.data.workers import cannot_write, receive, send, worker_processes
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
+from par_agent.files import only_process, read_json, write_json
 from par_agent.tasks import get_task
 
 
@@ -33,7 +34,7 @@ class RenderConfig:
     random_motion: str | None = None
     """Instead of a trajectory file: task of which to render random initial states and arm motion, without actions."""
     num: int | None = None
-    """Episodes to render; all of the trajectory file if not given."""
+    """Episodes to render; if not given, all of the trajectory file, or 1000 of random motion."""
     cameras: tuple[str, ...] = ("render_camera",)
     """`render_camera` and/or sensor cameras of the environment, for example base_camera."""
     crop: tuple[int, int, int, int] | None = None
@@ -72,7 +73,8 @@ class RenderConfig:
                 )
             source = str(self.trajectory)
         else:
-            env_id, num, source = get_task(str(self.random_motion)).env_id, self.num or 1000, "random-motion"
+            env_id, source = get_task(str(self.random_motion)).env_id, "random-motion"
+            num = 1000 if self.num is None else self.num
         return RenderSpec(
             env_id=env_id,
             source=source,
@@ -91,26 +93,29 @@ class RenderConfig:
 
 def main(config: RenderConfig) -> int:
     """Renders what is missing, then writes the summary."""
+    if config.workers < 1:
+        raise UserError(f"workers is {config.workers}; it must be at least 1")
     spec = config.spec()
-    _claim_folder(config.out, spec)
-    todo = [index for index in range(spec.num_episodes) if not episode_path(config.out, index).exists()]
-    done = spec.num_episodes - len(todo)
-    print(f"{spec.env_id}: {spec.num_episodes} episodes, {done} already rendered, into {config.out}")
-    started, frames = time.monotonic(), 0
-    if todo:
-        frames = _render_in_workers(spec, config.out, todo, config.workers)
-    seconds = time.monotonic() - started
-    write_json(config.out / "dataset.json", summarise(config.out, spec))
-    if frames:
-        print(f"{frames} frames in {seconds:.0f} s: {frames / seconds:.1f} frames/s with {config.workers} workers")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        with only_process(config.out / ".lock", f"renders into {config.out}"):
+            _claim_folder(config.out, spec)
+            try:
+                _render_missing(spec, config.out, config.workers)
+            finally:
+                _remove_unfinished(config.out)
+            write_json(config.out / "dataset.json", summarise(config.out, spec))
+    except OSError as error:
+        raise UserError(cannot_write(config.out, error)) from error
     return 0
 
 
 def _claim_folder(folder: Path, spec: RenderSpec) -> None:
-    """Writes the spec, or checks that the folder was begun with the same one."""
+    """Writes the spec, or checks that the folder's episodes were begun with the same one."""
     path = folder / "spec.json"
     wanted = spec.to_json()
-    if path.exists():
+    _remove_unfinished(folder)
+    if path.exists() and any((folder / "episodes").glob("*")):
         found = read_json(path)
         differing = sorted(key for key in wanted if found.get(key) != wanted[key])
         if differing:
@@ -118,58 +123,43 @@ def _claim_folder(folder: Path, spec: RenderSpec) -> None:
             raise UserError(f"{folder} was begun with other settings ({details}); choose another --out")
     else:
         write_json(path, wanted)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Deletes what killed workers left."""
     for leftover in (folder / "episodes").glob(".*.tmp"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
 
 
-def _render_in_workers(spec: RenderSpec, folder: Path, todo: list[int], workers: int) -> int:
-    """Splits the episodes over spawned processes; returns the number of frames rendered."""
-    context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
-    count = max(1, min(workers, len(todo)))
-    processes = [
-        context.Process(target=_worker, args=(spec, folder, todo[rank::count], messages), daemon=True)
-        for rank in range(count)
-    ]
-    for process in processes:
-        process.start()
-    frames, running = 0, count
-    try:
-        with tqdm(total=len(todo), unit="episode", desc="render") as progress:
-            while running:
-                try:
-                    kind, value = messages.get(timeout=1.0)
-                except queue.Empty:
-                    if any(process.exitcode not in (None, 0) for process in processes):
-                        raise UserError("a render worker was killed; run the same command to continue") from None
-                    continue
-                if kind == "error":
-                    raise UserError(value)
-                if kind == "done":
-                    running -= 1
-                    continue
-                frames += value
-                progress.update(1)
-                progress.set_postfix(frames=frames)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-    return frames
-
-
-def _worker(spec: RenderSpec, folder: Path, indices: list[int], messages: Any) -> None:
-    try:
-        render_episodes(spec, folder, indices, lambda frames: messages.put(("frames", frames)))
-        messages.put(("done", None))
-    except KeyboardInterrupt:
+def _render_missing(spec: RenderSpec, folder: Path, workers: int) -> None:
+    """Lets workers render the episodes that have no file yet, and prints how fast they were."""
+    todo = deque(index for index in range(spec.num_episodes) if not episode_path(folder, index).exists())
+    done = spec.num_episodes - len(todo)
+    print(f"{spec.env_id}: {spec.num_episodes} episodes, {done} already rendered, into {folder}")
+    if not todo:
         return
-    except OSError as error:
-        messages.put(
-            ("error", f"cannot write to {folder}: {error}; free some space, then run the same command to continue")
-        )
-    except UserError as error:
-        messages.put(("error", str(error)))
+    started, frames, workers = time.monotonic(), 0, min(workers, len(todo))
+    with (
+        tqdm(total=len(todo), unit="episode", desc="render") as progress,
+        worker_processes(workers, episode_renderer, (spec, folder), folder) as connections,
+    ):
+        busy = set(connections)
+        for connection in connections:
+            send(connection, todo.popleft())
+        while busy:
+            for connection in [c for c in wait(list(busy)) if isinstance(c, Connection)]:
+                kind, value = receive(connection)
+                if kind == "progress":
+                    frames += value
+                    continue
+                progress.update()
+                progress.set_postfix(frames=frames)
+                if todo:
+                    send(connection, todo.popleft())
+                else:
+                    busy.remove(connection)
+    seconds = time.monotonic() - started
+    print(f"{frames} frames in {seconds:.0f} s: {frames / seconds:.1f} frames/s with {workers} workers")
 
 
 def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:

@@ -8,10 +8,7 @@ Seeds are tried in order. Finished parts (`planning.py`) wait in a hidden folder
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -19,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from par_agent.data import planning
 from par_agent.data.hdf5 import file_image, open_in_memory
+from par_agent.data.workers import cannot_write, receive, send, worker_processes
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, read_json, write_json
+from par_agent.files import atomic_path, only_process, read_json, write_json
 from par_agent.tasks import PROTOCOL_SEED, get_task
 
 if TYPE_CHECKING:
@@ -100,13 +98,16 @@ def make_demos(request: DemoRequest, out: Path, workers: int = 1, progress: bool
     parts = target.parent / ".parts"
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        with _only_process(parts):
+        with only_process(parts / "lock", f"makes demonstrations in {target.parent}"):
             planning.remove_unfinished(parts)
-            _make_parts(request, parts, workers, progress)
+            try:
+                _make_parts(request, parts, workers, progress)
+            finally:
+                planning.remove_unfinished(parts)
             _merge(request, parts, target)
             shutil.rmtree(parts)
     except OSError as error:
-        raise UserError(planning.cannot_write(target.parent, error)) from error
+        raise UserError(cannot_write(target.parent, error)) from error
     return target
 
 
@@ -120,16 +121,6 @@ def _is_complete(target: Path, request: DemoRequest) -> bool:
             "move it away or give another output folder"
         )
     return True
-
-
-@contextmanager
-def _only_process(parts: Path) -> Iterator[None]:
-    with open(parts / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process makes demonstrations in {parts.parent} now; wait for it to end") from None
-        yield
 
 
 def _kept_episodes(request: DemoRequest, parts: Path, first: int) -> list[dict[str, Any]]:
@@ -171,18 +162,18 @@ def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool)
     done = min(sum(finished.values()), request.num)
     with (
         tqdm(total=request.num, initial=done, desc=request.env_id, unit="demo", disable=not progress) as bar,
-        planning.planning_workers(workers, request.env_id, parts) as idle,
+        worker_processes(workers, planning.part_maker, (request.env_id, parts), parts.parent) as idle,
     ):
         while True:
             while idle and (first := _next_part(request, finished, set(busy.values()))) is not None:
                 connection = idle.pop()
-                connection.send(first)
+                send(connection, first)
                 busy[connection] = first
             if not busy:
                 return
             for connection in [c for c in wait(list(busy)) if isinstance(c, Connection)]:
-                kind, value = planning.receive(connection)
-                if kind == "part":
+                kind, value = receive(connection)
+                if kind == "done":
                     idle.append(connection)
                     finished[busy.pop(connection)] = len(_kept_episodes(request, parts, value))
                 elif value <= request.max_steps and bar.n < request.num:

@@ -6,7 +6,7 @@
       spec.json                    what was asked for (a RenderSpec); written first, compared when rendering resumes
       dataset.json                 summary and normalisation statistics; written last: without it, it is unfinished
       episodes/episode_000000.h5   attributes: instruction, env_id, seed, source, source_episode, control_mode
-        frames/<camera>            (K, H, W, 3) uint8 RGB, compressed losslessly (LZF), one chunk a frame
+        frames/<camera>            (K, H, W, 3) uint8 RGB, compressed losslessly (gzip), one chunk a frame
         frame_steps                (K,) int32, the control step before which each frame was taken, ascending
         proprioception             (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
         actions                    (T, A) float32, in the controller's units; absent in action-free (video) episodes
@@ -24,6 +24,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from par_agent.data.hdf5 import file_image, open_in_memory
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, read_json
 
@@ -45,15 +46,20 @@ class Episode:
 
 
 def write_episode(path: Path, episode: Episode) -> None:
-    """Writes one episode file atomically."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    """Writes one episode file atomically; equal episodes give equal bytes."""
+    with open_in_memory() as file:
         file.attrs.update(episode.attributes)
         for camera, frames in episode.frames.items():
-            file.create_dataset(f"frames/{camera}", data=frames, chunks=(1, *frames.shape[1:]), compression="lzf")
+            file.create_dataset(
+                f"frames/{camera}", data=frames, chunks=(1, *frames.shape[1:]), compression="gzip", compression_opts=1
+            )
         file["frame_steps"] = episode.frame_steps.astype(np.int32)
         file["proprioception"] = episode.proprioception.astype(np.float32)
         if episode.actions is not None:
             file["actions"] = episode.actions.astype(np.float32)
+        image = file_image(file)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(image)
 
 
 def read_episode(path: Path, *, frames: bool = True) -> Episode:

@@ -1,22 +1,19 @@
-"""Worker processes that let ManiSkill's motion planner solve a task, a few seeds at a time.
+"""Lets ManiSkill's motion planner solve a task, a few seeds at a time.
 
-What one worker finishes at once is a *part*: the successful episodes of `SEEDS_PER_PART` consecutive seeds, recorded by
-ManiSkill's own `RecordEpisode`. The folder of a part has its final name only when it is complete.
+What one worker process finishes at once is a *part*: the successful episodes of `SEEDS_PER_PART` consecutive seeds,
+recorded by ManiSkill's own `RecordEpisode`. The folder of a part has its final name only when it is complete.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from par_agent.data.hdf5 import file_image, open_in_memory
+from par_agent.data.workers import DoJob, Report
 from par_agent.errors import UserError
 from par_agent.files import read_json
 
@@ -45,7 +42,12 @@ def remove_unfinished(parts: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_part(env_id: str, first: int, parts: Path, report: Callable[[int], None]) -> None:
+def part_maker(env_id: str, parts: Path) -> DoJob:
+    """What a worker process does: makes the part whose first seed it is given, and reports every success's steps."""
+    return lambda first, report: make_part(env_id, first, parts, report)
+
+
+def make_part(env_id: str, first: int, parts: Path, report: Report) -> None:
     """Solves seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part.
 
     A fresh environment each time: contact forces carry traces of earlier episodes, and an episode must not depend on
@@ -102,79 +104,3 @@ def solve(env: Any, env_id: str, seed: int) -> int | None:
     if isinstance(result, int) or not bool(result[-1]["success"].item()):
         return None
     return int(result[-1]["elapsed_steps"].item())
-
-
-def _work(connection: Connection, env_id: str, parts: Path) -> None:
-    """Makes the parts that the parent asks for; sends (kind, value) messages; ends when the parent does."""
-    import torch
-
-    torch.set_num_threads(1)
-    try:
-        while True:
-            first = connection.recv()
-            try:
-                make_part(env_id, first, parts, lambda steps: connection.send(("episode", steps)))
-            except BrokenPipeError:
-                raise
-            except UserError as error:
-                connection.send(("error", str(error)))
-            except OSError as error:
-                connection.send(("error", cannot_write(parts.parent, error)))
-            else:
-                connection.send(("part", first))
-    except (EOFError, BrokenPipeError):
-        return
-
-
-def cannot_write(folder: Path, error: OSError) -> str:
-    """What to tell the user when a disk is full or a folder cannot be written."""
-    return (
-        f"cannot write below {folder}: {error}. Finished demonstrations are kept: "
-        "make room, then run the same command again"
-    )
-
-
-def receive(connection: Connection) -> tuple[str, int]:
-    """Reads a worker's next message: ("episode", control steps) or ("part", first seed).
-
-    Raises:
-        UserError: the worker has met an error, or has died.
-    """
-    try:
-        kind, value = connection.recv()
-    except EOFError:
-        raise UserError(
-            "a planning process died (out of memory, or a crash inside the motion planner); "
-            "run `par-agent doctor`, then the same command again, with fewer workers if memory was short"
-        ) from None
-    if kind == "error":
-        raise UserError(value)
-    return kind, value
-
-
-@contextmanager
-def planning_workers(count: int, env_id: str, parts: Path) -> Iterator[list[Connection]]:
-    """Starts `count` processes and gives a connection to each: send it a part's first seed, `receive` its messages.
-
-    The processes end with the block, however it ends, and with this process, even if that is killed.
-    """
-    context = get_context("spawn")
-    processes, connections = [], []
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to handle
-    try:
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, env_id, parts), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            connections.append(ours)
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield connections
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-        remove_unfinished(parts)

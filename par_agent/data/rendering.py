@@ -12,6 +12,7 @@ import numpy as np
 
 from par_agent.data.episodes import Episode, write_episode
 from par_agent.data.trajectory import TrajectoryFile
+from par_agent.data.workers import DoJob, Report
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED, get_task
 from par_agent.transforms import crop_and_resize
@@ -52,6 +53,11 @@ class RenderSpec:
         for name in ("chunk_length", "stride"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("first_seed", "motion_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.size is not None and min(self.size) < 1:
+            raise UserError(f"size is {self.size}; height and width must be at least 1 pixel")
         if not 0 <= self.phase < self.stride:
             raise UserError(f"phase is {self.phase}; it must be from 0 to stride - 1 = {self.stride - 1}")
         if not self.cameras:
@@ -83,28 +89,43 @@ def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
     return np.array(steps if steps and steps[-1] == num_steps else [*steps, num_steps], dtype=np.int32)
 
 
-class Renderer:
-    """A ManiSkill environment that shows given states to chosen cameras."""
+def _make_environment(env_id: str, obs_mode: str) -> Any:
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    import gymnasium
+    import mani_skill.envs  # noqa: F401  registers the environments
+    from mani_skill.utils.logging_utils import logger
 
-    def __init__(self, spec: RenderSpec) -> None:
-        os.environ.setdefault("LP_NUM_THREADS", "1")
-        import gymnasium
-        import mani_skill.envs  # noqa: F401  registers the environments
-
-        self.spec = spec
-        self._sensors = tuple(camera for camera in spec.cameras if camera != "render_camera")
-        shader = {"shader_pack": "minimal"}
-        self.env: Any = gymnasium.make(
-            spec.env_id,
-            obs_mode="rgb" if self._sensors else "none",
-            control_mode=get_task(spec.env_id).control_mode,
+    logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
+    shader = {"shader_pack": "minimal"}
+    try:
+        return gymnasium.make(
+            env_id,
+            obs_mode=obs_mode,
+            control_mode=get_task(env_id).control_mode,
             render_mode="rgb_array",
             sim_backend="physx_cpu",
             render_backend="cpu",
             sensor_configs=shader,
             human_render_camera_configs=shader,
         )
-        self.base: Any = self.env.unwrapped
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"ManiSkill cannot start {env_id} here ({error}); `par-agent doctor` names what is missing"
+        ) from error
+
+
+class Renderer:
+    """A ManiSkill environment that shows given states to chosen cameras.
+
+    Raises:
+        UserError: the environment does not start here, or has no such camera.
+    """
+
+    def __init__(self, spec: RenderSpec) -> None:
+        self.spec = spec
+        self._sensors = tuple(camera for camera in spec.cameras if camera != "render_camera")
+        self.env = _make_environment(spec.env_id, "rgb" if self._sensors else "none")
+        self.base = self.env.unwrapped
         self.env.reset(seed=0)
         available = ["render_camera", *self.base.scene.sensors]
         unknown = [camera for camera in spec.cameras if camera not in available]
@@ -145,6 +166,7 @@ class Renderer:
                 f"{trajectories.path}: episode {demonstration.episode_id} starts from seed {demonstration.seed}, which "
                 f"the evaluation protocol reserves (from {PROTOCOL_SEED}); leave it out of training data"
             )
+        self.env.reset(seed=demonstration.seed)  # for what is no part of the states, such as a peg of random length
         steps = frame_steps(demonstration.num_steps, self.spec.stride, self.spec.phase)
         images = []
         for step in steps:
@@ -155,13 +177,17 @@ class Renderer:
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes)
 
     def render_random_motion(self, index: int) -> Episode:
-        """Steps a smooth random walk of the arm from a random initial state; the episode has no actions."""
+        """Steps a smooth random walk of the arm from a random initial state; the episode has no actions.
+
+        The scene is rebuilt before a motion: contacts carry traces of earlier episodes.
+        """
         seed = self.spec.first_seed + index
-        self.env.reset(seed=seed)
+        self.env.reset(seed=seed, options={"reconfigure": self.spec.motion_steps > 0})
         generator = np.random.default_rng(seed)
         dof = int(self.base.agent.robot.get_qpos().shape[1])
-        size = int(np.prod(self.env.action_space.shape or ()))
-        steps = frame_steps(self.spec.motion_steps, self.spec.stride, 0)
+        low, high = self.base.single_action_space.low, self.base.single_action_space.high
+        size = len(low)
+        steps = frame_steps(self.spec.motion_steps, self.spec.stride, self.spec.phase)
         target = self.base.agent.robot.get_qpos()[0, :size].cpu().numpy()
         velocity = np.zeros(size, np.float32)
         images, positions = [], np.zeros((self.spec.motion_steps + 1, dof), np.float32)
@@ -171,7 +197,7 @@ class Renderer:
                 images.append(self.frames())
             if step < self.spec.motion_steps:
                 velocity = 0.9 * velocity + generator.normal(0, 0.01, size).astype(np.float32)
-                target = np.clip(target + velocity, self.env.action_space.low, self.env.action_space.high)
+                target = np.clip(target + velocity, low, high)
                 self.env.step(target)
         return Episode(_stack(images), steps, positions, None, self._attributes(seed, index))
 
@@ -195,14 +221,17 @@ def episode_path(folder: Path, index: int) -> Path:
     return folder / "episodes" / f"episode_{index:06d}.h5"
 
 
-def render_episodes(spec: RenderSpec, folder: Path, indices: list[int], report: Any) -> None:
-    """Renders episodes into their files inside one worker process; calls ``report(number of frames)`` after each."""
+def episode_renderer(spec: RenderSpec, folder: Path) -> DoJob:
+    """What a worker process does: renders the episode of a given number into its file and reports its frames."""
     renderer = Renderer(spec)
     trajectories = None if spec.is_random else TrajectoryFile(spec.source)
-    for index in indices:
+
+    def render(index: int, report: Report) -> None:
         if trajectories is None:
             episode = renderer.render_random_motion(index)
         else:
             episode = renderer.render_demonstration(trajectories, index)
         write_episode(episode_path(folder, index), episode)
         report(len(episode.frame_steps))
+
+    return render

@@ -64,20 +64,20 @@ class TrajectoryFile:
             raise UserError(
                 f"{self.path} cannot be read ({error}); it may be truncated: copy or make it again"
             ) from None
-        self.episodes: list[dict[str, Any]] = self.metadata["episodes"]
+        try:
+            self.env_id: str = self.metadata["env_info"]["env_id"]
+            """Gymnasium id of the environment that recorded the file."""
+            self.control_mode: str = self.metadata["env_info"]["env_kwargs"]["control_mode"]
+            """ManiSkill control mode of the stored actions."""
+            self.episodes: list[dict[str, Any]] = self.metadata["episodes"]
+            """ManiSkill's description of each episode."""
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.path.with_suffix('.json')} lacks {error}; expected the JSON that ManiSkill writes beside an .h5"
+            ) from None
         absent = [e["episode_id"] for e in self.episodes if f"traj_{e['episode_id']}" not in self._file]
         if absent:
             raise UserError(f"{self.path} lacks episodes {absent[:5]} that its JSON lists; copy or make it again")
-
-    @property
-    def env_id(self) -> str:
-        """Gymnasium id of the environment that recorded the file."""
-        return self.metadata["env_info"]["env_id"]
-
-    @property
-    def control_mode(self) -> str:
-        """ManiSkill control mode of the stored actions."""
-        return self.metadata["env_info"]["env_kwargs"]["control_mode"]
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -98,9 +98,17 @@ class TrajectoryFile:
                 kind: {actor: np.asarray(values) for actor, values in group["env_states"][kind].items()}
                 for kind in group["env_states"]
             }
-            return Demonstration(info["episode_id"], info["episode_seed"], np.asarray(group["actions"]), states)
-        except (OSError, KeyError) as error:
+            actions = np.asarray(group["actions"])
+            seed = info["episode_seed"]
+        except (OSError, KeyError, RuntimeError) as error:
             raise UserError(f"{self.path}:{name} is damaged ({error}); copy or make the file again") from None
+        lengths = {len(rows) for group in states.values() for rows in group.values()}
+        if lengths != {len(actions) + 1}:
+            raise UserError(
+                f"{self.path}:{name} holds {len(actions)} actions and {sorted(lengths)} simulator states; expected one "
+                "state more than actions: make the file again"
+            )
+        return Demonstration(info["episode_id"], seed, actions, states)
 
     def close(self) -> None:
         """Closes the underlying HDF5 file."""
