@@ -35,6 +35,19 @@ class KVCache:
         self.age[rows] = 0
         self.filled[rows] = False
 
+    def take(self, rows: Tensor) -> KVCache:
+        """A copy of some rows (k,) int64, as a cache of its own; :meth:`put` brings it back."""
+        part = object.__new__(KVCache)
+        part.prefix, part.slots, part.block = self.prefix, self.slots, self.block
+        part.keys, part.values = self.keys[:, rows], self.values[:, rows]
+        part.age, part.filled = self.age[rows], self.filled[rows]
+        return part
+
+    def put(self, rows: Tensor, part: KVCache) -> None:
+        """Stores what :meth:`take` gave for the same rows."""
+        self.keys[:, rows], self.values[:, rows] = part.keys, part.values
+        self.age[rows], self.filled[rows] = part.age, part.filled
+
     def next_slots(self) -> Tensor:
         """Slot (B,) int64 that each row's next physical token goes to."""
         if self.slots == 1:

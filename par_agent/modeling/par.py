@@ -269,8 +269,19 @@ class PARModel(nn.Module):
         outputs = self.nova.video_encoder.prefill(prefix, rotation, cache)
         return PARStream(cache, self._bos_output(outputs))
 
-    def step(self, stream: PARStream, inputs: PhysicalTokens) -> tuple[Tensor, Tensor]:
-        """Reads one more physical token of every row (N = 1): conditions (B, F, D) and (B, L, D) of the next step."""
+    def step(self, stream: PARStream, inputs: PhysicalTokens, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reads one more physical token (N = 1): conditions (B, F, D) and (B, L, D) of the next step.
+
+        Args:
+            stream: the past; it is extended.
+            inputs: the physical token of every row, or of ``rows``.
+            rows: (k,) int64 rows that go on, in ascending order; None: all.
+        """
+        if rows is not None and len(rows) < len(stream.cache.age):
+            part = PARStream(stream.cache.take(rows), None if stream.bos is None else stream.bos[rows])
+            conditions = self.step(part, inputs)
+            stream.cache.put(rows, part.cache)
+            return conditions
         steps = stream.cache.age[:, None]
         x = self.tokens(inputs, steps)[:, 0]
         inside = physical_token_mask(0, 1, self.frame_tokens, self.config.action.chunk_length, x.device)
