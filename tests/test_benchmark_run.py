@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 import subprocess
@@ -337,3 +338,12 @@ def test_the_command_prints_errors_without_a_traceback(tmp_path: Path) -> None:
     assert finished.returncode == 2
     assert finished.stderr.startswith("benchmarks/run.py: error: unknown task 'PushCub'")
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.slow
+def test_the_speed_comparison_prints_a_ratio_for_every_contestant() -> None:
+    small = ("--tasks", "PushCube", "--rounds", "1", "--plain-steps", "3", "--states", "1", "--workers", "2")
+    arguments = [sys.executable, str(REPOSITORY / "benchmarks" / "harness_speed.py"), *small]
+    finished = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert len(re.findall(r"\d\.\dx–", finished.stdout)) == 4

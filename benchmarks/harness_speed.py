@@ -1,0 +1,220 @@
+"""Times this harness against a plain evaluation loop, alternating in one run: `python benchmarks/harness_speed.py`.
+
+The plain loop does what published evaluation scripts of ManiSkill policies do (RDT's, for one): one process,
+`obs_mode="rgb"`, and `env.render()` after every control step, although a policy that executes chunks looks only at the
+frame after each chunk. A second plain loop leaves the sensor cameras out and uses the harness's own, cheaper shader.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.tasks import PAPER_TASKS, get_task
+
+
+class SwayPolicy:
+    """Sways the arm a little, a chunk at a time, and costs nothing: what is timed is the harness.
+
+    Args:
+        chunk: control steps from one looked-at frame to the next.
+    """
+
+    action_size = 8
+
+    def __init__(self, chunk: int = 8) -> None:
+        self._chunk = chunk
+
+    @property
+    def needs_frame(self) -> bool:
+        return self._step % self._chunk == 0
+
+    def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
+        self._step = 0
+        self._start: Any = None
+
+    def act(self, obs: dict[str, Any]) -> Any:
+        import torch
+
+        joints = obs["agent"]["qpos"][:, :7]
+        if self._start is None:
+            self._start = joints.clone()
+        self._step += 1
+        sway = 0.1 * torch.sin(torch.tensor(self._step / 20))
+        return torch.cat([self._start + sway, torch.ones(len(joints), 1)], dim=1)
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Times the harness against a plain loop that renders at every control step."""
+
+    tasks: tuple[str, ...] = PAPER_TASKS
+    """Registered tasks to roll out."""
+    policy: str = "harness_speed:SwayPolicy"
+    """As in benchmarks/run.py. The default has no model, so that the harness alone is timed."""
+    policy_kwargs: tuple[str, ...] = ()
+    """Options of the policy as key=value, as in benchmarks/run.py."""
+    states: int = 2
+    """Rollouts per task and worker of the harness, each up to the task's step limit."""
+    plain_steps: int = 40
+    """Control steps per task of the plain loops; their resets are not counted."""
+    rounds: int = 3
+    """How often everything is timed, one after the other; medians are printed."""
+    workers: int | None = None
+    """Worker processes of the harness. Default: one per core."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to roll a policy out."""
+
+    name: str
+    plain: bool
+    """Whether it is a plain loop."""
+    obs_mode: str = "none"
+    """Plain loops: ManiSkill's observation mode."""
+    shader: str = "minimal"
+    """Plain loops: shader of all cameras."""
+    workers: int = 1
+    """Harness: worker processes."""
+
+
+def contestants(workers: int) -> list[Contestant]:
+    """What is timed, the reference first."""
+    harness = [Contestant(f"harness, {n} worker{'s' * (n > 1)}", plain=False, workers=n) for n in {1, workers}]
+    return [
+        Contestant("plain loop, obs_mode rgb, default shader", plain=True, obs_mode="rgb", shader="default"),
+        Contestant("plain loop, render camera only, minimal shader", plain=True),
+        *sorted(harness, key=lambda contestant: contestant.workers),
+    ]
+
+
+def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> float:
+    """Seconds per control step of the plain loop; runs in a process of its own, with all threads it likes."""
+    import gymnasium as gym
+    import mani_skill.envs  # noqa: F401
+    import torch
+
+    seconds = 0.0
+    for task in config.tasks:
+        spec = get_task(task)
+        env = gym.make(
+            spec.env_id,
+            obs_mode=contestant.obs_mode,
+            control_mode=spec.control_mode,
+            render_mode="rgb_array",
+            sim_backend="physx_cpu",
+            render_backend="cpu",
+            sensor_configs={"shader_pack": contestant.shader},
+            human_render_camera_configs={"shader_pack": contestant.shader},
+            max_episode_steps=spec.max_steps,
+        )
+        policy = policy_source(config).build(spec)
+        env.reset(seed=0)
+        policy.reset(seed=0)
+        base: Any = env.unwrapped
+        image = env.render()
+        started = time.perf_counter()
+        for _ in range(config.plain_steps):
+            observation = {
+                "agent": {"qpos": base.agent.robot.get_qpos()},
+                "sensor_data": {spec.camera: {"rgb": image}},
+            }
+            with torch.no_grad():
+                action = policy.act(observation)
+            env.step(action)
+            image = env.render()
+        seconds += time.perf_counter() - started
+        env.close()
+    return seconds / (config.plain_steps * len(config.tasks))
+
+
+def time_harness(config: SpeedConfig, contestant: Contestant) -> float:
+    """Seconds per control step of a benchmark run: from the workers being ready, with resets and records."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = BenchmarkRun(
+            RunConfig(
+                tasks=config.tasks,
+                policy=policy_source(config),
+                out=Path(folder),
+                states=config.states * contestant.workers,
+                policy_seeds=1,
+                workers=contestant.workers,
+            )
+        )
+        started = 0.0
+
+        def start(found: list[Any]) -> None:
+            nonlocal started
+            started = time.perf_counter()
+
+        records = run.run(start, lambda record: None)
+        seconds = time.perf_counter() - started
+    failed = [record["error"] for record in records if record["error"] is not None]
+    if failed:
+        raise UserError(f"{len(failed)} rollouts ended with an exception, the first with: {failed[0]}")
+    return seconds / sum(record["steps"] for record in records)
+
+
+def policy_source(config: SpeedConfig) -> PolicySource:
+    """The policy that is rolled out."""
+    return PolicySource(config.policy, parse_options(config.policy_kwargs))
+
+
+def measure(config: SpeedConfig, contestant: Contestant) -> float:
+    """Seconds per control step of one contestant."""
+    if not contestant.plain:
+        return time_harness(config, contestant)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(time_plain_loop, config, contestant).result()
+
+
+def main(config: SpeedConfig) -> None:
+    """Times everything in turn and prints the table."""
+    if min(config.states, config.plain_steps, config.rounds) < 1:
+        raise UserError("states, plain_steps and rounds must be at least 1")
+    console = Console()
+    everyone = contestants(config.workers or len(os.sched_getaffinity(0)))
+    seconds: dict[str, list[float]] = {contestant.name: [] for contestant in everyone}
+    for turn in range(config.rounds):
+        for contestant in everyone:
+            seconds[contestant.name].append(measure(config, contestant))
+            last = f"{1000 * seconds[contestant.name][-1]:.1f} ms per control step"
+            console.print(f"round {turn + 1} of {config.rounds}: {contestant.name}: {last}", highlight=False)
+    reference = seconds[everyone[0].name]
+    title = f"{', '.join(config.tasks)}; policy {config.policy} {' '.join(config.policy_kwargs)}".strip()
+    table = Table(
+        title=title, caption=f"ms per control step and speed against the first line, median of {config.rounds}"
+    )
+    for column in ("", "ms/step", "speed", "range"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in seconds.items():
+        ratios = [plain / value for plain, value in zip(reference, values, strict=True)]
+        figures = f"{1000 * median(values):.1f}", f"{median(ratios):.1f}x", f"{min(ratios):.1f}x–{max(ratios):.1f}x"
+        table.add_row(name, *figures)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(SpeedConfig, description=__doc__))
+    except UserError as error:
+        print(f"benchmarks/harness_speed.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
