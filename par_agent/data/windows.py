@@ -6,7 +6,9 @@ action, P joint positions, C latent channels of h x w.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,6 +127,7 @@ class WindowSampler:
         self.index, self.latents, self.window, self.seed = index, latents, window, seed
         pieces = [(e, j) for e in episodes for j in range(-(-index.boundaries[e] // (window * index.hop)))]
         self.pieces = np.array(pieces, dtype=np.int64)
+        self._epoch, self._permutation = -1, np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -170,9 +173,10 @@ class WindowSampler:
         return columns, table["row"], table["next_row"], variant, name, index.instructions[episode]
 
     def _order(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_cached", (None,))[0] != epoch:
-            self._cached = (epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.pieces)))
-        return self._cached[1]
+        if self._epoch != epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.pieces))
+        return self._permutation
 
 
 class MixedSampler:
@@ -202,16 +206,11 @@ class MixedSampler:
 
 def concatenate(parts: list[Windows]) -> Windows:
     """Joins batches."""
-    fields: dict[str, list] = {}
-    for part in parts:
-        for name, value in vars(part).items():
-            fields.setdefault(name, []).append(value)
-    return Windows(
-        **{
-            name: torch.cat(values) if isinstance(values[0], Tensor) else sum(values, ())
-            for name, values in fields.items()
-        }
-    )
+    joined: dict[str, Any] = {}
+    for name, first in vars(parts[0]).items():
+        values = [getattr(part, name) for part in parts]
+        joined[name] = torch.cat(values) if isinstance(first, Tensor) else tuple(itertools.chain(*values))
+    return Windows(**joined)
 
 
 def fit_transforms(indices: list[EpisodeIndex], camera: str, image_size: tuple[int, int] | None) -> Transforms:
@@ -248,5 +247,5 @@ def fit_transforms(indices: list[EpisodeIndex], camera: str, image_size: tuple[i
     )
 
 
-def _tuple(value: object) -> tuple | None:
-    return None if value is None else tuple(_tuple(v) if isinstance(v, list) else v for v in value)  # type: ignore
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value

@@ -46,7 +46,8 @@ class EMA:
     def update(self, module: nn.Module, step: int) -> None:
         """Moves the average towards ``module`` after optimiser step ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = list(self.module.parameters()), list(module.parameters())
+        mine: list[torch.Tensor] = [*self.module.parameters()]
+        theirs: list[torch.Tensor] = [*module.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - decay)
         for average, value in zip(self.module.buffers(), module.buffers(), strict=True):
             average.copy_(value)
