@@ -1,0 +1,105 @@
+"""Tiny models and checkpoints of the real classes, for tests."""
+
+from __future__ import annotations
+
+import torch
+
+from par_agent.checkpoint import Checkpoint
+from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
+from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
+from par_agent.modeling.par import PARModel, PhysicalTokens
+from par_agent.modeling.text_encoder import HashTextEncoder
+from par_agent.transforms import Transforms
+
+LENGTH, SIZE, JOINTS = 4, 8, 9
+
+
+def tiny_config(nova_layout: bool = False) -> PARConfig:
+    """The layout of ``par-mini``, or that of NOVA (slot 0, motion, mixer, absolute time), in a few thousand numbers."""
+    nova = NOVAConfig(
+        latent_channels=2,
+        latent_size=(8, 8),
+        video_patch=4,
+        image_patch=2,
+        video_encoder=EncoderConfig(2, 32, 1),
+        image_encoder=EncoderConfig(2, 32, 1),
+        decoder_depth=1,
+        decoder_width=16,
+        text_dim=8,
+        text_length=6,
+        video_base_size=(5, 2, 2),
+        image_base_size=(4, 4),
+        absolute_time=nova_layout,
+        rotary=not nova_layout,
+        motion=nova_layout,
+        bos_slot=nova_layout,
+        mixer_rank=4 if nova_layout else None,
+        stem_widths=() if nova_layout else (8, 16),
+        diffusion=DiffusionConfig("ddpm" if nova_layout else "flow", sampling_steps=4),
+    )
+    action = ActionConfig(
+        chunk_length=LENGTH,
+        tokenizer_widths=(16,),
+        width=32,
+        depth=2,
+        heads=2,
+        diffusion=DiffusionConfig("flow", sampling_steps=4),
+    )
+    return PARConfig("tiny", nova, action)
+
+
+def tiny_model(nova_layout: bool = False, seed: int = 0) -> PARModel:
+    """Random weights everywhere, also where training starts from zero, so that every path shows in the outputs."""
+    torch.manual_seed(seed)
+    model = PARModel(tiny_config(nova_layout))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def tiny_inputs(batch: int, steps: int, seed: int = 1) -> PhysicalTokens:
+    """Random physical tokens; the first chunk of every row is unknown."""
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.ones(batch, steps, dtype=torch.bool)
+    known[:, 0] = False
+    return PhysicalTokens(
+        torch.randn(batch, steps, 2, 8, 8, generator=generator),
+        torch.randn(batch, steps, JOINTS, generator=generator),
+        torch.randn(batch, steps, LENGTH, SIZE, generator=generator),
+        known,
+    )
+
+
+def tiny_features(batch: int) -> list[torch.Tensor]:
+    """Text features of different lengths."""
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(1 + row % 5, 8, generator=generator) for row in range(batch)]
+
+
+def tiny_transforms(camera: str = "render_camera") -> Transforms:
+    """Frames of 16x16 pixels cut out of 24x32 ones."""
+    return Transforms(
+        camera=camera,
+        image_size=(24, 32),
+        crop=(4, 8, 16, 16),
+        size=None,
+        relative=(True,) * 7 + (False,),
+        proprioception_mean=tuple(0.1 * number for number in range(JOINTS)),
+        proprioception_std=(0.5,) * JOINTS,
+        action_mean=tuple((0.01 * step,) * SIZE for step in range(LENGTH)),
+        action_std=tuple((0.1 + 0.01 * step,) * SIZE for step in range(LENGTH)),
+    )
+
+
+def tiny_checkpoint(camera: str = "render_camera") -> Checkpoint:
+    """A policy checkpoint with random weights."""
+    model = tiny_model()
+    torch.manual_seed(3)
+    encoder = FrameVAE(FrameVAEConfig(channels=2, widths=(8,)))
+    nova = model.config.nova
+    from par_agent.checkpoint import Acting
+
+    text = HashTextEncoder(nova.text_dim, nova.text_length)
+    acting = Acting(execute=LENGTH, denoising_steps=4)
+    return Checkpoint(model, encoder.eval(), tiny_transforms(camera), text, acting)
