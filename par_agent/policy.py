@@ -148,6 +148,7 @@ class PARPolicy:
         """Whether the next :meth:`act` looks at the camera; False while it only pops planned actions."""
         return self._state is None or bool((self._state.used >= self.acting.execute).any())
 
+    @torch.inference_mode()
     def reset(self, env_idx: Tensor | Sequence[int] | int | None = None, seed: int | None = None) -> None:
         """Forgets episodes.
 
