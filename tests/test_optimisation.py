@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_the_rate_warms_up_linearly_and_follows_a_cosine_to_its_end():
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
     assert rates[10] == 2.0 and rates[55] == pytest.approx(2.0 * (0.1 + 0.9 / 2))
     assert rates[100] == pytest.approx(0.2) == learning_rate(150, 100, 10, 2.0, final=0.1)
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
 
 
 def test_a_run_without_warm_up_starts_at_the_peak():
@@ -87,6 +88,6 @@ def test_a_broken_gradient_is_refused_and_changes_no_weight(bad):
     optimizer = make_optimizer(module, 1e-3, 0.0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     module.weight.grad, module.bias.grad = torch.full((2, 2), bad), torch.ones(2)
-    with pytest.raises(UserError, match="at step 7.*last checkpoint is intact"):
+    with pytest.raises(UserError, match=r"at step 7.*last checkpoint is intact"):
         clip_and_step(module, optimizer, 1.0, "at step 7")
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())

@@ -34,9 +34,7 @@ def test_batches_are_made_while_the_consumer_works():
 def test_no_more_than_depth_batches_wait_and_one_is_in_the_making():
     made = []
     batches = prefetch(lambda n: made.append(n) or n, 0, 100, depth=2)
-    taken = 0
-    for _ in batches:
-        taken += 1
+    for taken, _ in enumerate(batches, 1):
         assert len(made) <= taken + 2 + 1
         if taken == 20:
             break

@@ -48,13 +48,15 @@ def save_checkpoint(
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     try:
+        for leftover in folder.glob(".step_*.tmp"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True, exist_ok=True)
         for name, module in modules.items():
             save_file(_contiguous(module.state_dict()), temporary / f"{name}.safetensors")
         save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", {"step": step, **state})
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         os.replace(temporary, final)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -64,8 +66,15 @@ def save_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint; killed in the middle, it does not leave half of one under its final name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
+    os.replace(checkpoint, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -84,12 +93,13 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.
         for name, module in modules.items():
             module.load_state_dict(load_file(path / f"{name}.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        state: dict[str, Any] = read_json(path / "state.json")
+    except (OSError, SafetensorError, RuntimeError, LookupError, UserError) as error:
         raise UserError(
             f"cannot resume from {path} ({error}); delete that folder to go on from the one before, or choose "
             "another --out"
         ) from None
-    return read_json(path / "state.json")
+    return state
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,175 @@
+"""Training checkpoints: restored exactly, complete or absent, and damaged ones refused."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from par_agent.errors import UserError
+from par_agent.training import checkpoint
+from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from par_agent.training.optimisation import EMA, clip_and_step, make_optimizer
+
+FILES = ["ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+class Run:
+    """A little network with convolutions in either memory layout, its average and its optimiser."""
+
+    def __init__(self, width: int = 4) -> None:
+        torch.manual_seed(0)
+        convolutions = nn.Sequential(nn.Conv2d(3, width, 3), nn.SiLU(), nn.Conv2d(width, width, 1))
+        convolutions = convolutions.to(memory_format=torch.channels_last)
+        self.model = nn.Sequential(convolutions, nn.Flatten(), nn.Linear(16 * width, 2))
+        self.ema = EMA(self.model, 0.9)
+        self.optimizer = make_optimizer(self.model, 1e-2, 0.1)
+        self.modules = {"model": self.model, "ema": self.ema.module}
+
+    def train(self, start: int, stop: int) -> None:
+        for step in range(start, stop):
+            x = torch.randn(5, 3, 6, 6, generator=torch.Generator().manual_seed(step))
+            self.model(x.contiguous(memory_format=torch.channels_last)).square().sum().backward()
+            clip_and_step(self.model, self.optimizer, 1.0, "")
+            self.ema.update(self.model, step)
+
+    def save(self, folder: Path, step: int, **options) -> Path:
+        return save_checkpoint(folder, step, self.modules, self.optimizer, {"note": [1, "two"]}, **options)
+
+    def load(self, path: Path) -> dict:
+        return load_checkpoint(path, self.modules, self.optimizer)
+
+    def tensors(self) -> list[torch.Tensor]:
+        parameters = list(self.model.parameters())
+        moments = [self.optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq", "step")]
+        return [*parameters, *self.ema.module.parameters(), *moments]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def equal(a: Run, b: Run) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
+
+
+def test_weights_average_and_moments_come_back_exactly(tmp_path):
+    saved, loaded = Run(), Run()
+    saved.train(0, 3)
+    path = saved.save(tmp_path, 3)
+    assert path == tmp_path / "step_00000003" and names(path) == FILES
+    assert loaded.load(path) == {"step": 3, "note": [1, "two"]}
+    assert equal(saved, loaded)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
+    straight, first, second = Run(), Run(), Run()
+    straight.train(0, 8)
+    first.train(0, 3)
+    second.load(first.save(tmp_path, 3))
+    second.train(3, 8)
+    assert equal(straight, second)
+
+
+def test_before_the_first_step_there_are_no_moments_to_keep(tmp_path):
+    assert Run().load(Run().save(tmp_path, 0))["step"] == 0
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00000000"
+
+
+def test_the_newest_stay(tmp_path):
+    run = Run()
+    for step in (5, 30, 200, 1000):
+        run.save(tmp_path, step, keep=2)
+    assert names(tmp_path) == ["step_00000200", "step_00001000"]
+    assert latest_checkpoint(tmp_path).name == "step_00001000"
+
+
+def test_there_is_none_before_the_first(tmp_path):
+    assert latest_checkpoint(tmp_path / "absent") is None
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_the_same_step_may_be_saved_again(tmp_path):
+    run = Run()
+    run.save(tmp_path, 1)
+    run.train(0, 1)
+    loaded = Run()
+    loaded.load(run.save(tmp_path, 1))
+    assert equal(run, loaded) and names(tmp_path) == ["step_00000001"]
+
+
+def test_what_a_killed_process_left_is_not_taken_for_a_checkpoint_and_goes(tmp_path):
+    (tmp_path / ".step_00000009.123.tmp").mkdir()
+    (tmp_path / ".step_00000009.123.tmp" / "model.safetensors").write_bytes(b"half")
+    assert latest_checkpoint(tmp_path) is None
+    Run().save(tmp_path, 1)
+    assert names(tmp_path) == ["step_00000001"]
+
+
+def test_killed_while_an_old_one_is_deleted_leaves_whole_checkpoints_only(tmp_path, monkeypatch):
+    run = Run()
+    run.save(tmp_path, 1, keep=1)
+
+    def half_deleted(folder: Path, ignore_errors: bool = False) -> None:
+        if Path(folder).exists():
+            (Path(folder) / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", half_deleted)
+    with pytest.raises(KeyboardInterrupt):
+        run.save(tmp_path, 2, keep=1)
+    assert [names(path) for path in tmp_path.glob("step_*")] == [FILES]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_full_disk_leaves_the_older_checkpoints_alone(tmp_path, name):
+    """A limit on the size of files stands for the full disk: the same write fails in the same way."""
+    run, loaded = Run(), Run()
+    run.train(0, 1)
+    size = (run.save(tmp_path, 1) / name).stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the checkpoint .*step_00000002.*free some space"):
+            run.save(tmp_path, 2, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == ["step_00000001"]
+    loaded.load(latest_checkpoint(tmp_path))
+    assert equal(run, loaded)
+    run.save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step_00000002"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "absent"])
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage):
+    run = Run()
+    run.train(0, 1)
+    path = run.save(tmp_path, 7)
+    content = (path / name).read_bytes()
+    (path / name).unlink()
+    if damage == "truncated":
+        (path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"cannot resume from .*step_00000007.*delete that folder"):
+        Run().load(path)
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    path = Run(width=8).save(tmp_path, 1)
+    with pytest.raises(UserError, match=r"cannot resume from .*step_00000001"):
+        Run(width=4).load(path)
+
+
+def test_nothing_is_pickled(tmp_path):
+    run = Run()
+    run.train(0, 1)
+    path = run.save(tmp_path, 1)
+    assert json.loads((path / "state.json").read_text()) == {"step": 1, "note": [1, "two"]}
+    for file in path.glob("*.safetensors"):
+        header = int.from_bytes(file.read_bytes()[:8], "little")
+        assert json.loads(file.read_bytes()[8 : 8 + header])
