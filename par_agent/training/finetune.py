@@ -92,8 +92,6 @@ class FinetuneConfig:
     """Fixes initial weights, order and noise."""
     device: str = "cpu"
     """cpu (float32) or cuda (bfloat16)."""
-    compile: bool = False
-    """Compiles the causal transformer and the Action-DiT with torch.compile; needs a C++ compiler."""
 
     def folders(self) -> list[Path]:
         """The datasets to train on.
@@ -135,9 +133,6 @@ def finetune(config: FinetuneConfig) -> Checkpoint:
     model = setup.model.to(device)
     model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = EMA(model, config.ema)
-    if config.compile:
-        model.nova.video_encoder.compile()
-        model.action_detokenizer.compile()
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     modules = {"model": model, "ema": ema.module}
     start = 0
@@ -288,7 +283,7 @@ def _plain(config: FinetuneConfig) -> dict[str, Any]:
 def _claim_folder(config: FinetuneConfig) -> None:
     """Writes the configuration, or checks that the folder was begun with the same one."""
     path, wanted = config.out / "finetune.json", _plain(config)
-    free = ("out", "checkpoint_minutes", "validate_every", "device", "compile")
+    free = ("out", "checkpoint_minutes", "validate_every", "device")
     if path.exists():
         found = read_json(path)
         differing = [key for key in wanted if key not in free and found.get(key) != wanted[key]]
