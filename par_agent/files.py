@@ -69,3 +69,31 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); it may be truncated: make it again") from None
+
+
+def claim_folder(settings: Path, wanted: dict[str, Any], *, begun: bool, free: tuple[str, ...] = ()) -> None:
+    """Writes the settings that a folder's content depends on, or checks that it was begun with the same ones.
+
+    Args:
+        settings: JSON file in the folder.
+        wanted: this run's settings: JSON types, tuples and paths.
+        begun: whether the folder holds any content yet; before that, other settings replace the old ones.
+        free: names of settings that may change.
+
+    Raises:
+        UserError: the folder was begun with other settings.
+    """
+    wanted = json.loads(json.dumps(wanted, default=str))
+    if not (begun and settings.exists()):
+        write_json(settings, wanted)
+        return
+    found = read_json(settings)
+    differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
+    if differing:
+        details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)
+        raise UserError(f"{settings.parent} was begun with other settings ({details}); choose another --out")
+
+
+def cannot_write(folder: Path, error: OSError) -> str:
+    """What to tell the user when a disk is full or a folder cannot be written."""
+    return f"cannot write below {folder}: {error}. What is finished is kept: make room, then run the same command again"

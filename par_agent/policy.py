@@ -197,8 +197,8 @@ class PARPolicy:
         state = self._state
         if len(state.used) != len(positions):
             raise UserError(
-                f"the observation has {len(positions)} environments, the last one had {len(state.used)}; call reset() when "
-                "the number changes"
+                f"the observation has {len(positions)} environments, the last one had {len(state.used)}; call reset() "
+                "when the number changes"
             )
         due = state.used >= self.acting.execute
         if bool(due.any()):
@@ -256,8 +256,8 @@ class PARPolicy:
         batched = value[None] if value.ndim == 1 else value
         if batched.ndim != 2 or batched.shape[1] != size:
             raise UserError(
-                f'obs["agent"]["qpos"] has shape {tuple(value.shape)}; expected (num_envs, {size}): this checkpoint is for '
-                f"a robot with {size} joints"
+                f'obs["agent"]["qpos"] has shape {tuple(value.shape)}; expected (num_envs, {size}): this checkpoint is '
+                f"for a robot with {size} joints"
             )
         return batched.to(self.device, torch.float32), value.device
 

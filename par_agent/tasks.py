@@ -45,6 +45,9 @@ class TaskSpec:
     """Height and width of that camera's image, pixels."""
     sensor_cameras: tuple[str, ...] = ("base_camera",)
     """Cameras of the ``native`` track."""
+    state_is_complete: bool = True
+    """Whether the simulator's state and the seed's objects are all there is to an episode; False where the environment
+    keeps more that it draws or computes at a reset. Such a task runs on the CPU backend only."""
 
     @property
     def name(self) -> str:
@@ -83,7 +86,10 @@ TASKS: dict[str, TaskSpec] = {
             sensor_cameras=_WRIST,
         ),
         TaskSpec(
-            "PlugCharger-v1", "Pick up a charger from the table and plug it into the receptacle.", sensor_cameras=_WRIST
+            "PlugCharger-v1",
+            "Pick up a charger from the table and plug it into the receptacle.",
+            sensor_cameras=_WRIST,
+            state_is_complete=False,
         ),
         TaskSpec(
             "DrawTriangle-v1",
@@ -91,6 +97,7 @@ TASKS: dict[str, TaskSpec] = {
             action_size=7,
             joint_count=7,
             image_size=(960, 1280),
+            state_is_complete=False,
         ),
         TaskSpec(
             "DrawSVG-v1",
@@ -98,6 +105,7 @@ TASKS: dict[str, TaskSpec] = {
             action_size=7,
             joint_count=7,
             image_size=(960, 1280),
+            state_is_complete=False,
         ),
     )
 }

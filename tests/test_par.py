@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import LENGTH, SIZE, tiny_config, tiny_features, tiny_inputs, tiny_model
 from torch import Tensor
 
 from par_agent.errors import UserError
@@ -15,6 +14,7 @@ from par_agent.modeling.config import PARConfig
 from par_agent.modeling.generation import GenerationConfig, RandomNoise
 from par_agent.modeling.par import PhysicalTokens, Targets, draw_known_patches
 from par_agent.modeling.presets import preset
+from tiny import LENGTH, SIZE, tiny_config, tiny_features, tiny_inputs, tiny_model
 
 LAYOUTS = pytest.mark.parametrize("nova_layout", [False, True], ids=["mini", "nova"])
 
@@ -198,7 +198,7 @@ def test_known_patches_follow_the_mask_ratio() -> None:
         draw_known_patches(2, 100, torch.Generator().manual_seed(seed), torch.device("cpu")).shape[1]
         for seed in range(300)
     ]
-    assert 0 <= min(counts) and max(counts) <= 30
+    assert min(counts) >= 0 and max(counts) <= 30
     assert 10 < sum(counts) / 300 < 16  # the truncated normal's mean ratio is 0.866
 
 

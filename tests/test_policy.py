@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import JOINTS, LENGTH, SIZE, tiny_checkpoint
 
 from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import check_policy
 from par_agent.tasks import TaskSpec
+from tiny import JOINTS, LENGTH, SIZE, tiny_checkpoint
 
 
 def observation(batch: int, step: int = 0, frame: bool = True, camera: str = "render_camera") -> dict[str, Any]:

@@ -17,9 +17,9 @@ from par_agent.data.episodes import read_episode
 from par_agent.data.rendering import RenderSpec, episode_path, episode_renderer
 from par_agent.data.statistics import RunningStatistics
 from par_agent.data.trajectory import TrajectoryFile
-from par_agent.data.workers import cannot_write, receive, send, worker_processes
+from par_agent.data.workers import receive, send, worker_processes
 from par_agent.errors import UserError
-from par_agent.files import only_process, read_json, write_json
+from par_agent.files import cannot_write, claim_folder, only_process, write_json
 from par_agent.tasks import get_task
 
 
@@ -99,7 +99,9 @@ def main(config: RenderConfig) -> int:
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         with only_process(config.out / ".lock", f"renders into {config.out}"):
-            _claim_folder(config.out, spec)
+            _remove_unfinished(config.out)
+            begun = any((config.out / "episodes").glob("*"))
+            claim_folder(config.out / "spec.json", spec.to_json(), begun=begun)
             try:
                 _render_missing(spec, config.out, config.workers)
             finally:
@@ -108,21 +110,6 @@ def main(config: RenderConfig) -> int:
     except OSError as error:
         raise UserError(cannot_write(config.out, error)) from error
     return 0
-
-
-def _claim_folder(folder: Path, spec: RenderSpec) -> None:
-    """Writes the spec, or checks that the folder's episodes were begun with the same one."""
-    path = folder / "spec.json"
-    wanted = spec.to_json()
-    _remove_unfinished(folder)
-    if path.exists() and any((folder / "episodes").glob("*")):
-        found = read_json(path)
-        differing = sorted(key for key in wanted if found.get(key) != wanted[key])
-        if differing:
-            details = "; ".join(f"{key}: {found.get(key)} there, {wanted[key]} asked for" for key in differing)
-            raise UserError(f"{folder} was begun with other settings ({details}); choose another --out")
-    else:
-        write_json(path, wanted)
 
 
 def _remove_unfinished(folder: Path) -> None:

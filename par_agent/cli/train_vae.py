@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from par_agent.errors import UserError
+from par_agent.files import cannot_write
 from par_agent.training.vae import VAETraining, train_vae
 
 TrainVAEConfig = VAETraining
@@ -9,6 +11,9 @@ TrainVAEConfig = VAETraining
 
 def main(config: VAETraining) -> int:
     """Trains, saves and prints the held-out reconstruction error."""
-    metrics = train_vae(config)
+    try:
+        metrics = train_vae(config)
+    except OSError as error:
+        raise UserError(cannot_write(config.out, error)) from error
     print(f"held-out reconstruction: {metrics['psnr_db']:.2f} dB; frozen VAE in {config.out / 'vae'}")
     return 0

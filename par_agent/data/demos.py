@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from par_agent.data import planning
 from par_agent.data.hdf5 import file_image, open_in_memory
-from par_agent.data.workers import cannot_write, receive, send, worker_processes
+from par_agent.data.workers import receive, send, worker_processes
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, only_process, read_json, write_json
+from par_agent.files import atomic_path, cannot_write, only_process, read_json, write_json
 from par_agent.tasks import PROTOCOL_SEED, get_task
 
 if TYPE_CHECKING:

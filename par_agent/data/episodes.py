@@ -76,9 +76,12 @@ def read_episode(path: Path, *, frames: bool = True) -> Episode:
                 images, np.asarray(file["frame_steps"]), np.asarray(file["proprioception"]), actions, dict(file.attrs)
             )
     except (OSError, KeyError) as error:
-        raise UserError(
-            f"episode file {path} is damaged ({error}); delete it and run `par-agent render` again"
-        ) from None
+        raise damaged_episode(path, error) from None
+
+
+def damaged_episode(path: Path, error: Exception) -> UserError:
+    """What to tell the user of an episode file that cannot be read."""
+    return UserError(f"episode file {path} is damaged ({error}); delete it and run `par-agent render` again")
 
 
 class RenderedDataset:

@@ -75,8 +75,8 @@ def cached_latents(dataset: RenderedDataset, spec: LatentSpec, encode: Encoder) 
     """
     if spec.camera not in dataset.cameras:
         raise UserError(
-            f"{dataset.folder} holds no camera {spec.camera!r}; it has {', '.join(dataset.cameras)}: render it again with "
-            f"--cameras {spec.camera}"
+            f"{dataset.folder} holds no camera {spec.camera!r}; it has {', '.join(dataset.cameras)}: render it "
+            f"again with --cameras {spec.camera}"
         )
     final = dataset.folder / "latents" / f"{spec.name}.npy"
     if not final.exists():
@@ -116,8 +116,8 @@ def _encode_episode(path: Path, spec: LatentSpec, encode: Encoder, array: np.nda
     latents = torch.cat([encode(part) for part in torch.from_numpy(moved).split(64)]).cpu().numpy()
     if latents.shape[1:] != spec.shape:
         raise UserError(
-            f"frames of {frames.shape[1]}x{frames.shape[2]} pixels in {path} give latents {latents.shape[1:]}; the model "
-            f"reads {spec.shape}: render the dataset with another crop or size"
+            f"frames of {frames.shape[1]}x{frames.shape[2]} pixels in {path} give latents {latents.shape[1:]}; the "
+            f"model reads {spec.shape}: render the dataset with another crop or size"
         )
     array[:, row : row + len(frames)] = latents.reshape(spec.variants, len(frames), *spec.shape)
     return len(frames)

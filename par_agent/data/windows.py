@@ -68,8 +68,8 @@ class EpisodeIndex:
             raise UserError(f"{dataset.folder} holds no actions (random motion); policies train on demonstrations")
         if chunk_length % stride:
             raise UserError(
-                f"{dataset.folder} has a frame every {stride} control steps; the model's chunks are {chunk_length} actions "
-                f"long, which is not a multiple: render it again with --stride {chunk_length}"
+                f"{dataset.folder} has a frame every {stride} control steps; the model's chunks are {chunk_length} "
+                f"actions long, which is not a multiple: render it again with --stride {chunk_length}"
             )
         self.dataset, self.hop = dataset, chunk_length // stride
         self.boundaries: list[int] = []

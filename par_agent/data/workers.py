@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from par_agent.errors import UserError
+from par_agent.files import cannot_write
 
 Report = Callable[[int], None]
 """Tells the parent of an amount done inside a job."""
@@ -75,11 +76,6 @@ def receive(connection: Connection) -> tuple[str, int]:
     if kind == "error":
         raise UserError(value)
     return kind, value
-
-
-def cannot_write(folder: Path, error: OSError) -> str:
-    """What to tell the user when a disk is full or a folder cannot be written."""
-    return f"cannot write below {folder}: {error}. What is finished is kept: make room, then run the same command again"
 
 
 def _serve(connection: Connection, prepare: Callable[..., DoJob], arguments: tuple[Any, ...], folder: Path) -> None:

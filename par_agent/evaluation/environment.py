@@ -1,4 +1,7 @@
-"""One simulated task that renders only when it is asked to, and starts exactly where it is told to.
+"""A simulated task that renders only when it is asked to, and starts exactly where it is told to.
+
+The ``cpu`` backend simulates one environment; the ``gpu`` backend is ManiSkill's vectorised simulation of many. Letter:
+B environments.
 
 Two facts shape this file. A rendered image costs as much as some fifty control steps, so stepping and observing are
 separate calls. And PhysX keeps contact data between episodes, so that a replayed episode can end differently in a scene
@@ -8,6 +11,7 @@ on nothing but its initial state and its actions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +25,53 @@ if TYPE_CHECKING:
     import torch
 
 
+BACKENDS: dict[str, dict[str, Any]] = {
+    "cpu": {"sim_backend": "physx_cpu", "render_backend": "cpu"},
+    "gpu": {"sim_backend": "physx_cuda", "render_backend": "gpu"},
+}
+"""What simulates and renders, in ManiSkill's words."""
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """What one control step led to."""
+    """What one control step led to, per environment."""
 
-    success: bool
-    """Whether the task is solved after the step."""
-    reward: float | None
-    """ManiSkill's normalised dense reward, or its sparse one; None where the task has neither."""
+    success: tuple[bool, ...]
+    """(B) whether the task is solved after the step."""
+    reward: tuple[float, ...] | None
+    """(B) ManiSkill's normalised dense reward, or its sparse one; None where the task has neither."""
 
 
-def make_simulation(spec: TaskSpec, *, obs_mode: str = "none") -> Any:
-    """Makes the ManiSkill environment of a task on the CPU: one simulation, minimal shader, CPU renderer.
+def check_backend(backend: str, specs: Sequence[TaskSpec]) -> None:
+    """Checks that tasks can be simulated by a backend, here and now.
+
+    Raises:
+        UserError: unknown backend, no CUDA device, or a task that the GPU cannot start from a stored state.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}; known backends: {', '.join(BACKENDS)}")
+    if backend == "cpu":
+        return
+    for spec in specs:
+        if not spec.state_is_complete:
+            raise UserError(
+                f"task {spec.name} keeps what it draws at a reset outside of the simulator's state, and the GPU draws "
+                "other numbers: use --backend cpu"
+            )
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("--backend gpu needs an NVIDIA GPU, and torch finds none; use --backend cpu")
+
+
+def make_simulation(spec: TaskSpec, *, obs_mode: str = "none", backend: str = "cpu", num_envs: int = 1) -> Any:
+    """Makes the ManiSkill environment of a task, with the minimal shader.
+
+    Args:
+        spec: the task.
+        obs_mode: ManiSkill's observation mode.
+        backend: one of :data:`BACKENDS`.
+        num_envs: environments simulated at once; the ``cpu`` backend takes one.
 
     Raises:
         UserError: no such environment or controller, or a package that the task needs is missing.
@@ -43,12 +82,11 @@ def make_simulation(spec: TaskSpec, *, obs_mode: str = "none") -> Any:
     try:
         env = gym.make(
             spec.env_id,
-            num_envs=1,
+            num_envs=num_envs,
             obs_mode=obs_mode,
             control_mode=spec.control_mode,
             render_mode="rgb_array",
-            sim_backend="physx_cpu",
-            render_backend="cpu",
+            **BACKENDS[backend],
             human_render_camera_configs={"shader_pack": "minimal"},
             sensor_configs={"shader_pack": "minimal"},
             max_episode_steps=spec.max_steps,
@@ -68,17 +106,22 @@ class TaskEnvironment:
     Args:
         spec: the task; its action size, controller, joints and cameras are checked against the environment's.
         track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
+        backend: one of :data:`BACKENDS`.
+        num_envs: environments simulated at once (B); the ``cpu`` backend takes one.
 
     Raises:
         UserError: unknown track, or the environment is not what the task says.
     """
 
-    def __init__(self, spec: TaskSpec, track: str) -> None:
+    def __init__(self, spec: TaskSpec, track: str, *, backend: str = "cpu", num_envs: int = 1) -> None:
+        check_backend(backend, [spec])
         if track not in TRACKS:
             raise UserError(f"unknown track {track!r}; known tracks: {', '.join(TRACKS)}")
         self.spec = spec
         self.track = track
-        self._env = make_simulation(spec, obs_mode="none" if track == "paper" else "rgb")
+        self.num_envs = num_envs
+        obs_mode = "none" if track == "paper" else "rgb"
+        self._env = make_simulation(spec, obs_mode=obs_mode, backend=backend, num_envs=num_envs)
         self._base = self._env.unwrapped
         self._get_native_observation = self._base.get_obs
         # Both reset() and step() end with get_obs(), which would render the sensor cameras: observe() calls it instead.
@@ -86,24 +129,32 @@ class TaskEnvironment:
         self._info: dict[str, Any] = {}
         _check_environment(self._base, spec, track)
 
-    def reset(self, state: InitialState) -> None:
-        """Rebuilds the scene and puts it into an initial state.
+    def reset(self, states: Sequence[InitialState]) -> None:
+        """Rebuilds the scene and puts every environment into an initial state.
 
-        The environment's own reset with the same seed comes first: it makes what is not part of the simulator's state,
-        such as PegInsertionSide's peg of random length.
+        The environment's own reset with the same seeds comes first: it makes what is not part of the simulator's
+        state, such as PegInsertionSide's peg of random length.
+
+        Args:
+            states: (B) one per environment.
         """
-        self._env.reset(seed=state.env_seed, options={"reconfigure": True})
-        _, self._info = self._env.reset(
-            seed=state.env_seed, options={"reset_to_env_states": {"env_states": state.env_state}}
-        )
+        import torch
+
+        seeds = [state.env_seed for state in states]
+        together = {
+            kind: {name: torch.cat([state.env_state[kind][name] for state in states]) for name in group}
+            for kind, group in states[0].env_state.items()
+        }
+        self._env.reset(seed=seeds, options={"reconfigure": True})
+        _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
 
     def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
-        """Observes the current state; tensors have a leading dimension of one environment.
+        """Observes the current state.
 
         Returns:
-            ``paper``: ``{"agent": {"qpos": (1, joints) float32, radians}, "sensor_data": {camera: {"rgb":
-            (1, H, W, 3) uint8}}}``. ``native``: what ManiSkill returns for ``obs_mode="rgb"``. Without a frame, no
-            image is rendered and ``sensor_data`` is absent.
+            ``paper``: ``{"agent": {"qpos": (B, joints) float32, radians}, "sensor_data": {camera: {"rgb":
+            (B, H, W, 3) uint8}}}``, tensors on the simulation's device. ``native``: what ManiSkill returns for
+            ``obs_mode="rgb"``. Without a frame, no image is rendered and ``sensor_data`` is absent.
         """
         if self.track == "paper":
             return paper_observation(self._base, self.spec.camera, with_frame=with_frame)
@@ -112,19 +163,21 @@ class TaskEnvironment:
         return self._base._get_obs_state_dict(self._info)
 
     def step(self, action: torch.Tensor) -> StepResult:
-        """Executes one action for one control step.
+        """Executes one action per environment for one control step.
 
         Args:
-            action: (1, action_size) float32, in the units of the task's controller.
+            action: (B, action_size) float32, in the units of the task's controller.
         """
         _, reward, _, _, self._info = self._env.step(action)
-        has_reward = self._base.reward_mode != "none"
-        return StepResult(bool(self._info["success"].item()), float(reward.item()) if has_reward else None)
+        success = tuple(bool(value) for value in self._info["success"].tolist())
+        if self._base.reward_mode == "none":
+            return StepResult(success, None)
+        return StepResult(success, tuple(float(value) for value in reward.tolist()))
 
     def render(self) -> np.ndarray:
-        """The image of the task's render camera: (H, W, 3) uint8."""
-        image: np.ndarray = self._base.render_rgb_array(self.spec.camera)[0].cpu().numpy()
-        return image
+        """The images of the task's render camera: (B, H, W, 3) uint8."""
+        images: np.ndarray = self._base.render_rgb_array(self.spec.camera).cpu().numpy()
+        return images
 
     def close(self) -> None:
         """Frees the simulation."""

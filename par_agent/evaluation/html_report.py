@@ -147,7 +147,8 @@ def _provenance_rows(source: dict[str, Any]) -> list[tuple[str, str]]:
         ("git commit", source["git_commit"]),
         ("policy", f"{source['policy']}{f' with {options}' if options else ''}"),
         ("checkpoint", source["checkpoint"]),
-        ("device", f"{source['device']}; rendered by {source['renderer']}; {source['workers']} workers"),
+        ("device", f"{source['device']}; rendered by {source['renderer']}"),
+        ("backend", f"{source['backend']}, {source['workers']} workers"),
         ("platform", source["platform"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in source["versions"].items())),
     ]

@@ -8,11 +8,27 @@ import shlex
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from par_agent.evaluation.policies import PACKAGE_FOLDER, hash_files
+
 if TYPE_CHECKING:
     from par_agent.evaluation.runner import BenchmarkRun
+
+_CODE = (
+    "modeling/**/*.py",
+    "checkpoint.py",
+    "evaluation/environment.py",
+    "evaluation/observation.py",
+    "evaluation/protocol.py",
+    "evaluation/rollout.py",
+    "policy.py",
+    "tasks.py",
+    "transforms.py",
+)
+"""Source files that decide what a rollout does: a change of them starts a new run folder."""
 
 
 def provenance(run: BenchmarkRun) -> dict[str, Any]:
@@ -26,12 +42,26 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
         "track": run.config.track,
         "initial_states": run.config.protocol_label,
         "tasks": [asdict(spec) for spec in run.specs.values()],
+        "backend": run.config.backend,
         "workers": run.config.workers,
         "device": f"{_processor()}, {os.cpu_count()} cores, policy on {run.config.policy.device}",
         "renderer": run.renderer,
         "platform": platform.platform(),
         "versions": run.versions,
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of all that decides a rollout; ``code`` is a hash of this package's own sources."""
+    names = ("par-agent", "mani_skill", "sapien", "torch", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name.replace("-", "_")] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name.replace("-", "_")] = "not installed"
+    versions["code"] = hash_files(sorted(path for pattern in _CODE for path in PACKAGE_FOLDER.glob(pattern)))
+    return versions
 
 
 def _git_commit() -> str:

@@ -1,11 +1,15 @@
-"""One rollout: from an initial state to success, the step limit or an exception, as one flat record."""
+"""Rollouts: from initial states to success, the step limit or an exception, each as one flat record.
+
+Letter: B environments that are stepped together, one on the ``cpu`` backend.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import time
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +18,10 @@ from par_agent.evaluation.policies import Policy
 from par_agent.evaluation.protocol import InitialState
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from par_agent.evaluation.environment import TaskEnvironment
-
-VIDEO_FRAMES_PER_SECOND = 20
-"""ManiSkill's control frequency: videos play in real time."""
+    from par_agent.evaluation.recorder import VideoRecorder
 
 TIMING_FIELDS = ("seconds", "plan_ms")
 """Fields of a record that differ between two runs of the same rollout; all others are equal to the bit."""
@@ -33,74 +34,105 @@ def derive_seed(policy_seed: int, env_seed: int) -> int:
     return int(np.random.SeedSequence([policy_seed, env_seed]).generate_state(1)[0])
 
 
+@dataclass
+class _Row:
+    """What is kept of one environment while its rollout goes on."""
+
+    digest: Any = field(default_factory=hashlib.sha256)
+    success: bool = False
+    steps_to_success: int | None = None
+    reward: float | None = 0.0
+
+    def add(self, step: int, action: torch.Tensor, success: bool, reward: float | None) -> None:
+        """Adds control step number `step` (from 1) with its action (action_size)."""
+        self.digest.update(action.numpy().tobytes())
+        self.success = success
+        self.reward = None if self.reward is None or reward is None else self.reward + reward
+        if success and self.steps_to_success is None:
+            self.steps_to_success = step
+
+
 def roll_out(
     env: TaskEnvironment,
     policy: Policy,
-    state: InitialState,
+    states: Sequence[InitialState],
     policy_seed: int,
     *,
     run_to_end: bool = False,
-    frames: list[np.ndarray] | None = None,
-) -> dict[str, Any]:
-    """Rolls a policy out once.
+    recorders: Mapping[int, VideoRecorder] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rolls a policy out once from every state, all at once, and yields each rollout as it ends.
+
+    A rollout that has ended is stepped on with the others, unrecorded.
 
     Args:
-        env: the task's environment.
-        policy: reset here, with a seed derived from `policy_seed` and the state.
-        state: where the rollout starts.
+        env: the task's environment, of as many environments as there are states.
+        policy: reset here, with a seed derived from `policy_seed` and the first state; its rows have to draw from
+            streams of their own.
+        states: (B) where the rollouts start.
         policy_seed: 0..4 in the protocol.
         run_to_end: go on after the first success until the step limit.
-        frames: if given, the image after every control step is rendered once more and appended.
+        recorders: by position in `states`; after every control step their environments are rendered once more.
 
-    Returns:
-        A record of plain numbers: ``success_once`` (solved after any step), ``success_at_end`` (solved after the last
-        one; None unless `run_to_end`), ``steps`` executed, ``steps_to_success`` (None without success), ``reward`` (sum
-        over steps; None where the task has none), ``renders`` (frames the policy consumed), ``plan_ms`` (median time of
-        an ``act()`` that plans, milliseconds), ``seconds`` (wall time) and ``actions_sha256`` of all executed actions.
+    Yields:
+        Position in `states` and a record of plain numbers: ``success_once`` (solved after any step), ``success_at_end``
+        (solved after the last one; None unless `run_to_end`), ``steps`` executed, ``steps_to_success`` (None without
+        success), ``reward`` (sum over steps; None where the task has none), ``renders`` (frames the policy consumed),
+        ``plan_ms`` (median time of an ``act()`` that plans, for all environments, milliseconds), ``seconds`` (wall time
+        from the reset to the rollout's end) and ``actions_sha256`` of all executed actions.
     """
     import torch
 
     started = time.perf_counter()
-    seed = derive_seed(policy_seed, state.env_seed)
+    seed = derive_seed(policy_seed, states[0].env_seed)
     _seed_everything(seed)
-    env.reset(state)
+    env.reset(states)
     _reset_policy(policy, seed)
-    if frames is not None:
-        frames.append(env.render())
+    recorders = recorders or {}
+    rows = {position: _Row() for position in range(len(states))}
+    _record(env, recorders, rows)
     plan_seconds: list[float] = []
-    digest = hashlib.sha256()
-    reward: float | None = 0.0
-    steps_to_success, success = None, False
-    steps = renders = 0
-    while steps < env.spec.max_steps and (run_to_end or not success):
+    steps = 0
+    while rows:
         needs_frame = bool(getattr(policy, "needs_frame", True))
         observation = env.observe(with_frame=needs_frame)
         asked = time.perf_counter()
         with torch.no_grad():
-            action = _checked_action(policy.act(observation), env.spec.action_size)
+            actions = _checked_actions(policy.act(observation), (len(states), env.spec.action_size))
         if needs_frame:
             plan_seconds.append(time.perf_counter() - asked)
-            renders += 1
-        digest.update(action.numpy().tobytes())
-        result = env.step(action)
-        if frames is not None:
-            frames.append(env.render())
+        result = env.step(actions)
         steps += 1
-        success = result.success
-        reward = None if reward is None or result.reward is None else reward + result.reward
-        if success and steps_to_success is None:
-            steps_to_success = steps
-    return {
-        "success_once": steps_to_success is not None,
-        "success_at_end": success if run_to_end else None,
-        "steps": steps,
-        "steps_to_success": steps_to_success,
-        "reward": None if reward is None else round(reward, 6),
-        "renders": renders,
-        "actions_sha256": digest.hexdigest()[:16],
-        "plan_ms": round(1000 * median(plan_seconds), 2) if plan_seconds else None,
-        "seconds": round(time.perf_counter() - started, 3),
-    }
+        _record(env, recorders, rows)
+        for position, row in list(rows.items()):
+            reward = None if result.reward is None else result.reward[position]
+            row.add(steps, actions[position], result.success[position], reward)
+            if steps < env.spec.max_steps and (run_to_end or not row.success):
+                continue
+            del rows[position]
+            yield (
+                position,
+                {
+                    "success_once": row.steps_to_success is not None,
+                    "success_at_end": row.success if run_to_end else None,
+                    "steps": steps,
+                    "steps_to_success": row.steps_to_success,
+                    "reward": None if row.reward is None else round(row.reward, 6),
+                    "renders": len(plan_seconds),
+                    "actions_sha256": row.digest.hexdigest()[:16],
+                    "plan_ms": round(1000 * median(plan_seconds), 2) if plan_seconds else None,
+                    "seconds": round(time.perf_counter() - started, 3),
+                },
+            )
+
+
+def _record(env: TaskEnvironment, recorders: Mapping[int, VideoRecorder], rows: Mapping[int, _Row]) -> None:
+    """Appends the current image to the videos of rollouts that go on."""
+    going_on = recorders.keys() & rows.keys()
+    if going_on:
+        images = env.render()
+        for position in going_on:
+            recorders[position].append(images[position])
 
 
 def _seed_everything(seed: int) -> None:
@@ -123,38 +155,17 @@ def _reset_policy(policy: Policy, seed: int) -> None:
         policy.reset()
 
 
-def _checked_action(action: Any, action_size: int) -> torch.Tensor:
-    """A policy's action as (1, action_size) float32 on the CPU.
+def _checked_actions(actions: Any, shape: tuple[int, int]) -> torch.Tensor:
+    """A policy's actions as (B, action_size) float32 on the CPU.
 
     Raises:
         UserError: wrong shape, or numbers that are not finite.
     """
     import torch
 
-    action = torch.as_tensor(action, dtype=torch.float32).detach().cpu()
-    if tuple(action.shape) != (1, action_size):
-        raise UserError(f"the policy returned actions of shape {tuple(action.shape)}; expected (1, {action_size})")
-    if not bool(torch.isfinite(action).all()):
-        raise UserError(f"the policy returned an action that is not finite: {action.tolist()}")
-    return action.contiguous()
-
-
-def save_video(path: Path, frames: list[np.ndarray]) -> None:
-    """Writes frames (H, W, 3) uint8 as an MP4 that plays in real time, atomically.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    import imageio_ffmpeg
-
-    from par_agent.files import atomic_path
-
-    height, width = frames[0].shape[:2]
-    with atomic_path(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary), (width, height), fps=VIDEO_FRAMES_PER_SECOND, output_params=["-f", "mp4"]
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(frame.tobytes())
-        writer.close()
+    actions = torch.as_tensor(actions, dtype=torch.float32).detach().cpu()
+    if tuple(actions.shape) != shape:
+        raise UserError(f"the policy returned actions of shape {tuple(actions.shape)}; expected {shape}")
+    if not bool(torch.isfinite(actions).all()):
+        raise UserError(f"the policy returned an action that is not finite: {actions.tolist()}")
+    return actions.contiguous()

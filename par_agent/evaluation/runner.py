@@ -5,28 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PACKAGE_FOLDER, PolicySource, hash_content, hash_files, resolve_task
-from par_agent.evaluation.protocol import check_seeds, protocol_file, protocol_seeds
-from par_agent.evaluation.records import Record, RunFolder, check_writable, record_key
-from par_agent.evaluation.workers import Reply, RolloutJob, StatesJob, WorkerPool, WorkerSetup
+from par_agent.evaluation.environment import check_backend
+from par_agent.evaluation.jobs import Reply, RolloutJob, WorkerSetup
+from par_agent.evaluation.policies import PolicySource, hash_content, resolve_task
+from par_agent.evaluation.protocol import check_seeds, make_missing_states, protocol_file, protocol_seeds
+from par_agent.evaluation.provenance import package_versions
+from par_agent.evaluation.records import Record, RecordKey, RunFolder, check_writable, record_key
+from par_agent.evaluation.workers import WorkerPool
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TRACKS, TaskSpec
-
-_CODE = (
-    "modeling/**/*.py",
-    "evaluation/environment.py",
-    "evaluation/observation.py",
-    "evaluation/protocol.py",
-    "evaluation/rollout.py",
-    "policy.py",
-    "tasks.py",
-    "transforms.py",
-)
-"""Source files that decide what a rollout does: a change of them starts a new run folder."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,9 @@ class RunConfig:
     policy_seeds: int = PROTOCOL_POLICY_SEEDS
     """Policy seeds per initial state: 0, 1, ..."""
     workers: int = 1
-    """Worker processes."""
+    """Worker processes; the ``gpu`` backend uses one."""
+    backend: str = "cpu"
+    """``cpu``: one environment per worker process. ``gpu``: ManiSkill's vectorised simulation of all states at once."""
     run_to_end: bool = False
     """Go on after the first success until the step limit."""
     videos: int = 0
@@ -106,6 +98,7 @@ class BenchmarkRun:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.specs: dict[str, TaskSpec] = {task: resolve_task(task) for task in config.tasks}
+        check_backend(config.backend, list(self.specs.values()))
         self.versions = package_versions()
         self.fingerprint = config.policy.fingerprint()
         self.identity = self._identity()
@@ -137,16 +130,29 @@ class BenchmarkRun:
         Raises:
             UserError: task, policy or environment do not fit; nothing has been written then.
         """
-        setup = WorkerSetup(self.config.tasks, self.config.track, self.config.policy)
-        with WorkerPool(setup, self.config.workers) as pool, RunFolder(self.folder, self.identity) as folder:
+        config = self.config
+        setup = WorkerSetup(config.tasks, config.track, config.policy, config.backend, self.num_envs)
+        workers = config.workers if config.backend == "cpu" else 1
+        with WorkerPool(setup, workers) as pool, RunFolder(self.folder, self.identity) as folder:
             self.renderer = pool.renderer
-            if self.config.retry_errors:
+            if config.retry_errors:
                 folder.discard(lambda record: record["error"] is not None)
-            self._make_missing_states(pool)
-            wanted = {(self.specs[job.task].name, job.state, job.policy_seed) for job in self._jobs()}
+            make_missing_states({self.states_file(task): task for task in self.specs}, self._env_seeds)
+            wanted = {key for job in self._jobs() for key in self._keys(job)}
             on_start([record for record in folder.records if record_key(record) in wanted])
             self._roll_out(pool, folder, on_record)
             return sorted((r for r in folder.records if record_key(r) in wanted), key=record_key)
+
+    @property
+    def num_envs(self) -> int:
+        """Environments simulated at once."""
+        return 1 if self.config.backend == "cpu" else self.config.states
+
+    @property
+    def _env_seeds(self) -> range:
+        """Environment seeds of the initial states."""
+        first = protocol_seeds()[0] if self.config.state_seed is None else self.config.state_seed
+        return range(first, first + self.config.states)
 
     def states_file(self, task: str) -> Path:
         """File of a task's initial states: in the package for the protocol's, else in the run's folder."""
@@ -167,6 +173,8 @@ class BenchmarkRun:
             "policy_options": policy.options,
             "checkpoint": self.fingerprint,
             "device": policy.device,
+            "backend": self.config.backend,
+            "num_envs": self.num_envs,  # what a GPU simulates together may decide the last bits
             "track": self.config.track,
             "state_seed": self.config.state_seed,
             "run_to_end": self.config.run_to_end,
@@ -178,52 +186,54 @@ class BenchmarkRun:
         """Every rollout, tasks interleaved, so that the first results already speak of all tasks."""
         config = self.config
         for policy_seed in range(config.policy_seeds):
-            for state in range(config.states):
+            for first in range(0, config.states, self.num_envs):
+                states = tuple(range(first, first + self.num_envs))
                 for task, spec in self.specs.items():
-                    with_video = policy_seed * config.states + state < config.videos
-                    video = self.video_file(spec.name, state, policy_seed) if with_video else None
-                    yield RolloutJob(task, self.states_file(task), state, policy_seed, config.run_to_end, video)
+                    videos = tuple(
+                        (state, self.video_file(spec.name, state, policy_seed))
+                        for state in states
+                        if policy_seed * config.states + state < config.videos
+                    )
+                    file = self.states_file(task)
+                    yield RolloutJob(task, file, states, policy_seed, config.run_to_end, videos)
 
-    def _make_missing_states(self, pool: WorkerPool) -> None:
-        first_seed = protocol_seeds()[0] if self.config.state_seed is None else self.config.state_seed
-        seeds = tuple(range(first_seed, first_seed + self.config.states))
-        missing = [task for task in self.specs if not self.states_file(task).exists()]
-        for made, reply in pool.run([StatesJob(task, seeds, self.states_file(task)) for task in missing]):
-            if reply.error is not None:
-                raise UserError(f"cannot make initial states for {made.task}: {reply.error}")
+    def _keys(self, job: RolloutJob) -> list[RecordKey]:
+        """The rollouts of a job."""
+        return [(self.specs[job.task].name, state, job.policy_seed) for state in job.states]
 
     def _roll_out(self, pool: WorkerPool, folder: RunFolder, on_record: Listener) -> None:
         present = {record_key(record) for record in folder.records}
         pending: list[RolloutJob] = []
         for job in self._jobs():
-            recorded = (self.specs[job.task].name, job.state, job.policy_seed) in present
             # A recorded rollout is repeated, to the bit, only for a video that was not asked for the first time.
-            if not recorded or (job.video is not None and not job.video.exists()):
+            missing_videos = [path for _, path in job.videos if not path.exists()]
+            if missing_videos or not present.issuperset(self._keys(job)):
                 pending.append(job)
         for finished, reply in pool.run(pending):
-            assert isinstance(finished, RolloutJob)
             record = self._record(finished, reply)
             if reply.warning is not None:
                 warnings.warn(reply.warning, stacklevel=2)
+            if record_key(record) in present:
+                continue
             if reply.error is not None:
                 folder.log_error(record, reply.traceback or reply.error)
-            if record_key(record) not in present:
-                folder.append(record)
-                on_record(record)
+            folder.append(record)
+            present.add(record_key(record))
+            on_record(record)
 
     def _record(self, job: RolloutJob, reply: Reply) -> Record:
         """A rollout's line in rollouts.jsonl."""
         config = self.config
-        first_seed = protocol_seeds()[0] if config.state_seed is None else config.state_seed
         failed = dict.fromkeys(
             ("success_at_end", "steps", "steps_to_success", "reward", "renders", "actions_sha256", "plan_ms", "seconds")
         )
         return {
             "task": self.specs[job.task].name,
             "track": config.track,
+            "backend": config.backend,
             "protocol": config.state_seed is None,
-            "state": job.state,
-            "env_seed": first_seed + job.state,
+            "state": reply.state,
+            "env_seed": self._env_seeds[reply.state],
             "policy_seed": job.policy_seed,
             **({"success_once": False, **failed} if reply.fields is None else reply.fields),
             "error": reply.error,
@@ -231,18 +241,3 @@ class BenchmarkRun:
             "checkpoint": self.fingerprint,
             "versions": self.versions,
         }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of all that decides a rollout; ``code`` is a hash of this package's own sources."""
-    import platform
-
-    names = ("par-agent", "mani_skill", "sapien", "torch", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name.replace("-", "_")] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name.replace("-", "_")] = "not installed"
-    versions["code"] = hash_files(sorted(path for pattern in _CODE for path in PACKAGE_FOLDER.glob(pattern)))
-    return versions

@@ -1,7 +1,7 @@
-"""Worker processes that roll policies out: spawned, single-threaded, one rollout at a time.
+"""Worker processes that roll policies out: spawned, single-threaded, one job at a time.
 
 A worker builds the environment and the policy of every task before it reports ready, so that whatever does not fit is
-known before anything is written. A worker that dies takes nothing with it: its rollout is given to a fresh one.
+known before anything is written. A worker that dies takes nothing with it: its job is given to a fresh one.
 """
 
 from __future__ import annotations
@@ -13,82 +13,11 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing import connection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource, resolve_task
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from par_agent.evaluation.environment import TaskEnvironment
-    from par_agent.evaluation.policies import Policy
-    from par_agent.evaluation.protocol import InitialState
-
-MAX_ATTEMPTS = 2
-"""How often a rollout is tried whose worker process dies."""
-
-
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What every worker builds before its first rollout."""
-
-    tasks: tuple[str, ...]
-    """Task names or ``module:NAME`` references."""
-    track: str
-    """``paper`` or ``native``."""
-    policy: PolicySource
-    """Where each task's policy comes from."""
-
-
-@dataclass(frozen=True)
-class StatesJob:
-    """Make initial states and store them."""
-
-    task: str
-    """Task reference."""
-    seeds: tuple[int, ...]
-    """Environment seeds."""
-    path: Path
-    """File to write."""
-
-
-@dataclass(frozen=True)
-class RolloutJob:
-    """Roll a policy out once."""
-
-    task: str
-    """Task reference."""
-    states_file: Path
-    """File of the task's initial states."""
-    state: int
-    """Index into the file."""
-    policy_seed: int
-    """Seed of the policy's randomness."""
-    run_to_end: bool = False
-    """Go on after the first success."""
-    video: Path | None = None
-    """MP4 file to save."""
-
-
-Job = StatesJob | RolloutJob
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came of a job."""
-
-    fields: dict[str, Any] | None = None
-    """The rollout's record, None if it failed."""
-    warning: str | None = None
-    """What went wrong beside the rollout."""
-    error: str | None = None
-    """Exception type and message, or how the worker died."""
-    traceback: str = ""
-    """Where the exception came from."""
+from par_agent.evaluation.jobs import MAX_ATTEMPTS, Bench, Reply, RolloutJob, WorkerSetup, died
 
 
 class _Worker:
@@ -100,7 +29,7 @@ class _Worker:
         self.process = context.Process(target=_worker_main, args=(child, setup, core), daemon=True)
         self.process.start()
         child.close()
-        self.job: Job | None = None
+        self.job: RolloutJob | None = None
 
     def receive(self) -> tuple[str, Any] | None:
         """The worker's next message; None once it is dead."""
@@ -111,7 +40,7 @@ class _Worker:
             self.process.join()
             return None
 
-    def send(self, job: Job) -> None:
+    def send(self, job: RolloutJob) -> None:
         """Starts a job; a dead worker is noticed by the next `receive`."""
         self.job = job
         with contextlib.suppress(BrokenPipeError):
@@ -161,30 +90,34 @@ class WorkerPool:
             worker.stop()
         self._workers = []
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Reply]]:
-        """Yields every job's reply as it comes, in no particular order."""
+    def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[RolloutJob, Reply]]:
+        """Yields the reply to every rollout as it ends, in no particular order.
+
+        A job whose worker died is done again as a whole: some of its rollouts may be yielded twice, with equal records.
+        """
         waiting = deque(jobs)
-        attempts: dict[Job, int] = {}
+        attempts: dict[RolloutJob, int] = {}
         self._give_out(waiting)
         while busy := {worker.connection: worker for worker in self._workers if worker.job is not None}:
             for ready in connection.wait(list(busy)):
                 worker = busy[ready]  # type: ignore[index]
                 job, message = worker.job, worker.receive()
                 assert job is not None
-                worker.job = None
-                if message is not None:
+                if message is None:
+                    attempts[job] = attempts.get(job, 0) + 1
+                    how = f"the worker process died (exit code {worker.process.exitcode})"
+                    self._replace(worker)
+                    if attempts[job] < MAX_ATTEMPTS:
+                        waiting.appendleft(job)
+                    else:
+                        yield from ((job, reply) for reply in died(job, how))
+                elif message[0] == "reply":
                     yield job, message[1]
-                    continue
-                attempts[job] = attempts.get(job, 0) + 1
-                reply = Reply(error=f"the worker process died (exit code {worker.process.exitcode})")
-                self._replace(worker)
-                if attempts[job] < MAX_ATTEMPTS:
-                    waiting.appendleft(job)
                 else:
-                    yield job, reply
+                    worker.job = None
             self._give_out(waiting)
 
-    def _give_out(self, waiting: deque[Job]) -> None:
+    def _give_out(self, waiting: deque[RolloutJob]) -> None:
         for worker in self._workers:
             if waiting and worker.job is None:
                 worker.send(waiting.popleft())
@@ -230,7 +163,7 @@ def _worker_main(parent: connection.Connection, setup: WorkerSetup, core: int | 
         os.sched_setaffinity(0, {core})
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):
         try:
-            bench = _Bench(setup)
+            bench = Bench(setup)
             parent.send(("ready", bench.renderer()))
         except UserError as error:
             parent.send(("invalid", str(error)))
@@ -240,72 +173,6 @@ def _worker_main(parent: connection.Connection, setup: WorkerSetup, core: int | 
             parent.send(("invalid", f"{text}\n{traceback.format_exc()}"))
             return
         while True:
-            parent.send(("done", bench.do(parent.recv())))
-
-
-class _Bench:
-    """A worker's environments, policies and initial states, one of each per task."""
-
-    def __init__(self, setup: WorkerSetup) -> None:
-        import logging
-
-        import torch
-
-        torch.set_num_threads(1)
-        logging.getLogger("mani_skill").setLevel(logging.ERROR)
-        self._setup = setup
-        self._specs = {task: resolve_task(task) for task in setup.tasks}
-        self._built: dict[str, tuple[TaskEnvironment, Policy]] = {}
-        self._states: dict[Path, list[InitialState]] = {}
-        for task in setup.tasks:
-            self._build(task)
-
-    def renderer(self) -> str:
-        """Name of the device that renders."""
-        import sapien.render
-
-        return str(sapien.render.get_device_summary().splitlines()[0]).partition(": ")[2]
-
-    def do(self, job: Job) -> Reply:
-        """Does one job; exceptions become part of the reply."""
-        try:
-            if isinstance(job, StatesJob):
-                self._make_states(job)
-                return Reply()
-            return self._roll_out(job)
-        except Exception as error:
-            self._built.pop(job.task, None)  # built anew for the next rollout, whatever state they are in
-            return Reply(error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-
-    def _build(self, task: str) -> tuple[TaskEnvironment, Policy]:
-        """The task's environment and policy, made on first use."""
-        from par_agent.evaluation.environment import TaskEnvironment
-
-        if task not in self._built:
-            spec = self._specs[task]
-            policy = self._setup.policy.build(spec)
-            self._built[task] = TaskEnvironment(spec, self._setup.track), policy
-        return self._built[task]
-
-    def _make_states(self, job: StatesJob) -> None:
-        from par_agent.evaluation.protocol import make_states, save_states
-
-        spec = self._specs[job.task]
-        save_states(job.path, spec, make_states(spec, job.seeds))
-
-    def _roll_out(self, job: RolloutJob) -> Reply:
-        from par_agent.evaluation.protocol import load_states
-        from par_agent.evaluation.rollout import roll_out, save_video
-
-        env, policy = self._build(job.task)
-        if job.states_file not in self._states:
-            self._states[job.states_file] = load_states(job.states_file, self._specs[job.task])
-        state = self._states[job.states_file][job.state]
-        frames: list[np.ndarray] | None = None if job.video is None else []
-        fields = roll_out(env, policy, state, job.policy_seed, run_to_end=job.run_to_end, frames=frames)
-        if job.video is not None and frames is not None:
-            try:
-                save_video(job.video, frames)
-            except (OSError, RuntimeError) as error:  # a lost video is no failed rollout
-                return Reply(fields, warning=f"{job.video} was not saved: {error}")
-        return Reply(fields)
+            for reply in bench.do(parent.recv()):
+                parent.send(("reply", reply))
+            parent.send(("done", None))

@@ -1,7 +1,7 @@
 """Action de-tokenizer (paper section 4.2.3): a diffusion transformer over the chunk's actions, the Action-DiT.
 
-Every block attends among the ``L`` noisy actions, then to the conditions ``Z^A`` of the causal transformer, then runs an
-MLP; all three branches are modulated and gated by the diffusion time (adaLN; Peebles & Xie 2023).
+Every block attends among the ``L`` noisy actions, then to the conditions ``Z^A`` of the causal transformer, then runs
+an MLP; all three branches are modulated and gated by the diffusion time (adaLN; Peebles & Xie 2023).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""PAR: a causal transformer over physical tokens ``[O_n; A_n]`` that predicts the next frame and the chunk leading to it.
+"""PAR: a causal transformer over physical tokens ``[O_n; A_n]`` predicts the next frame and the chunk leading to it.
 
-The sequence is ``prefix, O_0, BOA, O_1, A_1, …`` (paper sections 3 and 4). Outputs at the positions of ``[O_n; A_n]`` are
-the conditions ``Z_{n+1}``: the frame path of :class:`~par_agent.modeling.nova.NOVA` draws ``O_{n+1}`` from one half, the
-Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other.
+The sequence is ``prefix, O_0, BOA, O_1, A_1, …`` (paper sections 3 and 4). Outputs at the positions of ``[O_n; A_n]``
+are the conditions ``Z_{n+1}``: the frame path of :class:`~par_agent.modeling.nova.NOVA` draws ``O_{n+1}`` from one,
+the Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other half.
 
 Letters: B batch, N steps, C latent channels of h x w, F frame tokens a step (joint positions included), L actions a
 chunk, A numbers per action, P joint positions, D width, S prefix tokens.

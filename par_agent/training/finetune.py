@@ -124,7 +124,8 @@ def finetune(config: FinetuneConfig) -> Checkpoint:
     """Runs or resumes training; returns the trained policy's checkpoint, which is also in ``config.out / "policy"``.
 
     Raises:
-        UserError: data that does not fit the model, a run folder of another configuration, a diverging loss, a full disk.
+        UserError: data that does not fit the model, a run folder of another configuration, a diverging loss, a full
+            disk.
     """
     _claim_folder(config)
     torch.manual_seed(config.seed)
@@ -308,8 +309,8 @@ def _check_data(indices: list[EpisodeIndex], transforms: Transforms, config: Fin
             wanted, found = getattr(transforms, name), spec[name]
             if (None if found is None else tuple(found)) != wanted:
                 raise UserError(
-                    f"{index.dataset.folder} was rendered with {name} {found}; the checkpoint {config.init} was trained "
-                    f"with {wanted}: render it again with --{name} {' '.join(map(str, wanted or ()))}"
+                    f"{index.dataset.folder} was rendered with {name} {found}; the checkpoint {config.init} was "
+                    f"trained with {wanted}: render it again with --{name} {' '.join(map(str, wanted or ()))}"
                 )
 
 

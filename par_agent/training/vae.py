@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from par_agent.data.episodes import RenderedDataset
+from par_agent.data.episodes import RenderedDataset, damaged_episode, read_episode
 from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
+from par_agent.files import atomic_path, claim_folder
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.modeling.pretrained import save_module
 from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -57,6 +58,15 @@ class VAETraining:
     model: FrameVAEConfig = field(default_factory=FrameVAEConfig)
     """Sizes of the VAE."""
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "patch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.patch % self.model.stride:
+            raise UserError(f"patch is {self.patch}; it must be a multiple of the VAE's stride, {self.model.stride}")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device is {self.device}, but PyTorch finds no CUDA device here; use --device cpu")
+
 
 class FrameSampler:
     """Random square patches of random frames, fixed by seed and step."""
@@ -69,20 +79,44 @@ class FrameSampler:
         generator = np.random.default_rng([self.seed, step])
         images = []
         for index in generator.integers(len(self.paths), size=count):
-            with h5py.File(self.paths[index], "r") as file:
-                if self.camera not in file["frames"]:
-                    raise UserError(
-                        f"{self.paths[index]} has no camera {self.camera!r}; it has {', '.join(file['frames'])}"
-                    )
-                frames = file["frames"][self.camera]
-                image = frames[int(generator.integers(len(frames)))]
+            try:
+                with h5py.File(self.paths[index], "r") as file:
+                    frames = file["frames"][self.camera]
+                    image = frames[int(generator.integers(len(frames)))]
+            except (OSError, KeyError) as error:
+                raise damaged_episode(self.paths[index], error) from None
             if size is not None:
-                if size > min(image.shape[:2]):
-                    raise UserError(f"patches of {size} pixels do not fit frames of {image.shape[0]}x{image.shape[1]}")
                 top, left = (int(generator.integers(extent - size + 1)) for extent in image.shape[:2])
                 image = image[top : top + size, left : left + size]
             images.append(image)
         return torch.from_numpy(np.stack(images))
+
+
+def check_frames(datasets: list[RenderedDataset], options: VAETraining) -> None:
+    """Looks at one episode of each dataset before hours of training.
+
+    Raises:
+        UserError: there are no datasets, or their frames do not fit the options or one another.
+    """
+    if not datasets:
+        raise UserError("no rendered dataset given; name at least one with --data")
+    sizes = {}
+    for dataset in datasets:
+        if options.camera not in dataset.cameras:
+            raise UserError(f"{dataset.folder} has no camera {options.camera!r}; it has {', '.join(dataset.cameras)}")
+        sizes[dataset.folder] = read_episode(dataset.paths[0]).frames[options.camera].shape[1:3]
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{height}x{width} in {folder}" for folder, (height, width) in sizes.items())
+        raise UserError(f"the datasets' frames differ in size ({listed}); render them with one crop and size")
+    height, width = next(iter(sizes.values()))
+    stride = options.model.stride
+    if height % stride or width % stride:
+        raise UserError(
+            f"frames of {height}x{width} pixels do not divide by the VAE's stride, {stride}; render them with another "
+            "crop or size"
+        )
+    if options.patch > min(height, width):
+        raise UserError(f"patch is {options.patch}; patches do not fit frames of {height}x{width} pixels")
 
 
 def split_paths(datasets: list[RenderedDataset]) -> tuple[list[Path], list[Path]]:
@@ -94,14 +128,27 @@ def split_paths(datasets: list[RenderedDataset]) -> tuple[list[Path], list[Path]
 
 
 def train_vae(options: VAETraining) -> dict[str, Any]:
-    """Runs or resumes training, writes the frozen VAE into ``out`` and returns its measurements."""
+    """Runs or resumes training, writes the frozen VAE into ``out`` and returns its measurements.
+
+    Raises:
+        UserError: data that does not fit, a run folder of other settings, a diverging loss, a full disk.
+    """
     torch.manual_seed(options.seed)
-    train, held = split_paths([RenderedDataset(folder) for folder in options.data])
+    datasets = [RenderedDataset(folder) for folder in options.data]
+    check_frames(datasets, options)
+    train, held = split_paths(datasets)
     device = torch.device(options.device)
     vae = FrameVAE(options.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(vae, options.learning_rate, 0.0)
     checkpoints, modules, start = options.out / "checkpoints", {"model": vae}, 0
-    if (found := latest_checkpoint(checkpoints)) is not None:
+    found = latest_checkpoint(checkpoints)
+    claim_folder(
+        options.out / "train_vae.json",
+        dataclasses.asdict(options),
+        begun=found is not None,
+        free=("out", "checkpoint_minutes", "device"),
+    )
+    if found is not None:
         start = load_checkpoint(found, modules, optimizer)["step"]
         print(f"resumed from {found}")
     sampler = FrameSampler(train, options.camera, options.seed)
@@ -150,8 +197,6 @@ def psnr(squared: Tensor) -> float:
 def picture(frames: np.ndarray, shown: np.ndarray, path: Path) -> None:
     """Writes a PNG: given frames above, reconstructions below."""
     import imageio.v3 as iio
-
-    from par_agent.files import atomic_path
 
     rows = np.concatenate([np.concatenate(list(images), axis=1) for images in (frames, shown)], axis=0)
     with atomic_path(path) as temporary:

@@ -1,0 +1,145 @@
+"""What a worker is asked, what it answers, and the bench at which it works, in whatever process that is."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from par_agent.evaluation.policies import PolicySource, resolve_task
+
+if TYPE_CHECKING:
+    from par_agent.evaluation.environment import TaskEnvironment
+    from par_agent.evaluation.policies import Policy
+    from par_agent.evaluation.protocol import InitialState
+
+MAX_ATTEMPTS = 2
+"""How often a job is tried whose worker dies."""
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What every worker builds before its first rollout."""
+
+    tasks: tuple[str, ...]
+    """Task names or ``module:NAME`` references."""
+    track: str
+    """``paper`` or ``native``."""
+    policy: PolicySource
+    """Where each task's policy comes from."""
+    backend: str = "cpu"
+    """One of :data:`par_agent.evaluation.environment.BACKENDS`."""
+    num_envs: int = 1
+    """Environments simulated at once: initial states of every job."""
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """Roll a policy out once from each of some initial states, all at once."""
+
+    task: str
+    """Task reference."""
+    states_file: Path
+    """File of the task's initial states."""
+    states: tuple[int, ...]
+    """Indices into the file."""
+    policy_seed: int
+    """Seed of the policy's randomness."""
+    run_to_end: bool = False
+    """Go on after the first success."""
+    videos: tuple[tuple[int, Path], ...] = ()
+    """MP4 files to save, each with the state it is of."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of one rollout of a job."""
+
+    state: int
+    """Initial state of the rollout."""
+    fields: dict[str, Any] | None = None
+    """The rollout's record, None if it failed."""
+    warning: str | None = None
+    """What went wrong beside the rollout."""
+    error: str | None = None
+    """Exception type and message, or how the worker died."""
+    traceback: str = ""
+    """Where the exception came from."""
+
+
+def died(job: RolloutJob, how: str) -> list[Reply]:
+    """The replies to a job whose worker died at every attempt."""
+    return [Reply(state, error=how) for state in job.states]
+
+
+class Bench:
+    """A worker's environments, policies and initial states, one of each per task.
+
+    Raises:
+        UserError: a task, the policy or the renderer does not work.
+    """
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        import logging
+
+        import torch
+
+        torch.set_num_threads(1)
+        logging.getLogger("mani_skill").setLevel(logging.ERROR)
+        self._setup = setup
+        self._specs = {task: resolve_task(task) for task in setup.tasks}
+        self._built: dict[str, tuple[TaskEnvironment, Policy]] = {}
+        self._states: dict[Path, list[InitialState]] = {}
+        for task in setup.tasks:
+            self._build(task)
+
+    def renderer(self) -> str:
+        """Name of the device that renders."""
+        import sapien.render
+
+        return str(sapien.render.get_device_summary().splitlines()[0]).partition(": ")[2]
+
+    def do(self, job: RolloutJob) -> Iterator[Reply]:
+        """Does one job; an exception becomes the reply of all rollouts that it ends."""
+        unfinished = set(job.states)
+        try:
+            for reply in self._roll_out(job):
+                unfinished.discard(reply.state)
+                yield reply
+        except Exception as error:
+            with contextlib.suppress(Exception):  # built anew for the next rollout, whatever state they are in
+                self._built.pop(job.task)[0].close()
+            for state in sorted(unfinished):
+                yield Reply(state, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+
+    def _build(self, task: str) -> tuple[TaskEnvironment, Policy]:
+        """The task's environment and policy, made on first use."""
+        from par_agent.evaluation.environment import TaskEnvironment
+
+        if task not in self._built:
+            setup, spec = self._setup, self._specs[task]
+            policy = setup.policy.build(spec)
+            env = TaskEnvironment(spec, setup.track, backend=setup.backend, num_envs=setup.num_envs)
+            self._built[task] = env, policy
+        return self._built[task]
+
+    def _roll_out(self, job: RolloutJob) -> Iterator[Reply]:
+        from par_agent.evaluation.protocol import load_states
+        from par_agent.evaluation.recorder import VideoRecorder
+        from par_agent.evaluation.rollout import roll_out
+
+        env, policy = self._build(job.task)
+        if job.states_file not in self._states:
+            self._states[job.states_file] = load_states(job.states_file, self._specs[job.task])
+        states = [self._states[job.states_file][index] for index in job.states]
+        with contextlib.ExitStack() as stack:
+            recorders = {
+                job.states.index(state): stack.enter_context(VideoRecorder(path)) for state, path in job.videos
+            }
+            rollouts = roll_out(env, policy, states, job.policy_seed, run_to_end=job.run_to_end, recorders=recorders)
+            for position, fields in rollouts:
+                warning = recorders[position].finish() if position in recorders else None
+                yield Reply(job.states[position], fields, warning)
