@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,10 +18,18 @@ CONFIG = "config.json"
 
 
 def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
-    """Writes a module's configuration and float32 (or half type) weights, each file atomically, the weights last."""
+    """Writes a module's configuration and float32 (or half type) weights, each file atomically, the weights last.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
     write_json(folder / CONFIG, config)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, temporary)
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
 
 
 def load_module(module: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
