@@ -40,8 +40,8 @@ class Acting:
     """Physical tokens remembered, the present one included."""
     past_actions: bool = False
     """Whether executed chunks enter the context; otherwise begin-of-action takes their place."""
-    execute: int = 8
-    """Actions of a chunk that are executed before the next frame is looked at."""
+    execute: int | None = None
+    """Actions of a chunk that are executed before the next frame is looked at; None: all of it."""
     denoising_steps: int = 10
     """Steps of the Action-DiT's sampler."""
     random_start: bool = False
@@ -49,8 +49,9 @@ class Acting:
 
     def __post_init__(self) -> None:
         for name in ("context", "execute", "denoising_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass

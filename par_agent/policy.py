@@ -74,8 +74,9 @@ class PARPolicy:
         self.device = torch.device(device)
         self.action_size = checkpoint.transforms.action_size
         length = checkpoint.transforms.chunk_length
-        if self.acting.execute > length:
-            raise UserError(f"execute is {self.acting.execute}; this checkpoint plans chunks of {length} actions")
+        self.execute = self.acting.execute or length
+        if self.execute > length:
+            raise UserError(f"execute is {self.execute}; this checkpoint plans chunks of {length} actions")
         self._features = checkpoint.text_encoder.encode(instruction).to(self.device)
         if not len(self._features):
             raise UserError(f"the instruction {instruction!r} holds no words")
@@ -146,7 +147,7 @@ class PARPolicy:
     @property
     def needs_frame(self) -> bool:
         """Whether the next :meth:`act` looks at the camera; False while it only pops planned actions."""
-        return self._state is None or bool((self._state.used >= self.acting.execute).any())
+        return self._state is None or bool((self._state.used >= self.execute).any())
 
     @torch.inference_mode()
     def reset(self, env_idx: Tensor | Sequence[int] | int | None = None, seed: int | None = None) -> None:
@@ -171,7 +172,7 @@ class PARPolicy:
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
             raise UserError(f"env_idx {rows.tolist()} names rows that do not exist; there are {count} environments")
         state.stream.cache.reset(rows)
-        state.used[rows] = self.acting.execute
+        state.used[rows] = self.execute
         state.fresh[rows] = True
         if seed is not None:
             for row in rows.tolist():
@@ -200,7 +201,7 @@ class PARPolicy:
                 f"the observation has {len(positions)} environments, the last one had {len(state.used)}; call reset() "
                 "when the number changes"
             )
-        due = state.used >= self.acting.execute
+        due = state.used >= self.execute
         if bool(due.any()):
             self._plan(obs, positions, due)
         rows = torch.arange(len(state.used), device=self.device)
@@ -216,7 +217,7 @@ class PARPolicy:
         return EpisodeState(
             self.checkpoint.model.start([self._features] * batch, self.acting.context),
             empty,
-            torch.full((batch,), self.acting.execute, device=self.device),
+            torch.full((batch,), self.execute, device=self.device),
             empty.clone(),
             torch.ones(batch, dtype=torch.bool, device=self.device),
             [_generator(self._seed, row) for row in range(batch)],

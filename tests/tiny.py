@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 
-from par_agent.checkpoint import Checkpoint
+from par_agent.checkpoint import Acting, Checkpoint
+from par_agent.data.episodes import Episode, write_episode
+from par_agent.data.rendering import frame_steps
+from par_agent.files import write_json
 from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.par import PARModel, PhysicalTokens
@@ -98,8 +104,29 @@ def tiny_checkpoint(camera: str = "render_camera") -> Checkpoint:
     torch.manual_seed(3)
     encoder = FrameVAE(FrameVAEConfig(channels=2, widths=(8,)))
     nova = model.config.nova
-    from par_agent.checkpoint import Acting
-
     text = HashTextEncoder(nova.text_dim, nova.text_length)
-    acting = Acting(execute=LENGTH, denoising_steps=4)
+    acting = Acting(denoising_steps=4)
     return Checkpoint(model, encoder.eval(), tiny_transforms(camera), text, acting)
+
+
+def tiny_dataset(folder: Path, episodes: int = 6, stride: int = LENGTH, actions: bool = True) -> Path:
+    """Writes a rendered dataset of random episodes of 5 to 5 + ``episodes`` control steps, frames of 16x16 pixels."""
+    totals = {"frames": 0, "steps": 0}
+    for number in range(episodes):
+        generator = np.random.default_rng(number)
+        steps = 5 + number
+        at = frame_steps(steps, stride, 0)
+        frames = generator.integers(0, 256, (len(at), 16, 16, 3), dtype=np.uint8)
+        positions = generator.normal(size=(steps + 1, JOINTS)).astype(np.float32)
+        chunk = generator.normal(size=(steps, SIZE)).astype(np.float32) if actions else None
+        attributes = {"instruction": f"push cube {number % 2}", "seed": number, "env_id": "PushCube-v1"}
+        path = folder / "episodes" / f"episode_{number:06d}.h5"
+        write_episode(path, Episode({"render_camera": frames}, at, positions, chunk, attributes))
+        totals["frames"] += len(at)
+        totals["steps"] += steps
+    spec = {"env_id": "PushCube-v1", "cameras": ["render_camera"], "crop": [4, 8, 16, 16], "size": None}
+    write_json(folder / "spec.json", {**spec, "stride": stride, "phase": 0})
+    statistics = {"actions": {}} if actions else {}
+    summary = {"num_episodes": episodes, "num_frames": totals["frames"], "statistics": statistics}
+    write_json(folder / "dataset.json", summary)
+    return folder

@@ -1,0 +1,164 @@
+"""Training a policy: resuming, refusing what does not fit, learning."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_checkpoint, tiny_dataset
+
+from par_agent import PARPolicy
+from par_agent.errors import UserError
+from par_agent.training.checkpoint import latest_checkpoint
+from par_agent.training.finetune import FinetuneConfig, finetune
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> FinetuneConfig:
+    """A run of a few steps on random episodes, from a tiny checkpoint."""
+    tiny_checkpoint().save(tmp_path / "init")
+    data = tiny_dataset(tmp_path / "data", episodes=21)
+    return FinetuneConfig(
+        out=tmp_path / "run",
+        data=(data,),
+        init=tmp_path / "init",
+        steps=6,
+        batch_size=4,
+        window=2,
+        warmup=2,
+        variants=2,
+        shift=1,
+        validate_every=3,
+        checkpoint_minutes=0.0,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "policy" / "model.safetensors")
+
+
+def command(config: FinetuneConfig) -> list[str]:
+    """The command line of a configuration."""
+    words = [sys.executable, "-m", "par_agent", "finetune"]
+    for name, value in dataclasses.asdict(config).items():
+        if value is None or value == ():
+            continue
+        values = [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+        words += [f"--{name.replace('_', '-')}", *values]
+    return words
+
+
+def test_training_ends_in_a_policy_that_acts(config: FinetuneConfig) -> None:
+    finetune(config)
+    policy = PARPolicy.from_pretrained(config.out / "policy", "push cube 1")
+    image = torch.zeros(1, 24, 32, 3, dtype=torch.uint8)
+    obs = {"agent": {"qpos": torch.zeros(1, 9)}, "sensor_data": {"render_camera": {"rgb": image}}}
+    assert policy.act(obs).shape == (1, 8)
+    before = load_file(config.init / "model.safetensors")
+    assert any(not torch.equal(value, before[name]) for name, value in weights(config.out).items())
+    assert policy.checkpoint.trained["steps"] == 6
+    assert policy.checkpoint.transforms == tiny_checkpoint().transforms
+    assert list((config.out / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_run_equals_an_uninterrupted_one(config: FinetuneConfig, tmp_path: Path, stop: int) -> None:
+    config = dataclasses.replace(config, steps=40, validate_every=100)
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    finetune(whole)
+    process = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while latest_checkpoint(config.out / "checkpoints") is None:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
+        time.sleep(0.005)
+    process.send_signal(stop)
+    process.communicate()
+    stopped = latest_checkpoint(config.out / "checkpoints")
+    assert stopped is not None and stopped.name < "step_00000040"
+    subprocess.run(command(config), check=True, capture_output=True)
+    for name, value in weights(whole.out).items():
+        assert torch.equal(value, weights(config.out)[name]), name
+
+
+def test_single_task_batch_can_be_overfitted(config: FinetuneConfig, tmp_path: Path) -> None:
+    data = tiny_dataset(tmp_path / "two", episodes=2)
+    long = dataclasses.replace(
+        config, data=(data,), steps=150, batch_size=8, learning_rate=3e-3, variants=1, checkpoint_minutes=60.0
+    )
+    lines: list[str] = []
+
+    def record(self: Any, name: str, value: float, step: int) -> None:
+        if name == "train/action":
+            lines.append(value)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", record)
+        finetune(long)
+    assert sum(lines[-3:]) < 0.6 * sum(lines[:3])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": ("PushCub",), "data": ()}, "unknown task 'PushCub'; known tasks: PushCube"),
+        ({"data": ()}, "nothing to train on"),
+        ({"init": None}, "needs --vae FOLDER"),
+        ({"data": (Path("nowhere"),)}, "nowhere is not a rendered dataset"),
+        ({"camera": "base_camera"}, "sees through render_camera"),
+        ({"weights": (1.0, 2.0)}, "1 datasets need as many sampling weights"),
+    ],
+)
+def test_bad_options_are_explained(config: FinetuneConfig, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        finetune(dataclasses.replace(config, **change))
+
+
+def test_data_of_another_crop_or_chunk_length_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
+    other = tiny_dataset(tmp_path / "crop")
+    spec = (other / "spec.json").read_text().replace("4,\n    8,", "0,\n    0,")
+    (other / "spec.json").write_text(spec)
+    with pytest.raises(UserError, match=r"rendered with crop \[0, 0, 16, 16\]; .* --crop 4 8 16 16"):
+        finetune(dataclasses.replace(config, data=(other,)))
+    coarse = tiny_dataset(tmp_path / "coarse", stride=8)
+    with pytest.raises(UserError, match="a frame every 8 control steps"):
+        finetune(dataclasses.replace(config, data=(coarse,), out=tmp_path / "run2"))
+
+
+def test_another_configuration_in_the_same_folder_is_refused(config: FinetuneConfig) -> None:
+    finetune(config)
+    with pytest.raises(UserError, match="begun with other settings .*learning_rate: 0.001 there, 0.5 asked for"):
+        finetune(dataclasses.replace(config, learning_rate=0.5))
+
+
+def test_exploding_training_stops_and_names_the_episodes(config: FinetuneConfig) -> None:
+    with pytest.raises(UserError, match=r"the gradient is (nan|inf) at step \d+; episodes data/episode_0000"):
+        finetune(dataclasses.replace(config, learning_rate=1e30, clip=1e30, steps=30, warmup=1))
+
+
+def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import par_agent.training.checkpoint as module
+
+    real, calls = module.save_file, 0
+
+    def full(*args: Any, **options: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise OSError(28, "No space left on device")
+        real(*args, **options)
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(UserError, match="cannot write the checkpoint .*No space left on device.*run the same command"):
+        finetune(config)
+    assert latest_checkpoint(config.out / "checkpoints").name == "step_00000001"  # type: ignore[union-attr]
+    monkeypatch.setattr(module, "save_file", real)
+    finetune(config)
+    assert latest_checkpoint(config.out / "checkpoints").name == "step_00000006"  # type: ignore[union-attr]

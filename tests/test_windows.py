@@ -1,0 +1,135 @@
+"""Training windows and cached latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import LENGTH, SIZE, tiny_dataset
+
+from par_agent.data.episodes import RenderedDataset, read_episode
+from par_agent.data.latents import LatentSpec, cached_latents, shift_frames, shifts
+from par_agent.data.windows import EpisodeIndex, MixedSampler, WindowSampler, fit_transforms
+from par_agent.errors import UserError
+
+SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=3, shift=2)
+
+
+def pixels(frames: torch.Tensor) -> torch.Tensor:
+    """An encoder whose latents are the pixels."""
+    return frames.permute(0, 3, 1, 2).float()
+
+
+def sampler(folder: Path, window: int = 2, hop_stride: int = LENGTH) -> WindowSampler:
+    dataset = RenderedDataset(tiny_dataset(folder, stride=hop_stride))
+    index = EpisodeIndex(dataset, LENGTH)
+    return WindowSampler(index, cached_latents(dataset, SPEC, pixels), list(range(6)), window, seed=0)
+
+
+@pytest.mark.parametrize("stride", [LENGTH, LENGTH // 2])
+def test_windows_hold_what_the_episode_holds(tmp_path: Path, stride: int) -> None:
+    source = sampler(tmp_path, hop_stride=stride)
+    windows = source.sample(0, 3 * len(source))
+    seen_end = seen_start = 0
+    for row, name in enumerate(windows.episodes):
+        episode = read_episode(tmp_path / "episodes" / name.split("/")[1])
+        frames, total = pixels(torch.from_numpy(episode.frames["render_camera"])), len(episode.actions)
+        for n in range(2):
+            if windows.weights[row, n].sum() == 0:
+                continue
+            matches = np.abs(episode.proprioception - windows.positions[row, n].numpy()).sum(1)
+            step = int(matches.argmin())
+            assert matches[step] == 0 and step in episode.frame_steps
+            count = min(LENGTH, total - step)
+            np.testing.assert_array_equal(windows.after[row, n, :count], episode.actions[step : step + count])
+            assert windows.weights[row, n].tolist() == [1.0] * count + [0.0] * (LENGTH - count)
+            assert bool(windows.before_known[row, n]) == (step >= LENGTH)
+            if step >= LENGTH:
+                np.testing.assert_array_equal(windows.before[row, n], episode.actions[step - LENGTH : step])
+                np.testing.assert_array_equal(windows.before_positions[row, n], episode.proprioception[step - LENGTH])
+            following = min(step + LENGTH, total)
+            shown = [list(episode.frame_steps).index(value) for value in (step, following)]
+            variant = next(v for v in range(3) if _is_variant(windows.latents[row, n], frames[shown[0]], episode, v))
+            assert _is_variant(windows.next_latents[row, n], frames[shown[1]], episode, variant)
+            assert windows.instructions[row] == episode.attributes["instruction"]
+            seen_end += step + LENGTH >= total
+            seen_start += step == 0
+    assert seen_end > 3 and seen_start > 3
+
+
+def _is_variant(latent: torch.Tensor, frame: torch.Tensor, episode: object, variant: int) -> bool:
+    shift = shifts(int(episode.attributes["seed"]), SPEC)[variant]  # type: ignore[attr-defined]
+    moved = shift_frames(frame.permute(1, 2, 0)[None].numpy(), shift)[0]
+    return bool((latent.permute(1, 2, 0).numpy() == moved).all())
+
+
+def test_every_episode_once_an_epoch_in_a_seeded_order(tmp_path: Path) -> None:
+    source = sampler(tmp_path)
+    size = len(source)
+    epochs = [source.sample(epoch * size, size).episodes for epoch in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
+    assert len(set(epochs[0])) == 6
+    again = source.sample(3, 4)
+    split = [source.sample(number, 1) for number in range(3, 7)]
+    torch.testing.assert_close(again.latents, torch.cat([part.latents for part in split]), rtol=0, atol=0)
+
+
+def test_mixture_keeps_its_proportions_from_any_step(tmp_path: Path) -> None:
+    sources = [sampler(tmp_path / name) for name in "ab"]
+    mixed = MixedSampler(sources, [3.0, 1.0], batch_size=6)
+    names = [name.split("/")[0] for step in range(40) for name in mixed.batch(step).episodes]
+    assert len(names) == 240 and names.count("a") == 180
+    torch.testing.assert_close(mixed.batch(7).after, MixedSampler(sources, [3.0, 1.0], 6).batch(7).after)
+    with pytest.raises(UserError, match="2 datasets need as many sampling weights"):
+        MixedSampler(sources, [1.0], 6)
+
+
+def test_transforms_bring_targets_to_unit_scale(tmp_path: Path) -> None:
+    dataset = RenderedDataset(tiny_dataset(tmp_path, episodes=40))
+    index = EpisodeIndex(dataset, LENGTH)
+    transforms = fit_transforms([index], "render_camera", (24, 32))
+    whole = index.columns["valid"].all(1)
+    after, positions = (torch.from_numpy(index.columns[name][whole]) for name in ("after", "positions"))
+    chunks = transforms.normalise_actions(after, positions)
+    torch.testing.assert_close(chunks.mean(0), torch.zeros(LENGTH, SIZE), rtol=0, atol=1e-4)
+    torch.testing.assert_close(chunks.std(0, unbiased=False), torch.ones(LENGTH, SIZE), rtol=0, atol=1e-3)
+    assert transforms.relative == (True,) * 7 + (False,) and transforms.crop == (4, 8, 16, 16)
+
+
+def test_unfit_data_is_refused(tmp_path: Path) -> None:
+    coarse = RenderedDataset(tiny_dataset(tmp_path / "coarse", stride=3))
+    with pytest.raises(UserError, match="a frame every 3 control steps; the model's chunks are 4 .* --stride 4"):
+        EpisodeIndex(coarse, LENGTH)
+    video = RenderedDataset(tiny_dataset(tmp_path / "video", actions=False))
+    with pytest.raises(UserError, match="holds no actions"):
+        EpisodeIndex(video, LENGTH)
+    dataset = RenderedDataset(tiny_dataset(tmp_path / "plain"))
+    with pytest.raises(UserError, match="holds no camera 'base_camera'; it has render_camera"):
+        cached_latents(dataset, LatentSpec("base_camera", "abc", (3, 16, 16)), pixels)
+    with pytest.raises(UserError, match=r"give latents \(3, 16, 16\); the model reads \(8, 2, 2\)"):
+        cached_latents(dataset, LatentSpec("render_camera", "abc", (8, 2, 2)), pixels)
+
+
+def test_latents_resume_where_they_were_stopped(tmp_path: Path) -> None:
+    whole = cached_latents(RenderedDataset(tiny_dataset(tmp_path / "a", episodes=60)), SPEC, pixels)
+    dataset = RenderedDataset(tiny_dataset(tmp_path / "b", episodes=60))
+    calls = 0
+
+    def stops(frames: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 55:
+            raise KeyboardInterrupt
+        return pixels(frames)
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_latents(dataset, SPEC, stops)
+    folder = dataset.folder / "latents"
+    assert not list(folder.glob("*.npy")) and list(folder.glob("*.partial"))
+    calls = -1000
+    resumed = cached_latents(dataset, SPEC, stops)
+    assert calls == -1000 + 10  # 50 of 60 episodes were safe
+    np.testing.assert_array_equal(resumed, whole)
+    assert [path.suffix for path in folder.iterdir()] == [".npy"]
