@@ -91,8 +91,8 @@ class Transforms:
         """
         if self.image_size is not None and tuple(images.shape[1:3]) != tuple(self.image_size):
             raise UserError(
-                f"{self.camera} gives images of {images.shape[1]}x{images.shape[2]} pixels; this checkpoint was trained "
-                f"with {self.image_size[0]}x{self.image_size[1]}: give the environment's camera that resolution"
+                f"{self.camera} gives images of {images.shape[1]}x{images.shape[2]} pixels; this checkpoint was "
+                f"trained with {self.image_size[0]}x{self.image_size[1]}: give the environment's camera that resolution"
             )
         frames = np.stack([crop_and_resize(image, self.crop, self.size) for image in images.cpu().numpy()])
         return torch.from_numpy(frames).to(images.device)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_checkpoint, tiny_dataset
 
 from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.finetune import FinetuneConfig, finetune
+from tiny import tiny_checkpoint, tiny_dataset
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_data_of_another_crop_or_chunk_length_is_refused(config: FinetuneConfig,
 
 def test_another_configuration_in_the_same_folder_is_refused(config: FinetuneConfig) -> None:
     finetune(config)
-    with pytest.raises(UserError, match="begun with other settings .*learning_rate: 0.001 there, 0.5 asked for"):
+    with pytest.raises(UserError, match=r"begun with other settings .*learning_rate: 0.001 there, 0.5 asked for"):
         finetune(dataclasses.replace(config, learning_rate=0.5))
 
 
@@ -156,7 +156,7 @@ def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch
         real(*args, **options)
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(UserError, match="cannot write the checkpoint .*No space left on device.*run the same command"):
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*No space left on device.*run the same command"):
         finetune(config)
     assert latest_checkpoint(config.out / "checkpoints").name == "step_00000001"  # type: ignore[union-attr]
     monkeypatch.setattr(module, "save_file", real)

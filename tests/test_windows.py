@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import LENGTH, SIZE, tiny_dataset
 
 from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.latents import LatentSpec, cached_latents, shift_frames, shifts
 from par_agent.data.windows import EpisodeIndex, MixedSampler, WindowSampler, fit_transforms
 from par_agent.errors import UserError
+from tiny import LENGTH, SIZE, tiny_dataset
 
 SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=3, shift=2)
 
@@ -100,7 +100,7 @@ def test_transforms_bring_targets_to_unit_scale(tmp_path: Path) -> None:
 
 def test_unfit_data_is_refused(tmp_path: Path) -> None:
     coarse = RenderedDataset(tiny_dataset(tmp_path / "coarse", stride=3))
-    with pytest.raises(UserError, match="a frame every 3 control steps; the model's chunks are 4 .* --stride 4"):
+    with pytest.raises(UserError, match=r"a frame every 3 control steps; the model's chunks are 4 .* --stride 4"):
         EpisodeIndex(coarse, LENGTH)
     video = RenderedDataset(tiny_dataset(tmp_path / "video", actions=False))
     with pytest.raises(UserError, match="holds no actions"):
