@@ -52,8 +52,10 @@ class BenchmarkConfig:
     """How many of those other initial states; only with --state-seed. Default: as --states."""
     workers: int | None = None
     """Worker processes. Default: one per core."""
-    device: str = "cpu"
-    """Device that checkpoints are loaded on."""
+    backend: Literal["cpu", "gpu"] = "cpu"
+    """What simulates: one environment per worker process, or ManiSkill's vectorised GPU simulation of all states."""
+    device: str | None = None
+    """Device that checkpoints are loaded on. Default: cuda for --backend gpu, else cpu."""
     run_to_end: bool = False
     """Go on after the first success until the step limit, to measure success at the end too (slow)."""
     video: int = 0
@@ -72,14 +74,16 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
     """
     if config.num_states is not None and config.state_seed is None:
         raise UserError("--num-states is for other states than the protocol's and needs --state-seed; or give --states")
+    device = config.device or ("cuda" if config.backend == "gpu" else "cpu")
     return RunConfig(
         tasks=config.tasks,
-        policy=PolicySource(config.policy, parse_options(config.policy_kwargs), config.device),
+        policy=PolicySource(config.policy, parse_options(config.policy_kwargs), device),
         out=config.out,
         track=config.track,
         states=config.states if config.num_states is None else config.num_states,
         state_seed=config.state_seed,
         policy_seeds=config.policy_seeds,
+        backend=config.backend,
         workers=config.workers or len(os.sched_getaffinity(0)),
         run_to_end=config.run_to_end,
         videos=config.video,

@@ -95,3 +95,25 @@ class PlainResetPolicy:
     def act(self, obs: dict[str, Any]) -> torch.Tensor:
         joints = obs["agent"]["qpos"][:, :7]
         return torch.cat([joints + 0.1 * torch.randn(1, 7), torch.ones(1, 1)], dim=1)
+
+
+class CountingPolicy:
+    """Plans every fourth step; the action says which row and which step it is for; fails at a step, if told to."""
+
+    action_size = 8
+
+    def __init__(self, rows: int = 3, fail_at: int = 99) -> None:
+        self.rows, self.fail_at = rows, fail_at
+
+    @property
+    def needs_frame(self) -> bool:
+        return self.step % 4 == 0
+
+    def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
+        self.step, self.seed = 0, seed
+
+    def act(self, obs: dict[str, Any]) -> torch.Tensor:
+        self.step += 1
+        if self.step == self.fail_at:
+            raise ArithmeticError("made to fail")
+        return torch.arange(self.rows)[:, None] + torch.full((1, 8), 0.01 * self.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_every_registered_task_is_what_its_spec_says(task: str, track: str) -> N
         if "not installed" in str(error):
             pytest.skip(str(error))
         raise
-    env.reset(load_states(protocol_file(spec), spec)[0])
+    env.reset(load_states(protocol_file(spec), spec)[:1])
     observation = env.observe()
     assert observation["agent"]["qpos"].shape == (1, spec.joint_count)
     if track == "paper":
@@ -106,7 +107,7 @@ def test_native_images_on_demand_equal_maniskills_own() -> None:
     spec = get_task("PickCube")  # its goal is hidden from sensor cameras and shown in the render camera
     state = load_states(protocol_file(spec), spec)[3]
     env = TaskEnvironment(spec, "native")
-    env.reset(state)
+    env.reset([state])
     plain = gym.make(
         spec.env_id,
         obs_mode="rgb",
@@ -140,8 +141,8 @@ def test_a_rollout_does_not_depend_on_what_the_environment_did_before() -> None:
     states = load_states(protocol_file(spec), spec)
     env = TaskEnvironment(spec, "paper")
 
-    def sweep(state: InitialState) -> tuple[np.ndarray, torch.Tensor, list[float | None]]:
-        env.reset(state)
+    def sweep(state: InitialState) -> tuple[np.ndarray, torch.Tensor, list[Any]]:
+        env.reset([state])
         start = env.observe(with_frame=False)["agent"]["qpos"][:, :7]
         down_and_forward = torch.tensor([[0.0, 0.7, 0.0, 0.3, 0.0, 0.0, 0.0]])
         rewards = []

@@ -1,0 +1,226 @@
+"""Several rollouts stepped together, as the GPU backend does it: a stand-in for the simulator, the real loop."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+
+from harness_policies import CountingPolicy
+from par_agent.errors import UserError
+from par_agent.evaluation import environment, runner
+from par_agent.evaluation.environment import StepResult, TaskEnvironment
+from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup
+from par_agent.evaluation.policies import PolicySource
+from par_agent.evaluation.protocol import InitialState, load_states, protocol_file
+from par_agent.evaluation.rollout import roll_out
+from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.tasks import TASKS, TaskSpec, get_task
+
+SPEC = TaskSpec("PushCube-v1", "Push.", max_steps=10)
+NEVER = 99
+
+
+class StandInEnvironment:
+    """Row `i` is solved after `solved_after[i]` control steps."""
+
+    spec = SPEC
+
+    def __init__(self, solved_after: list[int]) -> None:
+        self.solved_after = solved_after
+
+    def reset(self, states: list[InitialState]) -> None:
+        self.steps = 0
+        self.seeds = [state.env_seed for state in states]
+
+    def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
+        return {"agent": {"qpos": torch.zeros(len(self.seeds), 9)}}
+
+    def step(self, action: torch.Tensor) -> StepResult:
+        self.steps += 1
+        solved = tuple(self.steps == after for after in self.solved_after)  # and not any more one step later
+        return StepResult(solved, tuple(float(row) for row in range(len(self.seeds))))
+
+    def render(self) -> np.ndarray:
+        return np.full((len(self.seeds), 32, 48, 3), 20 * self.steps, np.uint8)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+STATES = [InitialState(index, 100 + index, {}) for index in range(3)]
+
+
+def roll(env: Any, policy: Any, **arguments: Any) -> list[tuple[int, dict[str, Any]]]:
+    return list(roll_out(env, policy, STATES, 0, **arguments))
+
+
+def test_every_row_ends_when_it_is_solved_and_its_record_is_its_own() -> None:
+    rollouts = roll(StandInEnvironment([6, 3, NEVER]), CountingPolicy())
+    assert [position for position, _ in rollouts] == [1, 0, 2]  # in the order in which they end
+    records = dict(rollouts)
+    assert [records[row]["steps"] for row in range(3)] == [6, 3, 10]
+    assert [records[row]["steps_to_success"] for row in range(3)] == [6, 3, None]
+    assert [records[row]["success_once"] for row in range(3)] == [True, True, False]
+    assert [records[row]["reward"] for row in range(3)] == [0.0, 3.0, 20.0]
+    assert [records[row]["renders"] for row in range(3)] == [2, 1, 3]
+    actions = [(1 + torch.full((8,), 0.01 * step)).numpy() for step in (1, 2, 3)]
+    expected = hashlib.sha256(b"".join(action.tobytes() for action in actions)).hexdigest()
+    assert records[1]["actions_sha256"] == expected[:16]
+
+
+def test_run_to_the_end_all_rows_take_all_steps_and_success_at_the_end_is_told_apart() -> None:
+    records = dict(roll(StandInEnvironment([6, 10, NEVER]), CountingPolicy(), run_to_end=True))
+    assert [records[row]["steps"] for row in range(3)] == [10, 10, 10]
+    assert [records[row]["success_once"] for row in range(3)] == [True, True, False]
+    assert [records[row]["success_at_end"] for row in range(3)] == [False, True, False]
+
+
+def test_a_policy_that_does_not_act_for_all_rows_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"actions of shape \(1, 8\); expected \(3, 8\)"):
+        roll(StandInEnvironment([1, 1, 1]), CountingPolicy(rows=1))
+
+
+@pytest.fixture
+def replies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, Reply]]:
+    """Has a worker's bench, with the stand-in for the simulator, roll states 4, 5 and 6 out; the replies by state."""
+    monkeypatch.setattr(environment, "TaskEnvironment", lambda *_, **options: StandInEnvironment([6, 3, NEVER]))
+
+    def do(videos: tuple[tuple[int, Path], ...] = (), **options: Any) -> dict[int, Reply]:
+        policy = PolicySource("harness_policies:CountingPolicy", options)
+        bench = Bench(WorkerSetup(("PushCube",), "paper", policy, "gpu", 3))
+        job = RolloutJob("PushCube", protocol_file(get_task("PushCube")), (4, 5, 6), 0, videos=videos)
+        return {reply.state: reply for reply in bench.do(job)}
+
+    return do
+
+
+def test_an_exception_ends_the_rollouts_that_go_on_and_no_other(replies: Callable[..., dict[int, Reply]]) -> None:
+    found = replies(fail_at=5)
+    failure = "ArithmeticError: made to fail"
+    assert [found[state].error for state in (4, 5, 6)] == [failure, None, failure]
+    assert found[5].fields is not None and found[5].fields["success_once"]
+
+
+def test_each_rollout_has_its_own_video_and_a_failed_one_leaves_no_file(
+    replies: Callable[..., dict[int, Reply]], tmp_path: Path
+) -> None:
+    videos = tuple((state, tmp_path / "videos" / f"{state}.mp4") for state in (5, 6))
+    assert replies(videos, fail_at=9)[5].warning is None
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["5.mp4"]
+    assert imageio.imread(tmp_path / "videos" / "5.mp4").shape == (4, 32, 48, 3)  # the start and three steps
+
+
+def test_a_video_that_cannot_be_written_is_a_warning(replies: Callable[..., dict[int, Reply]], tmp_path: Path) -> None:
+    (tmp_path / "videos").write_text("in the way")
+    found = replies(((5, tmp_path / "videos" / "5.mp4"),))
+    assert found[5].warning is not None and "5.mp4 was not saved" in found[5].warning
+    assert found[5].fields is not None and found[5].fields["success_once"]
+
+
+def config(tmp_path: Path, **arguments: Any) -> RunConfig:
+    options = {"tasks": ("PushCube", "PickCube"), "states": 25, "policy_seeds": 2, "backend": "gpu", **arguments}
+    return RunConfig(policy=PolicySource("harness_policies:PlainResetPolicy"), out=tmp_path, **options)
+
+
+class StandInPool:
+    """Replies to every job at once; ends like a killed command after so many rollouts."""
+
+    renderer = "none"
+    jobs: ClassVar[list[RolloutJob]] = []
+    rollouts_left = 10_000
+
+    def __init__(self, setup: WorkerSetup, count: int) -> None:
+        assert (setup.backend, setup.num_envs, count) == ("gpu", 25, 1)
+
+    def __enter__(self) -> StandInPool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to end."""
+
+    def run(self, jobs: list[RolloutJob]) -> Iterator[tuple[RolloutJob, Reply]]:
+        for job in jobs:
+            self.jobs.append(job)
+            for state in job.states:
+                StandInPool.rollouts_left -= 1
+                if StandInPool.rollouts_left < 0:
+                    raise KeyboardInterrupt
+                yield job, Reply(state, {"success_once": True, "steps": len(self.jobs)})
+
+
+def test_the_gpu_backend_rolls_all_states_of_a_seed_out_at_once_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runner, "WorkerPool", StandInPool)
+    run = BenchmarkRun(config(tmp_path, videos=0))
+    assert run.folder != BenchmarkRun(config(tmp_path, backend="cpu")).folder
+    StandInPool.jobs.clear()
+    StandInPool.rollouts_left = 60
+    with pytest.raises(KeyboardInterrupt):
+        run.run(lambda found: None, lambda record: None)
+    StandInPool.rollouts_left = 10_000
+    started_with: list[int] = []
+    records = run.run(lambda found: started_with.append(len(found)), lambda record: None)
+    order = [("PushCube", 0), ("PickCube", 0), ("PushCube", 1), ("PickCube", 1)]
+    assert [(job.task, job.policy_seed) for job in StandInPool.jobs] == [*order[:3], *order[2:]]
+    assert {job.states for job in StandInPool.jobs} == {tuple(range(25))}
+    assert started_with == [60] and len(records) == 100
+    # What was on disk of the batch that was cut off stayed as it was; the rest came from its repetition.
+    cut_off = [record for record in records if (record["task"], record["policy_seed"]) == ("PushCube", 1)]
+    assert [record["steps"] for record in cut_off] == [3] * 10 + [4] * 15
+
+
+def test_the_gpu_backend_needs_a_gpu_and_a_task_that_starts_from_its_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--backend gpu needs an NVIDIA GPU"):
+        BenchmarkRun(config(tmp_path))
+    with pytest.raises(UserError, match="task PlugCharger keeps what it draws"):
+        BenchmarkRun(config(tmp_path, tasks=("PlugCharger",)))
+    with pytest.raises(UserError, match="unknown backend 'tpu'; known backends: cpu, gpu"):
+        BenchmarkRun(config(tmp_path, backend="tpu"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("track", ["paper", "native"])
+@pytest.mark.parametrize("task", [name for name, spec in TASKS.items() if spec.state_is_complete])
+def test_on_a_gpu_every_environment_starts_from_its_stored_state(task: str, track: str) -> None:
+    spec = get_task(task)
+    states = load_states(protocol_file(spec), spec)[:5]
+    env = TaskEnvironment(spec, track, backend="gpu", num_envs=5)
+    env.reset(states)
+    found = env._base.get_state_dict()
+    for kind, group in states[0].env_state.items():
+        for name in group:
+            stored = torch.cat([state.env_state[kind][name] for state in states])
+            torch.testing.assert_close(found[kind][name].cpu(), stored, rtol=0, atol=1e-4, msg=f"{kind}/{name}")
+    observation = env.observe()
+    assert observation["agent"]["qpos"].shape == (5, spec.joint_count)
+    if track == "paper":
+        images = observation["sensor_data"][spec.camera]["rgb"]
+        assert images.shape == (5, *spec.image_size, 3) and len({image.float().mean().item() for image in images}) > 1
+    actions = torch.cat([observation["agent"]["qpos"][:, : spec.action_size - 1].cpu(), torch.ones(5, 1)], dim=1)
+    assert len(env.step(actions).success) == 5
+    env.close()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_run_is_recorded_like_any_other(tmp_path: Path) -> None:
+    arguments = {"states": 3, "policy_seeds": 1, "videos": 1, "tasks": ("harness_task:NUDGE_CUBE",)}
+    policy = PolicySource("harness_speed:SwayPolicy")
+    run = BenchmarkRun(RunConfig(policy=policy, out=tmp_path, backend="gpu", **arguments))
+    records = run.run(lambda found: None, lambda record: None)
+    assert [(record["state"], record["steps"], record["error"]) for record in records] == [
+        (state, 12, None) for state in range(3)
+    ]
+    assert run.video_file("NudgeCube", 0, 0).exists()
