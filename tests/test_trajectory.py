@@ -126,20 +126,26 @@ def test_damage_inside_an_episode_is_named_when_it_is_read(tmp_path):
 
 
 def test_an_episode_without_actions_is_damaged(tmp_path):
-    with TrajectoryFile(write(tmp_path, {"actions": None})) as file:
-        with pytest.raises(UserError, match=r"traj_4 is damaged"):
-            file.read(1)
+    with (
+        TrajectoryFile(write(tmp_path, {"actions": None})) as file,
+        pytest.raises(UserError, match=r"traj_4 is damaged"),
+    ):
+        file.read(1)
 
 
 def test_a_recording_without_simulator_states_says_how_to_record_them(tmp_path):
     states = {"env_states/actors/cube": None, "env_states/articulations/panda": None}
-    with TrajectoryFile(write(tmp_path, states)) as file:
-        with pytest.raises(UserError, match=r"traj_4 holds no env_states.*record_env_state=True"):
-            file.read(1)
+    with (
+        TrajectoryFile(write(tmp_path, states)) as file,
+        pytest.raises(UserError, match=r"traj_4 holds no env_states.*record_env_state=True"),
+    ):
+        file.read(1)
 
 
 def test_states_that_do_not_match_the_actions_are_refused(tmp_path):
     short = arrays(1)["env_states/actors/cube"][:-1]
-    with TrajectoryFile(write(tmp_path, {"env_states/actors/cube": short})) as file:
-        with pytest.raises(UserError, match=r"3 actions and \[3, 4\] simulator states"):
-            file.read(1)
+    with (
+        TrajectoryFile(write(tmp_path, {"env_states/actors/cube": short})) as file,
+        pytest.raises(UserError, match=r"3 actions and \[3, 4\] simulator states"),
+    ):
+        file.read(1)
