@@ -1,0 +1,85 @@
+"""Files that are complete or absent, locks, and folders that were begun with other settings."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+
+from par_agent.errors import UserError
+from par_agent.files import atomic_path, claim_folder, only_process, read_json, write_json
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_only_when_its_block_has_ended(tmp_path):
+    target = tmp_path / "new" / "file.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("content")
+        assert temporary.parent == target.parent and not target.exists()
+    assert target.read_text() == "content" and names(target.parent) == ["file.txt"]
+
+
+def test_a_failed_block_leaves_the_older_file(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("older")
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "older" and names(tmp_path) == ["file.txt"]
+
+
+def test_json_is_read_as_written(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, None, "ü"]})
+    assert read_json(tmp_path / "a.json") == {"b": [1, None, "ü"]}
+
+
+def test_a_lock_keeps_others_out_while_the_block_runs(tmp_path):
+    lock = tmp_path / "lock"
+    with (
+        only_process(lock, "works here"),
+        pytest.raises(UserError, match="another process works here now; wait"),
+        only_process(lock, "works here"),
+    ):
+        pass
+    with only_process(lock, "works here"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_lock_file_that_a_killed_process_left_holds_nothing(tmp_path):
+    lock = tmp_path / "lock"
+    with open(lock, "w") as left:
+        fcntl.flock(left, fcntl.LOCK_EX)
+    with only_process(lock, "works here"):
+        pass
+
+
+def test_the_same_settings_are_accepted_again(tmp_path):
+    wanted = {"out": Path("a/b"), "sizes": (1, 2), "inner": {"x": None}}
+    claim_folder(tmp_path / "settings.json", wanted, begun=False)
+    before = (tmp_path / "settings.json").read_bytes()
+    assert json.loads(before) == {"out": "a/b", "sizes": [1, 2], "inner": {"x": None}}
+    claim_folder(tmp_path / "settings.json", wanted, begun=True)
+    assert (tmp_path / "settings.json").read_bytes() == before
+
+
+def test_other_settings_are_refused_and_each_is_named(tmp_path):
+    claim_folder(tmp_path / "settings.json", {"a": 1, "b": (1, 2), "c": 3}, begun=False)
+    with pytest.raises(UserError, match=r"b: \[1, 2\] there, \[1, 3\] asked for; c: 3 there, None asked for.*--out"):
+        claim_folder(tmp_path / "settings.json", {"a": 1, "b": (1, 3), "c": None}, begun=True)
+
+
+def test_free_settings_may_change(tmp_path):
+    claim_folder(tmp_path / "settings.json", {"a": 1, "device": "cpu"}, begun=False)
+    claim_folder(tmp_path / "settings.json", {"a": 1, "device": "cuda"}, begun=True, free=("device",))
+
+
+def test_settings_of_a_folder_without_content_are_replaced(tmp_path):
+    claim_folder(tmp_path / "settings.json", {"camera": "mistyped"}, begun=False)
+    claim_folder(tmp_path / "settings.json", {"camera": "base_camera"}, begun=False)
+    assert read_json(tmp_path / "settings.json") == {"camera": "base_camera"}
