@@ -1,0 +1,77 @@
+"""Writes README's table of results from the result files in `benchmarks/reported`.
+
+python benchmarks/readme_table.py            # writes
+python benchmarks/readme_table.py --check    # exits 1 if README is not what it would write
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from par_agent.evaluation.results import PAPER_RESULTS
+from par_agent.files import atomic_path, read_json
+from par_agent.tasks import PAPER_TASKS
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Where the results are and where the table goes."""
+
+    reported: Path = ROOT / "benchmarks" / "reported"
+    """Folders of finished runs of the protocol."""
+    readme: Path = ROOT / "README.md"
+    """File with the two marks that the table stands between."""
+    check: bool = False
+    """Only compare."""
+
+
+def cell(result: dict[str, Any] | None) -> str:
+    """`123/125 = 98.4 (94.4–99.6)`: successes, rollouts, rate in % and Wilson interval."""
+    if result is None:
+        return "–"
+    low, high = (100 * result["wilson"][side] for side in ("low", "high"))
+    return f"{result['successes']}/{result['rollouts']} = **{100 * result['rate']:.1f}** ({low:.1f}–{high:.1f})"
+
+
+def table(reported: Path) -> str:
+    """The Markdown between the marks."""
+    lines = [f"| success rate in % | {' | '.join(PAPER_TASKS)} |", f"| --- |{' --- |' * len(PAPER_TASKS)}"]
+    commands = []
+    for folder in sorted(path.parent for path in reported.glob("*/results.json")):
+        content = read_json(folder / "results.json")
+        provenance = content["provenance"]
+        found = {result["task"]: result for result in content["results"]}
+        name = f"[{Path(provenance['policy']).name}](benchmarks/reported/{folder.name}/results.md), measured here"
+        lines.append(f"| {name} | {' | '.join(cell(found.get(task)) for task in PAPER_TASKS)} |")
+        commands.append(f"`{provenance['command']}`")
+    for method in ("PAR-Full", "DP", "RDT"):
+        figures = " | ".join(f"{PAPER_RESULTS[method][task]:g}" for task in PAPER_TASKS)
+        lines.append(f"| {method}, the paper's figure | {figures} |")
+    return "\n".join([*lines, "", f"Measured with {', '.join(commands)}.", ""])
+
+
+def main(config: TableConfig) -> int:
+    """Writes or compares."""
+    text = config.readme.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    wanted = before + BEGIN + table(config.reported) + END + after
+    if config.check:
+        if wanted != text:
+            print("README's table is not that of benchmarks/reported; run python benchmarks/readme_table.py")
+        return int(wanted != text)
+    with atomic_path(config.readme) as temporary:
+        temporary.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(TableConfig)))
