@@ -54,6 +54,8 @@ class BenchmarkConfig:
     """Worker processes. Default: one per core."""
     backend: Literal["cpu", "gpu"] = "cpu"
     """What simulates: one environment per worker process, or ManiSkill's vectorised GPU simulation of all states."""
+    cluster: str | None = None
+    """Address of a Ray cluster whose nodes do the rollouts; auto: the one that this machine belongs to."""
     device: str | None = None
     """Device that checkpoints are loaded on. Default: cuda for --backend gpu, else cpu."""
     run_to_end: bool = False
@@ -84,6 +86,7 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
         state_seed=config.state_seed,
         policy_seeds=config.policy_seeds,
         backend=config.backend,
+        cluster=config.cluster,
         workers=config.workers or len(os.sched_getaffinity(0)),
         run_to_end=config.run_to_end,
         videos=config.video,

@@ -117,3 +117,14 @@ class CountingPolicy:
         if self.step == self.fail_at:
             raise ArithmeticError("made to fail")
         return torch.arange(self.rows)[:, None] + torch.full((1, 8), 0.01 * self.step)
+
+
+class DyingOncePolicy(PlainResetPolicy):
+    """Random motion by a policy that takes its whole process down once, and remembers that in a file."""
+
+    def __init__(self, died: str) -> None:
+        self._dying = DyingPolicy(died)
+
+    def act(self, obs: dict[str, Any]) -> torch.Tensor:
+        self._dying.act(obs)
+        return super().act(obs)

@@ -132,7 +132,7 @@ def config(tmp_path: Path, **arguments: Any) -> RunConfig:
 class StandInPool:
     """Replies to every job at once; ends like a killed command after so many rollouts."""
 
-    renderer = "none"
+    renderer, workers = "none", 1
     jobs: ClassVar[list[RolloutJob]] = []
     rollouts_left = 10_000
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from par_agent.errors import UserError
+from par_agent.evaluation.cluster_pool import ClusterPool
 from par_agent.evaluation.environment import check_backend
 from par_agent.evaluation.jobs import Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource, hash_content, resolve_task
@@ -41,6 +42,8 @@ class RunConfig:
     """Worker processes; the ``gpu`` backend uses one."""
     backend: str = "cpu"
     """``cpu``: one environment per worker process. ``gpu``: ManiSkill's vectorised simulation of all states at once."""
+    cluster: str | None = None
+    """Address of a Ray cluster whose nodes do the rollouts in place of worker processes of this machine."""
     run_to_end: bool = False
     """Go on after the first success until the step limit."""
     videos: int = 0
@@ -58,6 +61,8 @@ class RunConfig:
         for name, lowest in (("states", 1), ("policy_seeds", 1), ("workers", 1), ("videos", 0)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        if self.cluster is not None and (self.backend != "cpu" or self.policy.device != "cpu"):
+            raise UserError("a cluster's nodes simulate and act on their CPUs: leave --backend and --device out")
         if self.state_seed is not None:
             check_seeds(self.state_seed, self.states)
         elif self.states > PROTOCOL_STATES:
@@ -103,6 +108,9 @@ class BenchmarkRun:
         self.fingerprint = config.policy.fingerprint()
         self.identity = self._identity()
         self.renderer = ""
+        """Name of the device that rendered, known once the run has begun."""
+        self.workers = 0
+        """Rollouts at once, known once the run has begun."""
         check_writable(config.out)
 
     @property
@@ -130,12 +138,9 @@ class BenchmarkRun:
         Raises:
             UserError: task, policy or environment do not fit; nothing has been written then.
         """
-        config = self.config
-        setup = WorkerSetup(config.tasks, config.track, config.policy, config.backend, self.num_envs)
-        workers = config.workers if config.backend == "cpu" else 1
-        with WorkerPool(setup, workers) as pool, RunFolder(self.folder, self.identity) as folder:
-            self.renderer = pool.renderer
-            if config.retry_errors:
+        with self._pool() as pool, RunFolder(self.folder, self.identity) as folder:
+            self.renderer, self.workers = pool.renderer, pool.workers
+            if self.config.retry_errors:
                 folder.discard(lambda record: record["error"] is not None)
             make_missing_states({self.states_file(task): task for task in self.specs}, self._env_seeds)
             wanted = {key for job in self._jobs() for key in self._keys(job)}
@@ -164,6 +169,14 @@ class BenchmarkRun:
     def video_file(self, task: str, state: int, policy_seed: int) -> Path:
         """Where a rollout's video is saved."""
         return self.folder / "videos" / f"{task}_state{state:02d}_seed{policy_seed}.mp4"
+
+    def _pool(self) -> WorkerPool | ClusterPool:
+        """Who does the rollouts."""
+        config = self.config
+        setup = WorkerSetup(config.tasks, config.track, config.policy, config.backend, self.num_envs)
+        if config.cluster is not None:
+            return ClusterPool(setup, config.cluster, self.versions, self.fingerprint)
+        return WorkerPool(setup, config.workers if config.backend == "cpu" else 1)
 
     def _identity(self) -> dict[str, Any]:
         """All that decides the result of a rollout; two runs with the same identity may share a folder."""
@@ -201,7 +214,7 @@ class BenchmarkRun:
         """The rollouts of a job."""
         return [(self.specs[job.task].name, state, job.policy_seed) for state in job.states]
 
-    def _roll_out(self, pool: WorkerPool, folder: RunFolder, on_record: Listener) -> None:
+    def _roll_out(self, pool: WorkerPool | ClusterPool, folder: RunFolder, on_record: Listener) -> None:
         present = {record_key(record) for record in folder.records}
         pending: list[RolloutJob] = []
         for job in self._jobs():

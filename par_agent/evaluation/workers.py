@@ -68,6 +68,8 @@ class WorkerPool:
         self._setup = setup
         self._cores = _cores_for(count)
         self._workers: list[_Worker] = []
+        self.workers = count
+        """Number of processes."""
         self.renderer = ""
         """Name of the device that renders, known once the pool is entered."""
 
