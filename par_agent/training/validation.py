@@ -27,9 +27,9 @@ def validate(
     """Errors of the deterministic policy that sees one step, averaged over datasets.
 
     Returns:
-        ``action_error`` (mean absolute joint error in radians), ``action_error/<dataset>``, ``gripper_accuracy`` (share
-        of actions that open or close as demonstrated), and ``shuffled_error``: the action error with the frames of
-        another window, which stays as low as ``action_error`` if the policy does not look.
+        ``action_error`` (mean absolute joint error in radians), ``gripper_accuracy`` (share of actions that open or
+        close as demonstrated), and ``shuffled_error``: the action error with the frames of another window, which stays
+        as low as ``action_error`` if the policy does not look; both errors also per dataset.
     """
     assert isinstance(model, PARModel)
     metrics = {"action_error": 0.0, "gripper_accuracy": 0.0, "shuffled_error": 0.0}
@@ -44,8 +44,10 @@ def validate(
         agree = (actions[..., GRIPPER] > 0) == (windows.after[..., GRIPPER] > 0)
         metrics["action_error"] += error / len(samplers)
         metrics["gripper_accuracy"] += agree[mask].float().mean().item() / len(samplers)
-        metrics["shuffled_error"] += _joint_error(blind, windows.after, mask) / len(samplers)
-        metrics[f"action_error/{sampler.index.dataset.folder.name}"] = error
+        confused = _joint_error(blind, windows.after, mask)
+        metrics["shuffled_error"] += confused / len(samplers)
+        name = sampler.index.dataset.folder.name
+        metrics |= {f"action_error/{name}": error, f"shuffled_error/{name}": confused}
     return metrics
 
 
