@@ -71,10 +71,10 @@ class Checkpoint:
 
         Args:
             folder: where to.
-            dtype: type to store floating point weights in; None: as they are.
+            dtype: type to store the model's weights in; None: as they are. The small frame encoder stays as it is.
         """
         folder = Path(folder)
-        save_module(_cast(self.encoder, dtype), dataclasses.asdict(self.encoder.config), folder / ENCODER)
+        save_module(self.encoder, dataclasses.asdict(self.encoder.config), folder / ENCODER)
         save_module(_cast(self.model, dtype), self.model.config.to_json(), folder)
         content = {
             "transforms": self.transforms.to_json(),
