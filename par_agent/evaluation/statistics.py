@@ -15,8 +15,6 @@ import numpy as np
 
 BOOTSTRAP_DRAWS = 10_000
 _CONFIDENCE = 0.95
-_NORMAL_QUANTILE = 1.959963984540054
-"""The 97.5% quantile of the standard normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,12 @@ def wilson_interval(successes: int, total: int) -> Interval:
         successes: 0..total.
         total: number of independent trials; with none, the interval is [0, 1].
     """
+    from scipy.stats import binomtest
+
     if total == 0:
         return Interval(0.0, 1.0)
-    z2 = _NORMAL_QUANTILE**2
-    rate = successes / total
-    centre = (rate + z2 / (2 * total)) / (1 + z2 / total)
-    half = _NORMAL_QUANTILE / (1 + z2 / total) * math.sqrt(rate * (1 - rate) / total + z2 / (4 * total**2))
-    return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == total else centre + half)
+    interval = binomtest(successes, total).proportion_ci(_CONFIDENCE, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
 
 
 def cluster_bootstrap(values: Mapping[Hashable, Sequence[float]], seed: int = 0) -> Interval:
