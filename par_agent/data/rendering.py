@@ -123,8 +123,7 @@ class Renderer:
 
     def __init__(self, spec: RenderSpec) -> None:
         self.spec = spec
-        self._sensors = tuple(camera for camera in spec.cameras if camera != "render_camera")
-        self.env = _make_environment(spec.env_id, "rgb" if self._sensors else "none")
+        self.env = _make_environment(spec.env_id, "none" if spec.cameras == ("render_camera",) else "rgb")
         self.base = self.env.unwrapped
         self.env.reset(seed=0)
         available = ["render_camera", *self.base.scene.sensors]
@@ -153,9 +152,9 @@ class Renderer:
         images: dict[str, np.ndarray] = {}
         if "render_camera" in self.spec.cameras:
             images["render_camera"] = self.base.render_rgb_array("render_camera")[0].cpu().numpy()
-        if self._sensors:
+        if sensors := [camera for camera in self.spec.cameras if camera != "render_camera"]:
             observed = self.base._get_obs_sensor_data()
-            images.update({camera: observed[camera]["rgb"][0].cpu().numpy() for camera in self._sensors})
+            images.update({camera: observed[camera]["rgb"][0].cpu().numpy() for camera in sensors})
         return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
 
     def render_demonstration(self, trajectories: TrajectoryFile, index: int) -> Episode:

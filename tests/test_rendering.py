@@ -1,0 +1,331 @@
+"""Rendering recorded and random motion in the real simulator, and `par-agent render` stopped in every way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from par_agent.cli import main
+from par_agent.cli import render as render_command
+from par_agent.data.episodes import Episode, RenderedDataset, read_episode
+from par_agent.data.rendering import Renderer, RenderSpec, episode_renderer
+from par_agent.data.trajectory import TrajectoryFile
+from par_agent.data.workers import _serve
+from par_agent.errors import UserError
+from par_agent.files import only_process, write_json
+from par_agent.tasks import PROTOCOL_SEED, get_task
+from par_agent.transforms import crop_and_resize
+from recordings import Views, make_environment, record, require_renderer
+
+LENGTHS = (7, 10, 4, 5, 6, 5, 4, 6)
+BOUNDARIES = {0: [0, 5, 7], 1: [0, 5, 10]}
+CAMERAS = ("render_camera", "base_camera")
+COMMAND = [sys.executable, "-c", "import sys; from par_agent.cli import main; sys.exit(main())", "render"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _renderer() -> None:
+    require_renderer()
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> tuple[Path, list[list[Views]]]:
+    """A PickCube trajectory file, and what the cameras showed live at the boundaries of its first two episodes."""
+    path = tmp_path_factory.mktemp("demos") / "trajectory.h5"
+    return path, record(path, "PickCube-v1", LENGTHS, BOUNDARIES)
+
+
+@pytest.fixture(scope="module")
+def shared_renderer(recording) -> Renderer:
+    return Renderer(RenderSpec("PickCube-v1", str(recording[0]), 2, "Lift it.", CAMERAS, stride=5))
+
+
+@pytest.fixture
+def renderer(shared_renderer) -> Iterator[Renderer]:
+    spec = shared_renderer.spec
+    yield shared_renderer
+    shared_renderer.spec = spec
+
+
+def render(renderer: Renderer, path: Path, index: int, **changes: Any) -> Episode:
+    renderer.spec = replace(renderer.spec, **changes)
+    with TrajectoryFile(path) as file:
+        return renderer.render_demonstration(file, index)
+
+
+def same_picture(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal but for single pixels on edges: poses go through rounding when they are recorded."""
+    return a.shape == b.shape and float((a != b).mean()) < 1e-4
+
+
+def test_frames_are_what_the_cameras_showed_live(renderer, recording):
+    path, seen = recording
+    for index in (1, 0):  # in any order
+        episode = render(renderer, path, index)
+        assert episode.frame_steps.tolist() == BOUNDARIES[index]
+        for number, views in enumerate(seen[index]):
+            for camera, image in views.items():
+                assert same_picture(episode.frames[camera][number], image), (index, number, camera)
+    assert seen[0][0]["render_camera"].shape == (512, 512, 3) and seen[0][0]["base_camera"].shape == (128, 128, 3)
+
+
+def test_nothing_but_the_boundaries_is_rendered(renderer, recording, monkeypatch):
+    taken = []
+    real = renderer.base.render_rgb_array
+    monkeypatch.setattr(renderer.base, "render_rgb_array", lambda camera: taken.append(camera) or real(camera))
+    monkeypatch.setattr(renderer.base, "step", lambda *_: pytest.fail("physics was stepped"))
+    render(renderer, recording[0], 1)
+    assert taken == ["render_camera"] * 3
+
+
+def test_joint_positions_actions_and_origin_are_the_recordings(renderer, recording):
+    episode = render(renderer, recording[0], 1)
+    with TrajectoryFile(recording[0]) as file:
+        demonstration = file.read(1)
+    assert np.array_equal(episode.proprioception, demonstration.joint_positions("panda"))
+    assert episode.proprioception.shape == (11, 9)
+    assert np.array_equal(episode.actions, demonstration.actions) and episode.actions.shape == (10, 8)
+    assert episode.attributes == {
+        "instruction": "Lift it.",
+        "env_id": "PickCube-v1",
+        "seed": 1,
+        "source": "trajectory.h5",
+        "source_episode": 1,
+        "control_mode": "pd_joint_pos",
+    }
+
+
+def test_crop_and_size_apply_to_every_frame_of_one_camera(renderer, recording):
+    crop, size = (30, 20, 90, 100), (45, 40)
+    whole = render(renderer, recording[0], 0, cameras=("base_camera",))
+    episode = render(renderer, recording[0], 0, crop=crop, size=size)
+    assert list(episode.frames) == ["base_camera"] and episode.frames["base_camera"].shape == (3, 45, 40, 3)
+    for frame, image in zip(episode.frames["base_camera"], whole.frames["base_camera"], strict=True):
+        assert np.array_equal(frame, crop_and_resize(image, crop, size))
+
+
+def test_a_phase_shifts_the_boundaries(renderer, recording):
+    episode = render(renderer, recording[0], 0, phase=2, cameras=("base_camera",))
+    assert episode.frame_steps.tolist() == [2, 7]
+    live_at_7 = recording[1][0][2]["base_camera"]
+    assert same_picture(episode.frames["base_camera"][1], live_at_7)
+    assert not same_picture(episode.frames["base_camera"][0], live_at_7)
+
+
+def test_the_protocols_initial_states_are_refused(renderer, recording, tmp_path):
+    path = Path(shutil.copy(recording[0], tmp_path / "trajectory.h5"))
+    document = json.loads(recording[0].with_suffix(".json").read_text())
+    document["episodes"][1]["episode_seed"] = PROTOCOL_SEED
+    path.with_suffix(".json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"episode 1 starts from seed {PROTOCOL_SEED}.*leave it out of training"):
+        render(renderer, path, 1)
+
+
+def test_an_unknown_camera_is_refused_with_the_known_ones(recording):
+    with pytest.raises(UserError, match=r"no camera 'wrist'; it has render_camera, base_camera"):
+        Renderer(RenderSpec("PickCube-v1", str(recording[0]), 1, "", ("wrist",)))
+
+
+def test_what_a_seed_makes_beside_the_states_is_rendered_too(tmp_path):
+    """PegInsertionSide's peg has a random length, which is in no recorded state."""
+    path = tmp_path / "trajectory.h5"
+    seen = record(path, "PegInsertionSide-v1", (1, 1), {0: [0], 1: [0]})
+    peg = Renderer(RenderSpec("PegInsertionSide-v1", str(path), 2, "", stride=5))
+    for index in (1, 0):
+        frames = render(peg, path, index).frames["render_camera"]
+        assert same_picture(frames[0], seen[index][0]["render_camera"]), index
+
+
+def test_random_motion_depends_on_nothing_but_its_seed(renderer):
+    renderer.spec = RenderSpec(
+        "PickCube-v1", "random-motion", 3, "", ("base_camera",), stride=4, motion_steps=6, first_seed=50
+    )
+    first, other, again = (renderer.render_random_motion(index) for index in (1, 0, 1))
+    assert first.actions is None and first.frame_steps.tolist() == [0, 4, 6]
+    assert first.attributes["seed"] == 51
+    for name in ("proprioception", "frames"):
+        a, b, c = (getattr(episode, name) for episode in (first, other, again))
+        a, b, c = (value["base_camera"] if name == "frames" else value for value in (a, b, c))
+        assert np.array_equal(a, c) and not np.array_equal(a, b)
+    assert first.proprioception.shape == (7, 9)
+    assert (np.abs(np.diff(first.proprioception[:, :7], axis=0)).max(1) > 1e-4).all(), "the arm rests"
+
+
+def test_random_motion_starts_from_the_seeds_initial_state(renderer):
+    renderer.spec = RenderSpec("PickCube-v1", "random-motion", 2, "", ("base_camera",), first_seed=7)
+    episode = renderer.render_random_motion(1)
+    env = make_environment("PickCube-v1")
+    env.reset(seed=8)
+    assert episode.frame_steps.tolist() == [0] and len(episode.proprioception) == 1
+    assert np.array_equal(episode.proprioception[0], env.unwrapped.agent.robot.get_qpos()[0].numpy())
+    assert np.array_equal(episode.frames["base_camera"][0], env.unwrapped.see()["sensor_data"]["base_camera"]["rgb"][0])
+
+
+def arguments(recording: tuple[Path, list], out: Path, workers: int = 1, stride: int = 5) -> list[str]:
+    options = ["--workers", str(workers), "--stride", str(stride), "--cameras", "base_camera"]
+    return ["--trajectory", str(recording[0]), "--out", str(out), *options]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(recording, tmp_path_factory) -> Path:
+    """All of the recording, rendered in this process, one episode after the other."""
+    out = tmp_path_factory.mktemp("finished")
+    spec = render_command.RenderConfig(out, trajectory=recording[0], stride=5, cameras=("base_camera",)).spec()
+    write_json(out / "spec.json", spec.to_json())
+    render_one = episode_renderer(spec, out)
+    for index in range(len(LENGTHS)):
+        render_one(index, lambda _: None)
+    write_json(out / "dataset.json", render_command.summarise(out, spec))
+    return out
+
+
+@pytest.fixture
+def threads(monkeypatch) -> None:
+    """Threads in place of worker processes: nothing has to be imported and compiled again."""
+
+    @contextmanager
+    def worker_threads(count: int, *rest: Any) -> Iterator[list]:
+        pipes = [multiprocessing.Pipe() for _ in range(count)]
+        workers = [threading.Thread(target=_serve, args=(theirs, *rest), daemon=True) for _, theirs in pipes]
+        for worker in workers:
+            worker.start()
+        try:
+            yield [ours for ours, _ in pipes]
+        finally:
+            for (ours, _), worker in zip(pipes, workers, strict=True):
+                ours.close()
+                worker.join()
+
+    monkeypatch.setattr(render_command, "worker_processes", worker_threads)
+
+
+def test_a_finished_dataset_holds_what_the_cameras_showed(finished, recording):
+    dataset = RenderedDataset(finished)
+    assert dataset.summary["num_steps"] == sum(LENGTHS)
+    assert dataset.spec["instruction"] == get_task("PickCube").instruction
+    found = read_episode(dataset.paths[1])
+    assert list(found.frames) == ["base_camera"]
+    for frame, views in zip(found.frames["base_camera"], recording[1][1], strict=True):
+        assert same_picture(frame, views["base_camera"])
+
+
+def test_the_same_command_again_renders_nothing(finished, recording, monkeypatch):
+    before = contents(finished)
+    monkeypatch.setattr(render_command, "worker_processes", lambda *_: pytest.fail("a worker was started"))
+    assert main(["render", *arguments(recording, finished)]) == 0
+    assert contents(finished) == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished, recording, capsys):
+    before = contents(finished)
+    assert main(["render", *arguments(recording, finished, stride=4)]) == 2
+    assert "begun with other settings (stride: 5 there, 4 asked for); choose another --out" in capsys.readouterr().err
+    assert contents(finished) == before
+
+
+def test_two_commands_never_render_into_one_folder(recording, tmp_path):
+    with only_process(tmp_path / ".lock", ""), pytest.raises(UserError, match="another process renders into"):
+        render_command.main(render_command.RenderConfig(out=tmp_path, trajectory=recording[0]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_episodes_than_recorded_are_refused(recording, tmp_path):
+    with pytest.raises(UserError, match=r"--num 9 asks for more episodes than the 8 in"):
+        render_command.main(render_command.RenderConfig(out=tmp_path, trajectory=recording[0], num=9))
+
+
+def test_a_mistyped_camera_is_refused_and_corrected_in_the_same_folder(recording, tmp_path, threads, capsys):
+    mistyped = [word.replace("base_camera", "bas_camera") for word in arguments(recording, tmp_path)]
+    assert main(["render", *mistyped]) == 2
+    assert "no camera 'bas_camera'; it has render_camera, base_camera" in capsys.readouterr().err
+    assert main(["render", *arguments(recording, tmp_path), "--num", "1"]) == 0
+    assert len(RenderedDataset(tmp_path)) == 1
+
+
+def test_a_full_disk_leaves_whole_episodes_and_the_same_command_goes_on(
+    finished, recording, tmp_path, threads, monkeypatch, capsys
+):
+    real = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if "episode_000002" not in path.name:
+            return real(path, content)
+        real(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["render", *arguments(recording, tmp_path)]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"par-agent: error: cannot write below {tmp_path}: [Errno 28] No space left on device")
+    assert message.endswith("make room, then run the same command again")
+    whole = ["episodes/episode_000000.h5", "episodes/episode_000001.h5", "spec.json"]
+    assert contents(tmp_path) == {name: (finished / name).read_bytes() for name in whole}
+
+    monkeypatch.setattr(Path, "write_bytes", real)
+    assert main(["render", *arguments(recording, tmp_path)]) == 0
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_files_that_were_removed_are_rendered_again_alike(finished, recording, tmp_path, threads):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for name in ("dataset.json", "episodes/episode_000001.h5", "episodes/episode_000006.h5"):
+        os.remove(tmp_path / name)
+    (tmp_path / "episodes" / ".episode_000006.h5.123.tmp").write_bytes(b"left by a killed worker")
+    assert main(["render", *arguments(recording, tmp_path, workers=2)]) == 0
+    assert contents(tmp_path) == contents(finished)
+
+
+def start(recording: tuple[Path, list], out: Path, workers: int) -> subprocess.Popen:
+    command = [*COMMAND, *arguments(recording, out, workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for_another_episode(out: Path, before: int) -> None:
+    deadline = time.monotonic() + 200
+    while len(list(out.glob("episodes/*.h5"))) <= before:
+        assert time.monotonic() < deadline, f"no new episode in {out}"
+        time.sleep(0.02)
+
+
+def test_stopped_by_ctrl_c_and_by_kill_and_resumed_gives_the_same_bytes(finished, recording, tmp_path, threads):
+    interrupted = start(recording, tmp_path, workers=2)
+    wait_for_another_episode(tmp_path, 0)
+    interrupted.send_signal(signal.SIGINT)
+    output = interrupted.communicate(timeout=60)[0].decode()
+    assert interrupted.returncode == 130, output
+    assert "the same command resumes" in output and "Traceback" not in output
+    complete = contents(tmp_path)
+    assert 2 <= len(complete) < 1 + len(LENGTHS)
+    assert complete == {name: (finished / name).read_bytes() for name in complete}
+
+    killed = start(recording, tmp_path, workers=1)
+    wait_for_another_episode(tmp_path, len(complete) - 1)
+    workers = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert psutil.wait_procs(workers, timeout=30)[1] == [], "workers outlive the command"
+    assert not (tmp_path / "dataset.json").exists()
+
+    assert main(["render", *arguments(recording, tmp_path)]) == 0
+    assert contents(tmp_path) == contents(finished)
