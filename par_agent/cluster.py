@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from par_agent.errors import UserError
 
@@ -37,8 +39,9 @@ class Cluster:
         except ImportError:
             raise UserError("a cluster needs Ray: pip install 'par-agent[cluster]'") from None
         try:
+            _connect(self._address)  # Ray itself tries an address for minutes
             ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"no Ray cluster at {self._address!r} ({error}); start one with `ray start --head`, add nodes with "
                 "`ray start --address=HOST:PORT`, and give its address"
@@ -80,3 +83,15 @@ class Cluster:
             except self._ray.exceptions.RayError as error:
                 result = LostTaskError(f"its worker was lost {MAX_RETRIES + 1} times: {type(error).__name__}")
             yield positions.pop(finished), result
+
+
+def _connect(address: str) -> None:
+    """Checks that something answers at ``host:port`` or ``ray://host:port``; other addresses are Ray's to understand.
+
+    Raises:
+        OSError: nothing does.
+        ValueError: no valid port.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname is not None and parts.port is not None:
+        socket.create_connection((parts.hostname, parts.port), timeout=10).close()
