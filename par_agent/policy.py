@@ -54,7 +54,7 @@ class PARPolicy:
         **acting: fields of :class:`par_agent.checkpoint.Acting` that differ from the checkpoint's.
 
     Raises:
-        UserError: an unknown or impossible option.
+        UserError: an unknown or impossible option, or a checkpoint that was not trained yet.
     """
 
     def __init__(
@@ -69,11 +69,16 @@ class PARPolicy:
         known = [field.name for field in dataclasses.fields(Acting)]
         if unknown := sorted(set(acting) - set(known)):
             raise UserError(f"PARPolicy does not know the option {unknown[0]!r}; it knows {', '.join(known)}")
-        self.checkpoint, self.instruction = checkpoint, instruction
+        if checkpoint.transforms is None:
+            raise UserError(
+                "this checkpoint cannot act yet: its action parts are random and nothing was fitted to data; train it "
+                "with `par-agent finetune --init FOLDER`"
+            )
+        self.checkpoint, self.instruction, self.transforms = checkpoint, instruction, checkpoint.transforms
         self.acting = dataclasses.replace(checkpoint.acting, **acting)
         self.device = torch.device(device)
-        self.action_size = checkpoint.transforms.action_size
-        length = checkpoint.transforms.chunk_length
+        self.action_size = self.transforms.action_size
+        length = self.transforms.chunk_length
         self.execute = self.acting.execute or length
         if self.execute > length:
             raise UserError(f"execute is {self.execute}; this checkpoint plans chunks of {length} actions")
@@ -126,7 +131,7 @@ class PARPolicy:
         Raises:
             UserError: another camera, image size or number of joints.
         """
-        transforms = self.checkpoint.transforms
+        transforms = self.transforms
         cameras = (spec.camera, *spec.sensor_cameras)
         if transforms.camera not in cameras:
             raise UserError(
@@ -212,7 +217,7 @@ class PARPolicy:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _begin(self, batch: int) -> EpisodeState:
-        length, size = self.checkpoint.transforms.chunk_length, self.action_size
+        length, size = self.transforms.chunk_length, self.action_size
         empty = torch.zeros(batch, length, size, device=self.device)
         return EpisodeState(
             self.checkpoint.model.start([self._features] * batch, self.acting.context),
@@ -226,7 +231,7 @@ class PARPolicy:
     def _plan(self, obs: dict[str, Any], positions: Tensor, due: Tensor) -> None:
         """Reads the frame of the rows that are due, and plans their next chunk."""
         assert self._state is not None
-        state, transforms, model = self._state, self.checkpoint.transforms, self.checkpoint.model
+        state, transforms, model = self._state, self.transforms, self.checkpoint.model
         rows = due.nonzero()[:, 0]
         frames = transforms.frames(self._images(obs, len(positions))[rows.to("cpu")])
         latents = self.checkpoint.encoder.encode(frames.to(self.device))
@@ -252,7 +257,7 @@ class PARPolicy:
     def _positions(self, obs: dict[str, Any]) -> tuple[Tensor, torch.device]:
         """Joint positions (B, P) float32 on the policy's device, and the observation's device."""
         value = _lookup(obs, ("agent", "qpos"), 'make the environment with obs_mode="rgb" (joint positions are in it)')
-        size = self.checkpoint.transforms.proprioception_size
+        size = self.transforms.proprioception_size
         value = torch.as_tensor(value)
         batched = value[None] if value.ndim == 1 else value
         if batched.ndim != 2 or batched.shape[1] != size:
@@ -264,7 +269,7 @@ class PARPolicy:
 
     def _images(self, obs: dict[str, Any], batch: int) -> Tensor:
         """The camera's images (B, H, W, 3) uint8."""
-        camera = self.checkpoint.transforms.camera
+        camera = self.transforms.camera
         fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
         if camera == "render_camera":
             fix = "wrap the environment in par_agent.evaluation.RenderCameraObservation"

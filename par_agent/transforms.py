@@ -83,6 +83,13 @@ class Transforms:
         """Joint positions, ``P``."""
         return len(self.proprioception_mean)
 
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """Height and width of the frames that the VAE reads; None where the camera decides them and is not known."""
+        if self.size is None and self.crop is not None:
+            return self.crop[2], self.crop[3]
+        return self.size or self.image_size
+
     def frames(self, images: Tensor) -> Tensor:
         """Crops and resizes camera images (B, H, W, 3) uint8 into the frames (B, h, w, 3) uint8 that the VAE reads.
 
