@@ -120,6 +120,15 @@ class Transforms:
         mean, std = (value.to(chunks) for value in self._actions)
         return chunks * std + mean + self._base(positions)
 
+    def commanded_positions(self, actions: Tensor, positions: Tensor) -> Tensor:
+        """Joint positions (..., P) after chunks (..., L, A) in the controller's units, as far as they command them.
+
+        Joints that an action moves relative to their position end at its last target; others stay at ``positions``.
+        """
+        joints = self._relative.to(positions.device).bool()
+        moved = torch.where(joints, actions[..., -1, :], positions[..., : self.action_size])
+        return torch.cat([moved, positions[..., self.action_size :]], -1)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
         return dataclasses.asdict(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from par_agent.errors import UserError
@@ -71,11 +71,31 @@ def par_nova() -> PARConfig:
     return PARConfig("par-nova-0.6b", nova, ActionConfig())
 
 
+def par_noar() -> PARConfig:
+    """Ablation PAR-NoAR in the small size: no transformer, text and frame tokens go straight to the Action-DiT."""
+    full = par_mini()
+    nova = replace(full.nova, video_encoder=replace(full.nova.video_encoder, depth=0))
+    return replace(full, name="par-noar", nova=nova, imagination=False)
+
+
+def par_discrete() -> PARConfig:
+    """Ablation PAR-Discrete in the small size: regression in place of both diffusion de-tokenizers."""
+    return replace(par_mini(), name="par-discrete", detokenizers="regression")
+
+
+def par_noimagine() -> PARConfig:
+    """An ablation of our own in the small size: no frame path and no frame loss, the rest as in PAR."""
+    return replace(par_mini(), name="par-noimagine", imagination=False)
+
+
 SMALL: dict[str, Any] = {"_class_name": "FrameVAE"}
 VIDEO: dict[str, Any] = {"_class_name": "AutoencoderKLOpenSora"}
 
 PRESETS = {
     "par-mini": Preset(par_mini, SMALL, "hash"),
+    "par-noar": Preset(par_noar, SMALL, "hash"),
+    "par-discrete": Preset(par_discrete, SMALL, "hash"),
+    "par-noimagine": Preset(par_noimagine, SMALL, "hash"),
     "par-nova-0.6b": Preset(par_nova, VIDEO, "phi"),
 }
 

@@ -36,11 +36,12 @@ class PartCounts:
 def count_parts(model: PARModel) -> PartCounts:
     """Counts a model's parameters; it may be on the meta device."""
     nova = model.nova
-    frame, motion = parameters(nova.image_decoder), parameters(nova.motion_embed)
+    inside = dict(nova.named_children()).get("image_decoder")
+    frame, motion = parameters(inside), parameters(nova.motion_embed)
     return PartCounts(
         parameters(model.action_tokenizer),
         parameters(model.action_detokenizer),
-        frame,
+        frame + parameters(model.frame_regression),
         parameters(nova) - frame - motion,
         motion,
     )
