@@ -89,6 +89,8 @@ class FinetuneConfig:
     """Steps between measurements on held-out episodes."""
     checkpoint_minutes: float = 3.0
     """Minutes between checkpoints."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them: less memory, a third more work."""
     seed: int = 0
     """Fixes initial weights, order and noise."""
     device: str = "cpu"
@@ -134,6 +136,7 @@ def finetune(config: FinetuneConfig) -> Checkpoint:
     device = torch.device(config.device)
     model = setup.model.to(device)
     model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.set_gradient_checkpointing(config.gradient_checkpointing)
     ema = EMA(model, config.ema)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     modules = {"model": model, "ema": ema.module}
@@ -292,7 +295,7 @@ def _plain(config: FinetuneConfig) -> dict[str, Any]:
 def _claim_folder(config: FinetuneConfig) -> None:
     """Writes the configuration, or checks that the folder was begun with the same one."""
     path, wanted = config.out / "finetune.json", _plain(config)
-    free = ("out", "checkpoint_minutes", "validate_every", "device")
+    free = ("out", "checkpoint_minutes", "validate_every", "gradient_checkpointing", "device")
     if path.exists():
         found = read_json(path)
         differing = [key for key in wanted if key not in free and found.get(key) != wanted[key]]
