@@ -8,7 +8,9 @@ from par_agent import PARPolicy
 from par_agent.evaluation import RenderCameraObservation
 
 policy = PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
-env = gym.make("PushCube-v1", obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", max_episode_steps=200)
+env = gym.make(
+    "PushCube-v1", obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", max_episode_steps=200
+)
 env = RecordEpisode(RenderCameraObservation(env, policy), "videos", save_trajectory=False, video_fps=20)
 
 obs, _ = env.reset(seed=7)

@@ -5,8 +5,12 @@
     par-mini/
       config.json          sizes of the model (PARConfig)
       model.safetensors    its weights
-      policy.json          transforms, text encoder, how to act by default, how it was trained
+      policy.json          transforms, kind of text encoder, how to act by default, how it was trained
       frame_encoder/       config.json + model.safetensors of the frozen frame VAE
+      text_features.safetensors   only with Phi: features of the instructions, so that Phi is never loaded
+
+A checkpoint fresh from `par-agent import-nova` has no transforms (null): nothing has been fitted to data yet, and only
+`par-agent finetune --init` takes it.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,14 +26,18 @@ from torch import nn
 from par_agent.errors import UserError
 from par_agent.files import read_json, write_json
 from par_agent.modeling.config import PARConfig, build
-from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
+from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
+from par_agent.modeling.frame_vae import FrameVAE
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.pretrained import load_module, save_module
-from par_agent.modeling.text_encoder import HashTextEncoder, TextEncoder
+from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, TextEncoder
 from par_agent.transforms import Transforms
 
 POLICY = "policy.json"
 ENCODER = "frame_encoder"
+FEATURES = "text_features.safetensors"
+TEXT_ENCODERS = {HashTextEncoder: "hash", StoredTextEncoder: "phi"}
+"""What ``policy.json`` calls the text encoders that a checkpoint can hold; a file that says nothing means ``hash``."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,9 @@ class Checkpoint:
     """A policy's parts, loaded."""
 
     model: PARModel
-    encoder: FrameVAE
-    transforms: Transforms
+    encoder: FrameEncoder
+    transforms: Transforms | None
+    """None: fitted to no data yet; such a checkpoint is for training only."""
     text_encoder: TextEncoder
     acting: Acting = field(default_factory=Acting)
     trained: dict[str, Any] = field(default_factory=dict)
@@ -71,13 +80,25 @@ class Checkpoint:
 
         Args:
             folder: where to.
-            dtype: type to store the model's weights in; None: as they are. The small frame encoder stays as it is.
+            dtype: type to store weights in; None: as they are. A small frame encoder stays as it is.
+
+        Raises:
+            UserError: the text encoder is none of those that a checkpoint can hold.
         """
         folder = Path(folder)
-        save_module(self.encoder, dataclasses.asdict(self.encoder.config), folder / ENCODER)
+        if (text := TEXT_ENCODERS.get(type(self.text_encoder))) is None:
+            raise UserError(
+                f"a checkpoint cannot hold a {type(self.text_encoder).__name__}; put the features of the "
+                "policy's instructions into a StoredTextEncoder"
+            )
+        if isinstance(self.text_encoder, StoredTextEncoder):
+            self.text_encoder.save(folder / FEATURES)
+        small = isinstance(self.encoder, FrameVAE)
+        save_frame_encoder(self.encoder if small else _cast(self.encoder, dtype), folder / ENCODER)
         save_module(_cast(self.model, dtype), self.model.config.to_json(), folder)
         content = {
-            "transforms": self.transforms.to_json(),
+            "transforms": None if self.transforms is None else self.transforms.to_json(),
+            "text_encoder": text,
             "acting": dataclasses.asdict(self.acting),
             "trained": self.trained,
         }
@@ -105,35 +126,38 @@ class Checkpoint:
                 raise UserError(
                     f"{folder / POLICY} lacks {name!r}; the checkpoint is incomplete: copy or train it again"
                 )
-        transforms = Transforms.from_json(content["transforms"])
-        _check(config, transforms, folder)
-        acting: Acting = build(Acting, content["acting"])
-        text = make_text_encoder(config)
-        trained = content.get("trained", {})
         encoder = load_frame_encoder(folder / ENCODER)
+        transforms = None if content["transforms"] is None else Transforms.from_json(content["transforms"])
+        if encoder.channels != config.nova.latent_channels:
+            raise UserError(
+                f"{folder}: the model reads latents of {config.nova.latent_channels} channels, its frame encoder gives "
+                f"{encoder.channels}; the files do not belong together"
+            )
+        if transforms is not None:
+            _check(config, encoder, transforms, folder)
+        acting: Acting = build(Acting, content["acting"])
+        text = _load_text_encoder(content.get("text_encoder", "hash"), config, folder)
+        trained = content.get("trained", {})
         return cls(model.eval().to(device), encoder.to(device), transforms, text, acting, trained)
 
 
-def load_frame_encoder(folder: Path) -> FrameVAE:
-    """A frozen frame VAE from its folder, in evaluation mode.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    content = read_json(folder / "config.json")
-    content.pop("metrics", None)
-    with torch.device("meta"):
-        encoder = FrameVAE(build(FrameVAEConfig, content))
-    load_module(encoder, folder)
-    return encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 def make_text_encoder(config: PARConfig) -> TextEncoder:
-    """The frozen text encoder of a configuration."""
+    """The frozen text encoder of a model that is trained from scratch."""
     return HashTextEncoder(config.nova.text_dim, config.nova.text_length)
 
 
-def _check(config: PARConfig, transforms: Transforms, folder: Path) -> None:
+def _load_text_encoder(kind: str, config: PARConfig, folder: Path) -> TextEncoder:
+    if kind not in TEXT_ENCODERS.values():
+        raise UserError(
+            f"{folder / POLICY} names the text encoder {kind!r}; known: {', '.join(TEXT_ENCODERS.values())}. It may "
+            "come from a newer version: update par_agent"
+        )
+    if kind == "hash":
+        return make_text_encoder(config)
+    return StoredTextEncoder.load(folder / FEATURES, config.nova.text_dim, config.nova.text_length)
+
+
+def _check(config: PARConfig, encoder: FrameEncoder, transforms: Transforms, folder: Path) -> None:
     pairs = {
         "chunk length": (config.action.chunk_length, transforms.chunk_length),
         "action size": (config.action.action_size, transforms.action_size),
@@ -144,9 +168,19 @@ def _check(config: PARConfig, transforms: Transforms, folder: Path) -> None:
             raise UserError(
                 f"{folder}: the model's {name} is {model}, its transforms' {data}; the files do not belong together"
             )
+    frame = transforms.frame_size
+    wanted = tuple(size * encoder.stride for size in config.nova.latent_size)
+    if frame is not None and frame != wanted:
+        raise UserError(
+            f"{folder}: the model reads frames of {wanted[0]}x{wanted[1]} pixels, its transforms make "
+            f"{frame[0]}x{frame[1]}; the files do not belong together"
+        )
 
 
-def _cast(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def _cast(module: Module, dtype: torch.dtype | None) -> Module:
     if dtype is None:
         return module
     import copy

@@ -7,36 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from par_agent.checkpoint import Acting, Checkpoint
+from par_agent.episode import EpisodeState, Imagination, Plan, begin, imagine, next_frames, plan_chunks, row_generator
 from par_agent.errors import UserError
-from par_agent.modeling.par import PARStream, PhysicalTokens
+from par_agent.modeling.generation import GenerationConfig
 
 if TYPE_CHECKING:
     from par_agent.tasks import TaskSpec
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-
-
-@dataclasses.dataclass
-class EpisodeState:
-    """What a policy remembers of its environments, one row each. Letters: B rows, L actions a chunk, A, P."""
-
-    stream: PARStream
-    """The model's past."""
-    queue: Tensor
-    """(B, L, A) planned actions in the controller's units."""
-    used: Tensor
-    """(B,) int64 actions of the queue that were executed; at ``execute`` the row plans again."""
-    chunk: Tensor
-    """(B, L, A) normalised chunk planned last."""
-    fresh: Tensor
-    """(B,) bool, True before a row's first plan."""
-    generators: list[torch.Generator]
-    """Source of each row's randomness."""
 
 
 class PARPolicy:
@@ -54,7 +36,7 @@ class PARPolicy:
         **acting: fields of :class:`par_agent.checkpoint.Acting` that differ from the checkpoint's.
 
     Raises:
-        UserError: an unknown or impossible option.
+        UserError: an unknown or impossible option, or a checkpoint that was not trained yet.
     """
 
     def __init__(
@@ -69,11 +51,16 @@ class PARPolicy:
         known = [field.name for field in dataclasses.fields(Acting)]
         if unknown := sorted(set(acting) - set(known)):
             raise UserError(f"PARPolicy does not know the option {unknown[0]!r}; it knows {', '.join(known)}")
-        self.checkpoint, self.instruction = checkpoint, instruction
+        if checkpoint.transforms is None:
+            raise UserError(
+                "this checkpoint cannot act yet: its action parts are random and nothing was fitted to data; train it "
+                "with `par-agent finetune --init FOLDER`"
+            )
+        self.checkpoint, self.instruction, self.transforms = checkpoint, instruction, checkpoint.transforms
         self.acting = dataclasses.replace(checkpoint.acting, **acting)
         self.device = torch.device(device)
-        self.action_size = checkpoint.transforms.action_size
-        length = checkpoint.transforms.chunk_length
+        self.action_size = self.transforms.action_size
+        length = self.transforms.chunk_length
         self.execute = self.acting.execute or length
         if self.execute > length:
             raise UserError(f"execute is {self.execute}; this checkpoint plans chunks of {length} actions")
@@ -82,6 +69,7 @@ class PARPolicy:
             raise UserError(f"the instruction {instruction!r} holds no words")
         self._seed = seed
         self._state: EpisodeState | None = None
+        self._seen: EpisodeState | None = None  # where imagining starts: acting's state, or that of a plan
 
     @classmethod
     def from_pretrained(
@@ -126,7 +114,7 @@ class PARPolicy:
         Raises:
             UserError: another camera, image size or number of joints.
         """
-        transforms = self.checkpoint.transforms
+        transforms = self.transforms
         cameras = (spec.camera, *spec.sensor_cameras)
         if transforms.camera not in cameras:
             raise UserError(
@@ -163,7 +151,7 @@ class PARPolicy:
         if seed is not None:
             self._seed = seed
         if env_idx is None:
-            self._state = None
+            self._state = self._seen = None
             return
         rows = torch.as_tensor(env_idx, dtype=torch.long, device=self.device).reshape(-1)
         if self._state is None:
@@ -171,12 +159,13 @@ class PARPolicy:
         state, count = self._state, len(self._state.used)
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
             raise UserError(f"env_idx {rows.tolist()} names rows that do not exist; there are {count} environments")
+        self._seen = state
         state.stream.cache.reset(rows)
         state.used[rows] = self.execute
         state.fresh[rows] = True
         if seed is not None:
             for row in rows.tolist():
-                state.generators[row] = _generator(seed, row)
+                state.generators[row] = row_generator(seed, row)
 
     @torch.inference_mode()
     def act(self, obs: dict[str, Any]) -> Tensor:
@@ -193,66 +182,87 @@ class PARPolicy:
             UserError: a missing key, or a wrong shape or type, with what to change in the environment.
         """
         positions, origin = self._positions(obs)
-        if self._state is None:
-            self._state = self._begin(len(positions))
-        state = self._state
-        if len(state.used) != len(positions):
-            raise UserError(
-                f"the observation has {len(positions)} environments, the last one had {len(state.used)}; call reset() "
-                "when the number changes"
-            )
+        self._state = state = self._state_for(len(positions))
         due = state.used >= self.execute
         if bool(due.any()):
-            self._plan(obs, positions, due)
+            self._read(state, obs, positions, due)
         rows = torch.arange(len(state.used), device=self.device)
         action = state.queue[rows, state.used]
         state.used += 1
         return action.to(origin)
 
+    @torch.inference_mode()
+    def plan(self, obs: dict[str, Any], frames: bool = False, generation: GenerationConfig | None = None) -> Plan:
+        """What every environment would do from here on if it planned now; what :meth:`act` does is not changed by it.
+
+        Args:
+            obs: a ManiSkill observation with the camera's image.
+            frames: whether to predict the frames after the chunk as well, which costs far more than the chunk.
+            generation: how frames are drawn, without guidance; None: in few steps.
+
+        Returns:
+            The chunk (B, L, A) float32 in the controller's units and the frames (B, H, W, 3) uint8 or None, on the
+            policy's device.
+
+        Raises:
+            UserError: see :meth:`act`; or frames of a model that predicts none.
+        """
+        positions, _ = self._positions(obs)
+        state = self._state_for(len(positions)).copy()
+        self._read(state, obs, positions, torch.ones_like(state.fresh))
+        if not frames:
+            return Plan(state.queue.clone(), None)
+        # The noise comes from a copy's generators: imagining from this plan begins with the same frames.
+        latents = next_frames(self.checkpoint, state.copy(), generation)
+        return Plan(state.queue.clone(), self.checkpoint.encoder.decode(latents))
+
+    @torch.inference_mode()
+    def imagine(self, n: int, generation: GenerationConfig | None = None) -> Imagination:
+        """Rolls the model forward on its own predictions for ``n`` chunks, from the frame that :meth:`act` or
+        :meth:`plan` read last; acting goes on as if nothing had been imagined.
+
+        Args:
+            n: chunks to imagine, at least 1.
+            generation: how frames are drawn, without guidance; None: in few steps.
+
+        Returns:
+            Frames (B, n, H, W, 3) uint8 and chunks (B, n, L, A) float32 in the controller's units, on the policy's
+            device; see :func:`par_agent.episode.imagine`.
+
+        Raises:
+            UserError: nothing was read yet, ``n`` is below 1, or the model predicts no frames.
+        """
+        if self._seen is None:
+            raise UserError(
+                "there is nothing to imagine from: no frame was read since reset(); call act() or plan() first"
+            )
+        return imagine(self.checkpoint, self.acting, self._seen, n, generation)
+
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _begin(self, batch: int) -> EpisodeState:
-        length, size = self.checkpoint.transforms.chunk_length, self.action_size
-        empty = torch.zeros(batch, length, size, device=self.device)
-        return EpisodeState(
-            self.checkpoint.model.start([self._features] * batch, self.acting.context),
-            empty,
-            torch.full((batch,), self.execute, device=self.device),
-            empty.clone(),
-            torch.ones(batch, dtype=torch.bool, device=self.device),
-            [_generator(self._seed, row) for row in range(batch)],
-        )
+    def _state_for(self, batch: int) -> EpisodeState:
+        """The episodes so far, or new ones."""
+        if self._state is None:
+            return begin(self.checkpoint, self.acting, self._features, batch, self._seed)
+        if len(self._state.used) != batch:
+            raise UserError(
+                f"the observation has {batch} environments, the last one had {len(self._state.used)}; call reset() "
+                "when the number changes"
+            )
+        return self._state
 
-    def _plan(self, obs: dict[str, Any], positions: Tensor, due: Tensor) -> None:
-        """Reads the frame of the rows that are due, and plans their next chunk."""
-        assert self._state is not None
-        state, transforms, model = self._state, self.checkpoint.transforms, self.checkpoint.model
+    def _read(self, state: EpisodeState, obs: dict[str, Any], positions: Tensor, due: Tensor) -> None:
+        """Reads the frame of the rows that are due (B,) bool, and plans their next chunk."""
         rows = due.nonzero()[:, 0]
-        frames = transforms.frames(self._images(obs, len(positions))[rows.to("cpu")])
+        frames = self.transforms.frames(self._images(obs, len(positions))[rows.to("cpu")])
         latents = self.checkpoint.encoder.encode(frames.to(self.device))
-        measured = positions[rows]
-        known = ~state.fresh[rows] if self.acting.past_actions else torch.zeros_like(due[rows])
-        inputs = PhysicalTokens(
-            latents[:, None],
-            transforms.normalise_proprioception(measured)[:, None],
-            state.chunk[rows][:, None],
-            known[:, None],
-        )
-        _, z_action = model.step(state.stream, inputs, rows)
-        start = torch.zeros(len(rows), transforms.chunk_length, self.action_size, device=self.device)
-        if self.acting.random_start:
-            shape = start.shape[1:]
-            start = torch.stack([torch.randn(shape, generator=state.generators[row]) for row in rows.tolist()])
-        chunks = model.sample_actions(z_action, start.to(self.device), steps=self.acting.denoising_steps)
-        state.chunk[rows] = chunks
-        state.queue[rows] = transforms.denormalise_actions(chunks, measured)
-        state.used[rows] = 0
-        state.fresh[rows] = False
+        plan_chunks(self.checkpoint, self.acting, state, latents, positions[rows], rows)
+        self._seen = state
 
     def _positions(self, obs: dict[str, Any]) -> tuple[Tensor, torch.device]:
         """Joint positions (B, P) float32 on the policy's device, and the observation's device."""
         value = _lookup(obs, ("agent", "qpos"), 'make the environment with obs_mode="rgb" (joint positions are in it)')
-        size = self.checkpoint.transforms.proprioception_size
+        size = self.transforms.proprioception_size
         value = torch.as_tensor(value)
         batched = value[None] if value.ndim == 1 else value
         if batched.ndim != 2 or batched.shape[1] != size:
@@ -264,7 +274,7 @@ class PARPolicy:
 
     def _images(self, obs: dict[str, Any], batch: int) -> Tensor:
         """The camera's images (B, H, W, 3) uint8."""
-        camera = self.checkpoint.transforms.camera
+        camera = self.transforms.camera
         fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
         if camera == "render_camera":
             fix = "wrap the environment in par_agent.evaluation.RenderCameraObservation"
@@ -276,12 +286,6 @@ class PARPolicy:
                 f"torch.uint8 of shape ({batch}, height, width, 3): {fix}"
             )
         return batched
-
-
-def _generator(seed: int, row: int) -> torch.Generator:
-    """Each row draws from its own stream, so that a batch plays like its rows alone."""
-    mixed = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed) >> 1)
 
 
 def _lookup(obs: Any, keys: tuple[str, ...], fix: str) -> Any:

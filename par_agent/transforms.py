@@ -83,6 +83,13 @@ class Transforms:
         """Joint positions, ``P``."""
         return len(self.proprioception_mean)
 
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """Height and width of the frames that the VAE reads; None where the camera decides them and is not known."""
+        if self.size is None and self.crop is not None:
+            return self.crop[2], self.crop[3]
+        return self.size or self.image_size
+
     def frames(self, images: Tensor) -> Tensor:
         """Crops and resizes camera images (B, H, W, 3) uint8 into the frames (B, h, w, 3) uint8 that the VAE reads.
 
@@ -112,6 +119,15 @@ class Transforms:
         """Inverse of :meth:`normalise_actions`."""
         mean, std = (value.to(chunks) for value in self._actions)
         return chunks * std + mean + self._base(positions)
+
+    def commanded_positions(self, actions: Tensor, positions: Tensor) -> Tensor:
+        """Joint positions (..., P) after chunks (..., L, A) in the controller's units, as far as they command them.
+
+        Joints that an action moves relative to their position end at its last target; others stay at ``positions``.
+        """
+        joints = self._relative.to(positions.device).bool()
+        moved = torch.where(joints, actions[..., -1, :], positions[..., : self.action_size])
+        return torch.cat([moved, positions[..., self.action_size :]], -1)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""

@@ -22,8 +22,8 @@ class ActionTokenizer(nn.Module):
         for before, after in pairwise((config.action_size, *config.tokenizer_widths, width)):
             layers += [nn.Linear(before, after), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
-        self.boa = nn.Parameter(torch.randn(width) * 0.02)
-        self.positions = nn.Parameter(torch.randn(config.chunk_length, width) * 0.02)
+        self.boa = nn.Parameter(torch.randn(width).mul_(0.02))
+        self.positions = nn.Parameter(torch.randn(config.chunk_length, width).mul_(0.02))
         self.proprioception = nn.Linear(config.proprioception_size, width) if config.proprioception_size else None
 
     def forward(self, actions: Tensor, known: Tensor) -> Tensor:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from par_agent.modeling.config import EncoderConfig
 from par_agent.modeling.kv_cache import KVCache
@@ -73,3 +77,18 @@ class Block(nn.Module):
         cache.write_prefix(layer, k, v)
         x = x + self.norm1(self.attn.attend(q, k, v, None))
         return x + self.norm2(self.mlp(x))
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module], x: Tensor, mask: Tensor | None, rotation: Rotation | None, recompute: bool
+) -> Tensor:
+    """Tokens (B, S, D) through several blocks; see :meth:`Block.forward`.
+
+    ``recompute``: nothing inside a block is kept for the backward pass, which computes it again.
+    """
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(block, x, mask, rotation, use_reentrant=False)
+        else:
+            x = block(x, mask, rotation)
+    return x

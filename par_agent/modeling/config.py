@@ -23,7 +23,7 @@ class EncoderConfig:
     """A stack of transformer blocks."""
 
     depth: int
-    """Number of blocks."""
+    """Number of blocks; 0, a temporal encoder that does nothing, is the ablation PAR-NoAR."""
     width: int
     """Token width ``D``."""
     heads: int
@@ -32,7 +32,9 @@ class EncoderConfig:
     """Hidden width of the MLP over the token width."""
 
     def __post_init__(self) -> None:
-        _positive(self, "depth", "width", "heads", "mlp_ratio")
+        _positive(self, "width", "heads", "mlp_ratio")
+        if self.depth < 0:
+            raise UserError(f"EncoderConfig.depth is {self.depth}; it must be 0 or more")
         if self.width % self.heads:
             raise UserError(f"EncoderConfig.heads is {self.heads}; it must divide the width {self.width}")
 
@@ -182,16 +184,32 @@ class PARConfig:
     """Physical tokens that the policy remembers at most; past it the oldest leave, the text and the first stay."""
     noise_samples: int = 4
     """Times that noise and time are drawn per token and condition (Li et al. 2024; paper section 4.3)."""
+    detokenizers: Literal["diffusion", "regression"] = "diffusion"
+    """``regression``: MLPs with the squared error in place of both de-tokenizers (ablation PAR-Discrete)."""
+    imagination: bool = True
+    """Whether the model has the frame path: spatial encoder, frame de-tokenizer and their loss."""
     version: int = CONFIG_VERSION
     """Format version of this configuration."""
 
     def __post_init__(self) -> None:
         _positive(self, "max_context", "noise_samples")
+        if self.detokenizers not in ("diffusion", "regression"):
+            raise UserError(f"PARConfig.detokenizers is {self.detokenizers!r}; allowed: 'diffusion', 'regression'")
+        if not self.autoregressive and (self.imagination or self.detokenizers == "regression"):
+            raise UserError(
+                "a temporal encoder of depth 0 gives the action de-tokenizer raw text and frame tokens; it goes with "
+                "imagination=False and detokenizers='diffusion' only"
+            )
         if self.version > CONFIG_VERSION:
             raise UserError(
                 f"this configuration has format version {self.version}; this package reads up to {CONFIG_VERSION}: "
                 "update par_agent"
             )
+
+    @property
+    def autoregressive(self) -> bool:
+        """False for the ablation PAR-NoAR (paper section 5.3.1)."""
+        return self.nova.video_encoder.depth > 0
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""

@@ -79,8 +79,8 @@ class MaskEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.bos_token = nn.Parameter(torch.randn(1, width) * 0.02)
-        self.mask_token = nn.Parameter(torch.randn(1, width) * 0.02)
+        self.bos_token = nn.Parameter(torch.randn(1, width).mul_(0.02))
+        self.mask_token = nn.Parameter(torch.randn(1, width).mul_(0.02))
 
 
 class ResidualConv(nn.Module):

@@ -62,6 +62,16 @@ class FrameVAE(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(config.channels))
         self.register_buffer("latent_std", torch.ones(config.channels))
 
+    @property
+    def channels(self) -> int:
+        """Latent channels ``C``."""
+        return self.config.channels
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side of one latent pixel."""
+        return self.config.stride
+
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, C, h, w), unscaled, of pixels (B, 3, H, W) float in [-1, 1]."""
         mean, log_variance = self.encoder(pixels).chunk(2, 1)

@@ -140,7 +140,7 @@ class NOVA(nn.Module):
         if first == 0:
             slots.append(self.mask_embed.bos_token.expand(batch, 1, rows * columns, -1))
         if latents is not None and latents.shape[2]:
-            patches = self.video_encoder.patch_embed(self._check(latents).transpose(1, 2).flatten(0, 1))
+            patches = self.video_encoder.patch_embed(self.check_latents(latents).transpose(1, 2).flatten(0, 1))
             slots.append(patches.unflatten(0, (batch, -1)))
         x = torch.cat(slots, 1)
         if self.video_pos_embed is not None:
@@ -246,7 +246,7 @@ class NOVA(nn.Module):
 
     def mask_patches(self, latents: Tensor, known: Tensor) -> Tensor:
         """Patch embeddings (B, F, D) of latents (B, C, h, w), the mask token where ``known`` (B, F) is False."""
-        x = self.image_encoder.patch_embed(self._check(latents))
+        x = self.image_encoder.patch_embed(self.check_latents(latents))
         return torch.where(known[..., None], x, self.mask_embed.mask_token.to(x))
 
     def patchify(self, latents: Tensor) -> Tensor:
@@ -272,8 +272,12 @@ class NOVA(nn.Module):
         """Numbers per patch vector."""
         return self.config.image_patch**2 * self.config.latent_channels
 
-    def _check(self, latents: Tensor) -> Tensor:
-        """Latents in the weights' type, if the model can read them."""
+    def check_latents(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, [T,] h, w) in the weights' type.
+
+        Raises:
+            UserError: other channels or sizes than the model's.
+        """
         expected = (self.config.latent_channels, *self.config.latent_size)
         if (latents.shape[1], *latents.shape[-2:]) != expected:
             raise UserError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss, sample_actions
 from par_agent.modeling.action_tokenizer import ActionTokenizer
 from par_agent.modeling.attention_mask import limit_context, physical_token_mask
@@ -25,6 +26,7 @@ from par_agent.modeling.frame_loss import frame_loss
 from par_agent.modeling.generation import GenerationConfig, NoiseSource, generate_frame
 from par_agent.modeling.kv_cache import KVCache
 from par_agent.modeling.nova import NOVA
+from par_agent.modeling.regression import RegressionHead, regression_loss
 from par_agent.modeling.rope import Rotation, action_rotation, frame_rotation
 
 
@@ -74,8 +76,9 @@ class PARStream:
 
     cache: KVCache
     """Keys and values of the prefix and of the physical tokens so far."""
-    bos: Tensor | None
-    """(B, M, D) output of NOVA's slot 0, which its mixer builds conditions from; None without slot 0."""
+    prefix: Tensor
+    """(B, S, D) outputs at the prefix: the mixer builds conditions from slot 0's, the ablation NoAR acts on the text's.
+    """
 
 
 class PARModel(nn.Module):
@@ -87,7 +90,21 @@ class PARModel(nn.Module):
         width = config.nova.video_encoder.width
         self.nova = NOVA(config.nova)
         self.action_tokenizer = ActionTokenizer(config.action, width)
-        self.action_detokenizer = ActionDetokenizer(config.action, width)
+        action, nova, regression = config.action, config.nova, config.detokenizers == "regression"
+        self.action_detokenizer: ActionDetokenizer | RegressionHead
+        self.frame_regression: RegressionHead | None = None
+        if regression:
+            self.action_detokenizer = RegressionHead(width, action.width, action.depth, action.action_size)
+        else:
+            self.action_detokenizer = ActionDetokenizer(action, width)
+        if regression and config.imagination:
+            size = self.nova.patch_size
+            self.frame_regression = RegressionHead(width, nova.decoder_width, nova.decoder_depth, size)
+        # An ablated model does not have the parts that it does without.
+        if regression or not config.imagination:
+            del self.nova.image_decoder
+        if not config.imagination:
+            del self.nova.image_encoder
 
     @property
     def frame_tokens(self) -> int:
@@ -98,6 +115,12 @@ class PARModel(nn.Module):
     def block(self) -> int:
         """Tokens of one physical token, ``F + L``."""
         return self.frame_tokens + self.config.action.chunk_length
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Whether training recomputes the blocks' activations in the backward pass: less memory, a third more work."""
+        self.nova.video_encoder.recompute = enabled
+        if self.config.imagination:
+            self.nova.image_encoder.recompute = enabled
 
     # --- tokens ---------------------------------------------------------------------------------------------------
 
@@ -112,7 +135,7 @@ class PARModel(nn.Module):
     def tokens(self, inputs: PhysicalTokens, steps: Tensor) -> Tensor:
         """Tokens (B, N, F + L, D) of physical tokens at steps (B, N)."""
         nova = self.nova
-        patches = nova.video_encoder.patch_embed(inputs.latents.flatten(0, 1).to(nova.dtype))
+        patches = nova.video_encoder.patch_embed(nova.check_latents(inputs.latents.flatten(0, 1)))
         frames = patches.unflatten(0, inputs.latents.shape[:2])
         actions = self.action_tokenizer(inputs.actions.to(nova.dtype), inputs.actions_known)
         if self.config.nova.absolute_space:
@@ -159,6 +182,8 @@ class PARModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Conditions ``(Z^O, Z^A)`` of the next steps under teacher forcing: (B, N, F, D) and (B, N, L, D).
 
+        The ablation NoAR has (B, N, text length + F, D) in place of the latter: the raw text and frame tokens.
+
         Args:
             features: per row (length, text_dim) text features.
             inputs: the steps read.
@@ -173,8 +198,7 @@ class PARModel(nn.Module):
         if context is not None:
             mask = limit_context(mask, context, length, self.block)
         outputs = self.nova.video_encoder(x, mask, self._with_prefix(self.rotation(steps), batch, length))
-        bos = self._bos_output(outputs[:, :length])
-        return self._conditions(outputs[:, length:].unflatten(1, (count, self.block)), bos)
+        return self._conditions(outputs[:, length:].unflatten(1, (count, self.block)), outputs[:, :length])
 
     def _with_prefix(self, rotation: Rotation | None, batch: int, length: int) -> Rotation | None:
         """Adds the prefix: text stands still, slot 0 is turned as in NOVA."""
@@ -188,16 +212,17 @@ class PARModel(nn.Module):
             ones, zeros = slot[0].expand_as(ones), slot[1].expand_as(zeros)
         return torch.cat([ones, cos], 1), torch.cat([zeros, sin], 1)
 
-    def _bos_output(self, prefix: Tensor) -> Tensor | None:
-        return prefix[:, -self.config.nova.video_tokens :] if self.config.nova.bos_slot else None
-
-    def _conditions(self, outputs: Tensor, bos: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _conditions(self, outputs: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
         """Splits block outputs (B, N, F + L, D) and applies NOVA's mixer to the patches' part."""
         frames, actions = outputs.split([self.frame_tokens, self.config.action.chunk_length], 2)
+        if not self.config.autoregressive:
+            text = prefix[:, None, : self.config.nova.text_length].expand(-1, frames.shape[1], -1, -1)
+            return frames, torch.cat([text, frames], 2)
         mixer = self.nova.video_encoder.mixer
-        if mixer is not None and bos is not None:
+        if mixer is not None and self.config.nova.bos_slot:
             patches = self.config.nova.video_tokens
-            frames = torch.cat([mixer(bos[:, None], frames[:, :, :patches]), frames[:, :, patches:]], 2)
+            bos = prefix[:, None, -patches:]
+            frames = torch.cat([mixer(bos, frames[:, :, :patches]), frames[:, :, patches:]], 2)
         return frames, actions
 
     # --- training -------------------------------------------------------------------------------------------------
@@ -218,22 +243,25 @@ class PARModel(nn.Module):
         ``frame_fraction`` of the steps, at least one, enter the frame loss: its expectation is that of all steps.
         """
         z_frame, z_action = self(features, inputs, steps, context)
-        action = action_loss(
-            self.action_detokenizer,
-            z_action.flatten(0, 1),
-            targets.actions.flatten(0, 1).float(),
-            targets.action_weights.flatten(0, 1),
-            noise_process(self.config.action.diffusion),
-            self.config.noise_samples,
-            generator,
-        )
+        if isinstance(self.action_detokenizer, RegressionHead):
+            action = regression_loss(self.action_detokenizer(z_action), targets.actions, targets.action_weights)
+        else:
+            action = action_loss(
+                self.action_detokenizer,
+                z_action.flatten(0, 1),
+                targets.actions.flatten(0, 1).float(),
+                targets.action_weights.flatten(0, 1),
+                noise_process(self.config.action.diffusion),
+                self.config.noise_samples,
+                generator,
+            )
         frame = self._frame_loss(z_frame, targets, frame_fraction, generator)
         return PARLoss(action + frame, action, frame)
 
     def _frame_loss(
         self, z_frame: Tensor, targets: Targets, fraction: float, generator: torch.Generator | None
     ) -> Tensor:
-        if targets.latents is None or targets.frame_weights is None:
+        if targets.latents is None or targets.frame_weights is None or not self.config.imagination:
             return z_frame.new_zeros(())
         candidates = targets.frame_weights.flatten().nonzero()[:, 0]
         if len(candidates) == 0:
@@ -243,6 +271,10 @@ class PARModel(nn.Module):
         latents = targets.latents.flatten(0, 1)[chosen].to(self.nova.dtype)
         known = draw_known_patches(len(chosen), self.config.nova.image_tokens, generator, chosen.device)
         condition = z_frame.flatten(0, 1)[chosen]
+        if self.frame_regression is not None:
+            prediction = self.frame_regression(self.nova.encode_frame(latents, condition, known))
+            masked = (~self.nova.known_mask(known)).float()
+            return regression_loss(prediction, self.nova.patchify(latents), masked)
         repeat = self.config.noise_samples
         return frame_loss(self.nova, latents[:, :, None], condition, known, repeat=repeat, generator=generator).total
 
@@ -267,7 +299,7 @@ class PARModel(nn.Module):
         if self.config.nova.rotary and self.config.nova.bos_slot:
             rotation = self.nova.slot_rotation(length - self.config.nova.video_tokens, 0, 1, prefix.device)
         outputs = self.nova.video_encoder.prefill(prefix, rotation, cache)
-        return PARStream(cache, self._bos_output(outputs))
+        return PARStream(cache, outputs)
 
     def step(self, stream: PARStream, inputs: PhysicalTokens, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reads one more physical token (N = 1): conditions (B, F, D) and (B, L, D) of the next step.
@@ -278,7 +310,7 @@ class PARModel(nn.Module):
             rows: (k,) int64 rows that go on, in ascending order; None: all.
         """
         if rows is not None and len(rows) < len(stream.cache.age):
-            part = PARStream(stream.cache.take(rows), None if stream.bos is None else stream.bos[rows])
+            part = PARStream(stream.cache.take(rows), stream.prefix[rows])
             conditions = self.step(part, inputs)
             stream.cache.put(rows, part.cache)
             return conditions
@@ -286,13 +318,18 @@ class PARModel(nn.Module):
         x = self.tokens(inputs, steps)[:, 0]
         inside = physical_token_mask(0, 1, self.frame_tokens, self.config.action.chunk_length, x.device)
         outputs = self.nova.video_encoder.step(x, inside, self.rotation(steps), stream.cache)
-        z_frame, z_action = self._conditions(outputs[:, None], stream.bos)
+        z_frame, z_action = self._conditions(outputs[:, None], stream.prefix)
         return z_frame[:, 0], z_action[:, 0]
 
     def sample_actions(
         self, z_action: Tensor, start: Tensor, *, steps: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws normalised chunks (B, L, A) float32 from conditions (B, L, D) and starting noise (B, L, A)."""
+        """Draws normalised chunks (B, L, A) float32 from conditions (B, L, D) and starting noise (B, L, A).
+
+        A model with regression de-tokenizers has one answer, whatever the noise.
+        """
+        if isinstance(self.action_detokenizer, RegressionHead):
+            return self.action_detokenizer(z_action).float()
         config = self.config.action.diffusion
         process = noise_process(config)
         return sample_actions(
@@ -300,8 +337,25 @@ class PARModel(nn.Module):
         )
 
     def sample_frame(self, z_frame: Tensor, noise: NoiseSource, config: GenerationConfig | None = None) -> Tensor:
-        """Draws scaled latents (B, C, h, w) of the next frames from conditions (B, F, D)."""
+        """Draws scaled latents (B, C, h, w) of the next frames from conditions (B, F, D).
+
+        Args:
+            z_frame: from :meth:`forward` or :meth:`step`.
+            noise: random numbers.
+            config: numbers of steps, without guidance; None: few. Not used by a model with regression de-tokenizers.
+
+        Raises:
+            UserError: the model has no frame path, or guidance was asked for.
+        """
+        if not self.config.imagination:
+            raise UserError(f"{self.config.name} predicts no frames: it was built without its frame path (imagination)")
+        if self.frame_regression is not None:
+            nothing = torch.zeros(len(z_frame), 0, dtype=torch.long, device=z_frame.device)
+            blank = z_frame.new_zeros(len(z_frame), self.config.nova.latent_channels, *self.config.nova.latent_size)
+            return self.nova.unpatchify(self.frame_regression(self.nova.encode_frame(blank, z_frame, nothing)))
         config = config or GenerationConfig(8, min(10, self.config.nova.diffusion.train_steps), 1.0)
+        if config.guided:
+            raise UserError(f"guidance is {config.guidance}; frames of a rollout are drawn without: set it to 1")
         order = noise.order(len(z_frame), self.config.nova.image_tokens)
         return generate_frame(self.nova, z_frame, noise, order, config)
 

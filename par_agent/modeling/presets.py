@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
 from par_agent.errors import UserError
 from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model and the frozen parts that it reads through."""
+
+    model: Callable[[], PARConfig]
+    """Makes the model's configuration."""
+    frame_encoder: dict[str, Any]
+    """Fields of the frame encoder's ``config.json``; what is not named has its default."""
+    text_encoder: Literal["hash", "phi"]
+    """Kind of the text encoder."""
 
 
 def par_mini() -> PARConfig:
@@ -55,10 +71,36 @@ def par_nova() -> PARConfig:
     return PARConfig("par-nova-0.6b", nova, ActionConfig())
 
 
-PRESETS = {"par-mini": par_mini, "par-nova-0.6b": par_nova}
+def par_noar() -> PARConfig:
+    """Ablation PAR-NoAR in the small size: no transformer, text and frame tokens go straight to the Action-DiT."""
+    full = par_mini()
+    nova = replace(full.nova, video_encoder=replace(full.nova.video_encoder, depth=0))
+    return replace(full, name="par-noar", nova=nova, imagination=False)
 
 
-def preset(name: str) -> PARConfig:
+def par_discrete() -> PARConfig:
+    """Ablation PAR-Discrete in the small size: regression in place of both diffusion de-tokenizers."""
+    return replace(par_mini(), name="par-discrete", detokenizers="regression")
+
+
+def par_noimagine() -> PARConfig:
+    """An ablation of our own in the small size: no frame path and no frame loss, the rest as in PAR."""
+    return replace(par_mini(), name="par-noimagine", imagination=False)
+
+
+SMALL: dict[str, Any] = {"_class_name": "FrameVAE"}
+VIDEO: dict[str, Any] = {"_class_name": "AutoencoderKLOpenSora"}
+
+PRESETS = {
+    "par-mini": Preset(par_mini, SMALL, "hash"),
+    "par-noar": Preset(par_noar, SMALL, "hash"),
+    "par-discrete": Preset(par_discrete, SMALL, "hash"),
+    "par-noimagine": Preset(par_noimagine, SMALL, "hash"),
+    "par-nova-0.6b": Preset(par_nova, VIDEO, "phi"),
+}
+
+
+def find_preset(name: str) -> Preset:
     """A preset by name.
 
     Raises:
@@ -66,4 +108,13 @@ def preset(name: str) -> PARConfig:
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    return PRESETS[name]
+
+
+def preset(name: str) -> PARConfig:
+    """The model's configuration of a preset.
+
+    Raises:
+        UserError: no such preset.
+    """
+    return find_preset(name).model()

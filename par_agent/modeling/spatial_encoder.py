@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from par_agent.modeling.blocks import Block
+from par_agent.modeling.blocks import Block, run_blocks
 from par_agent.modeling.config import EncoderConfig
 from par_agent.modeling.embeddings import PatchEmbedding
 from par_agent.modeling.rope import Rotation
@@ -30,6 +30,7 @@ class SpatialEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, channels: int, patch: int) -> None:
         super().__init__()
+        self.recompute = False
         self.patch_embed = PatchEmbedding(channels, patch, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
@@ -52,12 +53,10 @@ class SpatialEncoder(nn.Module):
         prefix, half = condition.shape[1], len(self.blocks) // 2
         first, second = _rotations(rotation, prefix, known_ids)
         sequence = torch.cat([condition, gather_tokens(x, known_ids)], 1)
-        for block in self.blocks[:half]:
-            sequence = block(sequence, rotation=first)
+        sequence = run_blocks(self.blocks[:half], sequence, None, first, self.recompute)
         x = scatter_tokens(x, known_ids, sequence[:, prefix:])
         sequence = torch.cat([sequence[:, :prefix], x], 1)
-        for block in self.blocks[half:]:
-            sequence = block(sequence, rotation=second)
+        sequence = run_blocks(self.blocks[half:], sequence, None, second, self.recompute)
         return self.norm(sequence)[:, prefix:]
 
 

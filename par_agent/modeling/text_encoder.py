@@ -1,14 +1,15 @@
 """Text tokenizer (paper section 3.1, the "Text Tokenizer" box of Figure 2): an instruction becomes a few feature
 vectors.
 
-Two frozen encoders share one small interface, :class:`TextEncoder`:
+Three frozen encoders share one small interface, :class:`TextEncoder`:
 
 * :class:`PhiTextEncoder`: Phi-2's last hidden state, as NOVA uses it, kept on disk per instruction so that Phi is
   loaded once per new sentence and never at inference.
+* :class:`StoredTextEncoder`: features that were computed before, for the instructions of one policy checkpoint.
 * :class:`HashTextEncoder`: one fixed random vector per word. No weights; enough where a handful of instructions only
   has to be told apart, as in the bundled small model.
 
-Both return only the rows that belong to words. Rows up to the full text length are filled by the transformer's own
+All return only the rows that belong to words. Rows up to the full text length are filled by the transformer's own
 padding embedding (NOVA's ``text_embed.weight``: row ``j`` of a short instruction is row ``j`` of that buffer).
 """
 
@@ -24,6 +25,7 @@ import torch
 
 from par_agent.errors import UserError
 from par_agent.files import atomic_path
+from par_agent.modeling.weights import read_tensors
 
 PHI_WIDTH = 2560
 """Width of Phi-2's hidden state."""
@@ -75,6 +77,60 @@ class HashTextEncoder:
         # RandomState's stream is frozen by numpy's compatibility policy; torch's and default_rng's are not.
         seed = np.frombuffer(hashlib.sha256(word.encode()).digest(), dtype="<u4")
         return torch.from_numpy(np.random.RandomState(seed).standard_normal(self.dim).astype(np.float32))
+
+
+class StoredTextEncoder:
+    """Features of a few known instructions; Phi-2, which computed them, is not needed any more.
+
+    Args:
+        features: (length_used, dim) float32 features by instruction.
+        dim: numbers per vector.
+        length: most vectors per instruction.
+
+    Raises:
+        UserError: features of another width, or of more vectors.
+    """
+
+    def __init__(self, features: dict[str, torch.Tensor], dim: int, length: int) -> None:
+        for instruction, value in features.items():
+            if value.ndim != 2 or value.shape[1] != dim or len(value) > length:
+                raise UserError(
+                    f"the stored features of {instruction!r} have shape {tuple(value.shape)}; expected at most "
+                    f"{length} rows of {dim} numbers"
+                )
+        self.features = {instruction: value.float() for instruction, value in features.items()}
+        self.dim = dim
+        self.length = length
+
+    @classmethod
+    def load(cls, path: Path, dim: int, length: int) -> StoredTextEncoder:
+        """Reads a safetensors file whose tensors are named after their instructions.
+
+        Raises:
+            UserError: the file is missing, damaged, or does not fit the model.
+        """
+        return cls(read_tensors(path), dim, length)
+
+    def save(self, path: Path) -> None:
+        """Writes what :meth:`load` reads, atomically."""
+        from safetensors.torch import save_file
+
+        with atomic_path(path) as temporary:
+            save_file(self.features, temporary)
+
+    def encode(self, instruction: str) -> torch.Tensor:
+        """Features of one instruction: (length_used, dim) float32.
+
+        Raises:
+            UserError: it is not stored; the message lists those that are.
+        """
+        if instruction not in self.features:
+            known = "; ".join(map(repr, sorted(self.features))) or "none"
+            raise UserError(
+                f"no text features are stored for the instruction {instruction!r}; stored: {known}. Add it with "
+                "--instructions when the checkpoint is made by `par-agent import-nova`"
+            )
+        return self.features[instruction]
 
 
 class PhiTextEncoder:
@@ -182,11 +238,14 @@ class PhiTextEncoder:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(str(root / "tokenizer" if nova else self._model))
                 # use_safetensors refuses pickled weights instead of unpickling them.
-                phi = PhiModel.from_pretrained(
-                    str(root / "text_encoder" if nova else self._model), use_safetensors=True
+                loaded: Any = PhiModel.from_pretrained(
+                    str(root / "text_encoder" if nova else self._model), use_safetensors=True, output_loading_info=True
                 )
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(f"cannot load Phi from {self._model}: {error}") from error
+            phi, found = loaded
+            if missing := sorted(found["missing_keys"]):
+                raise UserError(f"the weights of Phi in {self._model} lack {', '.join(missing)}")
             self._loaded = tokenizer, phi.float().to(self._device).eval()
         return self._loaded
 

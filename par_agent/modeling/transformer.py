@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from par_agent.modeling.blocks import Block
+from par_agent.modeling.blocks import Block, run_blocks
 from par_agent.modeling.config import EncoderConfig
 from par_agent.modeling.embeddings import PatchEmbedding
 from par_agent.modeling.kv_cache import KVCache
@@ -45,6 +45,7 @@ class CausalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.patch_embed = PatchEmbedding(channels, patch, config.width, stem_widths)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
@@ -53,9 +54,7 @@ class CausalTransformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
         """Outputs (B, S, D) of a whole sequence (B, S, D); ``mask`` broadcasts to (B, heads, S, S), True: may
         attend."""
-        for block in self.blocks:
-            x = block(x, mask, rotation)
-        return self.norm(x)
+        return self.norm(run_blocks(self.blocks, x, mask, rotation, self.recompute))
 
     def prefill(self, x: Tensor, rotation: Rotation | None, cache: KVCache) -> Tensor:
         """Outputs (B, P, D) of the prefix, which sees only itself; its keys and values go into ``cache``."""

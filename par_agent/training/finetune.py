@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from par_agent.checkpoint import Checkpoint, load_frame_encoder, make_text_encoder
+from par_agent.checkpoint import Checkpoint, make_text_encoder
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.latents import LatentSpec, cached_latents, file_hash
 from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import EpisodeIndex, MixedSampler, Windows, WindowSampler, fit_transforms
 from par_agent.errors import UserError
 from par_agent.files import read_json, write_json
-from par_agent.modeling.frame_vae import FrameVAE
+from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.modeling.par import PARLoss, PARModel
 from par_agent.modeling.presets import preset
 from par_agent.modeling.text_encoder import TextEncoder
+from par_agent.modeling.weights import find_weights
 from par_agent.tasks import TASKS
 from par_agent.training.batches import tensors
 from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -88,6 +89,8 @@ class FinetuneConfig:
     """Steps between measurements on held-out episodes."""
     checkpoint_minutes: float = 3.0
     """Minutes between checkpoints."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them: less memory, a third more work."""
     seed: int = 0
     """Fixes initial weights, order and noise."""
     device: str = "cpu"
@@ -113,7 +116,7 @@ class Setup:
     """What a run trains and what it trains on."""
 
     model: PARModel
-    encoder: FrameVAE
+    encoder: FrameEncoder
     transforms: Transforms
     text_encoder: TextEncoder
     train: MixedSampler
@@ -133,6 +136,7 @@ def finetune(config: FinetuneConfig) -> Checkpoint:
     device = torch.device(config.device)
     model = setup.model.to(device)
     model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.set_gradient_checkpointing(config.gradient_checkpointing)
     ema = EMA(model, config.ema)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     modules = {"model": model, "ema": ema.module}
@@ -155,19 +159,26 @@ def prepare(config: FinetuneConfig) -> Setup:
     datasets = [RenderedDataset(folder) for folder in config.folders()]
     if config.init is not None:
         loaded = Checkpoint.load(config.init)
-        model, encoder, transforms = loaded.model.train(), loaded.encoder, loaded.transforms
+        model, encoder, text_encoder = loaded.model.train(), loaded.encoder, loaded.text_encoder
         encoder_folder = config.init / "frame_encoder"
-        indices = [EpisodeIndex(dataset, transforms.chunk_length) for dataset in datasets]
-        _check_data(indices, transforms, config)
+        indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
+        if loaded.transforms is None:  # imported video weights, nothing trained yet
+            transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+        else:
+            transforms = loaded.transforms
+            _check_data(indices, transforms, config)
     else:
         if config.vae is None:
             raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
         encoder_folder, encoder = config.vae, load_frame_encoder(config.vae)
         model = PARModel(preset(config.preset))
+        text_encoder = make_text_encoder(model.config)
         indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
         transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+    for instruction in sorted({text for index in indices for text in index.instructions}):
+        text_encoder.encode(instruction)  # an instruction without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
-    digest = file_hash(encoder_folder / "model.safetensors")
+    digest = file_hash(find_weights(encoder_folder))
     spec = LatentSpec(transforms.camera, digest, shape, config.variants, config.shift)
     encoder = encoder.to(config.device)
     latents = [cached_latents(dataset, spec, lambda x: encoder.encode(x.to(config.device))) for dataset in datasets]
@@ -181,7 +192,7 @@ def prepare(config: FinetuneConfig) -> Setup:
         for index, array, split in zip(indices, latents, splits, strict=True)
     ]
     mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
-    return Setup(model, encoder, transforms, make_text_encoder(model.config), mixed, held)
+    return Setup(model, encoder, transforms, text_encoder, mixed, held)
 
 
 def batch_loss(
@@ -284,7 +295,7 @@ def _plain(config: FinetuneConfig) -> dict[str, Any]:
 def _claim_folder(config: FinetuneConfig) -> None:
     """Writes the configuration, or checks that the folder was begun with the same one."""
     path, wanted = config.out / "finetune.json", _plain(config)
-    free = ("out", "checkpoint_minutes", "validate_every", "device")
+    free = ("out", "checkpoint_minutes", "validate_every", "gradient_checkpointing", "device")
     if path.exists():
         found = read_json(path)
         differing = [key for key in wanted if key not in free and found.get(key) != wanted[key]]

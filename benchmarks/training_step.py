@@ -1,0 +1,114 @@
+"""Time and peak memory of one full-parameter training step: `python benchmarks/training_step.py --help`.
+
+Weights and data are random; the optimiser is AdamW, as in `par-agent finetune`, without its averaged copy of the
+weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import tyro
+from latency import count_flops, describe, measure_peak, synchronise
+from torch import Tensor
+
+from par_agent.errors import UserError
+from par_agent.modeling.par import PARModel, PhysicalTokens, Targets
+from par_agent.modeling.presets import preset
+from par_agent.training.optimisation import clip_and_step, make_optimizer
+
+
+@dataclass(frozen=True)
+class TrainingStepConfig:
+    """One training step on random data."""
+
+    preset: str = "par-nova-0.6b"
+    """Model to train."""
+    batch: int = 1
+    """Windows."""
+    window: int = 2
+    """Physical tokens per window."""
+    frame_fraction: float = 0.25
+    """Share of steps that enter the frame loss."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them."""
+    steps: int = 1
+    """Steps; the fastest counts. The first also allocates what the optimiser keeps."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Device."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast over float32 weights."""
+
+
+def main(config: TrainingStepConfig) -> None:
+    """Prints seconds, tokens a second, FLOP utilisation and peak memory."""
+    device = torch.device(config.device)
+    dtype = getattr(torch, config.dtype)
+    peak = measure_peak(device, dtype)
+    torch.manual_seed(0)
+    model = build(config, device)
+    optimizer = make_optimizer(model, 1e-4, 0.05)
+    seconds, flops = [], 0.0
+    for _ in range(config.steps):
+        synchronise(device)
+        before = time.perf_counter()
+        half = torch.autocast(device.type, dtype) if config.dtype != "float32" else contextlib.nullcontext()
+        with half:
+            flops = count_flops(lambda: backward(config, model, device))
+        clip_and_step(model, optimizer, 1.0, "on random data")
+        synchronise(device)
+        seconds.append(time.perf_counter() - before)
+    best = min(seconds)
+    nova = model.config.nova
+    prefix = nova.text_length + (nova.video_tokens if nova.bos_slot else 0)
+    tokens = config.batch * (prefix + config.window * model.block)
+    print(f"{config.preset}, batch {config.batch}, window {config.window}, {config.dtype}, {describe(device)}")
+    print(f"  {best:.2f} s a step, {tokens / best:,.0f} tokens/s of the causal transformer ({tokens} a step)")
+    share = flops / best / peak.flops
+    print(f"  {flops / 1e12:.2f} TFLOP a step: {share:.0%} of the {peak.flops / 1e9:,.0f} GFLOP/s measured")
+    print(f"  peak memory {peak_memory(device) / 1e9:.1f} GB")
+
+
+def build(config: TrainingStepConfig, device: torch.device) -> PARModel:
+    """The model with initialised weights."""
+    with device:
+        model = PARModel(preset(config.preset))
+    model.set_gradient_checkpointing(config.gradient_checkpointing)
+    return model.train()
+
+
+def backward(config: TrainingStepConfig, model: PARModel, device: torch.device) -> None:
+    """Loss and gradient of one random batch."""
+    nova, action = model.config.nova, model.config.action
+    shape = (config.batch, config.window)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*shape, *size, device=device)
+
+    chunk, latent = (action.chunk_length, action.action_size), (nova.latent_channels, *nova.latent_size)
+    known = torch.ones(shape, dtype=torch.bool, device=device)
+    inputs = PhysicalTokens(random(*latent), random(action.proprioception_size), random(*chunk), known)
+    targets = Targets(random(*chunk), torch.ones(*shape, action.chunk_length, device=device), random(*latent), known)
+    features = [torch.randn(nova.text_length // 2, nova.text_dim, device=device)] * config.batch
+    steps = torch.arange(config.window, device=device).expand(shape)
+    model.loss(features, inputs, steps, targets, frame_fraction=config.frame_fraction).total.backward()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: allocated on CUDA, resident on the CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(TrainingStepConfig, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")

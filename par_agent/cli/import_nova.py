@@ -1,0 +1,127 @@
+"""`par-agent import-nova`: makes a PAR checkpoint from a released NOVA folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from par_agent.errors import UserError
+from par_agent.tasks import TASKS
+
+if TYPE_CHECKING:
+    from par_agent.modeling.frame_encoder import FrameEncoder
+    from par_agent.modeling.nova import NOVA
+    from par_agent.modeling.par import PARModel
+    from par_agent.modeling.text_encoder import StoredTextEncoder
+
+NEEDED = ("transformer", "vae", "scheduler")
+TEXT = ("text_encoder", "tokenizer")
+
+
+@dataclass(frozen=True)
+class ImportNovaConfig:
+    """Video weights in, policy checkpoint out; its action parts are random until `par-agent finetune --init OUT`."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """NOVA folder in the diffusers layout: transformer, vae, scheduler, text_encoder, tokenizer."""
+    out: Path
+    """Checkpoint folder to write."""
+    instructions: tuple[str, ...] = tuple(dict.fromkeys(spec.instruction for spec in TASKS.values()))
+    """Instructions whose text features the checkpoint holds; the policy understands no others."""
+    text_cache: Path | None = None
+    """Folder of cached text features; instructions found there need no text encoder."""
+    chunk_length: int = 8
+    """Actions per chunk."""
+    seed: int = 0
+    """Decides the random weights of the action parts."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type that weights are stored in; the published ones are float16."""
+    device: str = "cpu"
+    """Torch device for the text encoder."""
+
+
+def main(config: ImportNovaConfig) -> int:
+    """Checks every part, then writes the checkpoint; nothing is written if a part is broken."""
+    import torch
+
+    from par_agent.checkpoint import POLICY, Checkpoint
+    from par_agent.modeling.frame_encoder import load_frame_encoder
+    from par_agent.modeling.nova import NOVA
+    from par_agent.modeling.table import parameters
+
+    if (config.out / POLICY).exists():
+        raise UserError(f"{config.out} already holds a checkpoint; choose another --out")
+    _check_folders(config)
+    nova = NOVA.from_pretrained(config.model)
+    encoder = load_frame_encoder(config.model / "vae")
+    _check_sizes(nova, encoder)
+    text = _text_features(config, nova)
+    model = _with_action_parts(nova, config)
+    trained = {"imported_from": "NOVA", "seed": config.seed}
+    checkpoint = Checkpoint(model, encoder, None, text, trained=trained)
+    checkpoint.save(config.out, None if config.dtype == "float32" else getattr(torch, config.dtype))
+    print(
+        f"every key and shape fits: {len(nova.state_dict())} tensors of the transformer, {parameters(nova):,} numbers"
+    )
+    print(f"text features of {len(text.features)} instructions are stored")
+    print(f"wrote {config.out}; train it with `par-agent finetune --init {config.out} --task ... --out ...`")
+    return 0
+
+
+def _check_folders(config: ImportNovaConfig) -> None:
+    wanted = NEEDED if config.text_cache is not None else NEEDED + TEXT
+    missing = [name for name in wanted if not (config.model / name).is_dir()]
+    if missing:
+        hint = " (--text-cache FOLDER replaces the text encoder)" if set(missing) & set(TEXT) else ""
+        raise UserError(
+            f"{config.model} lacks {', '.join(missing)}; expected a released NOVA folder with {', '.join(wanted)}{hint}"
+        )
+    if not config.instructions:
+        raise UserError("--instructions is empty; the policy would understand none")
+
+
+def _check_sizes(nova: NOVA, encoder: FrameEncoder) -> None:
+    """Compares the transformer with the VAE.
+
+    Raises:
+        UserError: other latent channels. (The transformer's image size over its stride is the latents' size.)
+    """
+    if encoder.channels != nova.config.latent_channels:
+        raise UserError(
+            f"the VAE gives latents of {encoder.channels} channels; the transformer reads {nova.config.latent_channels}"
+        )
+
+
+def _text_features(config: ImportNovaConfig, nova: NOVA) -> StoredTextEncoder:
+    from tqdm import tqdm
+
+    from par_agent.modeling.text_encoder import PhiTextEncoder, StoredTextEncoder
+
+    dim, length = nova.config.text_dim, nova.config.text_length
+    folder = config.model if all((config.model / name).is_dir() for name in TEXT) else None
+    phi = PhiTextEncoder(folder, cache=config.text_cache, dim=dim, length=length, device=config.device)
+    progress = tqdm(config.instructions, desc="text features", unit="instruction")
+    return StoredTextEncoder({text: phi.encode(text) for text in progress}, dim, length)
+
+
+def _with_action_parts(nova: NOVA, config: ImportNovaConfig) -> PARModel:
+    """The video model between freshly initialised action tokenizer and Action-DiT."""
+    import torch
+
+    from par_agent.modeling.action_detokenizer import ActionDetokenizer
+    from par_agent.modeling.action_tokenizer import ActionTokenizer
+    from par_agent.modeling.config import ActionConfig, PARConfig
+    from par_agent.modeling.par import PARModel
+
+    action = ActionConfig(chunk_length=config.chunk_length)
+    with torch.device("meta"):
+        model = PARModel(PARConfig("par-nova", nova.config, action))
+    width = nova.config.video_encoder.width
+    torch.manual_seed(config.seed)
+    model.nova = nova
+    model.action_tokenizer = ActionTokenizer(action, width)
+    model.action_detokenizer = ActionDetokenizer(action, width)
+    return model

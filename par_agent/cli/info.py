@@ -1,0 +1,133 @@
+"""`par-agent info`: the parts of a model with their parameter counts, as in Table 1 of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from par_agent.errors import UserError
+from par_agent.files import read_json
+
+if TYPE_CHECKING:
+    from par_agent.modeling.config import PARConfig
+    from par_agent.modeling.table import PartCounts
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Parts and sizes of a preset or of a checkpoint."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Preset (par-mini, par-nova-0.6b, ...), bundled checkpoint or checkpoint folder."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known about a model without reading its weights."""
+
+    model: PARConfig
+    """Its configuration."""
+    frame_encoder: dict[str, Any]
+    """Fields of the frozen frame encoder's configuration."""
+    text_encoder: str
+    """``hash`` or ``phi``."""
+    state: str
+    """Preset, or how a checkpoint was trained."""
+
+
+def main(config: InfoConfig) -> int:
+    """Prints the table."""
+    print(report(describe(config.model)))
+    return 0
+
+
+def describe(name_or_folder: str) -> Description:
+    """Looks a preset or a checkpoint up; a folder comes before a bundled checkpoint, and that before a preset.
+
+    Raises:
+        UserError: neither, or a folder that is no policy checkpoint.
+    """
+    from par_agent.checkpoint import ENCODER, POLICY
+    from par_agent.modeling.config import PARConfig
+    from par_agent.modeling.presets import PRESETS
+    from par_agent.policy import CHECKPOINTS
+
+    for folder in (Path(name_or_folder), CHECKPOINTS / name_or_folder):
+        if not folder.is_dir():
+            continue
+        if not (folder / POLICY).is_file():
+            raise UserError(
+                f"{folder} is not a policy checkpoint (no {POLICY}); expected one made by `par-agent finetune` or "
+                "`par-agent import-nova`"
+            )
+        policy = read_json(folder / POLICY)
+        return Description(
+            PARConfig.from_json(read_json(folder / "config.json")),
+            read_json(folder / ENCODER / "config.json"),
+            policy.get("text_encoder", "hash"),
+            f"checkpoint {folder}: {_training(policy)}",
+        )
+    if (preset := PRESETS.get(name_or_folder)) is not None:
+        return Description(preset.model(), preset.frame_encoder, preset.text_encoder, f"preset {name_or_folder}")
+    raise UserError(
+        f"no model {name_or_folder!r}: neither a checkpoint folder nor a preset (presets: {', '.join(PRESETS)})"
+    )
+
+
+def report(description: Description) -> str:
+    """The table as text; nothing is allocated."""
+    import torch
+
+    from par_agent.modeling.frame_encoder import make_frame_encoder
+    from par_agent.modeling.par import PARModel
+    from par_agent.modeling.table import PHI_PARAMETERS, count_parts, parameters
+
+    with torch.device("meta"):
+        model = PARModel(description.model)
+        frame_encoder = make_frame_encoder(description.frame_encoder)
+    counts = count_parts(model)
+    text = {"phi": ("Phi-2", PHI_PARAMETERS), "hash": ("hashed words", 0)}.get(description.text_encoder)
+    if text is None:
+        raise UserError(f"text encoder {description.text_encoder!r} is not known; known: hash, phi")
+    video = description.frame_encoder.get("_class_name") == "AutoencoderKLOpenSora"
+    frozen = "video VAE" if video else "frame VAE"
+    apart = [("motion embedding (NOVA's)", counts.motion_embedding)] if counts.motion_embedding else []
+    apart += [(f"frozen {frozen}", parameters(frame_encoder)), (f"frozen text encoder ({text[0]})", text[1])]
+    lines = [description.state, "", *map(_row, _parts(counts)), "", "not in this total:", *map(_row, apart), ""]
+    return "\n".join(lines + _shapes(description.model))
+
+
+def _parts(counts: PartCounts) -> list[tuple[str, int]]:
+    return [
+        ("action tokenizer", counts.action_tokenizer),
+        ("action de-tokenizer", counts.action_detokenizer),
+        ("frame de-tokenizer", counts.frame_detokenizer),
+        ("causal transformer", counts.causal_transformer),
+        ("total", counts.total),
+    ]
+
+
+def _row(part: tuple[str, int]) -> str:
+    name, count = part
+    return f"  {name:<36} {count:>13,}  {count / 1e6:>7.1f}M"
+
+
+def _shapes(config: PARConfig) -> list[str]:
+    nova, action = config.nova, config.action
+    joints = 1 if action.proprioception_size else 0
+    return [
+        f"  latents {nova.latent_channels}x{nova.latent_size[0]}x{nova.latent_size[1]}; a physical token is "
+        f"{nova.video_tokens} patches + {joints} of joint positions + {action.chunk_length} actions of "
+        f"{action.action_size} numbers",
+        f"  context of {config.max_context} physical tokens",
+    ]
+
+
+def _training(policy: dict[str, Any]) -> str:
+    if policy.get("transforms") is None:
+        return "video weights only, not trained to act yet"
+    steps = (policy.get("trained") or {}).get("steps")
+    return "trained" if steps is None else f"trained for {steps:,} steps"

@@ -1,0 +1,192 @@
+"""A batch of episodes as PAR lives them: read a frame, plan a chunk (paper section 4.2.6), or imagine both.
+
+Letters: B environments, L actions a chunk, A numbers per action, P joint positions, F frame tokens, D width, H x W
+pixels a frame, C latent channels of h x w.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from par_agent.checkpoint import Acting, Checkpoint
+from par_agent.errors import UserError
+from par_agent.modeling.generation import GenerationConfig
+from par_agent.modeling.par import PARStream, PhysicalTokens
+
+
+class Plan(NamedTuple):
+    """What a policy intends."""
+
+    actions: Tensor
+    """(B, L, A) float32 chunk in the controller's units."""
+    frames: Tensor | None
+    """(B, H, W, 3) uint8 predicted frames after the chunk, cropped and resized as the model sees them; None: not asked
+    for."""
+
+
+class Imagination(NamedTuple):
+    """A rollout of the model on its own predictions."""
+
+    frames: Tensor
+    """(B, n, H, W, 3) uint8, cropped and resized as the model sees them."""
+    actions: Tensor
+    """(B, n, L, A) float32 in the controller's units; chunk ``k`` leads to frame ``k``."""
+
+
+@dataclass
+class EpisodeState:
+    """What a policy remembers of its environments, one row each."""
+
+    stream: PARStream
+    """The model's past."""
+    queue: Tensor
+    """(B, L, A) planned actions in the controller's units."""
+    used: Tensor
+    """(B,) int64 actions of the queue that were executed; when all that count are, the row plans again."""
+    chunk: Tensor
+    """(B, L, A) normalised chunk planned last."""
+    positions: Tensor
+    """(B, P) joint positions measured with the frame read last, radians."""
+    z_frame: Tensor
+    """(B, F, D) conditions of the next frame."""
+    fresh: Tensor
+    """(B,) bool, True before a row's first plan."""
+    generators: list[torch.Generator]
+    """Source of each row's randomness."""
+
+    def copy(self) -> EpisodeState:
+        """An equal state that goes its own way."""
+        cache = self.stream.cache.take(torch.arange(len(self.used), device=self.used.device))
+        tensors = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        generators = [torch.Generator().set_state(generator.get_state()) for generator in self.generators]
+        return dataclasses.replace(self, stream=PARStream(cache, self.stream.prefix), generators=generators, **tensors)
+
+
+class RowNoise:
+    """Noise of frame generation, every row from its own generator."""
+
+    def __init__(self, generators: list[torch.Generator], device: torch.device) -> None:
+        self._generators, self._device = generators, device
+
+    def start(self, shape: tuple[int, ...]) -> Tensor:
+        rows = [torch.randn(shape[1:], generator=generator) for generator in self._generators]
+        return torch.stack(rows).to(self._device)
+
+    step = start
+
+    def order(self, batch: int, patches: int) -> Tensor:
+        rows = [torch.rand(patches, generator=generator) for generator in self._generators]
+        return torch.stack(rows).argsort(1).to(self._device)
+
+
+def begin(checkpoint: Checkpoint, acting: Acting, features: Tensor, batch: int, seed: int) -> EpisodeState:
+    """Episodes before their first frame; ``features`` (length, text_dim) is the instruction's."""
+    config, device = checkpoint.model.config, features.device
+    action = config.action
+    chunk = torch.zeros(batch, action.chunk_length, action.action_size, device=device)
+    width = config.nova.video_encoder.width
+    return EpisodeState(
+        stream=checkpoint.model.start([features] * batch, acting.context),
+        queue=chunk,
+        used=torch.full((batch,), acting.execute or action.chunk_length, device=device),
+        chunk=chunk.clone(),
+        positions=torch.zeros(batch, action.proprioception_size, device=device),
+        z_frame=torch.zeros(batch, checkpoint.model.frame_tokens, width, device=device),
+        fresh=torch.ones(batch, dtype=torch.bool, device=device),
+        generators=[row_generator(seed, row) for row in range(batch)],
+    )
+
+
+def plan_chunks(
+    checkpoint: Checkpoint, acting: Acting, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor
+) -> None:
+    """Reads one frame of some rows and plans their next chunks; no other row changes.
+
+    Args:
+        checkpoint: the model and its conventions.
+        acting: how to act.
+        state: the episodes.
+        latents: (k, C, h, w) scaled latents of the rows' frames.
+        positions: (k, P) joint positions measured with them, radians.
+        rows: (k,) int64, ascending.
+    """
+    transforms, model = checkpoint.transforms, checkpoint.model
+    assert transforms is not None
+    known = ~state.fresh[rows] if acting.past_actions else torch.zeros_like(state.fresh[rows])
+    inputs = PhysicalTokens(
+        latents[:, None],
+        transforms.normalise_proprioception(positions)[:, None],
+        state.chunk[rows][:, None],
+        known[:, None],
+    )
+    z_frame, z_action = model.step(state.stream, inputs, rows)
+    start = torch.zeros(len(rows), *state.chunk.shape[1:])
+    if acting.random_start:
+        generators = [state.generators[row] for row in rows.tolist()]
+        start = torch.stack([torch.randn(start.shape[1:], generator=generator) for generator in generators])
+    chunks = model.sample_actions(z_action, start.to(latents.device), steps=acting.denoising_steps)
+    state.chunk[rows] = chunks
+    state.queue[rows] = transforms.denormalise_actions(chunks, positions)
+    state.positions[rows] = positions
+    state.z_frame[rows] = z_frame
+    state.used[rows] = 0
+    state.fresh[rows] = False
+
+
+def next_frames(checkpoint: Checkpoint, state: EpisodeState, config: GenerationConfig | None = None) -> Tensor:
+    """Draws scaled latents (B, C, h, w) of the frames after the planned chunks; the rows' generators move on.
+
+    Raises:
+        UserError: the model predicts no frames, or guidance was asked for.
+    """
+    noise = RowNoise(state.generators, state.z_frame.device)
+    return checkpoint.model.sample_frame(state.z_frame, noise, config)
+
+
+def imagine(
+    checkpoint: Checkpoint, acting: Acting, state: EpisodeState, steps: int, config: GenerationConfig | None = None
+) -> Imagination:
+    """Rolls the model forward on its own predictions; ``state`` stays as it is.
+
+    A step executes the whole planned chunk: the predicted frame becomes the next one read, and the commanded joint
+    positions become the measured ones (joints without a target of their own, the fingers, stay where they were).
+
+    Args:
+        checkpoint: the model and its conventions.
+        acting: how to act.
+        state: episodes that have planned a chunk.
+        steps: chunks to imagine.
+        config: how frames are drawn.
+
+    Raises:
+        UserError: fewer than 1 step, a row that has seen no frame, or a model that predicts none.
+    """
+    if steps < 1:
+        raise UserError(f"{steps} steps were to be imagined; it must be at least 1")
+    if bool(state.fresh.any()):
+        unseen = state.fresh.nonzero()[:, 0].tolist()
+        raise UserError(f"environments {unseen} have seen no frame since their reset; call act() or plan() first")
+    assert checkpoint.transforms is not None
+    state = state.copy()
+    rows = torch.arange(len(state.used), device=state.used.device)
+    frames, chunks = [], []
+    for number in range(steps):
+        latents = next_frames(checkpoint, state, config)
+        frames.append(checkpoint.encoder.decode(latents))
+        chunks.append(state.queue.clone())
+        if number + 1 < steps:
+            positions = checkpoint.transforms.commanded_positions(state.queue, state.positions)
+            plan_chunks(checkpoint, acting, state, latents, positions, rows)
+    return Imagination(torch.stack(frames, 1), torch.stack(chunks, 1))
+
+
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """Each row draws from its own stream, so that a batch plays like its rows alone."""
+    mixed = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed) >> 1)

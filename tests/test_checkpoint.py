@@ -1,0 +1,104 @@
+"""Policy checkpoints: folders of earlier versions, frozen parts of either kind, files that do not fit together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nova_fixtures import ROOT
+from par_agent.checkpoint import Checkpoint
+from par_agent.errors import UserError
+from par_agent.modeling.frame_encoder import VideoFrameEncoder, load_frame_encoder
+from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
+from par_agent.modeling.text_encoder import PhiTextEncoder, StoredTextEncoder
+from tiny import tiny_checkpoint
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_folders_that_do_not_name_their_frozen_parts_hold_the_small_ones(tmp_path: Path) -> None:
+    saved = tiny_checkpoint()
+    saved.save(tmp_path)
+    edit(tmp_path / "policy.json", lambda content: content.pop("text_encoder"))
+    edit(tmp_path / "frame_encoder" / "config.json", lambda content: content.pop("_class_name"))
+    loaded = Checkpoint.load(tmp_path)
+    frames = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
+    assert torch.equal(loaded.encoder.encode(frames), saved.encoder.encode(frames))
+    assert torch.equal(loaded.text_encoder.encode("push"), saved.text_encoder.encode("push"))
+
+
+def test_the_video_vae_and_stored_features_survive_saving(tmp_path: Path) -> None:
+    small, features = tiny_checkpoint(), torch.randn(3, 8)
+    encoder = load_frame_encoder(ROOT / "vae_tiny")
+    text = StoredTextEncoder({"push the cube": features}, 8, 6)
+    with pytest.raises(UserError, match="latents of 2 channels, its frame encoder gives 4"):
+        dataclasses.replace(small, encoder=encoder, text_encoder=text).save(tmp_path)
+        Checkpoint.load(tmp_path)
+    dataclasses.replace(small, text_encoder=text).save(tmp_path)
+    assert torch.equal(Checkpoint.load(tmp_path).text_encoder.encode("push the cube"), features)
+
+
+def test_frames_are_encoded_alike_in_any_batch() -> None:
+    encoder = load_frame_encoder(ROOT / "vae_tiny")
+    assert isinstance(encoder, VideoFrameEncoder)
+    frames = torch.randint(0, 256, (9, 16, 24, 3), dtype=torch.uint8)
+    together = encoder.encode(frames)
+    assert together.shape == (9, encoder.channels, 2, 3) and encoder.stride == 8
+    torch.testing.assert_close(together[7:8], encoder.encode(frames[7:8]), rtol=0, atol=1e-5)
+    pixels = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+    torch.testing.assert_close(together[:2], encoder.vae.scale(encoder.vae.encode(pixels[:2]).mean))
+    assert encoder.decode(together).shape == frames.shape and encoder.decode(together).dtype == torch.uint8
+    with pytest.raises(UserError, match="multiples of 8"):
+        encoder.encode(frames[:, :15])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("policy.json", lambda c: c.update(text_encoder="clip"), "names the text encoder 'clip'; known: hash, phi"),
+        ("policy.json", lambda c: c["transforms"].update(crop=[0, 0, 24, 24]), "reads frames of 16x16 .* make 24x24"),
+        ("frame_encoder/config.json", lambda c: c.update(_class_name="VQ"), "frame encoder 'VQ' is not known"),
+        ("frame_encoder/config.json", lambda c: c.update(width=3), "unknown fields in FrameVAEConfig: width"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(
+    tmp_path: Path, file: str, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    tiny_checkpoint().save(tmp_path)
+    edit(tmp_path / file, change)
+    with pytest.raises(UserError, match=message):
+        Checkpoint.load(tmp_path)
+
+
+def test_features_of_another_text_encoder_are_refused(tmp_path: Path) -> None:
+    tiny_checkpoint().save(tmp_path)
+    edit(tmp_path / "policy.json", lambda content: content.update(text_encoder="phi"))
+    with pytest.raises(UserError, match=r"text_features.safetensors does not exist"):
+        Checkpoint.load(tmp_path)
+    StoredTextEncoder({"push": torch.zeros(2, 16)}, 16, 6).save(tmp_path / "text_features.safetensors")
+    with pytest.raises(UserError, match=r"'push' have shape \(2, 16\); expected at most 6 rows of 8 numbers"):
+        Checkpoint.load(tmp_path)
+
+
+def test_a_text_encoder_that_must_be_loaded_at_inference_is_not_saved(tmp_path: Path) -> None:
+    phi = PhiTextEncoder(cache=tmp_path, dim=8, length=6)
+    with pytest.raises(UserError, match="a checkpoint cannot hold a PhiTextEncoder"):
+        dataclasses.replace(tiny_checkpoint(), text_encoder=phi).save(tmp_path / "saved")
+
+
+def test_a_trained_frame_vae_keeps_its_record_out_of_its_sizes(tmp_path: Path) -> None:
+    from par_agent.modeling.pretrained import save_module
+
+    vae = FrameVAE(FrameVAEConfig(channels=2, widths=(8,)))
+    save_module(vae, {"channels": 2, "widths": [8], "metrics": {"psnr_db": 30.0}}, tmp_path)
+    assert load_frame_encoder(tmp_path).channels == 2
