@@ -55,6 +55,9 @@ class FinetuneConfig:
     """Frozen frame VAE made by `par-agent train-vae`; needed from scratch."""
     preset: str = "par-mini"
     """Sizes of a model that starts from scratch."""
+    foresight: tuple[int, ...] | None = None
+    """Control steps past the chunk whose actions are predicted too, never executed; as in the preset or checkpoint if
+    not given."""
     camera: str = "render_camera"
     """Camera that the policy sees through."""
     steps: int = 3000
@@ -159,22 +162,23 @@ def prepare(config: FinetuneConfig) -> Setup:
     datasets = [RenderedDataset(folder) for folder in config.folders()]
     if config.init is not None:
         loaded = Checkpoint.load(config.init)
-        model, encoder, text_encoder = loaded.model.train(), loaded.encoder, loaded.text_encoder
-        encoder_folder = config.init / "frame_encoder"
-        indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
-        if loaded.transforms is None:  # imported video weights, nothing trained yet
-            transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
-        else:
-            transforms = loaded.transforms
-            _check_data(indices, transforms, config)
+        model = _with_foresight(loaded.model.train(), config.foresight)
+        encoder, text_encoder = loaded.encoder, loaded.text_encoder
+        encoder_folder, transforms = config.init / "frame_encoder", loaded.transforms
     else:
         if config.vae is None:
             raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
         encoder_folder, encoder = config.vae, load_frame_encoder(config.vae)
-        model = PARModel(preset(config.preset))
-        text_encoder = make_text_encoder(model.config)
-        indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
-        transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+        model = _with_foresight(PARModel(preset(config.preset)), config.foresight)
+        text_encoder, transforms = make_text_encoder(model.config), None
+    action = model.config.action
+    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
+    fitted = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+    if transforms is None:  # from scratch, or imported video weights: nothing was trained on actions yet
+        transforms = fitted
+    else:
+        _check_data(indices, transforms, config)
+        transforms = transforms.with_foresight_of(fitted, action.chunk_length)
     for instruction in sorted({text for index in indices for text in index.instructions}):
         text_encoder.encode(instruction)  # an instruction without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
@@ -193,6 +197,16 @@ def prepare(config: FinetuneConfig) -> Setup:
     ]
     mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
     return Setup(model, encoder, transforms, text_encoder, mixed, held)
+
+
+def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARModel:
+    """The same weights predicting other actions beside the chunk; None: as it was."""
+    if foresight is None or foresight == model.config.action.foresight:
+        return model
+    action = dataclasses.replace(model.config.action, foresight=foresight)
+    changed = PARModel(dataclasses.replace(model.config, action=action))
+    changed.load_state_dict(model.state_dict())
+    return changed
 
 
 def batch_loss(

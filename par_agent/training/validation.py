@@ -36,15 +36,16 @@ def validate(
     for sampler in samplers:
         numbers = torch.linspace(0, len(sampler) - 1, min(WINDOWS, len(sampler))).long().tolist()
         windows = concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
-        mask = windows.weights > 0
+        length = model.config.action.chunk_length
+        mask, true = windows.weights[:, :, :length] > 0, windows.after[:, :, :length]
         actions = _predict(model, windows, transforms, text_encoder, device)
         other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
         blind = _predict(model, other, transforms, text_encoder, device)
-        error = _joint_error(actions, windows.after, mask)
-        agree = (actions[..., GRIPPER] > 0) == (windows.after[..., GRIPPER] > 0)
+        error = _joint_error(actions, true, mask)
+        agree = (actions[..., GRIPPER] > 0) == (true[..., GRIPPER] > 0)
         metrics["action_error"] += error / len(samplers)
         metrics["gripper_accuracy"] += agree[mask].float().mean().item() / len(samplers)
-        confused = _joint_error(blind, windows.after, mask)
+        confused = _joint_error(blind, true, mask)
         metrics["shuffled_error"] += confused / len(samplers)
         name = sampler.index.dataset.folder.name
         metrics |= {f"action_error/{name}": error, f"shuffled_error/{name}": confused}
@@ -61,7 +62,7 @@ def _predict(
     steps = windows.steps.to(device)
     _, z_action = model(features, inputs, steps, torch.ones_like(steps))
     start = torch.zeros_like(targets.actions)
-    chunks = model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1)).view_as(start)
+    chunks = model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1)).unflatten(0, steps.shape)
     return transforms.denormalise_actions(chunks.cpu(), windows.positions)
 
 
