@@ -3,7 +3,7 @@
 The names below are imported when they are first used: `import par_agent` is quick and needs no renderer.
 
     from par_agent import PARPolicy
-    policy = PARPolicy.from_pretrained("par-mini", task="PushCube")
+    policy = PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
-from par_agent.modeling.config import PARConfig, build
+from par_agent.files import read_json, read_object, write_json
+from par_agent.json_fields import build, check
+from par_agent.modeling.config import PARConfig
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.frame_vae import FrameVAE
 from par_agent.modeling.par import PARModel
@@ -112,20 +113,11 @@ class Checkpoint:
             UserError: a file is missing, damaged, from a newer version, or does not fit the others.
         """
         folder = Path(folder)
-        if not (folder / POLICY).is_file():
-            raise UserError(
-                f"{folder} is not a policy checkpoint (no {POLICY}); expected one made by `par-agent finetune`"
-            )
-        content = read_json(folder / POLICY)
+        content = read_policy(folder)
         config = PARConfig.from_json(read_json(folder / "config.json"))
         with torch.device("meta"):
             model = PARModel(config)
         load_module(model, folder)
-        for name in ("transforms", "acting"):
-            if name not in content:
-                raise UserError(
-                    f"{folder / POLICY} lacks {name!r}; the checkpoint is incomplete: copy or train it again"
-                )
         encoder = load_frame_encoder(folder / ENCODER)
         transforms = None if content["transforms"] is None else Transforms.from_json(content["transforms"])
         if encoder.channels != config.nova.latent_channels:
@@ -135,10 +127,31 @@ class Checkpoint:
             )
         if transforms is not None:
             _check(config, encoder, transforms, folder)
-        acting: Acting = build(Acting, content["acting"])
-        text = _load_text_encoder(content.get("text_encoder", "hash"), config, folder)
-        trained = content.get("trained", {})
-        return cls(model.eval().to(device), encoder.to(device), transforms, text, acting, trained)
+        acting = build(Acting, content["acting"])
+        text = _load_text_encoder(content["text_encoder"], config, folder)
+        return cls(model.eval().to(device), encoder.to(device), transforms, text, acting, content["trained"])
+
+
+def read_policy(folder: Path) -> dict[str, Any]:
+    """Content of a checkpoint's ``policy.json``: ``transforms`` and ``acting`` as JSON, ``text_encoder``, ``trained``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / POLICY
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a policy checkpoint (no {POLICY}); expected one made by `par-agent finetune` or "
+            "`par-agent import-nova`"
+        )
+    content = {"text_encoder": "hash", "trained": {}, **read_object(path)}
+    for name in ("transforms", "acting"):
+        if name not in content:
+            raise UserError(f"{path} lacks {name!r}; the checkpoint is incomplete: copy or train it again")
+    check(f"{path}: text_encoder", content["text_encoder"], str)
+    check(f"{path}: trained", content["trained"], dict)
+    check(f"{path}: trained.steps", content["trained"].get("steps"), int | None)
+    return content
 
 
 def make_text_encoder(config: PARConfig) -> TextEncoder:

@@ -61,14 +61,28 @@ def read_json(path: Path) -> Any:
     """Reads JSON.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); it may be truncated: make it again") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads JSON that is an object.
+
+    Raises:
+        UserError: see :func:`read_json`; or it is something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected an object")
+    return content
 
 
 def claim_folder(settings: Path, wanted: dict[str, Any], *, begun: bool, free: tuple[str, ...] = ()) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from par_agent.errors import UserError
+from par_agent.json_fields import build
 
 Crop = tuple[int, int, int, int]
 
@@ -67,6 +68,23 @@ class Transforms:
     """(T, A) mean of the (relative) actions, per position: the chunk's, then those of the foresight."""
     action_std: tuple[tuple[float, ...], ...]
     """(T, A) their standard deviation."""
+
+    def __post_init__(self) -> None:
+        rows = {len(row) for row in (*self.action_mean, *self.action_std)}
+        if rows != {self.action_size} or len(self.action_mean) != len(self.action_std):
+            raise UserError(
+                f"Transforms.action_mean and action_std need rows of {self.action_size} numbers, as many as relative "
+                "has, and the same number of rows"
+            )
+        if len(self.proprioception_mean) != len(self.proprioception_std):
+            raise UserError("Transforms.proprioception_mean and proprioception_std differ in length")
+        if any(value <= 0 for row in (self.proprioception_std, *self.action_std) for value in row):
+            raise UserError("Transforms.proprioception_std and action_std must be above 0 everywhere")
+        if any(self.relative[self.proprioception_size :]):
+            raise UserError(
+                f"Transforms.relative marks numbers past the {self.proprioception_size} joint positions that they "
+                "would be relative to"
+            )
 
     @property
     def targets(self) -> int:
@@ -142,20 +160,13 @@ class Transforms:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Transforms:
+    def from_json(cls, content: Any) -> Transforms:
         """Inverse of :meth:`to_json`.
 
         Raises:
-            UserError: a field is missing or unknown.
+            UserError: a field is missing, unknown, of another type or of another size than the rest.
         """
-        names = {f.name for f in dataclasses.fields(cls)}
-        if names != set(content):
-            missing, unknown = sorted(names - set(content)), sorted(set(content) - names)
-            raise UserError(
-                f"the checkpoint's transforms lack {', '.join(missing) or 'nothing'} and have unknown fields "
-                f"{', '.join(unknown) or 'none'}; was it written by another version of par_agent?"
-            )
-        return cls(**{name: _tuples(value) for name, value in content.items()})
+        return build(cls, content)
 
     def _base(self, positions: Tensor) -> Tensor:
         """What relative numbers are relative to: (..., 1, A)."""
@@ -172,7 +183,3 @@ class Transforms:
     @cached_property
     def _actions(self) -> tuple[Tensor, Tensor]:
         return torch.tensor(self.action_mean), torch.tensor(self.action_std)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nova_fixtures import ROOT
 from par_agent.checkpoint import Checkpoint
@@ -67,6 +69,15 @@ def test_frames_are_encoded_alike_in_any_batch() -> None:
     [
         ("policy.json", lambda c: c.update(text_encoder="clip"), "names the text encoder 'clip'; known: hash, phi"),
         ("policy.json", lambda c: c["transforms"].update(crop=[0, 0, 24, 24]), "reads frames of 16x16 .* make 24x24"),
+        ("policy.json", lambda c: c.update(text_encoder=["phi"]), "text_encoder is .*; expected a string"),
+        ("policy.json", lambda c: c.update(trained=3), "trained is 3; expected an object"),
+        ("policy.json", lambda c: c["acting"].update(look_ahead=3), "fields in Acting: look_ahead.*update par_agent"),
+        ("policy.json", lambda c: c["transforms"]["action_mean"].pop(), "the same number of rows"),
+        ("policy.json", lambda c: c["transforms"]["proprioception_std"].pop(), "proprioception_std differ in length"),
+        ("policy.json", lambda c: c["transforms"]["action_std"][1].__setitem__(0, 0), "must be above 0 everywhere"),
+        ("config.json", lambda c: c.update(version=99, newer=True), "format version 99; .*: update par_agent"),
+        ("config.json", lambda c: c.pop("nova"), "missing fields in PARConfig: nova"),
+        ("config.json", lambda c: c["nova"].update(latent_size=8), "NOVAConfig.latent_size is 8; expected a list of 2"),
         ("frame_encoder/config.json", lambda c: c.update(_class_name="VQ"), "frame encoder 'VQ' is not known"),
         ("frame_encoder/config.json", lambda c: c.update(width=3), "unknown fields in FrameVAEConfig: width"),
     ],
@@ -76,6 +87,47 @@ def test_files_that_do_not_fit_are_named(
 ) -> None:
     tiny_checkpoint().save(tmp_path)
     edit(tmp_path / file, change)
+    with pytest.raises(UserError, match=message):
+        Checkpoint.load(tmp_path)
+
+
+def rewrite(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return apply
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.bin").write_bytes(b"would run code")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (rewrite(lambda t: t["nova.mask_embed.mask_token"].fill_(torch.nan)), "NaN .* nova.mask_embed.mask_token"),
+        (rewrite(lambda t: t.update({"action_tokenizer.boa": torch.zeros(3)})), "boa is 3, the configuration says 32"),
+        (rewrite(lambda t: t.pop("action_tokenizer.boa")), r"missing keys \(1\): action_tokenizer.boa"),
+        (truncate, "not a complete safetensors file"),
+        (pickle, "only pickled weights .model.bin., which can run code when opened and are never read"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json does not exist"),
+        (lambda folder: shutil.rmtree(folder / "frame_encoder"), "frame_encoder is not a folder"),
+    ],
+)
+def test_damaged_weights_and_missing_parts_are_named(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    tiny_checkpoint().save(tmp_path)
+    damage(tmp_path)
     with pytest.raises(UserError, match=message):
         Checkpoint.load(tmp_path)
 

@@ -13,8 +13,9 @@ from nova_fixtures import ROOT, damaged, full_keys, reference, write_nova
 from par_agent.cli.check_nova import compare_all
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
+from par_agent.modeling.diffusion import noise_process
 from par_agent.modeling.nova import NOVA
-from par_agent.modeling.nova_config import nova_config
+from par_agent.modeling.nova_config import diffusion_config, nova_config
 from par_agent.modeling.nova_reference import STAGES, transformer_outputs
 
 FOLDER = ROOT / "nova_tiny" / "transformer"
@@ -159,16 +160,38 @@ def test_a_released_folder_brings_its_own_scheduler(tmp_path):
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}))
     assert NOVA.from_pretrained(tmp_path).config.diffusion == DiffusionConfig("flow", shift=2.0, sampling_steps=25)
-    path.write_text(json.dumps({"_class_name": "DDPMScheduler", "beta_schedule": "linear"}))
-    with pytest.raises(UserError, match="'beta_schedule': 'linear'"):
-        NOVA.from_pretrained(tmp_path)
+    known = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
+    path.write_text(json.dumps({**known, "steps_offset": 1}))
+    assert NOVA.from_pretrained(tmp_path).config.diffusion == DiffusionConfig("ddpm", sampling_steps=25)
+    path.write_text(json.dumps(known))
+    diffusion = NOVA.from_pretrained(tmp_path).config.diffusion
+    assert noise_process(diffusion).sampler(4).times == (750, 500, 250, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"_class_name": "DDPMScheduler", "beta_schedule": "linear"}, "'beta_schedule': 'linear'"),
+        ({"_class_name": "DDPMScheduler", "timestep_spacing": "trailing"}, "'timestep_spacing': 'trailing'"),
+        ({"_class_name": "EulerDiscreteScheduler"}, "scheduler EulerDiscreteScheduler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_karras_sigmas": True}, "sets use_karras_sigmas"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": "3"}, "shift is '3'; expected a number"),
+    ],
+)
+def test_schedulers_that_mean_something_else_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        diffusion_config(fields)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"newer_field": 1}, "does not know: newer_field"),
-        ({"text_token_dim": None}, "lacks text_token_dim"),
+        ({"newer_field": 1}, "unknown fields in PublishedTransformer: newer_field.*update par_agent"),
+        ({"text_token_dim": None}, "class-conditional models, without text, are not known"),
+        ({"image_size": "64x96"}, r"image_size is '64x96'; expected a whole number or a list of 2"),
+        ({"video_base_size": [4, 2]}, "video_base_size is .*; expected a list of 3"),
+        ({"image_stride": 0}, "image_stride is 0; it must be at least 1"),
+        ({"image_size": [0, 96]}, r"latent_size is \(0, 12\)"),
         ({"arch": ["vit_d2w64", "vit_d4w64", "unet"]}, r"expected vit_d<depth>w<width>"),
         ({"arch_hparams": {}}, "number of heads of vit_d2w64 is not known"),
         ({"image_base_size": [8, 6]}, "image_base_size has"),
@@ -195,6 +218,8 @@ def test_missing_left_over_misshapen_and_nan_tensors_are_all_named_at_once(tmp_p
         tensors["label_embed.weight"] = torch.zeros(1)
         tensors["mask_embed.bos_token"] = torch.zeros(2, 64)
         tensors["text_embed.weight"][0, 0] = torch.inf
+        tensors["video_encoder.norm.bias"] = torch.zeros(64, dtype=torch.int8)
+        tensors["image_encoder.norm.bias"] = torch.zeros(64).to(torch.float8_e4m3fn)
 
     with pytest.raises(UserError) as caught:
         NOVA.from_pretrained(damaged(FOLDER, tmp_path / "nova", weights=change))
@@ -202,6 +227,8 @@ def test_missing_left_over_misshapen_and_nan_tensors_are_all_named_at_once(tmp_p
     assert "missing keys (1): image_decoder.head.bias" in message
     assert "left-over keys (1): label_embed.weight" in message
     assert "mask_embed.bos_token is 2x64, the configuration says 1x64" in message
+    assert "video_encoder.norm.bias is int8, expected float32, float16 or bfloat16" in message
+    assert "image_encoder.norm.bias is float8_e4m3fn" in message
     assert "NaN or infinite values in (1): text_embed.weight" in message
 
 

@@ -139,7 +139,7 @@ def damaged(folder: Path, what: str) -> None:
     ("what", "message"),
     [
         ("truncated weights", "not a complete safetensors file"),
-        ("missing statistics", "lack action_mean"),
+        ("missing statistics", "missing fields in Transforms: action_mean"),
         ("no transforms", "lacks 'transforms'"),
         ("no policy.json", "not a policy checkpoint"),
         ("another chunk length", "number of actions predicted is 4, its transforms' 2"),

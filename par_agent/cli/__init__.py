@@ -28,7 +28,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "render": Subcommand("par_agent.cli.render:RenderConfig", "render a trajectory file into training data"),
     "train-vae": Subcommand("par_agent.cli.train_vae:TrainVAEConfig", "train the small latent frame encoder"),
     "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data"),
-    "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw future frames and actions from a checkpoint"),
+    "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
     "info": Subcommand("par_agent.cli.info:InfoConfig", "print the parts and sizes of a model or checkpoint"),
     "check-nova": Subcommand("par_agent.cli.check_nova:CheckNovaConfig", "compare NOVA's parts with reference outputs"),
     "import-nova": Subcommand("par_agent.cli.import_nova:ImportNovaConfig", "make a checkpoint from NOVA's weights"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from par_agent.errors import UserError
-from par_agent.files import read_json
+from par_agent.files import read_json, read_object
 
 if TYPE_CHECKING:
     from par_agent.modeling.config import PARConfig
@@ -50,7 +50,7 @@ def describe(name_or_folder: str) -> Description:
     Raises:
         UserError: neither, or a folder that is no policy checkpoint.
     """
-    from par_agent.checkpoint import ENCODER, POLICY
+    from par_agent.checkpoint import ENCODER, read_policy
     from par_agent.modeling.config import PARConfig
     from par_agent.modeling.presets import PRESETS
     from par_agent.policy import CHECKPOINTS
@@ -58,16 +58,11 @@ def describe(name_or_folder: str) -> Description:
     for folder in (Path(name_or_folder), CHECKPOINTS / name_or_folder):
         if not folder.is_dir():
             continue
-        if not (folder / POLICY).is_file():
-            raise UserError(
-                f"{folder} is not a policy checkpoint (no {POLICY}); expected one made by `par-agent finetune` or "
-                "`par-agent import-nova`"
-            )
-        policy = read_json(folder / POLICY)
+        policy = read_policy(folder)
         return Description(
             PARConfig.from_json(read_json(folder / "config.json")),
-            read_json(folder / ENCODER / "config.json"),
-            policy.get("text_encoder", "hash"),
+            read_object(folder / ENCODER / "config.json"),
+            policy["text_encoder"],
             f"checkpoint {folder}: {_training(policy)}",
         )
     if (preset := PRESETS.get(name_or_folder)) is not None:
@@ -127,7 +122,7 @@ def _shapes(config: PARConfig) -> list[str]:
 
 
 def _training(policy: dict[str, Any]) -> str:
-    if policy.get("transforms") is None:
+    if policy["transforms"] is None:
         return "video weights only, not trained to act yet"
-    steps = (policy.get("trained") or {}).get("steps")
+    steps = policy["trained"].get("steps")
     return "trained" if steps is None else f"trained for {steps:,} steps"

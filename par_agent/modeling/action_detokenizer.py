@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from par_agent.modeling.blocks import MLP, Attention
 from par_agent.modeling.config import ActionConfig
-from par_agent.modeling.diffusion import NoiseProcess
+from par_agent.modeling.diffusion import NoiseProcess, Sampler
 from par_agent.modeling.embeddings import sincos
 from par_agent.modeling.frame_detokenizer import (
     TIME_FREQUENCIES,
@@ -147,19 +147,18 @@ def action_loss(
 
 @torch.inference_mode()
 def sample_actions(
-    head: ActionDetokenizer, z: Tensor, process: NoiseProcess, steps: int, start: Tensor, fresh: torch.Generator | None
+    head: ActionDetokenizer, z: Tensor, sampler: Sampler, start: Tensor, fresh: torch.Generator | None = None
 ) -> Tensor:
     """Draws normalised chunks (B, L, A) float32.
 
     Args:
         head: the Action-DiT.
         z: (B, L, D) conditions.
-        process: noise process.
-        steps: denoising steps.
+        sampler: steps of the reverse process.
         start: (B, L, A) noise to start from; zeros give the deterministic policy.
         fresh: source of the noise that a stochastic (DDPM) step adds; None: no such noise.
     """
-    conditions, sampler, x = head.conditions(z), process.sampler(steps), start.float()
+    conditions, x = head.conditions(z), start.float()
     for j, time in enumerate(sampler.times):
         output = head(x, torch.full((len(x),), time, device=x.device), conditions).float()
         noise = torch.randn(x.shape, generator=fresh, device=x.device) if sampler.noise[j] and fresh else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.modeling.config import ActionConfig
+from par_agent.modeling.embeddings import learned
 
 
 class ActionTokenizer(nn.Module):
@@ -22,8 +23,8 @@ class ActionTokenizer(nn.Module):
         for before, after in pairwise((config.action_size, *config.tokenizer_widths, width)):
             layers += [nn.Linear(before, after), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
-        self.boa = nn.Parameter(torch.randn(width).mul_(0.02))
-        self.positions = nn.Parameter(torch.randn(config.chunk_length, width).mul_(0.02))
+        self.boa = learned(width)
+        self.positions = learned(config.chunk_length, width)
         self.proprioception = nn.Linear(config.proprioception_size, width) if config.proprioception_size else None
 
     def forward(self, actions: Tensor, known: Tensor) -> Tensor:

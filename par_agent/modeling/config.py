@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from par_agent.errors import UserError
+from par_agent.json_fields import build
 
 CONFIG_VERSION = 1
 
@@ -17,6 +18,12 @@ def _positive(owner: object, *names: str) -> None:
         value = getattr(owner, name)
         if value < 1:
             raise UserError(f"{type(owner).__name__}.{name} is {value}; it must be at least 1")
+
+
+def _newer(version: int) -> str:
+    return (
+        f"this configuration has format version {version}; this package reads up to {CONFIG_VERSION}: update par_agent"
+    )
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,17 @@ class DiffusionConfig:
     """Flow matching only: shift of the noise levels towards noise."""
     sampling_steps: int = 10
     """Denoising steps at inference."""
+    steps_offset: int = 1
+    """DDPM only: what is added to every sampling time, 1 in NOVA's released video model."""
 
     def __post_init__(self) -> None:
         _positive(self, "train_steps", "sampling_steps")
         if self.kind not in ("flow", "ddpm"):
             raise UserError(f"DiffusionConfig.kind is {self.kind!r}; allowed: 'flow', 'ddpm'")
+        if not 0 <= self.steps_offset <= 1:
+            raise UserError(f"DiffusionConfig.steps_offset is {self.steps_offset}; allowed: 0, 1")
+        if self.shift <= 0:
+            raise UserError(f"DiffusionConfig.shift is {self.shift}; it must be above 0")
         if self.sampling_steps > self.train_steps:
             raise UserError(f"sampling_steps {self.sampling_steps} exceeds train_steps {self.train_steps}")
 
@@ -108,8 +121,12 @@ class NOVAConfig:
 
     def __post_init__(self) -> None:
         _positive(
-            self, "latent_channels", "video_patch", "image_patch", "decoder_depth", "decoder_width", "text_length"
-        )
+            self, "latent_channels", "video_patch", "image_patch", "decoder_depth", "decoder_width", "text_dim",
+            "text_length",
+        )  # fmt: skip
+        for name in ("latent_size", "video_base_size", "image_base_size"):
+            if min(getattr(self, name)) < 1:
+                raise UserError(f"NOVAConfig.{name} is {getattr(self, name)}; every number must be at least 1")
         for name in ("video_patch", "image_patch"):
             patch = getattr(self, name)
             if any(size % patch for size in self.latent_size):
@@ -219,10 +236,7 @@ class PARConfig:
         if self.action.foresight and self.detokenizers == "regression":
             raise UserError("regression gives one action per condition, those of the chunk: set action.foresight to ()")
         if self.version > CONFIG_VERSION:
-            raise UserError(
-                f"this configuration has format version {self.version}; this package reads up to {CONFIG_VERSION}: "
-                "update par_agent"
-            )
+            raise UserError(_newer(self.version))
 
     @property
     def autoregressive(self) -> bool:
@@ -234,41 +248,13 @@ class PARConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> PARConfig:
+    def from_json(cls, content: Any) -> PARConfig:
         """Inverse of :meth:`to_json`.
 
         Raises:
             UserError: a field is unknown, missing or out of range, or the format is newer than this package.
         """
-        if content.get("version", CONFIG_VERSION) > CONFIG_VERSION:
-            raise UserError(
-                f"this configuration has format version {content['version']}; this package reads up to "
-                f"{CONFIG_VERSION}: update par_agent"
-            )
-        nova = dict(content["nova"])
-        for name in ("video_encoder", "image_encoder"):
-            nova[name] = build(EncoderConfig, nova[name])
-        nova["diffusion"] = build(DiffusionConfig, nova["diffusion"])
-        action = dict(content["action"])
-        action["diffusion"] = build(DiffusionConfig, action["diffusion"])
-        parts = {"nova": build(NOVAConfig, nova), "action": build(ActionConfig, action)}
-        return build(cls, {**content, **parts})
-
-
-def build(cls: type, content: dict[str, Any]) -> Any:
-    """Makes a configuration dataclass from JSON, turning lists into tuples.
-
-    Raises:
-        UserError: unknown or missing fields, each named.
-    """
-    known = {f.name for f in dataclasses.fields(cls)}
-    required = {
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    if unknown := sorted(set(content) - known):
-        raise UserError(f"unknown fields in {cls.__name__}: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    if missing := sorted(required - set(content)):
-        raise UserError(f"missing fields in {cls.__name__}: {', '.join(missing)}")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        version = content.get("version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > CONFIG_VERSION:  # before its new fields are refused one by one
+            raise UserError(_newer(version))
+        return build(cls, content)

@@ -1,9 +1,8 @@
 """Noise processes of the de-tokenizers: flow matching and DDPM (paper section 4.3; Li et al. 2024).
 
 All tables come from diffusers' ``FlowMatchEulerDiscreteScheduler`` and ``DDPMScheduler``. Their ``step`` methods are
-not
-used: they keep a step counter on the scheduler and draw the noise themselves, while here a step is a pure function of
-its arguments, so that batches of rollouts stay independent and reference noise can be replayed. The numbers are the
+not used: they keep a step counter on the scheduler and draw the noise themselves, while here a step is a pure function
+of its arguments, so that batches of rollouts stay independent and reference noise can be replayed. The numbers are the
 same.
 """
 
@@ -170,6 +169,16 @@ def noise_process(config: DiffusionConfig) -> NoiseProcess:
                 config.train_steps,
                 beta_schedule="squaredcos_cap_v2",
                 clip_sample=False,
-                steps_offset=1,
+                steps_offset=config.steps_offset,
             )
         )
+
+
+@cache
+def sampler(config: DiffusionConfig, steps: int) -> Sampler:
+    """The reverse process of a configuration; made once, since making its tables can take longer than using them.
+
+    Raises:
+        UserError: see :meth:`NoiseProcess.sampler`.
+    """
+    return noise_process(config).sampler(steps)

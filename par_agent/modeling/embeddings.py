@@ -74,13 +74,22 @@ class MotionEmbedding(nn.Module):
         return torch.stack([self.flow_proj(features[0]), self.fps_proj(features[1])], 1)
 
 
+def learned(*shape: int) -> nn.Parameter:
+    """A parameter of small random numbers.
+
+    The meta device holds no numbers; drawing them there all the same would have torch import its compiler first.
+    """
+    values = torch.empty(shape)
+    return nn.Parameter(values if values.is_meta else values.normal_(std=0.02))
+
+
 class MaskEmbedding(nn.Module):
     """The begin-of-video token and the token of a masked patch."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.bos_token = nn.Parameter(torch.randn(1, width).mul_(0.02))
-        self.mask_token = nn.Parameter(torch.randn(1, width).mul_(0.02))
+        self.bos_token = learned(1, width)
+        self.mask_token = learned(1, width)
 
 
 class ResidualConv(nn.Module):

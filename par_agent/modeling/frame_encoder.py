@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import read_json
-from par_agent.modeling.config import build
+from par_agent.files import read_object
+from par_agent.json_fields import build
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig, to_frames, to_pixels
 from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora, OpenSoraVAEConfig
 from par_agent.modeling.pretrained import save_module
@@ -81,7 +81,7 @@ def make_frame_encoder(content: dict[str, Any]) -> FrameEncoder:
     """
     kind = content.get("_class_name", "FrameVAE")
     # "metrics" is the training's record.
-    fields = {name: value for name, value in content.items() if name[0] != "_" and name != "metrics"}
+    fields = {name: value for name, value in content.items() if not name.startswith("_") and name != "metrics"}
     if kind == "FrameVAE":
         return FrameVAE(build(FrameVAEConfig, fields))
     if kind == "AutoencoderKLOpenSora":
@@ -96,7 +96,7 @@ def load_frame_encoder(folder: Path) -> FrameEncoder:
     Raises:
         UserError: a file is missing, damaged, or of a kind that is not known.
     """
-    path, content = find_weights(folder), read_json(folder / "config.json")
+    path, content = find_weights(folder), read_object(folder / "config.json")
     with torch.device("meta"):
         encoder = make_frame_encoder(content)
     load_weights(_weights(encoder), read_tensors(path), path, torch.float32)

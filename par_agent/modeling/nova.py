@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import read_json
+from par_agent.files import read_object
 from par_agent.modeling.attention_mask import block_causal_mask
 from par_agent.modeling.config import NOVAConfig
 from par_agent.modeling.embeddings import (
@@ -97,7 +97,7 @@ class NOVA(nn.Module):
         fields, path = read_config(folder), find_weights(folder)
         tensors = read_tensors(path)
         scheduler = folder.parent / "scheduler" / "scheduler_config.json"
-        config = nova_config(fields, tensors, diffusion_config(read_json(scheduler) if scheduler.exists() else None))
+        config = nova_config(fields, tensors, diffusion_config(read_object(scheduler) if scheduler.exists() else None))
         with torch.device("meta"):
             model = cls(config)
         load_weights(model, tensors, path, dtype)

@@ -10,27 +10,62 @@ from typing import Any
 from torch import Tensor
 
 from par_agent.errors import UserError
+from par_agent.json_fields import build, check
 from par_agent.modeling.config import DiffusionConfig, EncoderConfig, NOVAConfig
 from par_agent.modeling.rope import axis_sizes
 
 HEADS = {768: 12, 1024: 16, 1536: 16}
 """Attention heads of the published transformer widths; the ``arch`` strings do not say them."""
 MLP_RATIO = 4
-KNOWN_FIELDS = {
-    "image_dim",
-    "image_size",
-    "image_stride",
-    "text_token_dim",
-    "text_token_len",
-    "rotary_pos_embed",
-    "video_base_size",
-    "image_base_size",
-    "video_mixer_rank",
-    "arch",
-    "arch_hparams",
-}
-REQUIRED_FIELDS = KNOWN_FIELDS - {"rotary_pos_embed", "video_mixer_rank", "arch_hparams"}
 MIXER = "video_encoder.mixer."
+DDPM_DEFAULTS: dict[str, Any] = {
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "clip_sample": True,
+    "variance_type": "fixed_small",
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "thresholding": False,
+    "rescale_betas_zero_snr": False,
+}
+"""What diffusers takes where a scheduler's file says nothing, of the fields that decide what its numbers mean."""
+DDPM_EXPECTED = {**DDPM_DEFAULTS, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
+"""The one meaning that :mod:`par_agent.modeling.diffusion` computes."""
+FLOW_OPTIONS = ("use_dynamic_shifting", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas",
+                "use_beta_sigmas", "shift_terminal", "stochastic_sampling")  # fmt: skip
+"""Fields of flow matching's file that change its noise levels or its steps where they are set."""
+
+
+@dataclass(frozen=True)
+class PublishedTransformer:
+    """The fields of a published ``config.json``."""
+
+    image_dim: int
+    """Latent channels."""
+    image_size: int | tuple[int, int]
+    """Height and width of a frame in pixels; one number for both."""
+    image_stride: int
+    """Pixels a side of one latent pixel."""
+    text_token_dim: int
+    """Width of text features."""
+    text_token_len: int
+    """Text tokens."""
+    video_base_size: tuple[int, int, int]
+    """Frames, rows and columns of the temporal encoder's token grid."""
+    image_base_size: tuple[int, int]
+    """Rows and columns of the spatial encoder's token grid."""
+    arch: tuple[str, str, str]
+    """Temporal encoder, spatial encoder and diffusion MLP, as ``vit_d<depth>w<width>`` and ``mlp_d<depth>w<width>``."""
+    rotary_pos_embed: bool = False
+    """Rotary positions in place of absolute ones."""
+    video_mixer_rank: int | None = None
+    """Rank of the mixer, negative: full; the weights decide where they have one."""
+    arch_hparams: dict[str, Any] | None = None
+    """Per part, numbers that override what ``arch`` says; not in published files."""
+
+    def __post_init__(self) -> None:
+        if self.image_stride < 1:
+            raise UserError(f"image_stride is {self.image_stride}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -53,37 +88,37 @@ def nova_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], diffus
         diffusion: noise process of the frame de-tokenizer.
 
     Raises:
-        UserError: fields are unknown, missing or out of range; each is named.
+        UserError: fields are unknown, missing, of another type or out of range; each is named.
     """
-    _check_fields(fields)
-    video, image, decoder = (_part(fields, index) for index in range(3))
+    if fields.get("text_token_dim", 0) is None:
+        raise UserError("text_token_dim is null: class-conditional models, without text, are not known")
+    published = build(PublishedTransformer, dict(fields))
+    video, image, decoder = (_part(published, index) for index in range(3))
     if video.width != image.width:
-        raise UserError(f"arch {fields['arch']}: video and image encoder have different widths; expected the same")
-    size = fields["image_size"]
+        raise UserError(f"arch {published.arch}: video and image encoder have different widths; expected the same")
+    size = published.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    stride = fields["image_stride"]
-    image_patch = 15 // stride + 1
-    base = tuple(fields["video_base_size"])
-    rotary = bool(fields.get("rotary_pos_embed", False))
+    image_patch = 15 // published.image_stride + 1
+    base, rotary = published.video_base_size, published.rotary_pos_embed
     config = NOVAConfig(
-        latent_channels=fields["image_dim"],
-        latent_size=(height // stride, width // stride),
+        latent_channels=published.image_dim,
+        latent_size=(height // published.image_stride, width // published.image_stride),
         video_patch=2 * image_patch,
         image_patch=image_patch,
-        video_encoder=_encoder(video, fields["arch"][0]),
-        image_encoder=_encoder(image, fields["arch"][1]),
+        video_encoder=_encoder(video, published.arch[0]),
+        image_encoder=_encoder(image, published.arch[1]),
         decoder_depth=decoder.depth,
         decoder_width=decoder.width,
-        text_dim=fields["text_token_dim"],
-        text_length=fields["text_token_len"],
+        text_dim=published.text_token_dim,
+        text_length=published.text_token_len,
         video_base_size=base,
-        image_base_size=tuple(fields["image_base_size"]),
+        image_base_size=published.image_base_size,
         absolute_space=not rotary,
         absolute_time=not rotary,
         rotary=rotary,
         motion=base[0] > 1,
         bos_slot=True,
-        mixer_rank=_mixer_rank(fields, tensors),
+        mixer_rank=_mixer_rank(published, tensors),
         diffusion=diffusion,
     )
     for name, given, grid in (
@@ -106,41 +141,40 @@ def diffusion_config(fields: Mapping[str, Any] | None, sampling_steps: int = 25)
     """Noise process of a published ``scheduler_config.json`` with its ``_class_name``; None: the video model's DDPM.
 
     Raises:
-        UserError: another scheduler than DDPM with capped cosine betas and noise prediction, or flow matching.
+        UserError: another scheduler than DDPM with capped cosine betas and noise prediction, or flow matching; or
+            fields that give its numbers another meaning.
     """
     if fields is None:
         return DiffusionConfig("ddpm", sampling_steps=sampling_steps)
-    steps = fields.get("num_train_timesteps", 1000)
-    name = fields.get("_class_name", "DDPMScheduler")
+
+    def number(field: str, default: float, kind: type) -> Any:
+        value = fields.get(field, default)
+        check(f"scheduler_config.json: {field}", value, kind)
+        return value
+
+    train, shift = number("num_train_timesteps", 1000, int), number("shift", 1.0, float)
+    offset = number("steps_offset", 0, int)
+    name = str(fields.get("_class_name", "DDPMScheduler"))
     if "FlowMatch" in name:
-        return DiffusionConfig("flow", train_steps=steps, shift=fields.get("shift", 1.0), sampling_steps=sampling_steps)
-    expected = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon", "clip_sample": False}
-    defaults = {"beta_schedule": "linear", "prediction_type": "epsilon", "clip_sample": True}
-    got = {key: fields.get(key, default) for key, default in defaults.items()}
-    if "DDPM" not in name or got != expected:
-        raise UserError(f"scheduler {name} with {got} is not known; expected flow matching or DDPM with {expected}")
-    return DiffusionConfig("ddpm", train_steps=steps, sampling_steps=sampling_steps)
-
-
-def _check_fields(fields: Mapping[str, Any]) -> None:
-    if unknown := sorted(set(fields) - KNOWN_FIELDS):
+        if options := [option for option in FLOW_OPTIONS if fields.get(option)]:
+            raise UserError(f"scheduler {name} sets {', '.join(options)}, which are not known")
+        return DiffusionConfig("flow", train_steps=train, shift=shift, sampling_steps=sampling_steps)
+    got = {key: fields.get(key, default) for key, default in DDPM_DEFAULTS.items()}
+    if "DDPM" not in name or got != DDPM_EXPECTED:
         raise UserError(
-            f"config.json has fields that this version does not know: {', '.join(unknown)}; it may come from a newer "
-            f"model. Known: {', '.join(sorted(KNOWN_FIELDS))}"
+            f"scheduler {name} with {got} is not known; expected flow matching or DDPM with {DDPM_EXPECTED}"
         )
-    if missing := sorted(name for name in REQUIRED_FIELDS if fields.get(name) is None):
-        raise UserError(
-            f"config.json lacks {', '.join(missing)} (class-conditional models, without text, are not known)"
-        )
-    if len(fields["arch"]) != 3 or len(fields["video_base_size"]) != 3 or len(fields["image_base_size"]) != 2:
-        raise UserError("config.json needs 3 entries in arch and video_base_size, 2 in image_base_size")
+    return DiffusionConfig("ddpm", train_steps=train, sampling_steps=sampling_steps, steps_offset=offset)
 
 
-def _part(fields: Mapping[str, Any], index: int) -> _Part:
+def _part(published: PublishedTransformer, index: int) -> _Part:
     name = ("video_encoder", "image_encoder", "image_decoder")[index]
-    given = dict((fields.get("arch_hparams") or {}).get(name) or {})
-    arch = fields["arch"][index]
-    match = re.fullmatch(r"(vit|mlp)_d(\d+)w(\d+)", str(arch))
+    given = (published.arch_hparams or {}).get(name) or {}
+    check(f"arch_hparams.{name}", given, dict)
+    for field, value in given.items():
+        check(f"arch_hparams.{name}.{field}", value, int)
+    arch = published.arch[index]
+    match = re.fullmatch(r"(vit|mlp)_d(\d+)w(\d+)", arch)
     if match is None and not {"depth", "width"} <= set(given):
         raise UserError(f"arch[{index}] is {arch!r}; expected vit_d<depth>w<width> or mlp_d<depth>w<width>")
     depth, width = (int(match[2]), int(match[3])) if match else (0, 0)
@@ -156,9 +190,9 @@ def _encoder(part: _Part, arch: str) -> EncoderConfig:
     return EncoderConfig(part.depth, part.width, part.heads, part.mlp_ratio)
 
 
-def _mixer_rank(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int | None:
+def _mixer_rank(published: PublishedTransformer, tensors: Mapping[str, Tensor]) -> int | None:
     if (lora := tensors.get(f"{MIXER}lora.weight")) is not None:
         return lora.shape[0]
     if any(name.startswith(MIXER) for name in tensors):
         return -1
-    return fields.get("video_mixer_rank") or None
+    return published.video_mixer_rank or None

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.modeling.config import build
+from par_agent.json_fields import build
 from par_agent.modeling.opensora_vae_blocks import NORM_EPS, CausalConv3d, DownBlock, MidBlock, UpBlock, convolution
 from par_agent.modeling.weights import find_weights, load_weights, read_config, read_tensors
 
@@ -88,10 +88,6 @@ class OpenSoraVAEConfig:
             )
         if self.act_fn != "silu":
             raise UserError(f"act_fn is {self.act_fn!r}; only 'silu' is known")
-        if self.latents_mean is not None or self.latents_std is not None:
-            raise UserError(
-                "latents_mean and latents_std are set; this VAE scales by scaling_factor and shift_factor only"
-            )
 
     @property
     def spatial_factor(self) -> int:

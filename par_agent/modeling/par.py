@@ -21,7 +21,7 @@ from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss
 from par_agent.modeling.action_tokenizer import ActionTokenizer
 from par_agent.modeling.attention_mask import limit_context, physical_token_mask
 from par_agent.modeling.config import PARConfig
-from par_agent.modeling.diffusion import noise_process
+from par_agent.modeling.diffusion import noise_process, sampler
 from par_agent.modeling.embeddings import space_embedding
 from par_agent.modeling.frame_loss import frame_loss
 from par_agent.modeling.generation import GenerationConfig, NoiseSource, generate_frame
@@ -333,10 +333,8 @@ class PARModel(nn.Module):
         if isinstance(self.action_detokenizer, RegressionHead):
             return self.action_detokenizer(z_action).float()
         config = self.config.action.diffusion
-        process = noise_process(config)
-        targets = sample_actions(
-            self.action_detokenizer, z_action, process, steps or config.sampling_steps, start, generator
-        )
+        reverse = sampler(config, steps or config.sampling_steps)
+        targets = sample_actions(self.action_detokenizer, z_action, reverse, start, generator)
         return targets[:, : self.config.action.chunk_length]
 
     def sample_frame(self, z_frame: Tensor, noise: NoiseSource, config: GenerationConfig | None = None) -> Tensor:
@@ -371,5 +369,5 @@ def draw_known_patches(rows: int, patches: int, generator: torch.Generator | Non
     low, high = (torch.special.ndtr(torch.tensor((bound - 1) / 0.25)) for bound in (0.7, 1.0))
     uniform = torch.rand((), generator=generator, device=device).cpu()
     ratio = 1 + 0.25 * torch.special.ndtri(low + (high - low) * uniform)
-    known = patches - int(torch.ceil(ratio.clamp(0.7, 1.0) * patches))
+    known = round((1 - ratio.clamp(0.7, 1.0).item()) * patches)
     return torch.rand(rows, patches, generator=generator, device=device).argsort(1)[:, :known]

@@ -64,7 +64,7 @@ def par_nova() -> PARConfig:
         decoder_width=1280,
         text_dim=2560,
         text_length=256,
-        video_base_size=(9, 15, 24),
+        video_base_size=(16, 15, 24),
         image_base_size=(30, 48),
         mixer_rank=24,
     )

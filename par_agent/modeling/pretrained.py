@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from par_agent.files import atomic_path, write_json
-from par_agent.modeling.weights import load_weights, read_tensors
+from par_agent.modeling.weights import find_weights, load_weights, read_tensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -38,5 +38,5 @@ def load_module(module: nn.Module, folder: Path, dtype: torch.dtype = torch.floa
     Raises:
         UserError: the weights are missing, damaged or do not fit.
     """
-    path = folder / WEIGHTS
+    path = find_weights(folder)
     load_weights(module, read_tensors(path), path, dtype)

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import read_json
+from par_agent.files import read_object
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.safetensors")
+EITHER = f"{WEIGHT_NAMES[0]} or {WEIGHT_NAMES[-1]}"
+"""The names to tell users."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST_NAMED = 40
 """Keys spelled out per kind of fault; past it the message counts."""
 
@@ -28,21 +31,18 @@ def find_weights(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; expected one with config.json and {WEIGHT_NAMES[0]}")
+        raise UserError(f"{folder} is not a folder; expected one with config.json and weights ({EITHER})")
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return folder / name
     if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES):
         raise UserError(
             f"{folder} holds only pickled weights ({', '.join(pickled)}), which can run code when opened and are never "
-            f"read; get the safetensors version ({WEIGHT_NAMES[0]})"
+            f"read; get the safetensors version ({EITHER})"
         )
     if sharded := sorted(path.name for path in folder.glob("*.safetensors*")):
-        raise UserError(
-            f"{folder} holds {', '.join(sharded)}; expected one file {WEIGHT_NAMES[0]}: merge the parts or "
-            "rename the file"
-        )
-    raise UserError(f"{folder} has no weights; expected {WEIGHT_NAMES[0]} in it")
+        raise UserError(f"{folder} holds {', '.join(sharded)}; expected one file: merge the parts and name it {EITHER}")
+    raise UserError(f"{folder} has no weights; expected {EITHER} in it")
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -74,9 +74,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, not JSON, or not an object.
     """
-    content = read_json(Path(folder) / "config.json")
-    if not isinstance(content, dict):
-        raise UserError(f"{Path(folder) / 'config.json'} holds a {type(content).__name__}; expected an object")
+    content = read_object(Path(folder) / "config.json")
     return {name: value for name, value in content.items() if not name.startswith("_")}
 
 
@@ -87,10 +85,10 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], origin: str | Pa
         module: the model; its ``state_dict()`` decides names and shapes.
         tensors: read weights.
         origin: where they come from, for messages.
-        dtype: type that floating point tensors are cast to.
+        dtype: type that they are cast to.
 
     Raises:
-        UserError: missing, left-over or non-finite tensors or wrong shapes, each named.
+        UserError: missing, left-over or non-finite tensors, wrong shapes or types, each named.
     """
     expected = module.state_dict()
     faults = [
@@ -104,14 +102,26 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], origin: str | Pa
                 if name in tensors and tensors[name].shape != value.shape
             ],
         ),
-        _listing("NaN or infinite values in", [name for name, value in tensors.items() if not value.isfinite().all()]),
+        _listing(
+            "wrong types",
+            [
+                f"{name} is {str(tensors[name].dtype).removeprefix('torch.')}, expected float32, float16 or bfloat16"
+                for name in expected
+                if name in tensors and tensors[name].dtype not in FLOATS
+            ],
+        ),
+        _listing("NaN or infinite values in", [name for name, value in tensors.items() if not _finite(value)]),
     ]
     if text := "\n".join(filter(None, faults)):
         raise UserError(f"the weights in {origin} do not fit the model:\n{text}")
-    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    cast = {name: value.to(dtype) for name, value in tensors.items()}
     module.load_state_dict(cast, strict=True, assign=True)
     for parameter in module.parameters():
         parameter.requires_grad_(True)  # assign=True takes the tensor's own flag, which is off
+
+
+def _finite(tensor: Tensor) -> bool:
+    return tensor.dtype not in FLOATS or bool(tensor.isfinite().all())
 
 
 def _shape(tensor: Tensor) -> str:

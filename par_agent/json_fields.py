@@ -1,0 +1,87 @@
+"""Frozen dataclasses from JSON, with every fault named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from par_agent.errors import UserError
+
+T = TypeVar("T")
+NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
+
+
+def build(cls: type[T], content: Any) -> T:
+    """Makes a dataclass from JSON: objects become the dataclasses that its fields name, lists become tuples.
+
+    Raises:
+        UserError: not an object; a field is unknown, missing or of another type; or what the class itself refuses.
+    """
+    assert dataclasses.is_dataclass(cls)
+    name, hints = cls.__name__, get_type_hints(cls)
+    check(name, content, dict)
+    if unknown := sorted(set(content) - set(hints)):
+        raise UserError(
+            f"unknown fields in {name}: {', '.join(unknown)}; known: {', '.join(sorted(hints))}. If a newer version "
+            "wrote them: update par_agent"
+        )
+    if missing := sorted(f.name for f in dataclasses.fields(cls) if _required(f) and f.name not in content):
+        raise UserError(f"missing fields in {name}: {', '.join(missing)}")
+    values = {}
+    for field, value in content.items():
+        if dataclasses.is_dataclass(hints[field]):
+            values[field] = build(hints[field], value)
+        else:
+            check(f"{name}.{field}", value, hints[field])
+            values[field] = _tuples(value)
+    return cls(**values)
+
+
+def check(name: str, value: Any, hint: Any) -> None:
+    """Compares a JSON value with a type annotation.
+
+    Raises:
+        UserError: they do not match; ``name`` says whose value it is.
+    """
+    if not _fits(value, hint):
+        given = repr(value)
+        raise UserError(f"{name} is {given[:60]}{'...' * (len(given) > 60)}; expected {_describe(hint)}")
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return value in parts
+    if kind is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        parts = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _describe(hint: Any) -> str:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return " or ".join(map(_describe, parts))
+    if kind is Literal:
+        return " or ".join(map(repr, parts))
+    if kind is tuple and parts[-1] is Ellipsis:
+        return f"a list, each entry {_describe(parts[0])}"
+    if kind is tuple:
+        return f"a list of {len(parts)}: {', '.join(map(_describe, parts))}"
+    return NAMES.get(kind, "an object")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,65 @@
+"""Dataclasses from JSON: nested ones, tuples, and every fault named with what was given and what is expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from par_agent.errors import UserError
+from par_agent.json_fields import build
+
+
+@dataclass(frozen=True)
+class Wheel:
+    radius: float = 0.5
+
+
+@dataclass(frozen=True)
+class Cart:
+    name: str
+    wheel: Wheel
+    size: tuple[int, int]
+    rows: tuple[tuple[float, ...], ...] = ()
+    drive: Literal["front", "rear"] = "rear"
+    load: int | None = None
+    open: bool = False
+
+
+GOOD: dict[str, Any] = {"name": "cart", "wheel": {"radius": 1}, "size": [2, 3], "rows": [[1, 0.5], []], "load": 4}
+
+
+def test_objects_become_dataclasses_and_lists_tuples() -> None:
+    assert build(Cart, GOOD) == Cart("cart", Wheel(1), (2, 3), ((1, 0.5), ()), "rear", 4, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": 3}, "Cart.name is 3; expected a string"),
+        ({"wheel": [1]}, r"Wheel is \[1\]; expected an object"),
+        ({"wheel": {"radius": "wide"}}, "Wheel.radius is 'wide'; expected a number"),
+        ({"wheel": {"radius": float("nan")}}, "Wheel.radius is nan; expected a number"),
+        ({"wheel": {"spokes": 8}}, "unknown fields in Wheel: spokes; known: radius.*update par_agent"),
+        ({"size": [2, 3, 4]}, "expected a list of 2: a whole number, a whole number"),
+        ({"size": [2, True]}, "expected a list of 2"),
+        ({"size": 2.0}, "Cart.size is 2.0"),
+        ({"rows": [[1], ["x"]]}, "expected a list, each entry a list, each entry a number"),
+        ({"drive": "all"}, "Cart.drive is 'all'; expected 'front' or 'rear'"),
+        ({"load": 1.5}, "Cart.load is 1.5; expected a whole number or null"),
+        ({"open": 1}, "Cart.open is 1; expected true or false"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(Cart, {**GOOD, **changes})
+
+
+def test_missing_fields_are_named_at_once_and_long_values_are_cut() -> None:
+    with pytest.raises(UserError, match="missing fields in Cart: size, wheel"):
+        build(Cart, {"name": "cart"})
+    with pytest.raises(UserError, match=r"x{50}\.\.\.; expected true or false"):
+        build(Cart, {**GOOD, "open": "x" * 500})
+    with pytest.raises(UserError, match="Cart is None; expected an object"):
+        build(Cart, None)
