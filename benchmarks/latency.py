@@ -6,6 +6,7 @@ does after the frozen frame encoder, whose own time is a row of its own.
 
 from __future__ import annotations
 
+import resource
 import statistics
 import sys
 import time
@@ -46,7 +47,9 @@ class LatencyConfig:
     repeats: int = 20
     """Timings per case; the slow ones (recomputing, frames) get a quarter, at least one."""
     frames: bool = True
-    """Also times predicting the next frame and the frozen frame encoder."""
+    """Also times predicting the next frame."""
+    recompute: bool = True
+    """Also times computing the whole history again."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Device to time."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -138,6 +141,7 @@ def main(config: LatencyConfig) -> None:
                 continue
             for row in rows(config, name, model, batch, peak):
                 print(row, flush=True)
+    print(f"\npeak memory {peak_memory(device) / 1e9:.1f} GB")
 
 
 def rows(config: LatencyConfig, name: str, model: PARModel, batch: int, peak: Peak) -> Iterator[str]:
@@ -152,8 +156,7 @@ def rows(config: LatencyConfig, name: str, model: PARModel, batch: int, peak: Pe
             flops = count_flops(lambda case=case: case.run(shadow, shadow_inputs))
             times = timed(lambda case=case: case.run(model, inputs), repeats, model.nova.device, warm=not case.slow)
         yield table_row(name, batch, case.name, times, flops, case.size, peak)
-    if config.frames:
-        yield encoder_row(config, name, model, batch, peak)
+    yield encoder_row(config, name, model, batch, peak)
 
 
 def cases(config: LatencyConfig, model: PARModel, batch: int) -> list[Case]:
@@ -172,10 +175,9 @@ def cases(config: LatencyConfig, model: PARModel, batch: int) -> list[Case]:
         _, z_action = model(inputs.features, inputs.history, steps)
         model.sample_actions(z_action[:, -1], inputs.start, steps=config.denoising_steps)
 
-    found = [
-        Case("act, cached", act, temporal + cache + head),
-        Case("act, history recomputed", recompute, temporal + head, slow=True),
-    ]
+    found = [Case("act, cached", act, temporal + cache + head)]
+    if config.recompute:
+        found.append(Case("act, history recomputed", recompute, temporal + head, slow=True))
     if config.frames and model.config.imagination:
         sets = len(mask_schedule(model.config.nova.image_tokens, config.mask_steps))
         steps = min(config.diffusion_steps, model.config.nova.diffusion.train_steps)
@@ -259,6 +261,13 @@ def synchronise(device: torch.device) -> None:
     """Waits for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: allocated on CUDA, resident on the CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def count_flops(function: Callable[[], object]) -> float:

@@ -7,7 +7,6 @@ weights.
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Literal
 
 import torch
 import tyro
-from latency import count_flops, describe, measure_peak, synchronise
+from latency import count_flops, describe, measure_peak, peak_memory, synchronise
 from torch import Tensor
 
 from par_agent.errors import UserError
@@ -100,13 +99,6 @@ def backward(config: TrainingStepConfig, model: PARModel, device: torch.device) 
     features = [torch.randn(nova.text_length // 2, nova.text_dim, device=device)] * config.batch
     steps = torch.arange(config.window, device=device).expand(shape)
     model.loss(features, inputs, steps, targets, frame_fraction=config.frame_fraction).total.backward()
-
-
-def peak_memory(device: torch.device) -> float:
-    """Bytes: allocated on CUDA, resident on the CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

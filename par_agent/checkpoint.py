@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from par_agent.device import usable_device
 from par_agent.errors import UserError
 from par_agent.files import read_json, read_object, write_json
 from par_agent.json_fields import build, check
@@ -110,9 +111,9 @@ class Checkpoint:
         """Reads a folder, with modules in evaluation mode on ``device`` and float32 weights.
 
         Raises:
-            UserError: a file is missing, damaged, from a newer version, or does not fit the others.
+            UserError: a file is missing, damaged, from a newer version, or does not fit the others; or no such device.
         """
-        folder = Path(folder)
+        folder, device = Path(folder), usable_device(device)
         content = read_policy(folder)
         config = PARConfig.from_json(read_json(folder / "config.json"))
         with torch.device("meta"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,18 @@ def check_video_path(path: Path, frames: int) -> None:
     """Refuses, before any work is done, what :func:`write_video` could not write.
 
     Raises:
-        UserError: an unknown suffix, or several frames for a still image.
+        UserError: an unknown suffix, several frames for a still image, or a place that cannot be written to.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path} has the suffix {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".png" and frames != 1:
         raise UserError(f"{path} holds one frame and there are {frames}; use .mp4 or .gif, or one frame")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: it is a folder, or its folder is read-only")
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
@@ -29,6 +36,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
 
     Raises:
         UserError: see :func:`check_video_path`.
+        OSError: the disk is full.
     """
     import imageio.v2 as imageio
 

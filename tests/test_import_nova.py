@@ -135,6 +135,16 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def truncate_text(folder: Path) -> None:
+    path = folder / "text_encoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def nan_text(folder: Path) -> None:
+    path = folder / "text_encoder" / "model.safetensors"
+    save_file({name: value * torch.nan for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -146,6 +156,11 @@ def truncate(folder: Path) -> None:
         (more_latents, r"video_encoder.patch_embed.proj.weight is 64x4x4x4, the configuration says 64x8x4x4"),
         (truncate, "not a complete safetensors file"),
         (shrink_text, "lack layers.0.mlp.fc1.weight"),
+        (weights("transformer", lambda t: t["mask_embed.bos_token"].fill_(torch.nan)), "NaN .* mask_embed.bos_token"),
+        (truncate_text, "cannot load Phi from"),
+        (nan_text, "gives NaN or infinite features for 'push the red cube'"),
+        (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json does not"),
+        (lambda folder: (folder / "transformer" / "config.json").write_text("[1"), "config.json is not valid JSON"),
     ],
 )
 def test_broken_folders_are_refused_by_name_and_leave_nothing(

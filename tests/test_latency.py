@@ -38,6 +38,12 @@ def test_every_case_has_a_row_and_the_cache_saves_work(latency: ModuleType, nova
     assert cases["act, cached"].size > cases["act, history recomputed"].size
 
 
+def test_slow_cases_can_be_left_out(latency: ModuleType) -> None:
+    config = latency.LatencyConfig(step=2, repeats=1, denoising_steps=1, frames=False, recompute=False, device="cpu")
+    rows = latency.rows(config, "par-mini", tiny_model(), 1, latency.Peak(1e9, 1e9))
+    assert [row.split("|")[3].strip() for row in rows] == ["act, cached", "frame encoder"]
+
+
 def test_the_floor_is_the_slower_of_computing_and_reading(latency: ModuleType) -> None:
     peak = latency.Peak(flops=100.0, bandwidth=10.0)
     assert peak.floor(200.0, 1.0) == 2.0 and peak.floor(1.0, 50.0) == 5.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -193,13 +195,45 @@ def test_frames_are_sampled_from_conditions(nova_layout: bool) -> None:
     assert frame.shape == (2, 2, 8, 8) and frame.isfinite().all()
 
 
-def test_known_patches_follow_the_mask_ratio() -> None:
-    counts = [
-        draw_known_patches(2, 100, torch.Generator().manual_seed(seed), torch.device("cpu")).shape[1]
-        for seed in range(300)
-    ]
-    assert min(counts) >= 0 and max(counts) <= 30
-    assert 10 < sum(counts) / 300 < 16  # the truncated normal's mean ratio is 0.866
+def test_known_patches_follow_the_mask_ratio_to_the_nearest_number() -> None:
+    def counts(patches: int) -> list[int]:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(300)]
+        return [draw_known_patches(2, patches, generator, torch.device("cpu")).shape[1] for generator in generators]
+
+    many, few = counts(100), counts(2)
+    assert min(many) == 0 and max(many) == 30
+    assert 12 < sum(many) / 300 < 15  # the truncated normal's mean ratio is 0.866
+    assert set(few) == {0, 1}  # up to 0.6 of two patches
+
+
+@torch.no_grad()
+def test_before_any_action_frames_are_conditioned_as_in_nova() -> None:
+    """Without a token of joint positions ``O_0`` is NOVA's frame slot 1: same position, same time, same mixer."""
+    config = tiny_config(nova_layout=True)
+    torch.manual_seed(0)
+    model = PARModel(dataclasses.replace(config, action=dataclasses.replace(config.action, proprioception_size=0)))
+    features, inputs = tiny_features(2), dataclasses.replace(tiny_inputs(2, 1), proprioception=torch.zeros(2, 1, 0))
+    clip = torch.randn(2, 2, config.nova.video_base_size[0], 8, 8)
+    clip[:, :, 0] = inputs.latents[:, 0]
+    expected = model.nova.mix(model.nova.encode_video(clip, model.nova.prefix(features)))[:, 1]
+    torch.testing.assert_close(model(features, inputs, numbers(2, 1))[0][:, 0], expected, rtol=0, atol=1e-5)
+    z_frame, _ = model.step(model.start(features, slots=2), inputs)
+    torch.testing.assert_close(z_frame, expected, rtol=0, atol=1e-5)
+
+
+def test_the_meta_device_needs_neither_numbers_nor_a_compiler() -> None:
+    """Built in a fresh process: drawing random numbers there would first import torch's compiler, for seconds."""
+    code = """
+import sys, torch
+from par_agent.modeling import PARModel
+from par_agent.modeling.presets import preset
+with torch.device("meta"):
+    model = PARModel(preset("par-nova-0.6b"))
+assert all(p.is_meta for p in model.parameters())
+print(sorted({"sympy", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "diffusers"} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 def test_configuration_round_trip_and_newer_version() -> None:

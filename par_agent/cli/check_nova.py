@@ -76,7 +76,9 @@ def main(config: CheckNovaConfig) -> int:
     """Prints one row per reference tensor; returns 1 if any is off or was not computed."""
     import torch
 
-    device = _device(config.device)
+    from par_agent.device import usable_device
+
+    device = usable_device(config.device)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     reference = _read_reference(config.io)
@@ -159,12 +161,3 @@ def _read_reference(path: Path) -> dict[str, Tensor]:
     if not any(name.startswith("out.") for name in reference):
         raise UserError(f"{path} has no tensor whose name starts with 'out.'; expected a reference file")
     return reference
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used ({error}); try cpu or cuda") from None

@@ -57,21 +57,23 @@ def main(config: GenerateConfig) -> int:
     """Generates, decodes and writes one clip."""
     import torch
 
+    from par_agent.device import usable_device
     from par_agent.modeling.generation import GenerationConfig
     from par_agent.modeling.nova import NOVA
+    from par_agent.modeling.nova_folder import folder_text_encoder, require_parts
     from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
-    from par_agent.modeling.text_encoder import PhiTextEncoder
     from par_agent.videos import check_video_path, write_video
 
     check_video_path(config.out, config.frames)
+    if not config.fps > 0:
+        raise UserError(f"--fps is {config.fps}; it must be above 0")
     steps = GenerationConfig(config.mask_steps, config.diffusion_steps, config.guidance)
-    device, dtype = torch.device(config.device), getattr(torch, config.dtype)
+    device, dtype = usable_device(config.device), getattr(torch, config.dtype)
+    require_parts(config.model, config.text_cache)
     vae = AutoencoderKLOpenSora.from_pretrained(config.model / "vae", device=device, dtype=dtype)
     latent_frames = _latent_frames(config.frames, vae.config.time_factor)
     nova = NOVA.from_pretrained(config.model, device=device, dtype=dtype)
-    text = PhiTextEncoder(
-        config.model, cache=config.text_cache, dim=nova.config.text_dim, length=nova.config.text_length, device=device
-    )
+    text = folder_text_encoder(config.model, config.text_cache, nova.config, device)
     prompts = [config.prompt] + ([config.negative_prompt] if steps.guided else [])
     features = [text.encode(prompt).to(device) for prompt in prompts]
     generator = torch.Generator(device).manual_seed(config.seed)

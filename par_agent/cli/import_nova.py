@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from par_agent.errors import UserError
+from par_agent.files import cannot_write
 from par_agent.tasks import TASKS
 
 if TYPE_CHECKING:
+    import torch
+
     from par_agent.modeling.frame_encoder import FrameEncoder
     from par_agent.modeling.nova import NOVA
     from par_agent.modeling.par import PARModel
     from par_agent.modeling.text_encoder import StoredTextEncoder
-
-NEEDED = ("transformer", "vae", "scheduler")
-TEXT = ("text_encoder", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -48,39 +48,35 @@ def main(config: ImportNovaConfig) -> int:
     import torch
 
     from par_agent.checkpoint import POLICY, Checkpoint
+    from par_agent.device import usable_device
     from par_agent.modeling.frame_encoder import load_frame_encoder
     from par_agent.modeling.nova import NOVA
+    from par_agent.modeling.nova_folder import require_parts
     from par_agent.modeling.table import parameters
 
     if (config.out / POLICY).exists():
         raise UserError(f"{config.out} already holds a checkpoint; choose another --out")
-    _check_folders(config)
+    device = usable_device(config.device)
+    if not config.instructions or not all(text.strip() for text in config.instructions):
+        raise UserError("--instructions is empty, or one of them is; the policy would understand nothing")
+    require_parts(config.model, config.text_cache)
     nova = NOVA.from_pretrained(config.model)
     encoder = load_frame_encoder(config.model / "vae")
     _check_sizes(nova, encoder)
-    text = _text_features(config, nova)
+    text = _text_features(config, nova, device)
     model = _with_action_parts(nova, config)
     trained = {"imported_from": "NOVA", "seed": config.seed}
     checkpoint = Checkpoint(model, encoder, None, text, trained=trained)
-    checkpoint.save(config.out, None if config.dtype == "float32" else getattr(torch, config.dtype))
+    try:
+        checkpoint.save(config.out, None if config.dtype == "float32" else getattr(torch, config.dtype))
+    except OSError as error:
+        raise UserError(cannot_write(config.out, error)) from None
     print(
         f"every key and shape fits: {len(nova.state_dict())} tensors of the transformer, {parameters(nova):,} numbers"
     )
     print(f"text features of {len(text.features)} instructions are stored")
     print(f"wrote {config.out}; train it with `par-agent finetune --init {config.out} --task ... --out ...`")
     return 0
-
-
-def _check_folders(config: ImportNovaConfig) -> None:
-    wanted = NEEDED if config.text_cache is not None else NEEDED + TEXT
-    missing = [name for name in wanted if not (config.model / name).is_dir()]
-    if missing:
-        hint = " (--text-cache FOLDER replaces the text encoder)" if set(missing) & set(TEXT) else ""
-        raise UserError(
-            f"{config.model} lacks {', '.join(missing)}; expected a released NOVA folder with {', '.join(wanted)}{hint}"
-        )
-    if not config.instructions:
-        raise UserError("--instructions is empty; the policy would understand none")
 
 
 def _check_sizes(nova: NOVA, encoder: FrameEncoder) -> None:
@@ -95,16 +91,16 @@ def _check_sizes(nova: NOVA, encoder: FrameEncoder) -> None:
         )
 
 
-def _text_features(config: ImportNovaConfig, nova: NOVA) -> StoredTextEncoder:
+def _text_features(config: ImportNovaConfig, nova: NOVA, device: torch.device) -> StoredTextEncoder:
     from tqdm import tqdm
 
-    from par_agent.modeling.text_encoder import PhiTextEncoder, StoredTextEncoder
+    from par_agent.modeling.nova_folder import folder_text_encoder
+    from par_agent.modeling.text_encoder import StoredTextEncoder
 
-    dim, length = nova.config.text_dim, nova.config.text_length
-    folder = config.model if all((config.model / name).is_dir() for name in TEXT) else None
-    phi = PhiTextEncoder(folder, cache=config.text_cache, dim=dim, length=length, device=config.device)
+    phi = folder_text_encoder(config.model, config.text_cache, nova.config, device)
     progress = tqdm(config.instructions, desc="text features", unit="instruction")
-    return StoredTextEncoder({text: phi.encode(text) for text in progress}, dim, length)
+    features = {text: phi.encode(text) for text in progress}
+    return StoredTextEncoder(features, nova.config.text_dim, nova.config.text_length)
 
 
 def _with_action_parts(nova: NOVA, config: ImportNovaConfig) -> PARModel:

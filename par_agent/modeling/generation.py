@@ -64,6 +64,8 @@ class GenerationConfig:
         for name in ("mask_steps", "diffusion_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance is {self.guidance}; it must be a finite number")
 
     @property
     def guided(self) -> bool:

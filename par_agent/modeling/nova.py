@@ -96,8 +96,9 @@ class NOVA(nn.Module):
         folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
         fields, path = read_config(folder), find_weights(folder)
         tensors = read_tensors(path)
-        scheduler = folder.parent / "scheduler" / "scheduler_config.json"
-        config = nova_config(fields, tensors, diffusion_config(read_object(scheduler) if scheduler.exists() else None))
+        scheduler = folder.parent / "scheduler"
+        described = read_object(scheduler / "scheduler_config.json") if scheduler.is_dir() else None
+        config = nova_config(fields, tensors, diffusion_config(described))
         with torch.device("meta"):
             model = cls(config)
         load_weights(model, tensors, path, dtype)

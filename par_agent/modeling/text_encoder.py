@@ -222,6 +222,11 @@ class PhiTextEncoder:
         with torch.inference_mode():
             hidden = phi(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
         features = hidden[0].float().cpu().clone()
+        if not features.isfinite().all():
+            raise UserError(
+                f"Phi in {self._model} gives NaN or infinite features for {instruction!r}; its weights are damaged: "
+                "download them again"
+            )
         self._check_width(features, str(self._model))
         return features
 
@@ -233,6 +238,8 @@ class PhiTextEncoder:
                 raise UserError(
                     "Phi-2 needs the package transformers, which is not installed: pip install 'par-agent[nova]'"
                 ) from None
+            from safetensors import SafetensorError
+
             root = Path(str(self._model))
             nova = (root / "text_encoder").is_dir()
             try:
@@ -241,7 +248,7 @@ class PhiTextEncoder:
                 loaded: Any = PhiModel.from_pretrained(
                     str(root / "text_encoder" if nova else self._model), use_safetensors=True, output_loading_info=True
                 )
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise UserError(f"cannot load Phi from {self._model}: {error}") from error
             phi, found = loaded
             if missing := sorted(found["missing_keys"]):

@@ -1,0 +1,20 @@
+"""Torch devices by name."""
+
+from __future__ import annotations
+
+import torch
+
+from par_agent.errors import UserError
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of this name, once it has been seen to work.
+
+    Raises:
+        UserError: no such device, or none on this machine.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"device {str(name)!r} cannot be used ({reason}); try cpu or cuda") from None
