@@ -235,13 +235,13 @@ def _rewind(stream: PARStream, step: int) -> None:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Times a large matrix product and a large copy."""
-    size = 2048 if device.type == "cpu" else 8192
+    """Times a large matrix product and a large copy, often enough that other work on the machine spares one of them."""
+    size = 1024 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)
-    product = min(timed(lambda: a @ a, 5, device))
+    product = min(timed(lambda: a @ a, 20, device))
     block = torch.zeros(2**28 if device.type == "cpu" else 2**31, dtype=torch.uint8, device=device)
     target = torch.empty_like(block)
-    copy = min(timed(lambda: target.copy_(block), 5, device))
+    copy = min(timed(lambda: target.copy_(block), 20, device))
     return Peak(2 * size**3 / product, 2 * block.numel() / copy)
 
 

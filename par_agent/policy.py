@@ -64,6 +64,11 @@ class PARPolicy:
         self.execute = self.acting.execute or length
         if self.execute > length:
             raise UserError(f"execute is {self.execute}; this checkpoint plans chunks of {length} actions")
+        most = checkpoint.model.config.max_context
+        if self.acting.context > most:
+            raise UserError(
+                f"context is {self.acting.context}; this checkpoint remembers {most} physical tokens at most"
+            )
         self._features = checkpoint.text_encoder.encode(instruction).to(self.device)
         if not len(self._features):
             raise UserError(f"the instruction {instruction!r} holds no words")

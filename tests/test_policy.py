@@ -206,6 +206,8 @@ def test_options_are_checked() -> None:
         policy(execute=9)
     with pytest.raises(UserError, match="context is 0"):
         policy(context=0)
+    with pytest.raises(UserError, match="context is 17; this checkpoint remembers 16 physical tokens at most"):
+        policy(context=17)
     with pytest.raises(UserError, match="no checkpoint 'par-giant'"):
         PARPolicy.from_pretrained("par-giant")
     with pytest.raises(UserError, match="holds no words"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from par_agent.errors import UserError
-from par_agent.files import read_json
+from par_agent.files import read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,7 @@ def main(config: CheckNovaConfig) -> int:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     reference = _read_reference(config.io)
-    description = read_json(config.io.with_suffix(".json"))
+    description = read_object(config.io.with_suffix(".json"))
     compute = _computation(config, reference, description, device, getattr(torch, config.dtype))
     rows = compare_all(reference, compute, DTYPE_FACTOR[config.dtype])
     print(HEADER)

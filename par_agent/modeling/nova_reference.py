@@ -45,7 +45,7 @@ def transformer_outputs(
             continue
         try:
             results |= method(stages)
-        except (RuntimeError, ValueError, KeyError, IndexError, AssertionError, StopIteration) as error:
+        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, StopIteration) as error:
             results |= dict.fromkeys(wanted, error)
     return results
 
