@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.policies import PolicySource, parse_options, search_folder
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
@@ -143,7 +143,7 @@ def _first_result(record: Record) -> str:
 
 def main(config: BenchmarkConfig) -> int:
     """Runs the benchmark; returns the exit status."""
-    sys.path.insert(0, os.getcwd())  # where module:Class is looked for; worker processes inherit it
+    search_folder(os.getcwd())
     console = Console()
     run = BenchmarkRun(run_config(config))
     console.print(f"{run.total} rollouts, {run.config.protocol_label}; results: {run.folder}", highlight=False)

@@ -111,7 +111,7 @@ class BenchmarkRun:
         """Name of the device that rendered, known once the run has begun."""
         self.workers = 0
         """Rollouts at once, known once the run has begun."""
-        check_writable(config.out)
+        check_writable(self.folder)
 
     @property
     def folder(self) -> Path:
