@@ -227,7 +227,7 @@ def main(config: SpeedConfig) -> None:
     if min(config.states, config.plain_steps, config.rounds) < 1:
         raise UserError("states, plain_steps and rounds must be at least 1")
     console = Console()
-    everyone = contestants(config.workers or len(os.sched_getaffinity(0)))
+    everyone = contestants(len(os.sched_getaffinity(0)) if config.workers is None else config.workers)
     times: dict[str, list[StepTime]] = {contestant.name: [] for contestant in everyone}
     for turn in range(config.rounds):
         for contestant in everyone:

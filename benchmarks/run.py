@@ -87,7 +87,7 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
         policy_seeds=config.policy_seeds,
         backend=config.backend,
         cluster=config.cluster,
-        workers=config.workers or len(os.sched_getaffinity(0)),
+        workers=len(os.sched_getaffinity(0)) if config.workers is None else config.workers,
         run_to_end=config.run_to_end,
         videos=config.video,
         retry_errors=config.retry_errors,
@@ -146,7 +146,7 @@ def main(config: BenchmarkConfig) -> int:
     search_folder(os.getcwd())
     console = Console()
     run = BenchmarkRun(run_config(config))
-    console.print(f"{run.total} rollouts, {run.config.protocol_label}; results: {run.folder}", highlight=False)
+    console.print(f"rollouts: {run.total}, {run.config.protocol_label}; results: {run.folder}", highlight=False)
     started = time.monotonic()
     with ProgressDisplay(console, run) as display:
         records = run.run(display.start, display.add)

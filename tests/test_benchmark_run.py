@@ -191,7 +191,8 @@ def test_ctrl_c_ends_the_run_with_status_130_and_it_resumes(demos: Path, finishe
 
 def config(out: Path, policy: str = "harness_policies:SevenNumbersPolicy", **arguments: Any) -> RunConfig:
     options = {"tasks": ("PushCube",), "states": 1, "policy_seeds": 1, **arguments}
-    return RunConfig(policy=PolicySource(policy, options.pop("policy_options", {})), out=out, **options)
+    source = PolicySource(policy, options.pop("policy_options", {}), options.pop("device", "cpu"))
+    return RunConfig(policy=source, out=out, **options)
 
 
 def run(config: RunConfig) -> tuple[BenchmarkRun, list[dict[str, Any]]]:
@@ -252,6 +253,7 @@ def test_a_policy_with_another_action_size_is_refused_before_anything_is_written
         ({"state_seed": PROTOCOL_SEED}, "reserved for the protocol"),
         ({"state_seed": PROTOCOL_SEED - 3, "states": 4}, "reserved for the protocol"),
         ({"state_seed": -1}, "not allowed"),
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"policy": "no-such-checkpoint"}, "neither a checkpoint folder nor bundled"),
         ({"policy": "no_such_module:Policy"}, "cannot import 'no_such_module'"),
         ({"policy": "harness_policies:NoSuchPolicy"}, "has no 'NoSuchPolicy'"),
