@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from par_agent.cli import main
@@ -58,6 +63,7 @@ def run(out: Path, *, on_record: Any = lambda record: None, **arguments: Any) ->
     return benchmark, [{k: v for k, v in record.items() if k not in TIMING_FIELDS} for record in records]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(
     local_cluster: Any, second_node: Any, in_tests_folder: None, tmp_path: Path
 ) -> None:
@@ -82,6 +88,7 @@ def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(
     assert benchmark.video_file("NudgeCube", 0, 0).stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_on_a_node_is_an_error_before_anything_is_written(
     local_cluster: Any, in_tests_folder: None, tmp_path: Path
 ) -> None:
@@ -100,6 +107,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -115,6 +123,7 @@ def test_nodes_make_the_same_files_as_this_machine(local_cluster: Any, tmp_path:
     assert len(files) >= 2 and files_below(tmp_path / "nodes") == files
 
 
+@pytest.mark.slow
 def test_nodes_render_recorded_episodes_that_only_this_machine_has(local_cluster: Any, tmp_path: Path) -> None:
     record(tmp_path / "trajectory.h5", "PushCube-v1", (3, 5), {})
     arguments = ["render", "--trajectory", str(tmp_path / "trajectory.h5"), "--cameras", "base_camera"]
@@ -131,35 +140,64 @@ def prepare(factor: int) -> list[int]:
 
 
 def multiply(prepared: list[int], job: int) -> int:
-    """Ends its process for a negative number; the prepared list remembers how often it was used."""
-    import os
-    import signal
-
+    """Ends its process for a negative number."""
     if job < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    prepared.append(job)
     return prepared[0] * job
 
 
-def do(cluster: Cluster, factor: int, jobs: list[int]) -> list[tuple[int, Any]]:
+def wait_for_permission(folder: Path, job: int) -> int:
+    """Leaves a file when it starts, and ends when there is another."""
+    (folder / f"started-{job}-{os.getpid()}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.05)
+    return job
+
+
+def run_all(cluster: Cluster, setup: Any, do: Any, jobs: list[int], prepare: Any = prepare) -> list[tuple[int, Any]]:
     remaining = iter(jobs)
-    return list(cluster.run(prepare, factor, multiply, lambda: next(remaining, None)))
+    return list(cluster.run(prepare, setup, do, lambda: next(remaining, None)))
 
 
 def test_every_job_is_done_once_and_one_that_is_always_lost_says_so(local_cluster: Any, second_node: Any) -> None:
     with Cluster(local_cluster.address) as cluster:
         assert cluster.cpus == 2
-        assert sorted(do(cluster, 2, [*range(9)])) == [(number, 2 * number) for number in range(9)]
-        assert do(cluster, 3, [1]) == [(1, 3)]  # other set-up, in the same processes
+        assert sorted(run_all(cluster, 2, multiply, [*range(9)])) == [(number, 2 * number) for number in range(9)]
+        assert run_all(cluster, 3, multiply, [1]) == [(1, 3)]  # other set-up, in the same processes
         with pytest.raises(UserError, match="could not start: ArithmeticError: nothing to multiply with"):
-            do(cluster, 0, [1])
-        results = dict(do(cluster, 2, [-1, 1]))
+            run_all(cluster, 0, multiply, [1])
+        results = dict(run_all(cluster, 2, multiply, [-1, 1]))
     assert results[1] == 2
     assert isinstance(results[-1], LostJobError)
     assert str(results[-1]) == "its worker was lost 4 times: WorkerCrashedError"
 
 
+def test_the_job_of_a_lost_node_is_done_elsewhere_and_counted_once(
+    local_cluster: Any, second_node: Any, tmp_path: Path
+) -> None:
+    def running() -> int:
+        return sum(psutil.pid_exists(int(path.name.split("-")[2])) for path in tmp_path.glob("started-*"))
+
+    def take_the_node_away() -> None:
+        deadline = time.monotonic() + 120
+        while running() < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        local_cluster.remove_node(second_node)
+        while running() > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (tmp_path / "go").touch()
+
+    thief = threading.Thread(target=take_the_node_away)
+    with Cluster(local_cluster.address) as cluster:
+        thief.start()
+        results = run_all(cluster, tmp_path, wait_for_permission, [1, 2, 3], prepare=Path)
+    thief.join()
+    assert sorted(results) == [(1, 1), (2, 2), (3, 3)]
+    assert len(list(tmp_path.glob("started-*"))) == 4  # one of them twice
+
+
 def test_no_cluster_at_an_address_is_an_error() -> None:
+    pytest.importorskip("ray", reason="ray is not installed (extra: cluster)")
     with pytest.raises(UserError, match=r"no Ray cluster at '127.0.0.1:1' .*ray start --head"), Cluster("127.0.0.1:1"):
         pass
 
