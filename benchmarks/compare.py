@@ -48,7 +48,9 @@ def comparison_table(config: CompareConfig) -> Table:
     seeds = [read_json(folder / "run.json")["state_seed"] for folder in (config.first, config.second)]
     if seeds[0] != seeds[1]:
         raise UserError(f"the runs start from different initial states (state seeds {seeds[0]} and {seeds[1]})")
-    table = Table(title=f"A: {config.first.name}\nB: {config.second.name}", caption="B - A: success rate in points")
+    label = "" if seeds[0] is None else f"\nNOT THE PROTOCOL: initial states from seed {seeds[0]} on"
+    title = f"A: {config.first.name}\nB: {config.second.name}{label}"
+    table = Table(title=title, caption="B - A: success rate in points")
     for column in ("task", "pairs", "A only", "B only", "B - A", "95% by state", "McNemar"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for task in sorted({key[0] for key in first.keys() & second.keys()}):

@@ -1,5 +1,7 @@
 """Times this harness against a plain evaluation loop, alternating in one run: `python benchmarks/harness_speed.py`.
 
+Processor time is given beside wall time: on a machine that does other work too, it is the one to trust.
+
 The plain loop does what published evaluation scripts of ManiSkill policies do (RDT's, for one): one process,
 `obs_mode="rgb"`, and `env.render()` after every control step, although a policy that executes chunks looks only at the
 frame after each chunk. A second plain loop leaves the sensor cameras out and uses the harness's own, cheaper shader.
@@ -15,15 +17,17 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
+import psutil
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.records import Record
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.tasks import PAPER_TASKS, get_task
 
@@ -70,7 +74,7 @@ class SpeedConfig:
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value, as in benchmarks/run.py."""
     states: int = 2
-    """Rollouts per task and worker of the harness, each up to the task's step limit."""
+    """Rollouts per task and worker of the harness, each to the task's step limit."""
     plain_steps: int = 40
     """Control steps per task of the plain loops; their resets are not counted."""
     rounds: int = 3
@@ -94,6 +98,36 @@ class Contestant:
     """Harness: worker processes."""
 
 
+@dataclass(frozen=True)
+class StepTime:
+    """What a control step takes, in seconds."""
+
+    wall: float
+    """By the clock, with all workers."""
+    processor: float
+    """Of all processes and threads together."""
+
+
+class Stopwatch:
+    """Measures this process and those that it has started; they have to be there still when it is stopped."""
+
+    def start(self) -> None:
+        self._started = self._now()
+
+    def stop(self) -> None:
+        self._stopped = self._now()
+
+    def per_step(self, steps: int) -> StepTime:
+        """The time between start and stop, divided by control steps."""
+        wall, processor = (stop - start for start, stop in zip(self._started, self._stopped, strict=True))
+        return StepTime(wall / steps, processor / steps)
+
+    def _now(self) -> tuple[float, float]:
+        this = psutil.Process()
+        times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+        return time.perf_counter(), sum(t.user + t.system for t in times)
+
+
 def contestants(workers: int) -> list[Contestant]:
     """What is timed, the reference first."""
     harness = [Contestant(f"harness, {n} worker{'s' * (n > 1)}", plain=False, workers=n) for n in {1, workers}]
@@ -104,13 +138,13 @@ def contestants(workers: int) -> list[Contestant]:
     ]
 
 
-def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> float:
-    """Seconds per control step of the plain loop; runs in a process of its own, with all threads it likes."""
+def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> list[StepTime]:
+    """A control step of the plain loop, for every task; runs in a process of its own, with all threads it likes."""
     import gymnasium as gym
     import mani_skill.envs  # noqa: F401
     import torch
 
-    seconds = 0.0
+    stopwatch, times = Stopwatch(), []
     for task in config.tasks:
         spec = get_task(task)
         env = gym.make(
@@ -129,7 +163,7 @@ def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> float:
         policy.reset(seed=0)
         base: Any = env.unwrapped
         image = env.render()
-        started = time.perf_counter()
+        stopwatch.start()
         for _ in range(config.plain_steps):
             observation = {
                 "agent": {"qpos": base.agent.robot.get_qpos()},
@@ -139,13 +173,14 @@ def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> float:
                 action = policy.act(observation)
             env.step(action)
             image = env.render()
-        seconds += time.perf_counter() - started
+        stopwatch.stop()
+        times.append(stopwatch.per_step(config.plain_steps))
         env.close()
-    return seconds / (config.plain_steps * len(config.tasks))
+    return times
 
 
-def time_harness(config: SpeedConfig, contestant: Contestant) -> float:
-    """Seconds per control step of a benchmark run: from the workers being ready, with resets and records."""
+def time_harness(config: SpeedConfig, contestant: Contestant) -> StepTime:
+    """A control step of a benchmark run: from the workers being ready to the last record, with resets."""
     with tempfile.TemporaryDirectory() as folder:
         run = BenchmarkRun(
             RunConfig(
@@ -155,20 +190,22 @@ def time_harness(config: SpeedConfig, contestant: Contestant) -> float:
                 states=config.states * contestant.workers,
                 policy_seeds=1,
                 workers=contestant.workers,
+                run_to_end=True,
             )
         )
-        started = 0.0
+        stopwatch = Stopwatch()
+        records: list[Record] = []
 
-        def start(found: list[Any]) -> None:
-            nonlocal started
-            started = time.perf_counter()
+        def add(record: Record) -> None:
+            records.append(record)
+            if len(records) == run.total:  # the workers are there still
+                stopwatch.stop()
 
-        records = run.run(start, lambda record: None)
-        seconds = time.perf_counter() - started
+        run.run(lambda found: stopwatch.start(), add)
     failed = [record["error"] for record in records if record["error"] is not None]
     if failed:
         raise UserError(f"{len(failed)} rollouts ended with an exception, the first with: {failed[0]}")
-    return seconds / sum(record["steps"] for record in records)
+    return stopwatch.per_step(sum(record["steps"] for record in records))
 
 
 def policy_source(config: SpeedConfig) -> PolicySource:
@@ -176,12 +213,13 @@ def policy_source(config: SpeedConfig) -> PolicySource:
     return PolicySource(config.policy, parse_options(config.policy_kwargs))
 
 
-def measure(config: SpeedConfig, contestant: Contestant) -> float:
-    """Seconds per control step of one contestant."""
+def measure(config: SpeedConfig, contestant: Contestant) -> StepTime:
+    """A control step of one contestant, mean over tasks."""
     if not contestant.plain:
         return time_harness(config, contestant)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(time_plain_loop, config, contestant).result()
+        tasks = process.submit(time_plain_loop, config, contestant).result()
+    return StepTime(mean(task.wall for task in tasks), mean(task.processor for task in tasks))
 
 
 def main(config: SpeedConfig) -> None:
@@ -189,25 +227,34 @@ def main(config: SpeedConfig) -> None:
     if min(config.states, config.plain_steps, config.rounds) < 1:
         raise UserError("states, plain_steps and rounds must be at least 1")
     console = Console()
-    everyone = contestants(config.workers or len(os.sched_getaffinity(0)))
-    seconds: dict[str, list[float]] = {contestant.name: [] for contestant in everyone}
+    everyone = contestants(len(os.sched_getaffinity(0)) if config.workers is None else config.workers)
+    times: dict[str, list[StepTime]] = {contestant.name: [] for contestant in everyone}
     for turn in range(config.rounds):
         for contestant in everyone:
-            seconds[contestant.name].append(measure(config, contestant))
-            last = f"{1000 * seconds[contestant.name][-1]:.1f} ms per control step"
+            step = measure(config, contestant)
+            times[contestant.name].append(step)
+            last = f"{1000 * step.wall:.1f} ms per control step, {1000 * step.processor:.1f} ms of processor time"
             console.print(f"round {turn + 1} of {config.rounds}: {contestant.name}: {last}", highlight=False)
-    reference = seconds[everyone[0].name]
-    title = f"{', '.join(config.tasks)}; policy {config.policy} {' '.join(config.policy_kwargs)}".strip()
-    table = Table(
-        title=title, caption=f"ms per control step and speed against the first line, median of {config.rounds}"
+    console.print(table(config, times))
+
+
+def table(config: SpeedConfig, times: dict[str, list[StepTime]]) -> Table:
+    """Medians over rounds, and speeds against the first line of `times`."""
+    result = Table(
+        title=f"{', '.join(config.tasks)}; policy {config.policy} {' '.join(config.policy_kwargs)}".strip(),
+        caption=f"ms per control step and speed against the first line; median and range of {config.rounds} rounds",
     )
-    for column in ("", "ms/step", "speed", "range"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, values in seconds.items():
-        ratios = [plain / value for plain, value in zip(reference, values, strict=True)]
-        figures = f"{1000 * median(values):.1f}", f"{median(ratios):.1f}x", f"{min(ratios):.1f}x–{max(ratios):.1f}x"
-        table.add_row(name, *figures)
-    console.print(table)
+    for column in ("", "wall ms", "speed", "processor ms", "speed"):
+        result.add_column(column, justify="right" if column else "left")
+    reference = next(iter(times.values()))
+    for name, values in times.items():
+        cells = []
+        for kind in ("wall", "processor"):
+            ratios = [getattr(r, kind) / getattr(v, kind) for r, v in zip(reference, values, strict=True)]
+            spread = f" ({min(ratios):.1f}–{max(ratios):.1f})" if len(ratios) > 1 else ""
+            cells += [f"{1000 * median(getattr(v, kind) for v in values):.1f}", f"{median(ratios):.1f}x{spread}"]
+        result.add_row(name, *cells)
+    return result
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.policies import PolicySource, parse_options, search_folder
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
@@ -87,7 +87,7 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
         policy_seeds=config.policy_seeds,
         backend=config.backend,
         cluster=config.cluster,
-        workers=config.workers or len(os.sched_getaffinity(0)),
+        workers=len(os.sched_getaffinity(0)) if config.workers is None else config.workers,
         run_to_end=config.run_to_end,
         videos=config.video,
         retry_errors=config.retry_errors,
@@ -143,10 +143,10 @@ def _first_result(record: Record) -> str:
 
 def main(config: BenchmarkConfig) -> int:
     """Runs the benchmark; returns the exit status."""
-    sys.path.insert(0, os.getcwd())  # where module:Class is looked for; worker processes inherit it
+    search_folder(os.getcwd())
     console = Console()
     run = BenchmarkRun(run_config(config))
-    console.print(f"{run.total} rollouts, {run.config.protocol_label}; results: {run.folder}", highlight=False)
+    console.print(f"rollouts: {run.total}, {run.config.protocol_label}; results: {run.folder}", highlight=False)
     started = time.monotonic()
     with ProgressDisplay(console, run) as display:
         records = run.run(display.start, display.add)

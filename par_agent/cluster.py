@@ -1,20 +1,23 @@
-"""Work on an existing Ray cluster: a connection, and tasks that survive lost workers and lost nodes."""
+"""Work on an existing Ray cluster: a connection, and jobs that survive lost workers and lost nodes."""
 
 from __future__ import annotations
 
+import platform
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from par_agent.errors import UserError
 
+Job = TypeVar("Job")
+
 MAX_RETRIES = 3
-"""How often a task is started again whose worker process or node is lost."""
+"""How often a job is started again whose worker process or node is lost."""
 
 
-class LostTaskError(Exception):
-    """A task's worker was lost at every attempt."""
+class LostJobError(Exception):
+    """A job's worker was lost at every attempt."""
 
 
 class Cluster:
@@ -54,35 +57,52 @@ class Cluster:
 
     @property
     def cpus(self) -> int:
-        """CPUs of all nodes together, each of which runs one task at a time."""
+        """CPUs of all nodes together, each of which does one job at a time."""
         return int(self._ray.cluster_resources().get("CPU", 0))
 
-    def share(self, value: Any) -> Any:
-        """Stores a value once for many tasks; hand the result to :meth:`run` as an argument in its place."""
-        return self._ray.put(value)
-
-    def run(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Calls a function in tasks of one CPU each, as many at once as there are CPUs.
+    def run(
+        self,
+        prepare: Callable[[Any], Any],
+        setup: Any,
+        do: Callable[[Any, Job], Any],
+        next_job: Callable[[], Job | None],
+    ) -> Iterator[tuple[Job, Any]]:
+        """Does jobs in tasks of one CPU each, as many at once as there are CPUs.
 
         Args:
-            function: importable on every node.
-            calls: the arguments of each call.
+            prepare: importable on every node; makes what `do` needs of `setup`, once in each of a node's processes.
+            setup: what it is made of; stored in the cluster once.
+            do: importable on every node; does one job with it.
+            next_job: gives the next job when a CPU waits for one; None while there is none.
 
         Yields:
-            Position in `calls` and the call's result, as they come, each once. The result of a task that was lost at
-            every attempt is a :class:`LostTaskError`; an exception of the function is raised.
+            Every job and its result, as they come, each once. The result of a job that was lost at every attempt is a
+            :class:`LostJobError`; an exception of `prepare` or `do` is raised.
         """
-        task = self._ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(function)
-        positions = {task.remote(*arguments): position for position, arguments in enumerate(calls)}
-        while positions:
-            (finished,), _ = self._ray.wait(list(positions), num_returns=1)
+        task = self._ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_do_on_node)
+        shared = self._ray.put(setup)
+        running: dict[Any, Job] = {}
+        while True:
+            while len(running) < max(1, self.cpus) and (job := next_job()) is not None:
+                running[task.remote(prepare, shared, do, job)] = job
+            if not running:
+                return
+            (finished,), _ = self._ray.wait(list(running), num_returns=1)
             try:
                 result = self._ray.get(finished)
             except self._ray.exceptions.RayTaskError as error:
-                raise error.cause from error
+                raise _cause(error) from error
             except self._ray.exceptions.RayError as error:
-                result = LostTaskError(f"its worker was lost {MAX_RETRIES + 1} times: {type(error).__name__}")
-            yield positions.pop(finished), result
+                result = LostJobError(f"its worker was lost {MAX_RETRIES + 1} times: {type(error).__name__}")
+            yield running.pop(finished), result
+
+
+def _cause(error: Any) -> Exception:
+    """The exception that ended a task."""
+    cause: Exception = error.cause
+    if isinstance(cause, RuntimeError) and "failed to import" in str(cause):  # in Ray's words
+        return UserError(f"a node of the cluster has not this version of this package: install it there ({cause})")
+    return cause
 
 
 def _connect(address: str) -> None:
@@ -95,3 +115,26 @@ def _connect(address: str) -> None:
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.hostname is not None and parts.port is not None:
         socket.create_connection((parts.hostname, parts.port), timeout=10).close()
+
+
+_prepared: tuple[Any, Any, Any] | None = None  # on a node: how it was made, of what, and the thing itself
+
+
+def _do_on_node(prepare: Callable[[Any], Any], setup: Any, do: Callable[[Any, Any], Any], job: Any) -> Any:
+    """Does one job with what this process has prepared, which outlives single tasks.
+
+    Raises:
+        UserError: the node cannot do such jobs.
+    """
+    global _prepared
+    try:
+        if _prepared is None or _prepared[:2] != (prepare, setup):
+            _prepared = None  # frees what an earlier run needed
+            _prepared = prepare, setup, prepare(setup)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"node {platform.node()} could not start: {type(error).__name__}: {error} (try `par-agent doctor` there)"
+        ) from None
+    return do(_prepared[2], job)

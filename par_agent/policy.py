@@ -113,17 +113,18 @@ class PARPolicy:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""
         dataclasses.replace(self.checkpoint, acting=self.acting).save(folder, dtype)
 
-    def check(self, spec: TaskSpec) -> None:
-        """Compares the checkpoint's conventions with a task's.
+    def check(self, spec: TaskSpec, track: str = "paper") -> None:
+        """Compares the checkpoint's conventions with a task's, as a track shows it.
 
         Raises:
-            UserError: another camera, image size or number of joints.
+            UserError: another camera, image size, number of joints or controller.
         """
         transforms = self.transforms
-        cameras = (spec.camera, *spec.sensor_cameras)
+        cameras = spec.cameras(track)
         if transforms.camera not in cameras:
             raise UserError(
-                f"this checkpoint sees through {transforms.camera!r}; task {spec.name} has {', '.join(cameras)}"
+                f"this checkpoint sees through {transforms.camera!r}; task {spec.name} shows "
+                f"{', '.join(cameras) or 'no camera'} on the {track} track"
             )
         size = transforms.image_size
         if transforms.camera == spec.camera and size is not None and size != tuple(spec.image_size):
@@ -135,6 +136,10 @@ class PARPolicy:
             raise UserError(
                 f"this checkpoint reads {transforms.proprioception_size} joint positions; the robot of {spec.name} has "
                 f"{spec.joint_count}"
+            )
+        if any(transforms.relative) and spec.control_mode != "pd_joint_pos":
+            raise UserError(
+                f"this checkpoint commands joint positions (pd_joint_pos); task {spec.name} takes {spec.control_mode}"
             )
 
     @property

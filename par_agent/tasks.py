@@ -54,6 +54,10 @@ class TaskSpec:
         """Short name, for example ``PushCube``."""
         return self.env_id.rsplit("-v", 1)[0]
 
+    def cameras(self, track: str) -> tuple[str, ...]:
+        """Cameras whose images a policy gets on a track."""
+        return (self.camera,) if track == "paper" else self.sensor_cameras
+
 
 _WRIST = ("base_camera", "hand_camera")
 

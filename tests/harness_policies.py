@@ -122,6 +122,8 @@ class CountingPolicy:
 class DyingOncePolicy(PlainResetPolicy):
     """Random motion by a policy that takes its whole process down once, and remembers that in a file."""
 
+    needs_frame = False
+
     def __init__(self, died: str) -> None:
         self._dying = DyingPolicy(died)
 

@@ -20,11 +20,13 @@ import pytest
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.provenance import ROLLOUT_CODE
 from par_agent.evaluation.records import RunFolder, read_records
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.tasks import PROTOCOL_SEED
+from par_agent.versions import PACKAGE_FOLDER
 
 REPOSITORY = Path(__file__).parents[1]
 STATE_SEED = 777000
@@ -189,7 +191,8 @@ def test_ctrl_c_ends_the_run_with_status_130_and_it_resumes(demos: Path, finishe
 
 def config(out: Path, policy: str = "harness_policies:SevenNumbersPolicy", **arguments: Any) -> RunConfig:
     options = {"tasks": ("PushCube",), "states": 1, "policy_seeds": 1, **arguments}
-    return RunConfig(policy=PolicySource(policy, options.pop("policy_options", {})), out=out, **options)
+    source = PolicySource(policy, options.pop("policy_options", {}), options.pop("device", "cpu"))
+    return RunConfig(policy=source, out=out, **options)
 
 
 def run(config: RunConfig) -> tuple[BenchmarkRun, list[dict[str, Any]]]:
@@ -250,6 +253,7 @@ def test_a_policy_with_another_action_size_is_refused_before_anything_is_written
         ({"state_seed": PROTOCOL_SEED}, "reserved for the protocol"),
         ({"state_seed": PROTOCOL_SEED - 3, "states": 4}, "reserved for the protocol"),
         ({"state_seed": -1}, "not allowed"),
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"policy": "no-such-checkpoint"}, "neither a checkpoint folder nor bundled"),
         ({"policy": "no_such_module:Policy"}, "cannot import 'no_such_module'"),
         ({"policy": "harness_policies:NoSuchPolicy"}, "has no 'NoSuchPolicy'"),
@@ -263,12 +267,34 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_that_looks_through_a_camera_which_the_track_does_not_show_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sees through 'render_camera'; task PushCube shows base_camera on the native"):
+        run(config(tmp_path / "out", "par-mini", track="native"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_file_that_a_rollout_imports_counts_as_a_version() -> None:
+    program = """
+import sys
+import par_agent.policy, par_agent.evaluation.environment, par_agent.evaluation.protocol, par_agent.evaluation.rollout
+print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("par_agent")))
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    imported = {Path(file).relative_to(PACKAGE_FOLDER) for file in printed.split()}
+    counted = {path.relative_to(PACKAGE_FOLDER) for pattern in ROLLOUT_CODE for path in PACKAGE_FOLDER.glob(pattern)}
+    plumbing = {Path(name) for name in ("__init__.py", "errors.py", "files.py", "versions.py")}
+    assert imported - counted == plumbing | {Path("evaluation/__init__.py"), Path("evaluation/policies.py")}
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write results to"):
         BenchmarkRun(config(tmp_path / "file" / "out"))
     with pytest.raises(UserError, match="cannot write results to"):
         BenchmarkRun(config(Path("/proc/out")))
+    BenchmarkRun(config(tmp_path)).folder.write_text("in the way")
+    with pytest.raises(UserError, match="cannot write results to"):
+        BenchmarkRun(config(tmp_path))
 
 
 def test_another_policy_option_or_track_starts_another_folder(tmp_path: Path) -> None:

@@ -1,39 +1,57 @@
-"""The benchmark on a Ray cluster: two nodes on this machine, a killed worker, a lost node, nothing lost or doubled."""
+"""Work on a Ray cluster: nodes on this machine, killed workers, a lost node, nothing lost, doubled or different."""
 
 from __future__ import annotations
 
-import importlib.util
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from par_agent.cluster import Cluster, LostTaskError
+from par_agent.cli import main
+from par_agent.cluster import Cluster, LostJobError
 from par_agent.errors import UserError
-from par_agent.evaluation.cluster_pool import check_versions
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.versions import check_versions
+from recordings import record
 
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra: cluster)")
 NUDGE = ("harness_task:NUDGE_CUBE",)
+NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
+
+
+@pytest.fixture(scope="module")
+def local_cluster() -> Iterator[Any]:
+    """A Ray cluster on this machine: a head with one CPU."""
+    ray_cluster = pytest.importorskip("ray.cluster_utils", reason="ray is not installed (extra: cluster)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", ":".join(sys.path))
+        cluster = ray_cluster.Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        yield cluster
+        cluster.shutdown()
 
 
 @pytest.fixture
-def local_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Ray cluster of two nodes with one CPU each."""
-    from ray.cluster_utils import Cluster as LocalCluster
+def second_node(local_cluster: Any) -> Iterator[Any]:
+    """Another node with one CPU, which the test may take away."""
+    node = local_cluster.add_node(**NODE)
+    yield node
+    if node in local_cluster.worker_nodes:
+        local_cluster.remove_node(node)
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+
+@pytest.fixture
+def in_tests_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where module:Class references of these tests are found, as from a command line there."""
     monkeypatch.chdir(Path(__file__).parent)
-    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
-    cluster = LocalCluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    cluster.second = cluster.add_node(**node)
-    yield cluster
-    cluster.shutdown()
 
 
 def run(out: Path, *, on_record: Any = lambda record: None, **arguments: Any) -> tuple[BenchmarkRun, list[Any]]:
@@ -45,9 +63,10 @@ def run(out: Path, *, on_record: Any = lambda record: None, **arguments: Any) ->
     return benchmark, [{k: v for k, v in record.items() if k not in TIMING_FIELDS} for record in records]
 
 
-@needs_ray
 @pytest.mark.slow
-def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(local_cluster: Any, tmp_path: Path) -> None:
+def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(
+    local_cluster: Any, second_node: Any, in_tests_folder: None, tmp_path: Path
+) -> None:
     (tmp_path / "no more").touch()
     _, local = run(tmp_path / "local", died=tmp_path / "no more")
     finished: list[Any] = []
@@ -55,7 +74,7 @@ def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(local_clu
     def take_a_node_away(record: Any) -> None:
         finished.append(record)
         if len(finished) == 3:
-            local_cluster.remove_node(local_cluster.second)
+            local_cluster.remove_node(second_node)
 
     died = tmp_path / "died"
     benchmark, distributed = run(
@@ -69,9 +88,10 @@ def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(local_clu
     assert benchmark.video_file("NudgeCube", 0, 0).stat().st_size > 1000
 
 
-@needs_ray
 @pytest.mark.slow
-def test_what_does_not_fit_on_a_node_is_an_error_before_anything_is_written(local_cluster: Any, tmp_path: Path) -> None:
+def test_what_does_not_fit_on_a_node_is_an_error_before_anything_is_written(
+    local_cluster: Any, in_tests_folder: None, tmp_path: Path
+) -> None:
     policy = PolicySource("harness_policies:SevenNumbersPolicy")
     config = RunConfig(tasks=NUDGE, policy=policy, out=tmp_path / "out", cluster=local_cluster.address)
     with pytest.raises(UserError, match="gives actions of 7 numbers; task NudgeCube takes 8"):
@@ -83,31 +103,101 @@ def test_what_does_not_fit_on_a_node_is_an_error_before_anything_is_written(loca
     assert not (tmp_path / "out").exists()
 
 
-def end_the_process() -> None:
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def double(number: int) -> int:
-    return 2 * number
-
-
-@needs_ray
 @pytest.mark.slow
-def test_tasks_give_each_result_once_and_one_that_is_always_lost_says_so(local_cluster: Any) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demos", "--task", "PushCube", "--num", "11"],  # two parts: one seed has no solution
+        ["render", "--random-motion", "PushCube", "--num", "3", "--cameras", "base_camera", "--motion-steps", "4"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_nodes_make_the_same_files_as_this_machine(local_cluster: Any, tmp_path: Path, arguments: list[str]) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "local")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "nodes"), "--cluster", local_cluster.address]) == 0
+    files = files_below(tmp_path / "local")
+    assert len(files) >= 2 and files_below(tmp_path / "nodes") == files
+
+
+@pytest.mark.slow
+def test_nodes_render_recorded_episodes_that_only_this_machine_has(local_cluster: Any, tmp_path: Path) -> None:
+    record(tmp_path / "trajectory.h5", "PushCube-v1", (3, 5), {})
+    arguments = ["render", "--trajectory", str(tmp_path / "trajectory.h5"), "--cameras", "base_camera"]
+    assert main([*arguments, "--out", str(tmp_path / "local")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "nodes"), "--cluster", local_cluster.address]) == 0
+    files = files_below(tmp_path / "local")
+    assert len(files) == 4 and files_below(tmp_path / "nodes") == files
+
+
+def prepare(factor: int) -> list[int]:
+    if factor == 0:
+        raise ArithmeticError("nothing to multiply with")
+    return [factor]
+
+
+def multiply(prepared: list[int], job: int) -> int:
+    """Ends its process for a negative number."""
+    if job < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return prepared[0] * job
+
+
+def wait_for_permission(folder: Path, job: int) -> int:
+    """Leaves a file when it starts, and ends when there is another."""
+    (folder / f"started-{job}-{os.getpid()}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.05)
+    return job
+
+
+def run_all(cluster: Cluster, setup: Any, do: Any, jobs: list[int], prepare: Any = prepare) -> list[tuple[int, Any]]:
+    remaining = iter(jobs)
+    return list(cluster.run(prepare, setup, do, lambda: next(remaining, None)))
+
+
+def test_every_job_is_done_once_and_one_that_is_always_lost_says_so(local_cluster: Any, second_node: Any) -> None:
     with Cluster(local_cluster.address) as cluster:
         assert cluster.cpus == 2
-        assert dict(cluster.run(double, [(number,) for number in range(9)])) == {n: 2 * n for n in range(9)}
-        ((position, result),) = cluster.run(end_the_process, [()])
-    assert position == 0 and isinstance(result, LostTaskError)
-    assert str(result) == "its worker was lost 4 times: WorkerCrashedError"
+        assert sorted(run_all(cluster, 2, multiply, [*range(9)])) == [(number, 2 * number) for number in range(9)]
+        assert run_all(cluster, 3, multiply, [1]) == [(1, 3)]  # other set-up, in the same processes
+        with pytest.raises(UserError, match="could not start: ArithmeticError: nothing to multiply with"):
+            run_all(cluster, 0, multiply, [1])
+        results = dict(run_all(cluster, 2, multiply, [-1, 1]))
+    assert results[1] == 2
+    assert isinstance(results[-1], LostJobError)
+    assert str(results[-1]) == "its worker was lost 4 times: WorkerCrashedError"
 
 
-@needs_ray
-@pytest.mark.slow
+def test_the_job_of_a_lost_node_is_done_elsewhere_and_counted_once(
+    local_cluster: Any, second_node: Any, tmp_path: Path
+) -> None:
+    def running() -> int:
+        return sum(psutil.pid_exists(int(path.name.split("-")[2])) for path in tmp_path.glob("started-*"))
+
+    def take_the_node_away() -> None:
+        deadline = time.monotonic() + 120
+        while running() < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        local_cluster.remove_node(second_node)
+        while running() > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (tmp_path / "go").touch()
+
+    thief = threading.Thread(target=take_the_node_away)
+    with Cluster(local_cluster.address) as cluster:
+        thief.start()
+        results = run_all(cluster, tmp_path, wait_for_permission, [1, 2, 3], prepare=Path)
+    thief.join()
+    assert sorted(results) == [(1, 1), (2, 2), (3, 3)]
+    assert len(list(tmp_path.glob("started-*"))) == 4  # one of them twice
+
+
 def test_no_cluster_at_an_address_is_an_error() -> None:
+    pytest.importorskip("ray", reason="ray is not installed (extra: cluster)")
     with pytest.raises(UserError, match=r"no Ray cluster at '127.0.0.1:1' .*ray start --head"), Cluster("127.0.0.1:1"):
         pass
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,21 @@ def test_readme_shows_the_reported_results(tmp_path: Path) -> None:
     assert run("--check", "--documents", str(wrong)).returncode == 1
     assert run("--documents", str(wrong)).returncode == 0
     assert re.sub(r"\]\(.*?\)", "", wrong.read_text()) == re.sub(r"\]\(.*?\)", "", text)
+
+
+def test_the_examples_of_a_policy_and_a_task_of_ones_own_run_as_written(tmp_path: Path) -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    for section, module in (("Your own policy", "my_policy"), ("Your own task", "my_task")):
+        content = text.split(f"## {section}\n")[1].split("\n## ")[0]
+        assert f"`{module}.py`" in content
+        (tmp_path / f"{module}.py").write_text(content.split("```python\n")[1].split("```")[0])
+        command = shlex.split(content.split("\n    python ")[1].split("\n")[0])
+        command[0] = str(ROOT / command[0])
+        options = ["--states", "1", "--policy-seeds", "1", "--workers", "1"]
+        subprocess.run([sys.executable, *command, *options], cwd=tmp_path, check=True)
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("benchmarks/results/*/rollouts.jsonl")]
+    found = {(record["task"], record["steps"], record["error"]) for record in records}
+    assert found == {("PushCube", 400, None), ("NudgeCube", 12, None)}
 
 
 def test_links_lead_somewhere() -> None:

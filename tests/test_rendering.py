@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ import pytest
 from par_agent.cli import main
 from par_agent.cli import render as render_command
 from par_agent.data.episodes import Episode, RenderedDataset, read_episode
-from par_agent.data.rendering import Renderer, RenderSpec, episode_renderer
+from par_agent.data.rendering import Renderer, RenderJob, RenderSpec, episode_renderer
 from par_agent.data.trajectory import TrajectoryFile
-from par_agent.data.workers import _serve
+from par_agent.data.workers import DoAll, do_all, serve
 from par_agent.errors import UserError
 from par_agent.files import only_process, write_json
 from par_agent.tasks import PROTOCOL_SEED, get_task
@@ -67,7 +68,7 @@ def renderer(shared_renderer) -> Iterator[Renderer]:
 def render(renderer: Renderer, path: Path, index: int, **changes: Any) -> Episode:
     renderer.spec = replace(renderer.spec, **changes)
     with TrajectoryFile(path) as file:
-        return renderer.render_demonstration(file, index)
+        return renderer.render_demonstration(file.read(index))
 
 
 def same_picture(a: np.ndarray, b: np.ndarray) -> bool:
@@ -205,8 +206,9 @@ def finished(recording, tmp_path_factory) -> Path:
     spec = render_command.RenderConfig(out, trajectory=recording[0], stride=5, cameras=("base_camera",)).spec()
     write_json(out / "spec.json", spec.to_json())
     render_one = episode_renderer(spec, out)
-    for index in range(len(LENGTHS)):
-        render_one(index, lambda _: None)
+    with TrajectoryFile(recording[0]) as file:
+        for index in range(len(LENGTHS)):
+            render_one(RenderJob(index, file.read(index)), lambda _: None)
     write_json(out / "dataset.json", render_command.summarise(out, spec))
     return out
 
@@ -216,13 +218,13 @@ def threads(monkeypatch) -> None:
     """Threads in place of worker processes: nothing has to be imported and compiled again."""
 
     @contextmanager
-    def worker_threads(count: int, *rest: Any) -> Iterator[list]:
+    def worker_threads(count: int, *rest: Any) -> Iterator[DoAll]:
         pipes = [multiprocessing.Pipe() for _ in range(count)]
-        workers = [threading.Thread(target=_serve, args=(theirs, *rest), daemon=True) for _, theirs in pipes]
+        workers = [threading.Thread(target=serve, args=(theirs, *rest), daemon=True) for _, theirs in pipes]
         for worker in workers:
             worker.start()
         try:
-            yield [ours for ours, _ in pipes]
+            yield partial(do_all, [ours for ours, _ in pipes])
         finally:
             for (ours, _), worker in zip(pipes, workers, strict=True):
                 ours.close()

@@ -6,18 +6,18 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from par_agent.data.cluster_workers import cluster_workers
 from par_agent.data.episodes import read_episode
-from par_agent.data.rendering import RenderSpec, episode_path, episode_renderer
+from par_agent.data.rendering import RenderJob, RenderSpec, episode_path, episode_renderer
 from par_agent.data.statistics import RunningStatistics
 from par_agent.data.trajectory import TrajectoryFile
-from par_agent.data.workers import receive, send, worker_processes
+from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
 from par_agent.files import cannot_write, claim_folder, only_process, write_json
 from par_agent.tasks import get_task
@@ -55,6 +55,8 @@ class RenderConfig:
     """Language instruction; the task's own if not given."""
     workers: int = min(2, os.cpu_count() or 1)
     """Worker processes."""
+    cluster: str | None = None
+    """Address of a Ray cluster whose nodes render instead of worker processes; auto: that of this machine."""
 
     def spec(self) -> RenderSpec:
         """Resolves the command line into the spec that is stored with the dataset."""
@@ -103,7 +105,7 @@ def main(config: RenderConfig) -> int:
             begun = any((config.out / "episodes").glob("*"))
             claim_folder(config.out / "spec.json", spec.to_json(), begun=begun)
             try:
-                _render_missing(spec, config.out, config.workers)
+                _render_missing(spec, config.out, config.workers, config.cluster)
             finally:
                 _remove_unfinished(config.out)
             write_json(config.out / "dataset.json", summarise(config.out, spec))
@@ -118,35 +120,35 @@ def _remove_unfinished(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _render_missing(spec: RenderSpec, folder: Path, workers: int) -> None:
+def _render_missing(spec: RenderSpec, folder: Path, workers: int, cluster: str | None) -> None:
     """Lets workers render the episodes that have no file yet, and prints how fast they were."""
     todo = deque(index for index in range(spec.num_episodes) if not episode_path(folder, index).exists())
     done = spec.num_episodes - len(todo)
     print(f"{spec.env_id}: {spec.num_episodes} episodes, {done} already rendered, into {folder}")
     if not todo:
         return
-    started, frames, workers = time.monotonic(), 0, min(workers, len(todo))
-    with (
-        tqdm(total=len(todo), unit="episode", desc="render") as progress,
-        worker_processes(workers, episode_renderer, (spec, folder), folder) as connections,
-    ):
-        busy = set(connections)
-        for connection in connections:
-            send(connection, todo.popleft())
-        while busy:
-            for connection in [c for c in wait(list(busy)) if isinstance(c, Connection)]:
-                kind, value = receive(connection)
-                if kind == "progress":
-                    frames += value
-                    continue
+    trajectories = None if spec.is_random else TrajectoryFile(spec.source)
+
+    def next_job() -> RenderJob | None:
+        if not todo:
+            return None
+        index = todo.popleft()
+        return RenderJob(index, None if trajectories is None else trajectories.read(index))
+
+    if cluster is None:
+        opened = worker_processes(min(workers, len(todo)), episode_renderer, spec, folder)
+    else:
+        opened = cluster_workers(cluster, episode_renderer, spec, folder)
+    started, frames = time.monotonic(), 0
+    with tqdm(total=len(todo), unit="episode", desc="render") as progress, opened as do_all:
+        for kind, value in do_all(next_job):
+            if kind == "progress":
+                frames += value
+            else:
                 progress.update()
                 progress.set_postfix(frames=frames)
-                if todo:
-                    send(connection, todo.popleft())
-                else:
-                    busy.remove(connection)
     seconds = time.monotonic() - started
-    print(f"{frames} frames in {seconds:.0f} s: {frames / seconds:.1f} frames/s with {workers} workers")
+    print(f"{frames} frames in {seconds:.0f} s: {frames / seconds:.1f} frames/s")
 
 
 def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:

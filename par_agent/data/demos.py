@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.data import planning
+from par_agent.data.cluster_workers import cluster_workers
 from par_agent.data.hdf5 import file_image, open_in_memory
-from par_agent.data.workers import receive, send, worker_processes
+from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, cannot_write, only_process, read_json, write_json
 from par_agent.tasks import PROTOCOL_SEED, get_task
@@ -74,13 +74,16 @@ class DemoRequest:
         }
 
 
-def make_demos(request: DemoRequest, out: Path, workers: int = 1, progress: bool = True) -> Path:
+def make_demos(
+    request: DemoRequest, out: Path, workers: int = 1, progress: bool = True, cluster: str | None = None
+) -> Path:
     """Makes the requested demonstrations; after an interruption the same call goes on where it stopped.
 
     Args:
         out: folder for all tasks' demonstrations.
         workers: processes that plan at the same time, at least 1.
         progress: show a progress bar on stderr.
+        cluster: address of a Ray cluster whose nodes plan in place of processes of this machine.
 
     Returns:
         The `.h5` file. It holds `traj_0 .. traj_{num-1}` in seed order, each with `actions` (T, 8) float32,
@@ -88,7 +91,7 @@ def make_demos(request: DemoRequest, out: Path, workers: int = 1, progress: bool
 
     Raises:
         UserError: the file exists and was made by another request, another process works in the same folder,
-            the disk is full, or the simulator or its planner cannot run here.
+            the disk is full, the simulator or its planner cannot run here, or there is no such cluster.
     """
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
@@ -101,7 +104,7 @@ def make_demos(request: DemoRequest, out: Path, workers: int = 1, progress: bool
         with only_process(parts / "lock", f"makes demonstrations in {target.parent}"):
             planning.remove_unfinished(parts)
             try:
-                _make_parts(request, parts, workers, progress)
+                _make_parts(request, parts, workers, progress, cluster)
             finally:
                 planning.remove_unfinished(parts)
             _merge(request, parts, target)
@@ -146,7 +149,7 @@ def _next_part(request: DemoRequest, finished: dict[int, int], busy: set[int]) -
     raise UserError(f"fewer than {request.num} successful demonstrations before seed {PROTOCOL_SEED}; ask for fewer")
 
 
-def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool) -> None:
+def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool, cluster: str | None) -> None:
     """Lets workers make parts until the finished ones, in seed order and without a gap, hold enough episodes."""
     finished = {
         first: len(_kept_episodes(request, parts, first))
@@ -158,26 +161,27 @@ def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool)
     _check_numpy()
     from tqdm import tqdm
 
-    busy: dict[Connection, int] = {}
+    busy: set[int] = set()
+
+    def next_part() -> int | None:
+        first = _next_part(request, finished, busy)
+        if first is not None:
+            busy.add(first)
+        return first
+
+    if cluster is None:
+        opened = worker_processes(workers, planning.part_maker, request.env_id, parts)
+    else:
+        opened = cluster_workers(cluster, planning.part_maker, request.env_id, parts)
     done = min(sum(finished.values()), request.num)
-    with (
-        tqdm(total=request.num, initial=done, desc=request.env_id, unit="demo", disable=not progress) as bar,
-        worker_processes(workers, planning.part_maker, (request.env_id, parts), parts.parent) as idle,
-    ):
-        while True:
-            while idle and (first := _next_part(request, finished, set(busy.values()))) is not None:
-                connection = idle.pop()
-                send(connection, first)
-                busy[connection] = first
-            if not busy:
-                return
-            for connection in [c for c in wait(list(busy)) if isinstance(c, Connection)]:
-                kind, value = receive(connection)
-                if kind == "done":
-                    idle.append(connection)
-                    finished[busy.pop(connection)] = len(_kept_episodes(request, parts, value))
-                elif value <= request.max_steps and bar.n < request.num:
-                    bar.update()
+    bar = tqdm(total=request.num, initial=done, desc=request.env_id, unit="demo", disable=not progress)
+    with bar, opened as do_all:
+        for kind, value in do_all(next_part):
+            if kind == "done":
+                busy.remove(value)
+                finished[value] = len(_kept_episodes(request, parts, value))
+            elif value <= request.max_steps and bar.n < request.num:
+                bar.update()
 
 
 def _check_numpy() -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from par_agent.data.hdf5 import file_image, open_in_memory
-from par_agent.data.workers import DoJob, Report
+from par_agent.data.workers import UNFINISHED, DoJob, Report
 from par_agent.errors import UserError
 from par_agent.files import read_json
 
 SEEDS_PER_PART = 10
-UNFINISHED = "unfinished-"
 
 
 def part_folder(parts: Path, first: int) -> Path:
@@ -43,12 +42,12 @@ def remove_unfinished(parts: Path) -> None:
 
 
 def part_maker(env_id: str, parts: Path) -> DoJob:
-    """What a worker process does: makes the part whose first seed it is given, and reports every success's steps."""
+    """What a worker does: makes the part whose first seed it is given, and reports every success's steps."""
     return lambda first, report: make_part(env_id, first, parts, report)
 
 
-def make_part(env_id: str, first: int, parts: Path, report: Report) -> None:
-    """Solves seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part.
+def make_part(env_id: str, first: int, parts: Path, report: Report) -> Path:
+    """Solves seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part, whose folder it returns.
 
     A fresh environment each time: contact forces carry traces of earlier episodes, and an episode must not depend on
     which worker made it or where an interruption fell.
@@ -90,6 +89,7 @@ def make_part(env_id: str, first: int, parts: Path, report: Report) -> None:
     recorder.close()
     (unfinished / "part.h5").write_bytes(image)
     os.replace(unfinished, part_folder(parts, first))
+    return part_folder(parts, first)
 
 
 def solve(env: Any, env_id: str, seed: int) -> int | None:

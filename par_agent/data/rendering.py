@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from par_agent.data.episodes import Episode, write_episode
-from par_agent.data.trajectory import TrajectoryFile
+from par_agent.data.trajectory import Demonstration
 from par_agent.data.workers import DoJob, Report
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED, get_task
@@ -157,12 +157,15 @@ class Renderer:
             images.update({camera: observed[camera]["rgb"][0].cpu().numpy() for camera in sensors})
         return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
 
-    def render_demonstration(self, trajectories: TrajectoryFile, index: int) -> Episode:
-        """Renders episode ``index`` of a trajectory file at its chunk boundaries."""
-        demonstration = trajectories.read(index)
+    def render_demonstration(self, demonstration: Demonstration) -> Episode:
+        """Renders an episode of the trajectory file at its chunk boundaries.
+
+        Raises:
+            UserError: it starts from an initial state of the evaluation protocol.
+        """
         if demonstration.seed >= PROTOCOL_SEED:
             raise UserError(
-                f"{trajectories.path}: episode {demonstration.episode_id} starts from seed {demonstration.seed}, which "
+                f"{self.spec.source}: episode {demonstration.episode_id} starts from seed {demonstration.seed}, which "
                 f"the evaluation protocol reserves (from {PROTOCOL_SEED}); leave it out of training data"
             )
         self.env.reset(seed=demonstration.seed)  # for what is no part of the states, such as a peg of random length
@@ -220,17 +223,28 @@ def episode_path(folder: Path, index: int) -> Path:
     return folder / "episodes" / f"episode_{index:06d}.h5"
 
 
-def episode_renderer(spec: RenderSpec, folder: Path) -> DoJob:
-    """What a worker process does: renders the episode of a given number into its file and reports its frames."""
-    renderer = Renderer(spec)
-    trajectories = None if spec.is_random else TrajectoryFile(spec.source)
+@dataclass(frozen=True)
+class RenderJob:
+    """One episode to render."""
 
-    def render(index: int, report: Report) -> None:
-        if trajectories is None:
-            episode = renderer.render_random_motion(index)
+    index: int
+    """Number of the episode in the dataset."""
+    demonstration: Demonstration | None
+    """What was recorded; None for random motion."""
+
+
+def episode_renderer(spec: RenderSpec, folder: Path) -> DoJob:
+    """What a worker does: renders an episode into its file and reports its frames."""
+    renderer = Renderer(spec)
+
+    def render(job: RenderJob, report: Report) -> Path:
+        if job.demonstration is None:
+            episode = renderer.render_random_motion(job.index)
         else:
-            episode = renderer.render_demonstration(trajectories, index)
-        write_episode(episode_path(folder, index), episode)
+            episode = renderer.render_demonstration(job.demonstration)
+        path = episode_path(folder, job.index)
+        write_episode(path, episode)
         report(len(episode.frame_steps))
+        return path
 
     return render

@@ -1,12 +1,14 @@
-"""Worker processes that do numbered jobs, one at a time each, and that end with the process that started them."""
+"""Worker processes that do jobs, one at a time each, and that end with the process that started them."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +16,35 @@ from par_agent.errors import UserError
 from par_agent.files import cannot_write
 
 Report = Callable[[int], None]
-"""Tells the parent of an amount done inside a job."""
+"""Tells of an amount done inside a job."""
 
-DoJob = Callable[[int, Report], None]
-"""Does the job of a given number."""
+DoJob = Callable[[Any, Report], Path]
+"""Does a job; returns the file, or the folder of files, that it made."""
+
+Prepare = Callable[[Any, Path], DoJob]
+"""Called once where jobs are done, with what they have in common and the folder to write to."""
+
+NextJob = Callable[[], Any]
+"""Gives the next job; None while there is none."""
+
+DoAll = Callable[[NextJob], Iterator[tuple[str, Any]]]
+"""Does jobs until there is none left; yields ("progress", amount) and ("done", job) as they come."""
+
+UNFINISHED = "unfinished-"
+"""How names of folders begin that are not complete."""
 
 
 @contextmanager
-def worker_processes(
-    count: int, prepare: Callable[..., DoJob], arguments: tuple[Any, ...], folder: Path
-) -> Iterator[list[Connection]]:
-    """Starts processes and gives a connection to each: :func:`send` it a job, then :func:`receive` its messages.
+def worker_processes(count: int, prepare: Prepare, what: Any, folder: Path) -> Iterator[DoAll]:
+    """Starts processes, and gives what lets them do jobs.
 
     The processes end with the block, however it ends, and with this process, even if that is killed.
 
     Args:
         count: number of processes.
-        prepare: called with ``arguments`` once in every process, before its first job; returns what does the jobs.
-        folder: where the jobs write, for error messages.
+        prepare: importable.
+        what: its first argument, picklable as jobs are.
+        folder: where the jobs write.
     """
     context = get_context("spawn")
     processes, connections = [], []
@@ -39,7 +52,7 @@ def worker_processes(
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, prepare, arguments, folder), daemon=True)
+            process = context.Process(target=serve, args=(theirs, prepare, what, folder), daemon=True)
             process.start()
             theirs.close()
             processes.append(process)
@@ -47,27 +60,42 @@ def worker_processes(
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield connections
+        yield partial(do_all, connections)
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def send(connection: Connection, number: int) -> None:
-    """Gives a worker its next job; that it has died is noticed by the next :func:`receive`."""
-    with suppress(BrokenPipeError):
-        connection.send(number)
-
-
-def receive(connection: Connection) -> tuple[str, int]:
-    """Reads a worker's next message: ("progress", amount) or ("done", job number).
+def do_all(workers: Sequence[Connection], next_job: NextJob) -> Iterator[tuple[str, Any]]:
+    """Lets workers, at the other ends of connections, do jobs; see :data:`DoAll`.
 
     Raises:
-        UserError: the worker has met an error, or has died.
+        UserError: a worker has met an error, or has died.
     """
+    idle = deque(workers)
+    busy: dict[Connection, Any] = {}
+    while True:
+        while idle and (job := next_job()) is not None:
+            worker = idle.popleft()
+            busy[worker] = job
+            with suppress(BrokenPipeError):  # that it has died is noticed below
+                worker.send(job)
+        if not busy:
+            return
+        for worker in [ready for ready in wait(list(busy)) if isinstance(ready, Connection)]:
+            kind, value = _receive(worker)
+            if kind == "progress":
+                yield kind, value
+            else:
+                idle.append(worker)
+                yield kind, busy.pop(worker)
+
+
+def _receive(worker: Connection) -> tuple[str, Any]:
+    """Reads a worker's next message."""
     try:
-        kind, value = connection.recv()
+        kind, value = worker.recv()
     except (EOFError, ConnectionResetError):
         raise UserError(
             "a worker process died (out of memory, or a crash inside the simulator, its renderer or its planner); "
@@ -78,18 +106,18 @@ def receive(connection: Connection) -> tuple[str, int]:
     return kind, value
 
 
-def _serve(connection: Connection, prepare: Callable[..., DoJob], arguments: tuple[Any, ...], folder: Path) -> None:
-    """Does the jobs that the parent asks for; ends when the parent does."""
+def serve(connection: Connection, prepare: Prepare, what: Any, folder: Path) -> None:
+    """A worker: does the jobs that the other end asks for; ends when that does."""
     import torch
 
     torch.set_num_threads(1)
     do_job: DoJob | None = None
     try:
         while True:
-            number = connection.recv()
+            job = connection.recv()
             try:
-                do_job = do_job or prepare(*arguments)
-                do_job(number, lambda amount: connection.send(("progress", amount)))
+                do_job = do_job or prepare(what, folder)
+                do_job(job, lambda amount: connection.send(("progress", amount)))
             except BrokenPipeError:
                 raise
             except UserError as error:
@@ -97,6 +125,6 @@ def _serve(connection: Connection, prepare: Callable[..., DoJob], arguments: tup
             except OSError as error:
                 connection.send(("error", cannot_write(folder, error)))
             else:
-                connection.send(("done", number))
+                connection.send(("done", None))
     except (EOFError, BrokenPipeError):
         return

@@ -121,7 +121,7 @@ class Bench:
 
         if task not in self._built:
             setup, spec = self._setup, self._specs[task]
-            policy = setup.policy.build(spec)
+            policy = setup.policy.build(spec, setup.track)
             env = TaskEnvironment(spec, setup.track, backend=setup.backend, num_envs=setup.num_envs)
             self._built[task] = env, policy
         return self._built[task]

@@ -6,6 +6,8 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from par_agent.errors import UserError
 from par_agent.tasks import TASKS, TaskSpec, get_task
+from par_agent.versions import PACKAGE_FOLDER, hash_files
 
 if TYPE_CHECKING:
     import torch
 
-PACKAGE_FOLDER = Path(__file__).parents[1]
 _HASH_DIGITS = 12
 
 
@@ -25,8 +27,9 @@ class Policy(Protocol):
     """Anything that turns observations into actions.
 
     Two optional members are used where they exist: ``needs_frame`` (bool), False while the next ``act()`` will only pop
-    an already planned action and read no image, which saves the render; and ``check(spec)``, which raises ``UserError``
-    where the policy expects another camera, image size or controller than the task has.
+    an already planned action and read no image, which saves the render; and ``check(spec,
+    track)``, which raises ``UserError`` where the policy expects another camera, image size or controller than the task
+    has on the track.
     """
 
     action_size: int
@@ -39,8 +42,14 @@ class Policy(Protocol):
         """Actions (num_envs, action_size) float32 for one observation per environment."""
 
 
+def search_folder(folder: str) -> None:
+    """Lets ``module:name`` be found in a folder too, here and in worker processes started from here."""
+    if os.path.isdir(folder) and folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
 def load_object(reference: str) -> Any:
-    """Imports ``module:name``; the current folder is searched too.
+    """Imports ``module:name``; see :func:`search_folder`.
 
     Raises:
         UserError: the module cannot be imported or has no such name.
@@ -110,7 +119,7 @@ class PolicySource:
         """Short name for tables and folders."""
         return self.reference.rpartition(":")[2] if ":" in self.reference else Path(self.reference).name
 
-    def build(self, spec: TaskSpec) -> Policy:
+    def build(self, spec: TaskSpec, track: str = "paper") -> Policy:
         """Makes the policy for one task and checks that it fits.
 
         A class is called with the options and, if it has a parameter ``task``, the :class:`TaskSpec`.
@@ -119,7 +128,7 @@ class PolicySource:
             UserError: the options do not fit, or the policy does not fit the task.
         """
         policy = self._from_class(spec) if ":" in self.reference else self._from_checkpoint(spec)
-        check_policy(policy, spec)
+        check_policy(policy, spec, track)
         return policy
 
     def fingerprint(self) -> str:
@@ -164,7 +173,7 @@ def _call(function: Any, reference: str, *args: Any, **arguments: Any) -> Any:
     return function(*args, **arguments)
 
 
-def check_policy(policy: Any, spec: TaskSpec) -> None:
+def check_policy(policy: Any, spec: TaskSpec, track: str) -> None:
     """Compares a policy's conventions with the task's.
 
     Raises:
@@ -182,7 +191,23 @@ def check_policy(policy: Any, spec: TaskSpec) -> None:
             f"(control mode {spec.control_mode})"
         )
     if hasattr(policy, "check"):
-        policy.check(spec)
+        policy.check(spec, track)
+
+
+def check_device(name: str) -> None:
+    """Checks that policies can be loaded on a device.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used ({error}); try cpu or cuda") from None
 
 
 def checkpoint_folder(reference: str) -> Path:
@@ -198,17 +223,8 @@ def checkpoint_folder(reference: str) -> Path:
     known = sorted(path.name for path in bundled.glob("*") if path.is_dir())
     raise UserError(
         f"no policy {reference!r}: neither a checkpoint folder nor bundled (bundled: {', '.join(known) or 'none'}); "
-        "a class  of your own is given as module:Class"
+        "a class of your own is given as module:Class"
     )
-
-
-def hash_files(paths: Sequence[Path]) -> str:
-    """Hash of files' names and contents, 12 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:_HASH_DIGITS]
 
 
 def hash_content(content: Any) -> str:

@@ -8,18 +8,18 @@ import shlex
 import subprocess
 import sys
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from par_agent.evaluation.policies import PACKAGE_FOLDER, hash_files
+from par_agent.versions import installed_versions
 
 if TYPE_CHECKING:
     from par_agent.evaluation.runner import BenchmarkRun
 
-_CODE = (
+ROLLOUT_CODE = (
     "modeling/**/*.py",
     "checkpoint.py",
+    "episode.py",
     "evaluation/environment.py",
     "evaluation/observation.py",
     "evaluation/protocol.py",
@@ -53,15 +53,7 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Versions of all that decides a rollout; ``code`` is a hash of this package's own sources."""
-    names = ("par-agent", "mani_skill", "sapien", "torch", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name.replace("-", "_")] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name.replace("-", "_")] = "not installed"
-    versions["code"] = hash_files(sorted(path for pattern in _CODE for path in PACKAGE_FOLDER.glob(pattern)))
-    return versions
+    return installed_versions(("par-agent", "mani_skill", "sapien", "diffusers", "torch", "numpy"), ROLLOUT_CODE)
 
 
 def _git_commit() -> str:

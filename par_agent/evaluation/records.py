@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
+from par_agent.files import cannot_write, read_json, write_json
 
 Record = dict[str, Any]
 """One line of rollouts.jsonl: plain numbers, text and None by field name."""
@@ -96,14 +96,14 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         run_file = self.path / "run.json"
-        if run_file.exists():
-            if read_json(run_file) != json.loads(json.dumps(self._identity)):
-                raise UserError(
-                    f"{self.path} holds the results of another policy, task or version; choose another --out"
-                )
-        else:
-            write_json(run_file, self._identity)
-        self._file = self.records_file.open("ab", buffering=0)
+        if run_file.exists() and read_json(run_file) != json.loads(json.dumps(self._identity)):
+            raise UserError(f"{self.path} holds the results of another policy, task or version; choose another --out")
+        try:
+            if not run_file.exists():
+                write_json(run_file, self._identity)
+            self._file = self.records_file.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(cannot_write(self.path, error)) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

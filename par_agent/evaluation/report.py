@@ -7,6 +7,7 @@ import io
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from par_agent.errors import UserError
 from par_agent.evaluation.html_report import html_report
 from par_agent.evaluation.provenance import provenance
 from par_agent.evaluation.records import Record
@@ -18,7 +19,7 @@ from par_agent.evaluation.results import (
     result_row,
     summarise,
 )
-from par_agent.files import atomic_path, write_json
+from par_agent.files import atomic_path, cannot_write, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,7 +51,18 @@ def terminal_tables(run: BenchmarkRun, results: list[TaskResult]) -> list[Table]
 
 
 def write_results(run: BenchmarkRun, records: list[Record]) -> list[TaskResult]:
-    """Writes results.md, .csv, .json and report.html into the run's folder; each appears when it is complete."""
+    """Writes results.md, .csv, .json and report.html into the run's folder; each appears when it is complete.
+
+    Raises:
+        UserError: they cannot be written, for example because the disk is full; the records are there still.
+    """
+    try:
+        return _write_results(run, records)
+    except OSError as error:
+        raise UserError(cannot_write(run.folder, error)) from error
+
+
+def _write_results(run: BenchmarkRun, records: list[Record]) -> list[TaskResult]:
     tasks = [spec.name for spec in run.specs.values()]
     results = summarise(records, tasks, run.config.states * run.config.policy_seeds)
     source = provenance(run)

@@ -12,7 +12,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.cluster_pool import ClusterPool
 from par_agent.evaluation.environment import check_backend
 from par_agent.evaluation.jobs import Reply, RolloutJob, WorkerSetup
-from par_agent.evaluation.policies import PolicySource, hash_content, resolve_task
+from par_agent.evaluation.policies import PolicySource, check_device, hash_content, resolve_task
 from par_agent.evaluation.protocol import check_seeds, make_missing_states, protocol_file, protocol_seeds
 from par_agent.evaluation.provenance import package_versions
 from par_agent.evaluation.records import Record, RecordKey, RunFolder, check_writable, record_key
@@ -85,8 +85,8 @@ class RunConfig:
         if self.is_protocol:
             return "the protocol"
         return (
-            f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, policy seeds 0 to "
-            f"{self.policy_seeds - 1} (the protocol has 0 to {PROTOCOL_POLICY_SEEDS - 1})"
+            f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, {self.policy_seeds} policy "
+            f"seed{'s' * (self.policy_seeds > 1)} (the protocol has {PROTOCOL_POLICY_SEEDS})"
         )
 
 
@@ -104,6 +104,7 @@ class BenchmarkRun:
         self.config = config
         self.specs: dict[str, TaskSpec] = {task: resolve_task(task) for task in config.tasks}
         check_backend(config.backend, list(self.specs.values()))
+        check_device(config.policy.device)
         self.versions = package_versions()
         self.fingerprint = config.policy.fingerprint()
         self.identity = self._identity()
@@ -111,7 +112,7 @@ class BenchmarkRun:
         """Name of the device that rendered, known once the run has begun."""
         self.workers = 0
         """Rollouts at once, known once the run has begun."""
-        check_writable(config.out)
+        check_writable(self.folder)
 
     @property
     def folder(self) -> Path:
