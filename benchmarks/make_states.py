@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import tyro
 
 from par_agent.errors import UserError
-from par_agent.evaluation.protocol import make_states, protocol_file, protocol_seeds, save_states
+from par_agent.evaluation.initial_states import make_states
+from par_agent.evaluation.protocol import protocol_file, protocol_seeds, save_states
 from par_agent.tasks import TASKS, get_task
 
 

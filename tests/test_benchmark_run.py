@@ -20,10 +20,9 @@ import pytest
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
-from par_agent.evaluation.provenance import ROLLOUT_CODE
 from par_agent.evaluation.records import RunFolder, read_records
 from par_agent.evaluation.report import write_results
-from par_agent.evaluation.rollout import TIMING_FIELDS
+from par_agent.evaluation.rollout import ROLLOUT_CODE, TIMING_FIELDS
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.versions import PACKAGE_FOLDER

@@ -12,11 +12,11 @@ import torch
 
 from par_agent.errors import UserError
 from par_agent.evaluation.environment import TaskEnvironment, make_simulation
+from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.observation import RenderCameraObservation
 from par_agent.evaluation.protocol import (
     InitialState,
     load_states,
-    make_states,
     protocol_file,
     protocol_seeds,
     save_states,

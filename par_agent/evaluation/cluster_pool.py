@@ -15,7 +15,7 @@ from par_agent.cluster import Cluster, LostJobError
 from par_agent.errors import UserError
 from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup, died
 from par_agent.evaluation.policies import search_folder
-from par_agent.evaluation.provenance import package_versions
+from par_agent.evaluation.rollout import rollout_versions
 from par_agent.files import atomic_path
 from par_agent.versions import check_versions
 
@@ -59,7 +59,7 @@ class ClusterPool:
     Args:
         setup: what the workers build.
         address: the cluster's, see :class:`par_agent.cluster.Cluster`.
-        versions: of all that decides a rollout, see :func:`par_agent.evaluation.provenance.package_versions`.
+        versions: of all that decides a rollout, see :func:`par_agent.evaluation.rollout.rollout_versions`.
         fingerprint: of the policy.
 
     Raises:
@@ -125,7 +125,7 @@ class _NodeBench:
     def __init__(self, setup: NodeSetup) -> None:
         os.environ["LP_NUM_THREADS"] = "1"  # the software renderer's own threads
         search_folder(setup.folder)
-        check_versions("this package", setup.versions, package_versions())
+        check_versions("this package", setup.versions, rollout_versions())
         check_versions("the policy", {"files": setup.fingerprint}, {"files": setup.worker.policy.fingerprint()})
         self._bench = Bench(setup.worker)
         self._folder = tempfile.TemporaryDirectory()

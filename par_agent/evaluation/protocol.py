@@ -10,16 +10,12 @@ velocities last. A tensor that is equal in all states is stored once, with a lea
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import resolve_task
 from par_agent.files import atomic_path
 from par_agent.tasks import PROTOCOL_SEED, PROTOCOL_STATES, TaskSpec
 
@@ -60,49 +56,6 @@ def check_seeds(first_seed: int, count: int) -> None:
             f"seeds {first_seed} to {first_seed + count - 1} are not allowed: those from {PROTOCOL_SEED} on are "
             "reserved for the protocol (its states are used when no state seed is given); choose others below"
         )
-
-
-def make_states(spec: TaskSpec, seeds: Sequence[int]) -> list[InitialState]:
-    """Makes initial states with ``env.reset(seed=...)``, each in a freshly built scene of one environment."""
-    from par_agent.evaluation.environment import make_simulation
-
-    env = make_simulation(spec)
-    states = []
-    for index, seed in enumerate(seeds):
-        env.reset(seed=seed, options={"reconfigure": True})
-        state = env.unwrapped.get_state_dict()
-        copied = {kind: {name: tensor.clone() for name, tensor in group.items()} for kind, group in state.items()}
-        states.append(InitialState(index, seed, copied))
-    env.close()
-    return states
-
-
-def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None:
-    """Makes those of some files of initial states that do not exist, in a process of its own.
-
-    Args:
-        files: task reference by file.
-        seeds: environment seeds of the states.
-
-    Raises:
-        UserError: the states cannot be made.
-    """
-    missing = {path: task for path, task in files.items() if not path.exists()}
-    if not missing:
-        return
-    context = multiprocessing.get_context("spawn")
-    ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)  # it is the parent's to handle
-    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignore_ctrl_c) as process:
-        for path, task in missing.items():
-            try:
-                process.submit(_make_states_file, path, task, seeds).result()
-            except Exception as error:
-                raise UserError(f"cannot make initial states for {task}: {type(error).__name__}: {error}") from error
-
-
-def _make_states_file(path: Path, task: str, seeds: Sequence[int]) -> None:
-    spec = resolve_task(task)
-    save_states(path, spec, make_states(spec, seeds))
 
 
 def save_states(path: Path, spec: TaskSpec, states: Sequence[InitialState]) -> None:

@@ -11,24 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from par_agent.versions import installed_versions
-
 if TYPE_CHECKING:
     from par_agent.evaluation.runner import BenchmarkRun
-
-ROLLOUT_CODE = (
-    "modeling/**/*.py",
-    "checkpoint.py",
-    "episode.py",
-    "evaluation/environment.py",
-    "evaluation/observation.py",
-    "evaluation/protocol.py",
-    "evaluation/rollout.py",
-    "policy.py",
-    "tasks.py",
-    "transforms.py",
-)
-"""Source files that decide what a rollout does: a change of them starts a new run folder."""
 
 
 def provenance(run: BenchmarkRun) -> dict[str, Any]:
@@ -49,11 +33,6 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": run.versions,
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of all that decides a rollout; ``code`` is a hash of this package's own sources."""
-    return installed_versions(("par-agent", "mani_skill", "sapien", "diffusers", "torch", "numpy"), ROLLOUT_CODE)
 
 
 def _git_commit() -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import Policy
 from par_agent.evaluation.protocol import InitialState
+from par_agent.versions import installed_versions
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +24,26 @@ if TYPE_CHECKING:
     from par_agent.evaluation.environment import TaskEnvironment
     from par_agent.evaluation.recorder import VideoRecorder
 
+ROLLOUT_CODE = (
+    "modeling/**/*.py",
+    "checkpoint.py",
+    "episode.py",
+    "evaluation/environment.py",
+    "evaluation/observation.py",
+    "evaluation/protocol.py",
+    "evaluation/rollout.py",
+    "policy.py",
+    "tasks.py",
+    "transforms.py",
+)
+"""Source files that decide what a rollout does: a change of them starts a new run folder."""
 TIMING_FIELDS = ("seconds", "plan_ms")
 """Fields of a record that differ between two runs of the same rollout; all others are equal to the bit."""
+
+
+def rollout_versions() -> dict[str, str]:
+    """Versions of all that decides a rollout; ``code`` is a hash of this package's own sources."""
+    return installed_versions(("par-agent", "mani_skill", "sapien", "diffusers", "torch", "numpy"), ROLLOUT_CODE)
 
 
 def derive_seed(policy_seed: int, env_seed: int) -> int:

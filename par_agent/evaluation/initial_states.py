@@ -1,0 +1,56 @@
+"""Makes initial states, by ManiSkill's own ``env.reset(seed=...)``."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from par_agent.errors import UserError
+from par_agent.evaluation.environment import make_simulation
+from par_agent.evaluation.policies import resolve_task
+from par_agent.evaluation.protocol import InitialState, save_states
+from par_agent.tasks import TaskSpec
+
+
+def make_states(spec: TaskSpec, seeds: Sequence[int]) -> list[InitialState]:
+    """Makes initial states with ``env.reset(seed=...)``, each in a freshly built scene of one environment."""
+    env = make_simulation(spec)
+    states = []
+    for index, seed in enumerate(seeds):
+        env.reset(seed=seed, options={"reconfigure": True})
+        state = env.unwrapped.get_state_dict()
+        copied = {kind: {name: tensor.clone() for name, tensor in group.items()} for kind, group in state.items()}
+        states.append(InitialState(index, seed, copied))
+    env.close()
+    return states
+
+
+def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None:
+    """Makes those of some files of initial states that do not exist, in a process of its own.
+
+    Args:
+        files: task reference by file.
+        seeds: environment seeds of the states.
+
+    Raises:
+        UserError: the states cannot be made.
+    """
+    missing = {path: task for path, task in files.items() if not path.exists()}
+    if not missing:
+        return
+    context = multiprocessing.get_context("spawn")
+    ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)  # it is the parent's to handle
+    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignore_ctrl_c) as process:
+        for path, task in missing.items():
+            try:
+                process.submit(_make_states_file, path, task, seeds).result()
+            except Exception as error:
+                raise UserError(f"cannot make initial states for {task}: {type(error).__name__}: {error}") from error
+
+
+def _make_states_file(path: Path, task: str, seeds: Sequence[int]) -> None:
+    spec = resolve_task(task)
+    save_states(path, spec, make_states(spec, seeds))
