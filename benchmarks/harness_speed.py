@@ -245,7 +245,7 @@ def table(config: SpeedConfig, times: dict[str, list[StepTime]]) -> Table:
         caption=f"ms per control step and speed against the first line; median and range of {config.rounds} rounds",
     )
     for column in ("", "wall ms", "speed", "processor ms", "speed"):
-        result.add_column(column, justify="right" if column else "left")
+        result.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
     reference = next(iter(times.values()))
     for name, values in times.items():
         cells = []

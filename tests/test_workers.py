@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from par_agent.data.hdf5 import open_in_memory
 from par_agent.data.workers import DoJob, Report, worker_processes
 from par_agent.errors import UserError
 
@@ -48,6 +49,12 @@ def test_jobs_report_and_errors_reach_the_user(tmp_path):
             do(4)
         with pytest.raises(UserError, match="a worker process died"):
             do(0)
+
+
+def test_two_files_are_built_in_memory_at_once():
+    with open_in_memory() as first, open_in_memory() as second:
+        first["number"], second["number"] = 1, 2
+        assert (first["number"][()], second["number"][()]) == (1, 2)
 
 
 def test_a_job_that_comes_up_later_is_done_too_and_jobs_are_shared_out(tmp_path):

@@ -6,6 +6,7 @@ bytes is one ordinary write that fails with one OSError.
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ def open_in_memory() -> h5py.File:
     """A new, empty HDF5 file that never touches the disk."""
     import h5py
 
-    return h5py.File("in-memory.h5", "w", driver="core", backing_store=False)
+    # HDF5 takes two open files of one name for the same file.
+    return h5py.File(f"in-memory-{uuid.uuid4()}.h5", "w", driver="core", backing_store=False)
 
 
 def file_image(file: h5py.File) -> bytes:
