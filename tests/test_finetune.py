@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,42 +17,17 @@ from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.finetune import FinetuneConfig, finetune
-from tiny import tiny_checkpoint, tiny_dataset
+from tiny import command, tiny_checkpoint, tiny_dataset, tiny_run
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> FinetuneConfig:
     """A run of a few steps on random episodes, from a tiny checkpoint."""
-    tiny_checkpoint().save(tmp_path / "init")
-    data = tiny_dataset(tmp_path / "data", episodes=21)
-    return FinetuneConfig(
-        out=tmp_path / "run",
-        data=(data,),
-        init=tmp_path / "init",
-        steps=6,
-        batch_size=4,
-        window=2,
-        warmup=2,
-        variants=2,
-        shift=1,
-        validate_every=3,
-        checkpoint_minutes=0.0,
-    )
+    return tiny_run(tmp_path)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "policy" / "model.safetensors")
-
-
-def command(config: FinetuneConfig) -> list[str]:
-    """The command line of a configuration."""
-    words = [sys.executable, "-m", "par_agent", "finetune"]
-    for name, value in dataclasses.asdict(config).items():
-        if value is None or value is False or value == ():
-            continue
-        values = [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
-        words += [f"--{name.replace('_', '-')}", *values]
-    return words
 
 
 def test_training_ends_in_a_policy_that_acts(config: FinetuneConfig) -> None:

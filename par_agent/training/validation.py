@@ -5,25 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from par_agent.checkpoint import Checkpoint
 from par_agent.data.windows import GRIPPER, Windows, WindowSampler, concatenate
-from par_agent.modeling.par import PARModel
-from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.training.batches import tensors
-from par_agent.transforms import Transforms
 
 WINDOWS = 16
 """Windows measured per dataset, spread over its held-out episodes."""
 
 
-def validate(
-    model: nn.Module,
-    samplers: list[WindowSampler],
-    transforms: Transforms,
-    text_encoder: TextEncoder,
-    device: torch.device,
-) -> dict[str, float]:
+def validate(policy: Checkpoint, samplers: list[WindowSampler], device: torch.device) -> dict[str, float]:
     """Errors of the deterministic policy that sees one step, averaged over datasets.
 
     Returns:
@@ -31,15 +23,14 @@ def validate(
         close as demonstrated), and ``shuffled_error``: the action error with the frames of another window, which stays
         as low as ``action_error`` if the policy does not look; both errors also per dataset.
     """
-    assert isinstance(model, PARModel)
     metrics = {"action_error": 0.0, "gripper_accuracy": 0.0, "shuffled_error": 0.0}
     for sampler in samplers:
         numbers = torch.linspace(0, len(sampler) - 1, min(WINDOWS, len(sampler))).long().tolist()
         windows = concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
         mask = windows.weights > 0
-        actions = _predict(model, windows, transforms, text_encoder, device)
+        actions = _predict(policy, windows, device)
         other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
-        blind = _predict(model, other, transforms, text_encoder, device)
+        blind = _predict(policy, other, device)
         error = _joint_error(actions, windows.after, mask)
         agree = (actions[..., GRIPPER] > 0) == (windows.after[..., GRIPPER] > 0)
         metrics["action_error"] += error / len(samplers)
@@ -52,17 +43,16 @@ def validate(
 
 
 @torch.inference_mode()
-def _predict(
-    model: PARModel, windows: Windows, transforms: Transforms, text_encoder: TextEncoder, device: torch.device
-) -> Tensor:
+def _predict(policy: Checkpoint, windows: Windows, device: torch.device) -> Tensor:
     """Deterministic chunks (B, N, L, A) in the controller's units, each from its own frame alone."""
-    inputs, targets, features = tensors(windows, transforms, text_encoder, device)
+    assert policy.transforms is not None
+    inputs, targets, features = tensors(windows, policy.transforms, policy.text_encoder, device)
     inputs = dataclasses.replace(inputs, actions_known=torch.zeros_like(inputs.actions_known))
     steps = windows.steps.to(device)
-    _, z_action = model(features, inputs, steps, torch.ones_like(steps))
+    _, z_action = policy.model(features, inputs, steps, torch.ones_like(steps))
     start = torch.zeros_like(targets.actions)
-    chunks = model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1)).view_as(start)
-    return transforms.denormalise_actions(chunks.cpu(), windows.positions)
+    chunks = policy.model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1)).view_as(start)
+    return policy.transforms.denormalise_actions(chunks.cpu(), windows.positions)
 
 
 def _joint_error(actions: Tensor, true: Tensor, mask: Tensor) -> float:

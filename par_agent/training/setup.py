@@ -1,0 +1,117 @@
+"""What a run trains and what it trains on: loaded, checked and ready."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from par_agent.checkpoint import Checkpoint, make_text_encoder
+from par_agent.data.episodes import RenderedDataset
+from par_agent.data.latents import LatentSpec, cached_latents, file_hash
+from par_agent.data.windows import EpisodeIndex, MixedSampler, WindowSampler, fit_transforms
+from par_agent.errors import UserError
+from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
+from par_agent.modeling.par import PARModel
+from par_agent.modeling.presets import preset
+from par_agent.modeling.text_encoder import TextEncoder
+from par_agent.modeling.weights import find_weights
+from par_agent.tasks import TASKS
+from par_agent.training.config import FinetuneConfig
+from par_agent.training.trainable import choose_weights
+from par_agent.transforms import Transforms
+
+
+@dataclass
+class Setup:
+    """A model and its data."""
+
+    model: PARModel
+    encoder: FrameEncoder
+    transforms: Transforms
+    text_encoder: TextEncoder
+    train: MixedSampler
+    held_out: list[WindowSampler]
+    base: str | None
+    """Hash of the weights that the run starts from, where some of them stay as they are and are not in its checkpoints.
+    """
+
+
+def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
+    """Loads or makes the model, and opens the data (computing latents that are missing, on ``device``).
+
+    Raises:
+        UserError: data that does not fit the model, a checkpoint that is damaged, an instruction without features, an
+            unknown LoRA target.
+    """
+    torch.manual_seed(config.seed)
+    datasets = [RenderedDataset(folder) for folder in config.folders()]
+    if config.init is not None:
+        loaded = Checkpoint.load(config.init)
+        model, encoder, text_encoder = loaded.model.train(), loaded.encoder, loaded.text_encoder
+        encoder_folder = config.init / "frame_encoder"
+        indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
+        fresh = loaded.transforms is None  # imported video weights, no actions trained yet
+        if loaded.transforms is None:
+            transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+        else:
+            transforms = loaded.transforms
+            _check_data(indices, transforms, config)
+    else:
+        if config.vae is None:
+            raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
+        encoder_folder, encoder = config.vae, load_frame_encoder(config.vae)
+        model = PARModel(preset(config.preset))
+        text_encoder = make_text_encoder(model.config)
+        indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
+        transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+        fresh = True
+    choose_weights(model, config, fresh_actions=fresh)
+    base = None
+    if config.init is not None and config.train != "full":
+        base = file_hash(find_weights(config.init))
+    for instruction in sorted({text for index in indices for text in index.instructions}):
+        text_encoder.encode(instruction)  # an instruction without stored features is refused before the long work
+    shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
+    digest = file_hash(find_weights(encoder_folder))
+    spec = LatentSpec(transforms.camera, digest, shape, config.variants, config.shift)
+    encoder = encoder.to(device)
+    latents = [cached_latents(dataset, spec, lambda x: encoder.encode(x.to(device))) for dataset in datasets]
+    splits = [index.split() for index in indices]
+    train = [
+        WindowSampler(index, array, split[0], config.window, config.seed + number)
+        for number, (index, array, split) in enumerate(zip(indices, latents, splits, strict=True))
+    ]
+    held = [
+        WindowSampler(index, array, split[1], config.window, config.seed)
+        for index, array, split in zip(indices, latents, splits, strict=True)
+    ]
+    mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
+    return Setup(model, encoder, transforms, text_encoder, mixed, held, base)
+
+
+def _check_data(indices: list[EpisodeIndex], transforms: Transforms, config: FinetuneConfig) -> None:
+    """Compares rendered data with a checkpoint's conventions.
+
+    Raises:
+        UserError: another camera, crop or size.
+    """
+    if config.camera != transforms.camera:
+        raise UserError(f"--camera {config.camera}: the checkpoint {config.init} sees through {transforms.camera}")
+    for index in indices:
+        spec = index.dataset.spec
+        for name in ("crop", "size"):
+            wanted, found = getattr(transforms, name), spec[name]
+            if (None if found is None else tuple(found)) != wanted:
+                raise UserError(
+                    f"{index.dataset.folder} was rendered with {name} {found}; the checkpoint {config.init} was "
+                    f"trained with {wanted}: render it again with --{name} {' '.join(map(str, wanted or ()))}"
+                )
+
+
+def _image_size(dataset: RenderedDataset, camera: str) -> tuple[int, int] | None:
+    """Full image size of a camera where the task registry knows it."""
+    for spec in TASKS.values():
+        if spec.env_id == dataset.spec["env_id"] and camera == spec.camera:
+            return spec.image_size
+    return None
