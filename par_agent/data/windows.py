@@ -1,7 +1,7 @@
 """Training windows: consecutive chunk boundaries of rendered episodes, with the chunks before and after each.
 
-Letters: K usable chunk boundaries of an episode, N steps a window, B windows a batch, L actions a chunk, A numbers per
-action, P joint positions, C latent channels of h x w.
+Letters: K usable chunk boundaries of an episode, N steps a window, B windows a batch, L actions a chunk, T with
+foresight, A numbers per action, P joint positions, C latent channels of h x w.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ class Windows:
     before_known: Tensor
     """(B, N) bool; False at an episode's start."""
     after: Tensor
-    """(B, N, L, A) float32 chunk executed after each boundary; its last action repeats past the episode's end."""
+    """(B, N, T, A) float32 chunk executed after each boundary, then the actions of the foresight; the episode's last
+    action repeats past its end."""
     weights: Tensor
-    """(B, N, L) float32, 0 past the episode's end and in padding steps."""
+    """(B, N, T) float32, 0 in padding steps and for the chunk's actions past the episode's end; foresight sees the
+    end as where the robot stays."""
     steps: Tensor
     """(B, N) int64 number of each boundary in its episode."""
     instructions: tuple[str, ...]
@@ -58,11 +60,16 @@ class Windows:
 class EpisodeIndex:
     """Joint positions and chunks of all episodes of a dataset, in memory; frames stay on disk.
 
+    Args:
+        dataset: rendered demonstrations.
+        chunk_length: actions a chunk, ``L``.
+        foresight: control steps past the chunk, counted from its start, whose actions follow the chunk's.
+
     Raises:
         UserError: the dataset has no actions, or its frames do not lie at chunk boundaries of this length.
     """
 
-    def __init__(self, dataset: RenderedDataset, chunk_length: int) -> None:
+    def __init__(self, dataset: RenderedDataset, chunk_length: int, foresight: tuple[int, ...] = ()) -> None:
         stride, phase = int(dataset.spec["stride"]), int(dataset.spec["phase"])
         if not dataset.has_actions:
             raise UserError(f"{dataset.folder} holds no actions (random motion); policies train on demonstrations")
@@ -74,6 +81,7 @@ class EpisodeIndex:
         self.dataset, self.hop = dataset, chunk_length // stride
         self.boundaries: list[int] = []
         columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
+        ahead = np.array([*range(chunk_length), *foresight])
         row = 0
         self.instructions: list[str] = []
         for path in dataset.paths:
@@ -81,7 +89,7 @@ class EpisodeIndex:
             assert episode.actions is not None
             steps, total = episode.frame_steps, len(episode.actions)
             usable = int(np.sum((steps < total) & ((steps - phase) % stride == 0)))
-            chunks = _chunks(episode.proprioception, episode.actions, steps[:usable], chunk_length)
+            chunks = _chunks(episode.proprioception, episode.actions, steps[:usable], chunk_length, ahead)
             chunks["row"] = np.arange(row, row + usable)
             chunks["next_row"] = row + np.minimum(np.arange(usable) + self.hop, len(steps) - 1)
             for name in _COLUMNS:
@@ -102,17 +110,19 @@ class EpisodeIndex:
 _COLUMNS = ("row", "next_row", "positions", "before", "before_positions", "before_known", "after", "valid")
 
 
-def _chunks(positions: np.ndarray, actions: np.ndarray, steps: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """Per chunk boundary of one episode: joint positions and the chunks around it."""
-    ahead = steps[:, None] + np.arange(length)
-    behind = ahead - length
+def _chunks(
+    positions: np.ndarray, actions: np.ndarray, steps: np.ndarray, length: int, offsets: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Per chunk boundary of one episode: joint positions and the chunks around it; ``offsets`` are the targets'."""
+    ahead = steps[:, None] + offsets
+    behind = steps[:, None] + np.arange(-length, 0)
     return {
         "positions": positions[steps],
         "before": actions[np.maximum(behind, 0)],
         "before_positions": positions[np.maximum(steps - length, 0)],
         "before_known": steps >= length,
         "after": actions[np.minimum(ahead, len(actions) - 1)],
-        "valid": (ahead < len(actions)).astype(np.float32),
+        "valid": ((ahead < len(actions)) | (offsets >= length)).astype(np.float32),
     }
 
 

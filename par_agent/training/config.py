@@ -29,6 +29,9 @@ class RunOptions:
     """Frozen frame VAE made by `par-agent train-vae`; needed from scratch."""
     preset: str = "par-mini"
     """Sizes of a model that starts from scratch."""
+    foresight: tuple[int, ...] | None = None
+    """Control steps past the chunk whose actions are predicted too, never executed; as in the preset or checkpoint if
+    not given."""
     seed: int = 0
     """Fixes initial weights, order and noise."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -69,7 +72,7 @@ class WeightsOptions:
     """All weights; low-rank adapters, merged into the saved policy; or the action parts over a frozen video model."""
     lora_rank: int = 16
     """Rank of the adapters."""
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     """Adapters are scaled by this over the rank."""
     lora_targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
     """Linear layers that get adapters, by their names inside the blocks."""
@@ -137,7 +140,7 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
             if not (math.isfinite(value) and lowest <= value <= highest):
                 allowed = f"at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:g}"
                 raise UserError(f"{name} is {value}; it must be {allowed}")
-        for name in ("learning_rate", "clip", "lora_alpha"):
+        for name in ("learning_rate", "clip"):
             if getattr(self, name) == 0:
                 raise UserError(f"{name} is 0; nothing would be learned: it must be above 0")
         if any(not weight > 0 for weight in self.weights):
@@ -203,9 +206,9 @@ _FREE = (
 
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "batch_size", "accumulation", "window", "variants"), (1, math.inf)),
-    **dict.fromkeys(("validate_every", "keep", "lora_rank"), (1, math.inf)),
+    **dict.fromkeys(("validate_every", "keep", "lora_rank", "lora_alpha"), (1, math.inf)),
     **dict.fromkeys(("seed", "shift", "warmup", "checkpoint_minutes"), (0, math.inf)),
-    **dict.fromkeys(("learning_rate", "clip", "weight_decay", "lora_alpha", "proprioception_noise"), (0, math.inf)),
+    **dict.fromkeys(("learning_rate", "clip", "weight_decay", "proprioception_noise"), (0, math.inf)),
     **dict.fromkeys(("single_step", "past_action_dropout", "frame_fraction", "ema"), (0, 1)),
 }
 """Lowest and highest value of options that have a range."""

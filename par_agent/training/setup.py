@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -46,36 +48,17 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     """
     torch.manual_seed(config.seed)
     datasets = [RenderedDataset(folder) for folder in config.folders()]
-    if config.init is not None:
-        loaded = Checkpoint.load(config.init)
-        model, encoder, text_encoder = loaded.model.train(), loaded.encoder, loaded.text_encoder
-        encoder_folder = config.init / "frame_encoder"
-        indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
-        fresh = loaded.transforms is None  # imported video weights, no actions trained yet
-        if loaded.transforms is None:
-            transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
-        else:
-            transforms = loaded.transforms
-            _check_data(indices, transforms, config)
-    else:
-        if config.vae is None:
-            raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
-        encoder_folder, encoder = config.vae, load_frame_encoder(config.vae)
-        model = PARModel(preset(config.preset))
-        text_encoder = make_text_encoder(model.config)
-        indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
-        transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
-        fresh = True
-    choose_weights(model, config, fresh_actions=fresh)
-    base = None
-    if config.init is not None and config.train != "full":
-        base = file_hash(find_weights(config.init))
+    start, encoder_folder = _start(config)
+    model, action = start.model, start.model.config.action
+    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
+    transforms = _transforms(config, indices, start)
+    choose_weights(model, config, fresh_actions=start.transforms is None)
     for instruction in sorted({text for index in indices for text in index.instructions}):
-        text_encoder.encode(instruction)  # an instruction without stored features is refused before the long work
+        start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
     digest = file_hash(find_weights(encoder_folder))
     spec = LatentSpec(transforms.camera, digest, shape, config.variants, config.shift)
-    encoder = encoder.to(device)
+    encoder = start.encoder.to(device)
     latents = [cached_latents(dataset, spec, lambda x: encoder.encode(x.to(device))) for dataset in datasets]
     splits = [index.split() for index in indices]
     train = [
@@ -87,7 +70,45 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
         for index, array, split in zip(indices, latents, splits, strict=True)
     ]
     mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
-    return Setup(model, encoder, transforms, text_encoder, mixed, held, base)
+    base = None
+    if config.init is not None and config.train != "full":
+        base = file_hash(find_weights(config.init))
+    return Setup(model, encoder, transforms, start.text_encoder, mixed, held, base)
+
+
+def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
+    """The model to begin with and its frozen parts, and the folder of its frame encoder.
+
+    A model whose action parts are random, from scratch or on imported video weights, has no transforms.
+    """
+    if config.init is not None:
+        loaded = Checkpoint.load(config.init)
+        loaded.model = _with_foresight(loaded.model.train(), config.foresight)
+        return loaded, config.init / "frame_encoder"
+    if config.vae is None:
+        raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
+    encoder = load_frame_encoder(config.vae)
+    model = _with_foresight(PARModel(preset(config.preset)), config.foresight)
+    return Checkpoint(model, encoder, None, make_text_encoder(model.config)), config.vae
+
+
+def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARModel:
+    """The same weights predicting other actions beside the chunk; None: as it was."""
+    if foresight is None or foresight == model.config.action.foresight:
+        return model
+    action = dataclasses.replace(model.config.action, foresight=foresight)
+    changed = PARModel(dataclasses.replace(model.config, action=action))
+    changed.load_state_dict(model.state_dict())
+    return changed
+
+
+def _transforms(config: FinetuneConfig, indices: list[EpisodeIndex], start: Checkpoint) -> Transforms:
+    """The checkpoint's own transforms, where it was trained on actions before; else fitted to the data."""
+    fitted = fit_transforms(indices, config.camera, _image_size(indices[0].dataset, config.camera))
+    if start.transforms is None:
+        return fitted
+    _check_data(indices, start.transforms, config)
+    return start.transforms.with_foresight_of(fitted, start.model.config.action.chunk_length)
 
 
 def _check_data(indices: list[EpisodeIndex], transforms: Transforms, config: FinetuneConfig) -> None:

@@ -27,15 +27,16 @@ def validate(policy: Checkpoint, samplers: list[WindowSampler], device: torch.de
     for sampler in samplers:
         numbers = torch.linspace(0, len(sampler) - 1, min(WINDOWS, len(sampler))).long().tolist()
         windows = concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
-        mask = windows.weights > 0
+        length = policy.model.config.action.chunk_length
+        mask, true = windows.weights[:, :, :length] > 0, windows.after[:, :, :length]
         actions = _predict(policy, windows, device)
         other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
         blind = _predict(policy, other, device)
-        error = _joint_error(actions, windows.after, mask)
-        agree = (actions[..., GRIPPER] > 0) == (windows.after[..., GRIPPER] > 0)
+        error = _joint_error(actions, true, mask)
+        agree = (actions[..., GRIPPER] > 0) == (true[..., GRIPPER] > 0)
         metrics["action_error"] += error / len(samplers)
         metrics["gripper_accuracy"] += agree[mask].float().mean().item() / len(samplers)
-        confused = _joint_error(blind, windows.after, mask)
+        confused = _joint_error(blind, true, mask)
         metrics["shuffled_error"] += confused / len(samplers)
         name = sampler.index.dataset.folder.name
         metrics |= {f"action_error/{name}": error, f"shuffled_error/{name}": confused}
@@ -51,7 +52,7 @@ def _predict(policy: Checkpoint, windows: Windows, device: torch.device) -> Tens
     steps = windows.steps.to(device)
     _, z_action = policy.model(features, inputs, steps, torch.ones_like(steps))
     start = torch.zeros_like(targets.actions)
-    chunks = policy.model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1)).view_as(start)
+    chunks = policy.model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1)).unflatten(0, steps.shape)
     return policy.transforms.denormalise_actions(chunks.cpu(), windows.positions)
 
 
