@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from par_agent.checkpoint import Checkpoint
+from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.config import FinetuneConfig
-from par_agent.training.loop import Training
+from par_agent.training.loop import Rollouts, Training
 from par_agent.training.setup import prepare
 
 __all__ = ["FinetuneConfig", "finetune"]
@@ -19,20 +20,27 @@ LONGEST_WAIT = timedelta(hours=12)
 """How long processes wait for the main one, which alone computes latents and measures."""
 
 
-def finetune(config: FinetuneConfig) -> Checkpoint:
+def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkpoint:
     """Runs or resumes training; returns the trained policy's checkpoint, which is also in ``config.out / "policy"``.
 
     Started by `torchrun` or `accelerate launch`, it trains on all of their processes; only the main one writes.
 
+    Args:
+        config: the run's options.
+        rollouts: closed-loop evaluation of the policy in a folder; needed if ``config.rollout_every`` is not 0.
+
     Raises:
-        UserError: data that does not fit the model, a run folder of other options, a gradient that is not finite, a
-            full disk.
+        UserError: data that does not fit the model, a run folder of other options, a loss that explodes or is not
+            finite, a full disk.
     """
+    if config.rollout_every and rollouts is None:
+        raise UserError("rollout_every is for `par-agent finetune`; from Python also give finetune() its rollouts")
     accelerator = make_accelerator(config)
+    accelerator.print(config.describe())
     with accelerator.main_process_first():
         config.claim(begun=latest_checkpoint(config.out / "checkpoints") is not None)
         setup = prepare(config, accelerator.device)
-    training = Training(config, setup, accelerator)
+    training = Training(config, setup, accelerator, rollouts)
     training.resume()
     training.run()
     policy = training.policy()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from par_agent.checkpoint import Checkpoint, make_text_encoder
+from par_agent.checkpoint import Acting, Checkpoint, make_text_encoder
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.latents import LatentSpec, cached_latents, file_hash
+from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import EpisodeIndex, MixedSampler, WindowSampler, fit_transforms
 from par_agent.errors import UserError
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
@@ -30,8 +32,11 @@ class Setup:
 
     model: PARModel
     encoder: FrameEncoder
-    transforms: Transforms
+    transforms: Transforms | None
+    """None: videos, and a model that was trained on no actions either."""
     text_encoder: TextEncoder
+    acting: Acting
+    """How the policy acts: as the one that the run starts from."""
     train: MixedSampler
     held_out: list[WindowSampler]
     base: str | None
@@ -49,15 +54,14 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     torch.manual_seed(config.seed)
     datasets = [RenderedDataset(folder) for folder in config.folders()]
     start, encoder_folder = _start(config)
-    model, action = start.model, start.model.config.action
-    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
-    transforms = _transforms(config, indices, start)
+    model = start.model
+    indices, transforms = _index(config, datasets, start)
     choose_weights(model, config, fresh_actions=start.transforms is None)
     for instruction in sorted({text for index in indices for text in index.instructions}):
         start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
     digest = file_hash(find_weights(encoder_folder))
-    spec = LatentSpec(transforms.camera, digest, shape, config.variants, config.shift)
+    spec = LatentSpec(config.camera, digest, shape, config.variants, config.shift)
     encoder = start.encoder.to(device)
     latents = [cached_latents(dataset, spec, lambda x: encoder.encode(x.to(device))) for dataset in datasets]
     splits = [index.split() for index in indices]
@@ -71,9 +75,9 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     ]
     mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
     base = None
-    if config.init is not None and config.train != "full":
+    if config.init is not None and not config.trains_all:
         base = file_hash(find_weights(config.init))
-    return Setup(model, encoder, transforms, start.text_encoder, mixed, held, base)
+    return Setup(model, encoder, transforms, start.text_encoder, start.acting, mixed, held, base)
 
 
 def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
@@ -102,16 +106,32 @@ def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARMo
     return changed
 
 
-def _transforms(config: FinetuneConfig, indices: list[EpisodeIndex], start: Checkpoint) -> Transforms:
-    """The checkpoint's own transforms, where it was trained on actions before; else fitted to the data."""
-    fitted = fit_transforms(indices, config.camera, _image_size(indices[0].dataset, config.camera))
+def _index(
+    config: FinetuneConfig, datasets: list[RenderedDataset], start: Checkpoint
+) -> tuple[Sequence[EpisodeIndex], Transforms | None]:
+    """What the datasets hold, and the transforms to read it with.
+
+    These are the checkpoint's own where it was trained on actions before; else they are fitted to the data. A model
+    that was only trained on videos has none.
+    """
+    action = start.model.config.action
+    if config.modality == "video":
+        if not start.model.config.imagination:
+            raise UserError(f"{start.model.config.name} has no frame path, which is all that videos can train")
+        sizes = (action.proprioception_size, action.action_size, action.chunk_length, action.targets)
+        videos = [VideoIndex(dataset, *sizes) for dataset in datasets]
+        if start.transforms is not None:
+            _check_data(videos, start.transforms, config)
+        return videos, start.transforms
+    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
+    fitted = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
     if start.transforms is None:
-        return fitted
+        return indices, fitted
     _check_data(indices, start.transforms, config)
-    return start.transforms.with_foresight_of(fitted, start.model.config.action.chunk_length)
+    return indices, start.transforms.with_foresight_of(fitted, action.chunk_length)
 
 
-def _check_data(indices: list[EpisodeIndex], transforms: Transforms, config: FinetuneConfig) -> None:
+def _check_data(indices: Sequence[EpisodeIndex], transforms: Transforms, config: FinetuneConfig) -> None:
     """Compares rendered data with a checkpoint's conventions.
 
     Raises:
