@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 
 from par_agent.checkpoint import Checkpoint
 from par_agent.errors import UserError
@@ -50,8 +56,17 @@ def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkp
 
 
 def make_accelerator(config: FinetuneConfig) -> Accelerator:
-    """This process's place among all, its device and its arithmetic."""
-    return Accelerator(
+    """This process's place among all, its device and its arithmetic.
+
+    Raises:
+        UserError: the processes were started in a way that this training does not support.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise UserError(
+            "DeepSpeed keeps weights and checkpoints in ways of its own, which could not be resumed here; FSDP shards "
+            "the same: `distributed_type: FSDP` with `fsdp_version: 2` in accelerate's configuration file"
+        )
+    accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation),
@@ -60,3 +75,6 @@ def make_accelerator(config: FinetuneConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         ],
     )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("only FSDP's second version is supported: put `fsdp_version: 2` into accelerate's configuration")
+    return accelerator
