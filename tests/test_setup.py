@@ -37,7 +37,9 @@ def test_ci_runs_the_tests_command_of_the_makefile():
 
 
 def make_dry_run(target: str) -> list[str]:
-    result = subprocess.run(["make", "--no-print-directory", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        ["make", "--no-print-directory", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return result.stdout.splitlines()
 
 
@@ -57,7 +59,9 @@ def test_the_test_target_checks_style_and_types_too():
 
 
 def test_help_names_every_target():
-    text = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for target in ("setup", "benchmark", "benchmark-full", "test", "lint"):
         assert re.search(rf"make {target}\s", text)
 

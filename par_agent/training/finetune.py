@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from par_agent.checkpoint import Checkpoint, make_text_encoder
+from par_agent.data.augmentation import Augmentation
+from par_agent.data.conventions import check_conventions, fit_transforms
 from par_agent.data.episodes import RenderedDataset
-from par_agent.data.latents import LatentSpec, cached_latents, file_hash
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents, file_hash
 from par_agent.data.prefetch import prefetch
-from par_agent.data.windows import EpisodeIndex, MixedSampler, Windows, WindowSampler, fit_transforms
+from par_agent.data.windows import MixedSampler, Windows, WindowSampler
 from par_agent.errors import UserError
 from par_agent.files import read_json, write_json
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
@@ -62,7 +66,7 @@ class FinetuneConfig:
     batch_size: int = 32
     """Windows a step."""
     window: int = 4
-    """Physical tokens per window; give a large number for whole episodes."""
+    """Physical tokens per window; a large number for whole episodes, of which short ones then share a window."""
     single_step: float = 0.5
     """Share of steps that see no past at all; the others see a random number of past steps of their window."""
     past_action_dropout: float = 0.5
@@ -71,10 +75,18 @@ class FinetuneConfig:
     """Noise on joint positions, in standard deviations of the data."""
     frame_fraction: float = 0.25
     """Share of steps that enter the frame loss; 0 leaves it out."""
+    cache: bool = True
+    """Keeps the frames' latents on disk, in `variants` copies; otherwise frames are encoded when they are needed."""
     variants: int = 4
-    """Shifted copies of every frame to train on, the unshifted one included."""
+    """Augmented copies of every frame in the cache, the unchanged one included; without cache every window is one."""
     shift: int = 6
-    """Largest shift of a copy, pixels."""
+    """Largest shift of a copy, pixels; the same for all frames of an episode."""
+    color_jitter: float = 0.0
+    """Largest relative change of a copy's brightness, contrast and saturation, below 1."""
+    skip_corrupt: bool = False
+    """Reads all episodes first and trains without the damaged ones; otherwise the first damaged one is an error."""
+    new_robot: bool = False
+    """With --init: fits action parts and statistics anew, for another robot, camera or crop than the checkpoint's."""
     learning_rate: float = 1e-3
     """Peak rate of AdamW."""
     warmup: int = 100
@@ -156,40 +168,51 @@ def prepare(config: FinetuneConfig) -> Setup:
     Raises:
         UserError: as for :func:`finetune`.
     """
-    datasets = [RenderedDataset(folder) for folder in config.folders()]
+    datasets = [RenderedDataset(folder, skip_corrupt=config.skip_corrupt) for folder in config.folders()]
     if config.init is not None:
         loaded = Checkpoint.load(config.init)
         model, encoder, text_encoder = loaded.model.train(), loaded.encoder, loaded.text_encoder
         encoder_folder = config.init / "frame_encoder"
         indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
-        if loaded.transforms is None:  # imported video weights, nothing trained yet
+        if loaded.transforms is None or config.new_robot:  # None: imported video weights, nothing trained yet
             transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+            model = model.for_robot(transforms.action_size, transforms.proprioception_size)
         else:
             transforms = loaded.transforms
-            _check_data(indices, transforms, config)
+            _check_camera(transforms, config)
+            check_conventions(indices, transforms, f"the checkpoint {config.init}")
     else:
         if config.vae is None:
             raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
         encoder_folder, encoder = config.vae, load_frame_encoder(config.vae)
-        model = PARModel(preset(config.preset))
-        text_encoder = make_text_encoder(model.config)
-        indices = [EpisodeIndex(dataset, model.config.action.chunk_length) for dataset in datasets]
+        sizes = preset(config.preset)
+        indices = [EpisodeIndex(dataset, sizes.action.chunk_length) for dataset in datasets]
         transforms = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+        model = PARModel(sizes.for_robot(transforms.action_size, transforms.proprioception_size))
+        text_encoder = make_text_encoder(model.config)
     for instruction in sorted({text for index in indices for text in index.instructions}):
         text_encoder.encode(instruction)  # an instruction without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
     digest = file_hash(find_weights(encoder_folder))
-    spec = LatentSpec(transforms.camera, digest, shape, config.variants, config.shift)
+    augmentation = Augmentation(config.shift, config.color_jitter)
+    spec = LatentSpec(transforms.camera, digest, shape, config.variants, augmentation)
     encoder = encoder.to(config.device)
-    latents = [cached_latents(dataset, spec, lambda x: encoder.encode(x.to(config.device))) for dataset in datasets]
+
+    def encode(frames: Tensor) -> Tensor:
+        return encoder.encode(frames.to(config.device))
+
+    latents = [
+        CachedLatents(cached_latents(index, spec, encode)) if config.cache else EncodedFrames(index, spec, encode)
+        for index in indices
+    ]
     splits = [index.split() for index in indices]
     train = [
-        WindowSampler(index, array, split[0], config.window, config.seed + number)
-        for number, (index, array, split) in enumerate(zip(indices, latents, splits, strict=True))
+        WindowSampler(index, source, split[0], config.window, config.seed + number)
+        for number, (index, source, split) in enumerate(zip(indices, latents, splits, strict=True))
     ]
     held = [
-        WindowSampler(index, array, split[1], config.window, config.seed)
-        for index, array, split in zip(indices, latents, splits, strict=True)
+        WindowSampler(index, source, split[1], config.window, config.seed)
+        for index, source, split in zip(indices, latents, splits, strict=True)
     ]
     mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
     return Setup(model, encoder, transforms, text_encoder, mixed, held)
@@ -219,7 +242,7 @@ def batch_loss(
         inputs,
         offset + torch.arange(shape[1], device=device),
         targets,
-        context=torch.where(alone, 1, context),
+        context=torch.where(alone, 1, context).minimum(windows.visible.to(device)),
         frame_fraction=config.frame_fraction,
         generator=generator,
     )
@@ -266,7 +289,9 @@ def _train(config: FinetuneConfig, setup: Setup, ema: EMA, optimizer: torch.opti
                 metrics = validate(ema.module, setup.held_out, setup.transforms, setup.text_encoder, device)
                 for name, value in metrics.items():
                     writer.add_scalar(f"validation/{name}", value, done)
-                shown |= {"err": f"{metrics['action_error']:.4f}rad", "grip": f"{metrics['gripper_accuracy']:.1%}"}
+                shown["err"] = f"{metrics['action_error']:.4f}rad"
+                if "gripper_accuracy" in metrics:
+                    shown["grip"] = f"{metrics['gripper_accuracy']:.1%}"
                 progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
             if time.monotonic() - saved > 60 * config.checkpoint_minutes or done == config.steps:
                 save_checkpoint(checkpoints, done, modules, optimizer, {})
@@ -295,9 +320,11 @@ def _plain(config: FinetuneConfig) -> dict[str, Any]:
 def _claim_folder(config: FinetuneConfig) -> None:
     """Writes the configuration, or checks that the folder was begun with the same one."""
     path, wanted = config.out / "finetune.json", _plain(config)
-    free = ("out", "checkpoint_minutes", "validate_every", "gradient_checkpointing", "device")
+    free = ("out", "checkpoint_minutes", "validate_every", "gradient_checkpointing", "skip_corrupt", "device")
     if path.exists():
-        found = read_json(path)
+        found = _plain(FinetuneConfig(config.out)) | read_json(
+            path
+        )  # options that are newer than the run: as they were
         differing = [key for key in wanted if key not in free and found.get(key) != wanted[key]]
         if differing:
             details = "; ".join(f"{key}: {found.get(key)} there, {wanted[key]} asked for" for key in differing)
@@ -306,23 +333,10 @@ def _claim_folder(config: FinetuneConfig) -> None:
         write_json(path, wanted)
 
 
-def _check_data(indices: list[EpisodeIndex], transforms: Transforms, config: FinetuneConfig) -> None:
-    """Compares rendered data with a checkpoint's conventions.
-
-    Raises:
-        UserError: another camera, crop or size.
-    """
+def _check_camera(transforms: Transforms, config: FinetuneConfig) -> None:
+    """Raises a UserError where the policy is to see through another camera than the checkpoint's."""
     if config.camera != transforms.camera:
         raise UserError(f"--camera {config.camera}: the checkpoint {config.init} sees through {transforms.camera}")
-    for index in indices:
-        spec = index.dataset.spec
-        for name in ("crop", "size"):
-            wanted, found = getattr(transforms, name), spec[name]
-            if (None if found is None else tuple(found)) != wanted:
-                raise UserError(
-                    f"{index.dataset.folder} was rendered with {name} {found}; the checkpoint {config.init} was "
-                    f"trained with {wanted}: render it again with --{name} {' '.join(map(str, wanted or ()))}"
-                )
 
 
 def _image_size(dataset: RenderedDataset, camera: str) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from par_agent.data.windows import GRIPPER, Windows, WindowSampler, concatenate
+from par_agent.data.windows import Windows, WindowSampler, concatenate
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.training.batches import tensors
@@ -27,12 +27,14 @@ def validate(
     """Errors of the deterministic policy that sees one step, averaged over datasets.
 
     Returns:
-        ``action_error`` (mean absolute joint error in radians), ``gripper_accuracy`` (share of actions that open or
-        close as demonstrated), and ``shuffled_error``: the action error with the frames of another window, which stays
-        as low as ``action_error`` if the policy does not look; both errors also per dataset.
+        ``action_error`` (mean absolute joint error in radians), ``shuffled_error``, the action error with the frames of
+        another window, which stays as low as ``action_error`` if the policy does not look, both also per dataset; and
+        for a robot with a gripper command ``gripper_accuracy`` (share of actions that open or close as demonstrated).
     """
     assert isinstance(model, PARModel)
-    metrics = {"action_error": 0.0, "gripper_accuracy": 0.0, "shuffled_error": 0.0}
+    joints = torch.tensor(transforms.relative)
+    grippers = ~joints & joints.any()  # a controller without joint targets has no gripper command that is known
+    metrics = {"action_error": 0.0, "shuffled_error": 0.0} | ({"gripper_accuracy": 0.0} if grippers.any() else {})
     for sampler in samplers:
         numbers = torch.linspace(0, len(sampler) - 1, min(WINDOWS, len(sampler))).long().tolist()
         windows = concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
@@ -40,11 +42,12 @@ def validate(
         actions = _predict(model, windows, transforms, text_encoder, device)
         other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
         blind = _predict(model, other, transforms, text_encoder, device)
-        error = _joint_error(actions, windows.after, mask)
-        agree = (actions[..., GRIPPER] > 0) == (windows.after[..., GRIPPER] > 0)
+        error = _joint_error(actions, windows.after, mask, ~grippers)
         metrics["action_error"] += error / len(samplers)
-        metrics["gripper_accuracy"] += agree[mask].float().mean().item() / len(samplers)
-        confused = _joint_error(blind, windows.after, mask)
+        if grippers.any():
+            agree = (actions > 0) == (windows.after > 0)
+            metrics["gripper_accuracy"] += agree[mask][:, grippers].float().mean().item() / len(samplers)
+        confused = _joint_error(blind, windows.after, mask, ~grippers)
         metrics["shuffled_error"] += confused / len(samplers)
         name = sampler.index.dataset.folder.name
         metrics |= {f"action_error/{name}": error, f"shuffled_error/{name}": confused}
@@ -65,5 +68,5 @@ def _predict(
     return transforms.denormalise_actions(chunks.cpu(), windows.positions)
 
 
-def _joint_error(actions: Tensor, true: Tensor, mask: Tensor) -> float:
-    return (actions - true)[..., :GRIPPER].abs().mean(-1)[mask].mean().item()
+def _joint_error(actions: Tensor, true: Tensor, mask: Tensor, joints: Tensor) -> float:
+    return (actions - true)[mask][:, joints].abs().mean().item()
