@@ -12,7 +12,7 @@ import torch
 from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latents import CachedLatents
-from par_agent.data.windows import Piece, WindowSampler, pack_pieces
+from par_agent.data.windows import Piece, WindowSampler, pack_episodes
 from par_agent.errors import UserError
 from tiny import LENGTH, tiny_dataset, tiny_features, tiny_inputs, tiny_model
 
@@ -23,28 +23,24 @@ def sampler(folder: Path, window: int, episodes: int = 12, stride: int = LENGTH)
     return WindowSampler(index, CachedLatents(rows), list(range(episodes)), window, seed=0)
 
 
-@pytest.mark.parametrize("lengths", [[9, 14, 8, 12, 26, 1, 13, 5, 9, 9, 10], [4] * 7, [1, 1, 1]])
-def test_packing_keeps_every_piece_once_and_fits(lengths: list[int]) -> None:
-    pieces = [Piece(number, 0, length) for number, length in enumerate(lengths)]
-    packs = pack_pieces(pieces, 26)
-    assert sorted(piece.episode for pack in packs for piece in pack) == list(range(len(lengths)))
-    assert all(sum(piece.length for piece in pack) <= 26 for pack in packs)
-    assert len(packs) == -(-sum(lengths) // 26)
+@pytest.mark.parametrize("lengths", [[9, 14, 8, 12, 3, 1, 13], [4] * 7, [1, 1, 1], [15]])
+def test_packing_keeps_every_step_once_and_in_order(lengths: list[int]) -> None:
+    windows = pack_episodes(enumerate(lengths), 16)
+    assert [sum(piece.length for piece in window) for window in windows[:-1]] == [16] * (len(windows) - 1)
+    steps = [(piece.episode, step) for window in windows for piece in window for step in range(*_span(piece))]
+    assert steps == [(number, step) for number, length in enumerate(lengths) for step in range(length)]
 
 
-def test_windows_no_longer_than_an_episode_hold_one_piece_each_in_order() -> None:
-    pieces = [Piece(number // 3, number % 3, 4) for number in range(9)]
-    assert pack_pieces(pieces, 4) == [[piece] for piece in pieces]
+def _span(piece: Piece) -> tuple[int, int]:
+    return piece.first, piece.first + piece.length
 
 
 @pytest.mark.parametrize("stride", [LENGTH, LENGTH // 2])
 def test_a_packed_window_holds_its_episodes_one_after_the_other(tmp_path: Path, stride: int) -> None:
     source = sampler(tmp_path, window=7, stride=stride)
     windows = source.sample(0, len(source))
-    seen = [name for names in windows.episodes for name in names.split("+")]
-    assert len(seen) == 12 and len(set(seen)) == 12
+    assert len({name for names in windows.episodes for name in names.split("+")}) == 12
     for row, names in enumerate(windows.episodes):
-        assert "+" in names
         starts = (windows.visible[row] == 1) & (windows.weights[row].sum(-1) > 0)
         assert int(starts.sum()) == len(names.split("+"))
         for name in names.split("+"):
@@ -69,6 +65,18 @@ def test_padding_of_long_windows_stays_small(tmp_path: Path) -> None:
     windows = long.sample(0, len(long))
     share = (windows.weights.sum(-1) == 0).float().mean().item()
     assert long.padding == pytest.approx(share) and share < 0.1
+
+
+@pytest.mark.parametrize("stride", [LENGTH, LENGTH // 2])
+def test_every_epoch_packs_in_another_order_and_misses_no_episode(tmp_path: Path, stride: int) -> None:
+    source = sampler(tmp_path, window=9, stride=stride)
+    epochs = [source.sample(epoch * len(source), len(source)) for epoch in range(3)]
+    orders = ["+".join(sorted(windows.episodes)) for windows in epochs]
+    assert len(set(orders)) == 3
+    for windows in epochs:
+        assert len({name for names in windows.episodes for name in names.split("+")}) == 12
+        if stride == LENGTH:
+            assert int((windows.weights.sum(-1) > 0).sum()) == sum(source.index.boundaries)
 
 
 def test_no_step_of_a_packed_window_depends_on_the_other_episode() -> None:

@@ -51,12 +51,12 @@ class Windows:
 
 
 class Piece(NamedTuple):
-    """A part of a window: up to N consecutive boundaries of one episode."""
+    """A part of a window: consecutive steps of one episode."""
 
     episode: int
     """Number in the index."""
-    place: int
-    """Which of the episode's pieces."""
+    first: int
+    """First step."""
     length: int
     """Steps."""
 
@@ -75,9 +75,10 @@ class _Read(NamedTuple):
 class WindowSampler:
     """Random windows of one dataset, every episode once an epoch, in an order fixed by the seed.
 
-    An episode of K boundaries is cut into ``ceil(K / N)`` pieces of N steps whose starts are jittered, so that all
-    boundaries, the first and the last included, are seen about equally often. Episodes shorter than a window are packed
-    into windows together, those of one instruction only; no step sees another episode (:attr:`Windows.visible`).
+    An episode of at least N steps is cut into ``ceil(K / N)`` windows whose starts are jittered, so that all steps, the
+    first and the last included, are seen about equally often. Shorter episodes, those of one instruction, are lined up
+    in another order every epoch and the line is cut into windows; no step sees another episode
+    (:attr:`Windows.visible`).
 
     Args:
         index: the dataset.
@@ -94,21 +95,28 @@ class WindowSampler:
         if window < 1:
             raise UserError(f"window is {window}; it must be at least 1 physical token")
         self.index, self.latents, self.window, self.seed = index, latents, window, seed
-        groups: dict[str, list[Piece]] = {}
+        self._whole: list[list[Piece]] = []
+        self._short: dict[str, list[tuple[int, int]]] = {}
         for episode in episodes:
-            groups.setdefault(index.instructions[episode], []).extend(_pieces(index, episode, window))
-        self.windows = [pack for pieces in groups.values() for pack in pack_pieces(pieces, window)]
-        if not self.windows:
+            steps = -(-index.boundaries[episode] // index.hop)
+            if steps >= window:
+                self._whole += [[Piece(episode, first, window)] for first in range(0, steps, window)]
+            elif steps:
+                self._short.setdefault(index.instructions[episode], []).append((episode, steps))
+        self._steps = window * len(self._whole) + sum(n for group in self._short.values() for _, n in group)
+        self._count = len(self._whole) + sum(-(-sum(n for _, n in group) // window) for group in self._short.values())
+        if not self._count:
             raise UserError(f"{index.dataset.folder}: no episode is long enough to hold a chunk boundary")
-        self._epoch, self._permutation = -1, np.zeros(0, dtype=np.int64)
+        self._epoch, self._windows = -1, list[list[Piece]]()
 
     def __len__(self) -> int:
-        return len(self.windows)
+        """Windows an epoch."""
+        return self._count
 
     @property
     def padding(self) -> float:
         """Share of the windows' steps that hold nothing."""
-        return 1 - sum(piece.length for pack in self.windows for piece in pack) / (len(self.windows) * self.window)
+        return 1 - self._steps / (self._count * self.window)
 
     def sample(self, first: int, count: int, *, augment: bool = True) -> Windows:
         """Windows number ``first`` to ``first + count - 1`` of the endless seeded stream."""
@@ -132,18 +140,22 @@ class WindowSampler:
         )
 
     def _read(self, number: int, augment: bool) -> tuple[list[Piece], list[_Read]]:
-        epoch, place = divmod(number, len(self.windows))
-        pieces = self.windows[self._order(epoch)[place] if augment else place]
+        epoch, place = divmod(number, self._count)
+        pieces = (self._shuffled(epoch) if augment else self._in_order())[place]
         generator = np.random.default_rng([self.seed, 1, number]) if augment else None
         return pieces, [self._read_piece(piece, generator) for piece in pieces]
 
     def _read_piece(self, piece: Piece, generator: np.random.Generator | None) -> _Read:
-        index, size, hop = self.index, self.window, self.index.hop
-        total, span = index.boundaries[piece.episode], (size - 1) * hop + 1
-        jitter = 0 if generator is None else int(generator.integers(-(size * hop // 2), size * hop // 2 + 1))
-        latest = max(total - span, min(hop, total) - 1)
-        start = int(np.clip(piece.place * size * hop + jitter, 0, latest))
-        inside = np.arange(start, total, hop)[:size]
+        index, hop = self.index, self.index.hop
+        total, span = index.boundaries[piece.episode], (self.window - 1) * hop + 1
+        if total >= span:
+            reach = self.window * hop // 2
+            jitter = 0 if generator is None else int(generator.integers(-reach, reach + 1))
+            start = int(np.clip(piece.first * hop + jitter, 0, total - span))
+        else:
+            phase = 0 if generator is None else int(generator.integers(hop))
+            start = min(piece.first * hop + phase, total - 1)
+        inside = np.arange(start, total, hop)[: piece.length]
         table = {name: values[index.offsets[piece.episode] + inside] for name, values in index.columns.items()}
         rows, places = np.unique([table.pop("row"), table.pop("next_row")], return_inverse=True)
         table["weights"] = table.pop("valid")
@@ -165,38 +177,39 @@ class WindowSampler:
     def _name(self, episode: int) -> str:
         return f"{self.index.dataset.folder.name}/{self.index.dataset.paths[episode].name}"
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _in_order(self) -> list[list[Piece]]:
+        return self._whole + [window for group in self._short.values() for window in pack_episodes(group, self.window)]
+
+    def _shuffled(self, epoch: int) -> list[list[Piece]]:
+        """The windows of an epoch."""
         if self._epoch != epoch:
+            generator = np.random.default_rng([self.seed, 0, epoch])
+            windows = list(self._whole)
+            for group in self._short.values():
+                windows += pack_episodes([group[number] for number in generator.permutation(len(group))], self.window)
+            self._windows = [windows[number] for number in generator.permutation(len(windows))]
             self._epoch = epoch
-            self._permutation = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.windows))
-        return self._permutation
+        return self._windows
 
 
-def _pieces(index: EpisodeIndex, episode: int, window: int) -> list[Piece]:
-    """The pieces that an episode is cut into."""
-    total = index.boundaries[episode]
-    length = min(window, -(-total // index.hop))
-    return [Piece(episode, place, length) for place in range(-(-total // (window * index.hop)))]
+def pack_episodes(episodes: Iterable[tuple[int, int]], size: int) -> list[list[Piece]]:
+    """Lines episodes (number, steps) up and cuts the line into windows of ``size`` steps; the last may be shorter.
 
-
-def pack_pieces(pieces: Iterable[Piece], size: int) -> list[list[Piece]]:
-    """Packs pieces into windows of ``size`` steps: the longest first, each where it leaves the least space.
-
-    >>> [[piece.length for piece in pack] for pack in pack_pieces([Piece(0, 0, n) for n in (3, 2, 4, 1)], 5)]
-    [[4, 1], [3, 2]]
+    >>> pack_episodes([(7, 3), (8, 2)], 4)
+    [[Piece(episode=7, first=0, length=3), Piece(episode=8, first=0, length=1)], [Piece(episode=8, first=1, length=1)]]
     """
-    packs: list[list[Piece]] = []
-    by_space: dict[int, list[int]] = {}
-    for piece in sorted(pieces, key=lambda piece: -piece.length):
-        space = next((s for s in range(piece.length, size) if by_space.get(s)), size)
-        if space == size:
-            packs.append([piece])
-            number = len(packs) - 1
-        else:
-            number = by_space[space].pop()
-            packs[number].append(piece)
-        by_space.setdefault(space - piece.length, []).append(number)
-    return packs
+    windows: list[list[Piece]] = []
+    space = 0
+    for episode, steps in episodes:
+        first = 0
+        while first < steps:
+            if not space:
+                windows.append([])
+                space = size
+            length = min(space, steps - first)
+            windows[-1].append(Piece(episode, first, length))
+            first, space = first + length, space - length
+    return windows
 
 
 class MixedSampler:
