@@ -221,7 +221,7 @@ def make_inputs(model: PARModel, batch: int, config: LatencyConfig, device: torc
     features = [random(nova.text_length // 2, nova.text_dim)] * batch
     with torch.inference_mode():
         stream = model.start(features, config.step)
-    start = torch.zeros(batch, action.chunk_length, action.action_size, device=device)
+    start = torch.zeros(batch, action.targets, action.action_size, device=device)
     return Inputs(features, tokens(config.step), tokens(1), stream, start)
 
 

@@ -1,11 +1,12 @@
-"""Writes README's table of results from the result files in `benchmarks/reported`.
+"""Writes the table of results in README and in the model card from the result files in `benchmarks/reported`.
 
 python benchmarks/readme_table.py            # writes
-python benchmarks/readme_table.py --check    # exits 1 if README is not what it would write
+python benchmarks/readme_table.py --check    # exits 1 if a document is not what it would write
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ class TableConfig:
 
     reported: Path = ROOT / "benchmarks" / "reported"
     """Folders of finished runs of the protocol."""
-    readme: Path = ROOT / "README.md"
-    """File with the two marks that the table stands between."""
+    documents: tuple[Path, ...] = (ROOT / "README.md", ROOT / "par_agent" / "checkpoints" / "par-mini" / "README.md")
+    """Files with the two marks that the table stands between."""
     check: bool = False
     """Only compare."""
 
@@ -41,15 +42,16 @@ def cell(result: dict[str, Any] | None) -> str:
     return f"{result['successes']}/{result['rollouts']} = **{100 * result['rate']:.1f}** ({low:.1f}–{high:.1f})"
 
 
-def table(reported: Path) -> str:
-    """The Markdown between the marks."""
+def table(reported: Path, base: Path) -> str:
+    """The Markdown between the marks of a document in the folder ``base``."""
     lines = [f"| success rate in % | {' | '.join(PAPER_TASKS)} |", f"| --- |{' --- |' * len(PAPER_TASKS)}"]
     commands = []
     for folder in sorted(path.parent for path in reported.glob("*/results.json")):
         content = read_json(folder / "results.json")
         provenance = content["provenance"]
         found = {result["task"]: result for result in content["results"]}
-        name = f"[{Path(provenance['policy']).name}](benchmarks/reported/{folder.name}/results.md), measured here"
+        link = os.path.relpath(folder / "results.md", base)
+        name = f"[{Path(provenance['policy']).name}]({link}), measured here"
         lines.append(f"| {name} | {' | '.join(cell(found.get(task)) for task in PAPER_TASKS)} |")
         commands.append(f"`{provenance['command']}`")
     for method in ("PAR-Full", "DP", "RDT"):
@@ -60,17 +62,19 @@ def table(reported: Path) -> str:
 
 def main(config: TableConfig) -> int:
     """Writes or compares."""
-    text = config.readme.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    wanted = before + BEGIN + table(config.reported) + END + after
-    if config.check:
-        if wanted != text:
-            print("README's table is not that of benchmarks/reported; run python benchmarks/readme_table.py")
-        return int(wanted != text)
-    with atomic_path(config.readme) as temporary:
-        temporary.write_text(wanted)
-    return 0
+    differing = 0
+    for document in config.documents:
+        text = document.read_text()
+        before, rest = text.split(BEGIN)
+        after = rest.split(END)[1]
+        wanted = before + BEGIN + table(config.reported, document.resolve().parent) + END + after
+        if config.check and wanted != text:
+            print(f"{document} does not show benchmarks/reported; run python benchmarks/readme_table.py")
+            differing += 1
+        if not config.check:
+            with atomic_path(document) as temporary:
+                temporary.write_text(wanted)
+    return int(differing > 0)
 
 
 if __name__ == "__main__":

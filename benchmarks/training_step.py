@@ -91,10 +91,12 @@ def backward(config: TrainingStepConfig, model: PARModel, device: torch.device) 
     def random(*size: int) -> Tensor:
         return torch.randn(*shape, *size, device=device)
 
-    chunk, latent = (action.chunk_length, action.action_size), (nova.latent_channels, *nova.latent_size)
+    size, latent = action.action_size, (nova.latent_channels, *nova.latent_size)
     known = torch.ones(shape, dtype=torch.bool, device=device)
-    inputs = PhysicalTokens(random(*latent), random(action.proprioception_size), random(*chunk), known)
-    targets = Targets(random(*chunk), torch.ones(*shape, action.chunk_length, device=device), random(*latent), known)
+    joints, chunk = random(action.proprioception_size), random(action.chunk_length, size)
+    inputs = PhysicalTokens(random(*latent), joints, chunk, known)
+    weights = torch.ones(*shape, action.targets, device=device)
+    targets = Targets(random(action.targets, size), weights, random(*latent), known)
     features = [torch.randn(nova.text_length // 2, nova.text_dim, device=device)] * config.batch
     steps = torch.arange(config.window, device=device).expand(shape)
     model.loss(features, inputs, steps, targets, frame_fraction=config.frame_fraction).total.backward()

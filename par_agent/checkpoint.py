@@ -159,7 +159,7 @@ def _load_text_encoder(kind: str, config: PARConfig, folder: Path) -> TextEncode
 
 def _check(config: PARConfig, encoder: FrameEncoder, transforms: Transforms, folder: Path) -> None:
     pairs = {
-        "chunk length": (config.action.chunk_length, transforms.chunk_length),
+        "number of actions predicted": (config.action.targets, transforms.targets),
         "action size": (config.action.action_size, transforms.action_size),
         "joint positions": (config.action.proprioception_size, transforms.proprioception_size),
     }

@@ -126,7 +126,8 @@ def plan_chunks(
         known[:, None],
     )
     z_frame, z_action = model.step(state.stream, inputs, rows)
-    start = torch.zeros(len(rows), *state.chunk.shape[1:])
+    action = model.config.action
+    start = torch.zeros(len(rows), action.targets, action.action_size)
     if acting.random_start:
         generators = [state.generators[row] for row in rows.tolist()]
         start = torch.stack([torch.randn(start.shape[1:], generator=generator) for generator in generators])

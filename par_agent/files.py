@@ -71,7 +71,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); it may be truncated: make it again") from None
 
 
-def claim_folder(settings: Path, wanted: dict[str, Any], *, begun: bool, free: tuple[str, ...] = ()) -> None:
+def claim_folder(
+    settings: Path,
+    wanted: dict[str, Any],
+    *,
+    begun: bool,
+    free: tuple[str, ...] = (),
+    defaults: dict[str, Any] | None = None,
+) -> None:
     """Writes the settings that a folder's content depends on, or checks that it was begun with the same ones.
 
     Args:
@@ -79,6 +86,7 @@ def claim_folder(settings: Path, wanted: dict[str, Any], *, begun: bool, free: t
         wanted: this run's settings: JSON types, tuples and paths.
         begun: whether the folder holds any content yet; before that, other settings replace the old ones.
         free: names of settings that may change.
+        defaults: values of settings that a file of an older version may lack.
 
     Raises:
         UserError: the folder was begun with other settings.
@@ -87,7 +95,7 @@ def claim_folder(settings: Path, wanted: dict[str, Any], *, begun: bool, free: t
     if not (begun and settings.exists()):
         write_json(settings, wanted)
         return
-    found = read_json(settings)
+    found = {**(defaults or {}), **read_json(settings)}
     differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
     if differing:
         details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)

@@ -60,7 +60,7 @@ class PARPolicy:
         self.acting = dataclasses.replace(checkpoint.acting, **acting)
         self.device = torch.device(device)
         self.action_size = self.transforms.action_size
-        length = self.transforms.chunk_length
+        length = checkpoint.model.config.action.chunk_length
         self.execute = self.acting.execute or length
         if self.execute > length:
             raise UserError(f"execute is {self.execute}; this checkpoint plans chunks of {length} actions")

@@ -47,7 +47,7 @@ class Transforms:
     """Conventions that a checkpoint was trained with.
 
     Joints are commanded relative to the positions measured at the chunk's start; a gripper command is absolute.
-    Letters: L actions a chunk, A numbers per action, P joint positions.
+    Letters: L actions a chunk, T actions predicted together, A numbers per action, P joint positions.
     """
 
     camera: str
@@ -65,13 +65,13 @@ class Transforms:
     proprioception_std: tuple[float, ...]
     """(P,) radians."""
     action_mean: tuple[tuple[float, ...], ...]
-    """(L, A) mean of the (relative) actions, per position in the chunk."""
+    """(T, A) mean of the (relative) actions, per position: the chunk's, then those of the foresight."""
     action_std: tuple[tuple[float, ...], ...]
-    """(L, A) their standard deviation."""
+    """(T, A) their standard deviation."""
 
     @property
-    def chunk_length(self) -> int:
-        """Actions per chunk, ``L``."""
+    def targets(self) -> int:
+        """Actions that are predicted together, ``T``."""
         return len(self.action_mean)
 
     @property
@@ -111,14 +111,14 @@ class Transforms:
         return (positions - mean) / std
 
     def normalise_actions(self, actions: Tensor, positions: Tensor) -> Tensor:
-        """Chunks (..., L, A) in the controller's units to the model's, given the joint positions (..., P) at their
-        start."""
-        mean, std = (value.to(actions) for value in self._actions)
+        """Chunks, or all targets, (..., L or T, A) in the controller's units to the model's, given the joint positions
+        (..., P) at their start."""
+        mean, std = (value[: actions.shape[-2]].to(actions) for value in self._actions)
         return (actions - self._base(positions) - mean) / std
 
     def denormalise_actions(self, chunks: Tensor, positions: Tensor) -> Tensor:
         """Inverse of :meth:`normalise_actions`."""
-        mean, std = (value.to(chunks) for value in self._actions)
+        mean, std = (value[: chunks.shape[-2]].to(chunks) for value in self._actions)
         return chunks * std + mean + self._base(positions)
 
     def commanded_positions(self, actions: Tensor, positions: Tensor) -> Tensor:
@@ -130,6 +130,14 @@ class Transforms:
         joints = self._relative[:shared].to(positions.device).bool()
         moved = torch.where(joints, actions[..., -1, :shared], positions[..., :shared])
         return torch.cat([moved, positions[..., shared:]], -1)
+
+    def with_foresight_of(self, other: Transforms, chunk_length: int) -> Transforms:
+        """These transforms, with ``other``'s statistics of the actions past the chunk."""
+        return dataclasses.replace(
+            self,
+            action_mean=self.action_mean[:chunk_length] + other.action_mean[chunk_length:],
+            action_std=self.action_std[:chunk_length] + other.action_std[chunk_length:],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""

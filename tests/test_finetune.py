@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,56 +17,46 @@ from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.finetune import FinetuneConfig, finetune
-from tiny import tiny_checkpoint, tiny_dataset
+from tiny import LENGTH, command, tiny_checkpoint, tiny_dataset, tiny_run
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> FinetuneConfig:
     """A run of a few steps on random episodes, from a tiny checkpoint."""
-    tiny_checkpoint().save(tmp_path / "init")
-    data = tiny_dataset(tmp_path / "data", episodes=21)
-    return FinetuneConfig(
-        out=tmp_path / "run",
-        data=(data,),
-        init=tmp_path / "init",
-        steps=6,
-        batch_size=4,
-        window=2,
-        warmup=2,
-        variants=2,
-        shift=1,
-        validate_every=3,
-        checkpoint_minutes=0.0,
-    )
+    return tiny_run(tmp_path)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "policy" / "model.safetensors")
 
 
-def command(config: FinetuneConfig) -> list[str]:
-    """The command line of a configuration."""
-    words = [sys.executable, "-m", "par_agent", "finetune"]
-    for name, value in dataclasses.asdict(config).items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        elif value is not None and value != ():
-            words += [f"--{option}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
+def observation() -> dict[str, Any]:
+    """A black image and joints at zero."""
+    image = torch.zeros(1, 24, 32, 3, dtype=torch.uint8)
+    return {"agent": {"qpos": torch.zeros(1, 9)}, "sensor_data": {"render_camera": {"rgb": image}}}
 
 
 def test_training_ends_in_a_policy_that_acts(config: FinetuneConfig) -> None:
     finetune(config)
     policy = PARPolicy.from_pretrained(config.out / "policy", "push cube 1")
-    image = torch.zeros(1, 24, 32, 3, dtype=torch.uint8)
-    obs = {"agent": {"qpos": torch.zeros(1, 9)}, "sensor_data": {"render_camera": {"rgb": image}}}
-    assert policy.act(obs).shape == (1, 8)
+    assert policy.act(observation()).shape == (1, 8)
     before = load_file(config.init / "model.safetensors")
     assert any(not torch.equal(value, before[name]) for name, value in weights(config.out).items())
     assert policy.checkpoint.trained["steps"] == 6
     assert policy.checkpoint.transforms == tiny_checkpoint().transforms
     assert list((config.out / "tensorboard").iterdir())
+
+
+def test_foresight_is_learnt_beside_the_chunk_and_never_executed(config: FinetuneConfig) -> None:
+    trained = finetune(dataclasses.replace(config, foresight=(5, 7)))
+    assert trained.transforms is not None
+    assert trained.transforms.action_mean[:LENGTH] == tiny_checkpoint().transforms.action_mean
+    assert trained.transforms.targets == LENGTH + 2
+    policy = PARPolicy.from_pretrained(config.out / "policy", "push cube 1")
+    plan = policy.plan(observation())
+    assert plan.actions.shape == (1, LENGTH, 8)
+    again = finetune(dataclasses.replace(config, init=config.out / "policy", foresight=(), out=config.out / "without"))
+    assert again.transforms is not None and again.transforms.targets == LENGTH
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
@@ -114,6 +103,7 @@ def test_single_task_batch_can_be_overfitted(config: FinetuneConfig, tmp_path: P
         ({"init": None}, "needs --vae FOLDER"),
         ({"data": (Path("nowhere"),)}, "nowhere is not a rendered dataset"),
         ({"camera": "base_camera"}, "sees through render_camera"),
+        ({"foresight": (2,)}, "must be rising numbers from the chunk length 4 on"),
         ({"weights": (1.0, 2.0)}, "1 datasets need as many sampling weights"),
     ],
 )

@@ -142,7 +142,7 @@ def damaged(folder: Path, what: str) -> None:
         ("missing statistics", "lack action_mean"),
         ("no transforms", "lacks 'transforms'"),
         ("no policy.json", "not a policy checkpoint"),
-        ("another chunk length", "chunk length is 4, its transforms' 2"),
+        ("another chunk length", "number of actions predicted is 4, its transforms' 2"),
     ],
 )
 def test_damaged_checkpoints_are_named(tmp_path: Path, what: str, message: str) -> None:

@@ -36,11 +36,14 @@ def test_ci_runs_the_tests_command_of_the_makefile():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
+def make(*arguments: str) -> str:
+    """What make prints, also when these tests run inside make."""
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def make_dry_run(target: str) -> list[str]:
-    result = subprocess.run(
-        ["make", "--no-print-directory", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return result.stdout.splitlines()
+    return make("-n", target).splitlines()
 
 
 @pytest.mark.parametrize(("target", "seeds"), [("benchmark", 1), ("benchmark-full", 5)])
@@ -59,9 +62,7 @@ def test_the_test_target_checks_style_and_types_too():
 
 
 def test_help_names_every_target():
-    text = subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    text = make("help")
     for target in ("setup", "benchmark", "benchmark-full", "test", "lint"):
         assert re.search(rf"make {target}\s", text)
 

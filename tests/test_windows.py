@@ -68,6 +68,20 @@ def _is_variant(latent: torch.Tensor, frame: torch.Tensor, episode: object, vari
     return bool((latent.permute(1, 2, 0).numpy() == moved).all())
 
 
+def test_foresight_shows_what_lies_past_the_chunk(tmp_path: Path) -> None:
+    dataset = RenderedDataset(tiny_dataset(tmp_path))
+    index = EpisodeIndex(dataset, LENGTH, foresight=(LENGTH, LENGTH + 3))
+    for number, path in enumerate(dataset.paths):
+        actions = read_episode(path).actions
+        assert actions is not None
+        for boundary in range(index.boundaries[number]):
+            row, start = index.offsets[number] + boundary, boundary * LENGTH
+            last = len(actions) - 1
+            expected = actions[[min(start + LENGTH, last), min(start + LENGTH + 3, last)]]
+            np.testing.assert_array_equal(index.columns["after"][row, LENGTH:], expected)
+            assert index.columns["valid"][row, LENGTH:].tolist() == [1.0, 1.0]
+
+
 def test_every_episode_once_an_epoch_in_a_seeded_order(tmp_path: Path) -> None:
     source = sampler(tmp_path)
     size = len(source)

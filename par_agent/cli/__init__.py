@@ -60,15 +60,13 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
     """
     if name not in SUBCOMMANDS:
         raise UserError(f"unknown subcommand {name!r}; known subcommands: {', '.join(SUBCOMMANDS)}")
-    import tyro
+    from par_agent.cli.options import parse
 
     command = SUBCOMMANDS[name]
     module_name, _, class_name = command.target.partition(":")
     module = importlib.import_module(module_name)
     description = f"{command.summary[0].upper()}{command.summary[1:]}."
-    config = tyro.cli(
-        getattr(module, class_name), args=list(arguments), prog=f"par-agent {name}", description=description
-    )
+    config = parse(getattr(module, class_name), arguments, f"par-agent {name}", description)
     return int(module.main(config))
 
 

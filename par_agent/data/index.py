@@ -21,12 +21,17 @@ COLUMNS = ("row", "next_row", "positions", "before", "before_positions", "before
 class EpisodeIndex:
     """Joint positions and chunks of all episodes of a dataset: about ``8 L (A + 1)`` bytes a frame.
 
+    Args:
+        dataset: rendered demonstrations.
+        chunk_length: actions a chunk, ``L``.
+        foresight: control steps past the chunk, counted from its start, whose actions follow the chunk's.
+
     Raises:
         UserError: the dataset has no actions, an episode is damaged, without instruction or unlike the others, or its
             frames do not lie at chunk boundaries of this length.
     """
 
-    def __init__(self, dataset: RenderedDataset, chunk_length: int) -> None:
+    def __init__(self, dataset: RenderedDataset, chunk_length: int, foresight: tuple[int, ...] = ()) -> None:
         stride, phase = int(dataset.spec["stride"]), int(dataset.spec["phase"])
         if not dataset.has_actions:
             raise UserError(f"{dataset.folder} holds no actions (random motion); policies train on demonstrations")
@@ -43,14 +48,14 @@ class EpisodeIndex:
         self.control_mode = "pd_joint_pos"
         """ManiSkill's name of the actions' controller."""
         columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
-        frames = [0]
+        frames, ahead = [0], np.array([*range(chunk_length), *foresight])
         for path in dataset.paths:
             episode = read_episode(path, frames=False)
             self._check(path, episode, columns)
             assert episode.actions is not None
             steps, total = episode.frame_steps, len(episode.actions)
             usable = int(np.sum((steps < total) & ((steps - phase) % stride == 0)))
-            chunks = _chunks(episode.proprioception, episode.actions, steps[:usable], chunk_length)
+            chunks = _chunks(episode.proprioception, episode.actions, steps[:usable], chunk_length, ahead)
             chunks["row"] = np.arange(frames[-1], frames[-1] + usable)
             chunks["next_row"] = frames[-1] + np.minimum(np.arange(usable) + self.hop, len(steps) - 1)
             for name in COLUMNS:
@@ -109,15 +114,17 @@ class EpisodeIndex:
                 )
 
 
-def _chunks(positions: np.ndarray, actions: np.ndarray, steps: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """Per chunk boundary of one episode: joint positions and the chunks around it."""
-    ahead = steps[:, None] + np.arange(length)
-    behind = ahead - length
+def _chunks(
+    positions: np.ndarray, actions: np.ndarray, steps: np.ndarray, length: int, offsets: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Per chunk boundary of one episode: joint positions and the chunks around it; ``offsets`` are the targets'."""
+    ahead = steps[:, None] + offsets
+    behind = steps[:, None] + np.arange(-length, 0)
     return {
         "positions": positions[steps],
         "before": actions[np.maximum(behind, 0)],
         "before_positions": positions[np.maximum(steps - length, 0)],
         "before_known": steps >= length,
         "after": actions[np.minimum(ahead, len(actions) - 1)],
-        "valid": (ahead < len(actions)).astype(np.float32),
+        "valid": ((ahead < len(actions)) | (offsets >= length)).astype(np.float32),
     }

@@ -1,7 +1,7 @@
 """Training windows: consecutive chunk boundaries of rendered episodes, with the chunks before and after each.
 
-Letters: K usable chunk boundaries of an episode, N steps a window, B windows a batch, L actions a chunk, A numbers per
-action, P joint positions, C latent channels of h x w.
+Letters: K usable chunk boundaries of an episode, N steps a window, B windows a batch, L actions a chunk, T with
+foresight, A numbers per action, P joint positions, C latent channels of h x w.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ class Windows:
     before_known: Tensor
     """(B, N) bool; False at an episode's start."""
     after: Tensor
-    """(B, N, L, A) float32 chunk executed after each boundary; its last action repeats past the episode's end."""
+    """(B, N, T, A) float32 chunk executed after each boundary, then the actions of the foresight; the episode's last
+    action repeats past its end."""
     weights: Tensor
-    """(B, N, L) float32, 0 past the episode's end and in padding steps."""
+    """(B, N, T) float32, 0 in padding steps and for the chunk's actions past the episode's end; foresight sees the
+    end as where the robot stays."""
     steps: Tensor
     """(B, N) int64 number of each boundary in its episode."""
     visible: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from par_agent.errors import UserError
@@ -149,6 +150,11 @@ class ActionConfig:
     """Numbers of joint positions that join each frame as one token; 0: none."""
     chunk_length: int = 8
     """Actions per chunk (``L``)."""
+    foresight: tuple[int, ...] = ()
+    """Control steps past the chunk, counted from its start, whose actions are predicted with it and never executed.
+
+    They teach the model to see from afar where a demonstration leads: what the next ``L`` actions hardly show yet.
+    """
     tokenizer_widths: tuple[int, ...] = (576,)
     """Hidden widths of the action tokenizer's MLP."""
     width: int = 512
@@ -168,6 +174,16 @@ class ActionConfig:
             raise UserError(f"ActionConfig.proprioception_size is {self.proprioception_size}; it must be 0 or more")
         if self.width % self.heads:
             raise UserError(f"ActionConfig.heads is {self.heads}; it must divide the width {self.width}")
+        if any(later <= earlier for earlier, later in pairwise((self.chunk_length - 1, *self.foresight))):
+            raise UserError(
+                f"ActionConfig.foresight is {self.foresight}; it must be rising numbers from the chunk length "
+                f"{self.chunk_length} on: a chunk has the actions before that"
+            )
+
+    @property
+    def targets(self) -> int:
+        """Actions that the Action-DiT draws together: the chunk's ``L``, then those of :attr:`foresight`."""
+        return self.chunk_length + len(self.foresight)
 
 
 @dataclass(frozen=True)
@@ -200,6 +216,8 @@ class PARConfig:
                 "a temporal encoder of depth 0 gives the action de-tokenizer raw text and frame tokens; it goes with "
                 "imagination=False and detokenizers='diffusion' only"
             )
+        if self.action.foresight and self.detokenizers == "regression":
+            raise UserError("regression gives one action per condition, those of the chunk: set action.foresight to ()")
         if self.version > CONFIG_VERSION:
             raise UserError(
                 f"this configuration has format version {self.version}; this package reads up to {CONFIG_VERSION}: "

@@ -5,7 +5,8 @@ are the conditions ``Z_{n+1}``: the frame path of :class:`~par_agent.modeling.no
 the Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other half.
 
 Letters: B batch, N steps, C latent channels of h x w, F frame tokens a step (joint positions included), L actions a
-chunk, A numbers per action, P joint positions, D width, S prefix tokens.
+chunk, T actions predicted together (the chunk's and those of foresight), A numbers per action, P joint positions, D
+width, S prefix tokens.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class Targets:
     """What teacher forcing compares the predictions with."""
 
     actions: Tensor
-    """(B, N, L, A) normalised chunk executed after each frame."""
+    """(B, N, T, A) normalised actions after each frame: the chunk executed, then those of the model's foresight."""
     action_weights: Tensor
-    """(B, N, L) float; 0 for padding."""
+    """(B, N, T) float; 0 for padding."""
     latents: Tensor | None
     """(B, N, C, h, w) next frames; None: no frame loss."""
     frame_weights: Tensor | None
@@ -330,17 +331,19 @@ class PARModel(nn.Module):
     def sample_actions(
         self, z_action: Tensor, start: Tensor, *, steps: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws normalised chunks (B, L, A) float32 from conditions (B, L, D) and starting noise (B, L, A).
+        """Draws normalised chunks (B, L, A) float32 from conditions (B, L, D) and starting noise (B, T, A).
 
-        A model with regression de-tokenizers has one answer, whatever the noise.
+        The T actions drawn are the chunk's and those of the model's foresight. A model with regression
+        de-tokenizers has one answer, whatever the noise.
         """
         if isinstance(self.action_detokenizer, RegressionHead):
             return self.action_detokenizer(z_action).float()
         config = self.config.action.diffusion
         process = noise_process(config)
-        return sample_actions(
+        targets = sample_actions(
             self.action_detokenizer, z_action, process, steps or config.sampling_steps, start, generator
         )
+        return targets[:, : self.config.action.chunk_length]
 
     def sample_frame(self, z_frame: Tensor, noise: NoiseSource, config: GenerationConfig | None = None) -> Tensor:
         """Draws scaled latents (B, C, h, w) of the next frames from conditions (B, F, D).
