@@ -8,14 +8,10 @@ from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from par_agent.data.episodes import read_episode
-from par_agent.data.rendering import RenderSpec, episode_path, episode_renderer
-from par_agent.data.statistics import RunningStatistics
+from par_agent.data.rendering import RenderSpec, episode_path, episode_renderer, summarise
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.data.workers import receive, send, worker_processes
 from par_agent.errors import UserError
@@ -161,29 +157,3 @@ def _render_missing(spec: RenderSpec, folder: Path, workers: int) -> None:
                     busy.remove(connection)
     seconds = time.monotonic() - started
     print(f"{frames} frames in {seconds:.0f} s: {frames / seconds:.1f} frames/s with {workers} workers")
-
-
-def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
-    """Counts and normalisation statistics over all episodes of a folder (the content of dataset.json).
-
-    ``statistics`` holds mean, standard deviation, minimum and maximum over all control steps of ``proprioception`` (P
-    numbers each) and, unless the episodes are action-free, of ``actions`` (A numbers each).
-    """
-    totals = {"frames": 0, "steps": 0}
-    statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}
-    for index in range(spec.num_episodes):
-        episode = read_episode(episode_path(folder, index), frames=False)
-        totals["frames"] += len(episode.frame_steps)
-        totals["steps"] += len(episode.proprioception) - 1
-        statistics["proprioception"].add(episode.proprioception)
-        if episode.actions is not None:
-            statistics["actions"].add(np.asarray(episode.actions))
-    if spec.is_random:
-        del statistics["actions"]
-    return {
-        "format_version": 1,
-        "num_episodes": spec.num_episodes,
-        "num_frames": totals["frames"],
-        "num_steps": totals["steps"],
-        "statistics": {name: value.result() for name, value in statistics.items()},
-    }

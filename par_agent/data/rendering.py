@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from par_agent.data.episodes import Episode, write_episode
+from par_agent.data.episodes import Episode, read_episode, write_episode
+from par_agent.data.statistics import RunningStatistics
 from par_agent.data.trajectory import Demonstration, Recording, TrajectoryFile
 from par_agent.data.workers import DoJob, Report
 from par_agent.errors import UserError
@@ -80,6 +81,19 @@ class RenderSpec:
         """As plain JSON types."""
         content = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> RenderSpec:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: fields are missing, unknown or out of range.
+        """
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"the spec of a rendered dataset does not fit this version of par_agent: {error}") from None
 
 
 def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
@@ -277,3 +291,29 @@ def _episode_maker(spec: RenderSpec) -> Callable[[int], Episode]:
         return lambda index: recorded_episode(spec, trajectories, index)
     renderer = Renderer(spec, trajectories.options)
     return lambda index: renderer.render_demonstration(trajectories, index)
+
+
+def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
+    """Counts and normalisation statistics over all episodes of a folder (the content of dataset.json).
+
+    ``statistics`` holds mean, standard deviation, minimum and maximum over all control steps of ``proprioception`` (P
+    numbers each) and, unless the episodes are action-free, of ``actions`` (A numbers each).
+    """
+    totals = {"frames": 0, "steps": 0}
+    statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}
+    for index in range(spec.num_episodes):
+        episode = read_episode(episode_path(folder, index), frames=False)
+        totals["frames"] += len(episode.frame_steps)
+        totals["steps"] += len(episode.proprioception) - 1
+        statistics["proprioception"].add(episode.proprioception)
+        if episode.actions is not None:
+            statistics["actions"].add(np.asarray(episode.actions))
+    if not statistics["actions"].count:
+        del statistics["actions"]
+    return {
+        "format_version": 1,
+        "num_episodes": spec.num_episodes,
+        "num_frames": totals["frames"],
+        "num_steps": totals["steps"],
+        "statistics": {name: value.result() for name, value in statistics.items()},
+    }
