@@ -64,7 +64,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_accumulation(tmp_pat
 
 def test_deepspeed_is_refused_with_what_to_use_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(UserError, match="FSDP shards the same: .*fsdp_version: 2"):
+    with pytest.raises(UserError, match=r"FSDP shards the same: .*fsdp_version: 2"):
         finetune(FinetuneConfig(out=tmp_path))
 
 

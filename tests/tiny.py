@@ -160,8 +160,9 @@ def command(config: FinetuneConfig) -> list[str]:
     """The command line of a training run."""
     words = [sys.executable, "-m", "par_agent", "finetune"]
     for name, value in dataclasses.asdict(config).items():
-        if value is None or value is False or value == ():
-            continue
-        values = [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
-        words += [f"--{name.replace('_', '-')}", *values]
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None and value != ():
+            words += [f"--{option}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return words

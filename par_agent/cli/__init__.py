@@ -26,6 +26,8 @@ class Subcommand:
 SUBCOMMANDS: dict[str, Subcommand] = {
     "demos": Subcommand("par_agent.cli.demos:DemosConfig", "make demonstrations with ManiSkill's motion planner"),
     "render": Subcommand("par_agent.cli.render:RenderConfig", "render a trajectory file into training data"),
+    "import-lerobot": Subcommand("par_agent.cli.import_lerobot:ImportLeRobotConfig", "read a LeRobot dataset"),
+    "export-lerobot": Subcommand("par_agent.cli.export_lerobot:ExportLeRobotConfig", "write a LeRobot dataset"),
     "train-vae": Subcommand("par_agent.cli.train_vae:TrainVAEConfig", "train the small latent frame encoder"),
     "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data"),
     "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw future frames and actions from a checkpoint"),

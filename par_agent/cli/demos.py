@@ -14,7 +14,7 @@ class DemosConfig:
     """Makes successful demonstrations of one task with ManiSkill's own motion planner."""
 
     task: str
-    """PushCube, PickCube or StackCube."""
+    """PushCube, PickCube, StackCube, or another task that ManiSkill has a motion planner for, such as PickCubeSO100."""
     num: int = 1000
     """Number of demonstrations; failed and too long attempts are not counted."""
     out: Path = Path("data/demos")

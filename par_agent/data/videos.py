@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from par_agent.data.episodes import RenderedDataset, read_episode
-from par_agent.data.windows import EpisodeIndex
+from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
 
 
@@ -30,28 +30,24 @@ class VideoIndex(EpisodeIndex):
         self, dataset: RenderedDataset, joints: int, action_size: int, chunk_length: int, targets: int
     ) -> None:
         self.dataset, self.hop = dataset, 1
-        self.boundaries: list[int] = []
-        self.instructions: list[str] = []
-        rows, start = [], 0
-        for path in dataset.paths:
-            episode = read_episode(path, frames=False)
-            count = len(episode.frame_steps)
-            rows.append(np.arange(start, start + count - 1))
-            start += count
-            self.boundaries.append(count - 1)
-            self.instructions.append(str(episode.attributes["instruction"]))
-        row = np.concatenate(rows)
-        if not len(row):
+        episodes = [read_episode(path, frames=False) for path in dataset.paths]
+        frames = np.array([len(episode.frame_steps) for episode in episodes])
+        self.boundaries: list[int] = (frames - 1).tolist()
+        self.instructions: list[str] = [str(episode.attributes["instruction"]) for episode in episodes]
+        self._frames = np.concatenate([[0], np.cumsum(frames)])
+        self.offsets = np.concatenate([[0], np.cumsum(frames - 1)])
+        total = int(self.offsets[-1])
+        if not total:
             raise UserError(f"{dataset.folder} has one frame per episode; videos need at least two")
-        total = len(row)
+        row = np.delete(np.arange(frames.sum()), self._frames[1:] - 1)
+        chunk, after = (total, chunk_length, action_size), (total, targets, action_size)
         self.columns = {
             "row": row,
             "next_row": row + 1,
             "positions": np.zeros((total, joints), np.float32),
-            "before": np.zeros((total, chunk_length, action_size), np.float32),
+            "before": np.broadcast_to(np.float32(0), chunk),
             "before_positions": np.zeros((total, joints), np.float32),
             "before_known": np.zeros(total, bool),
-            "after": np.zeros((total, targets, action_size), np.float32),
+            "after": np.broadcast_to(np.float32(0), after),
             "valid": np.ones((total, targets), np.float32),
         }
-        self.offsets = np.concatenate([[0], np.cumsum(self.boundaries)])

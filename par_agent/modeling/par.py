@@ -92,13 +92,9 @@ class PARModel(nn.Module):
         width = config.nova.video_encoder.width
         self.nova = NOVA(config.nova)
         self.action_tokenizer = ActionTokenizer(config.action, width)
-        action, nova, regression = config.action, config.nova, config.detokenizers == "regression"
-        self.action_detokenizer: ActionDetokenizer | RegressionHead
+        nova, regression = config.nova, config.detokenizers == "regression"
+        self.action_detokenizer = _action_detokenizer(config)
         self.frame_regression: RegressionHead | None = None
-        if regression:
-            self.action_detokenizer = RegressionHead(width, action.width, action.depth, action.action_size)
-        else:
-            self.action_detokenizer = ActionDetokenizer(action, width)
         if regression and config.imagination:
             size = self.nova.patch_size
             self.frame_regression = RegressionHead(width, nova.decoder_width, nova.decoder_depth, size)
@@ -123,6 +119,16 @@ class PARModel(nn.Module):
         self.nova.video_encoder.recompute = enabled
         if self.config.imagination:
             self.nova.image_encoder.recompute = enabled
+
+    def for_robot(self, action_size: int, proprioception_size: int) -> PARModel:
+        """A model for another robot: this one's video parts, shared, and freshly initialised action parts."""
+        config = self.config.for_robot(action_size, proprioception_size)
+        with torch.device("meta"):
+            model = PARModel(config)
+        model.nova, model.frame_regression = self.nova, self.frame_regression
+        model.action_tokenizer = ActionTokenizer(config.action, config.nova.video_encoder.width)
+        model.action_detokenizer = _action_detokenizer(config)
+        return model.train(self.training)
 
     # --- tokens ---------------------------------------------------------------------------------------------------
 
@@ -366,6 +372,13 @@ class PARModel(nn.Module):
             raise UserError(f"guidance is {config.guidance}; frames of a rollout are drawn without: set it to 1")
         order = noise.order(len(z_frame), self.config.nova.image_tokens)
         return generate_frame(self.nova, z_frame, noise, order, config)
+
+
+def _action_detokenizer(config: PARConfig) -> ActionDetokenizer | RegressionHead:
+    action, width = config.action, config.nova.video_encoder.width
+    if config.detokenizers == "regression":
+        return RegressionHead(width, action.width, action.depth, action.action_size)
+    return ActionDetokenizer(action, width)
 
 
 def draw_known_patches(rows: int, patches: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -30,6 +30,8 @@ class RunOptions:
     """Frozen frame VAE made by `par-agent train-vae`; needed from scratch."""
     preset: str = "par-mini"
     """Sizes of a model that starts from scratch."""
+    new_robot: bool = False
+    """With --init: fits action parts and statistics anew, for another robot, camera or crop than the checkpoint's."""
     foresight: tuple[int, ...] | None = None
     """Control steps past the chunk whose actions are predicted too, never executed; as in the preset or checkpoint if
     not given."""
@@ -58,11 +60,17 @@ class DataOptions:
     camera: str = "render_camera"
     """Camera that the policy sees through."""
     window: int = 4
-    """Physical tokens per window; give a large number for whole episodes."""
+    """Physical tokens per window; a large number for whole episodes, of which short ones then share a window."""
+    cache: bool = True
+    """Keeps the frames' latents on disk, in `variants` copies; otherwise frames are encoded when they are needed."""
     variants: int = 4
-    """Shifted copies of every frame to train on, the unshifted one included."""
+    """Augmented copies of every frame in the cache, the unchanged one included; without cache every window is one."""
     shift: int = 6
-    """Largest shift of a copy, pixels."""
+    """Largest shift of a copy, pixels; the same for all frames of an episode."""
+    color_jitter: float = 0.0
+    """Largest relative change of a copy's brightness, contrast and saturation, below 1."""
+    skip_corrupt: bool = False
+    """Reads all episodes first and trains without the damaged ones; otherwise the first damaged one is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +176,8 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
             raise UserError(f"--train {self.train} keeps weights as they are: give the ones to keep with --init FOLDER")
         if self.train == "lora" and not self.lora_targets:
             raise UserError("--train lora without --lora-targets would train nothing")
+        if self.new_robot and self.init is None:
+            raise UserError("--new-robot keeps the video parts of a checkpoint: give it with --init FOLDER")
         if self.init is not None and self.vae is not None:
             raise UserError(f"the checkpoint {self.init} brings its own frame encoder: leave --vae out")
         if self.has_actions:
@@ -240,6 +250,7 @@ _FREE = (
     "device",
     "precision",
     "gradient_checkpointing",
+    "skip_corrupt",
     *(option.name for option in dataclasses.fields(RecordOptions)),
 )
 """Options that may differ when a run is resumed: they do not decide what is trained."""

@@ -76,5 +76,5 @@ def make_accelerator(config: FinetuneConfig) -> Accelerator:
         ],
     )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise UserError("only FSDP's second version is supported: put `fsdp_version: 2` into accelerate's configuration")
+        raise UserError("FSDP's first version is not supported: put `fsdp_version: 2` into accelerate's file")
     return accelerator

@@ -57,7 +57,7 @@ class Objective(nn.Module):
             inputs,
             offset + torch.arange(shape[1], device=device),
             targets,
-            context=torch.where(alone, 1, context),
+            context=torch.where(alone, 1, context).minimum(windows.visible.to(device)),
             frame_fraction=config.frame_fraction,
             generator=generator,
         )

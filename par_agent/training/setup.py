@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from par_agent.checkpoint import Acting, Checkpoint, make_text_encoder
+from par_agent.data.augmentation import Augmentation
+from par_agent.data.conventions import check_conventions, check_frames, fit_transforms
 from par_agent.data.episodes import RenderedDataset
-from par_agent.data.latents import LatentSpec, cached_latents, file_hash
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSource, LatentSpec, cached_latents, file_hash
 from par_agent.data.videos import VideoIndex
-from par_agent.data.windows import EpisodeIndex, MixedSampler, WindowSampler, fit_transforms
+from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.modeling.par import PARModel
@@ -52,26 +56,29 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
             unknown LoRA target.
     """
     torch.manual_seed(config.seed)
-    datasets = [RenderedDataset(folder) for folder in config.folders()]
+    datasets = [RenderedDataset(folder, skip_corrupt=config.skip_corrupt) for folder in config.folders()]
     start, encoder_folder = _start(config)
-    model = start.model
     indices, transforms = _index(config, datasets, start)
+    model = start.model
+    if config.has_actions and transforms is not None:
+        model = _for_robot(model, transforms, fresh=config.new_robot)
     choose_weights(model, config, fresh_actions=start.transforms is None)
     for instruction in sorted({text for index in indices for text in index.instructions}):
         start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
     digest = file_hash(find_weights(encoder_folder))
-    spec = LatentSpec(config.camera, digest, shape, config.variants, config.shift)
+    augmentation = Augmentation(config.shift, config.color_jitter)
+    spec = LatentSpec(config.camera, digest, shape, config.variants, augmentation)
     encoder = start.encoder.to(device)
-    latents = [cached_latents(dataset, spec, lambda x: encoder.encode(x.to(device))) for dataset in datasets]
+    latents = [_latents(index, spec, encoder, config.cache) for index in indices]
     splits = [index.split() for index in indices]
     train = [
-        WindowSampler(index, array, split[0], config.window, config.seed + number)
-        for number, (index, array, split) in enumerate(zip(indices, latents, splits, strict=True))
+        WindowSampler(index, source, split[0], config.window, config.seed + number)
+        for number, (index, source, split) in enumerate(zip(indices, latents, splits, strict=True))
     ]
     held = [
-        WindowSampler(index, array, split[1], config.window, config.seed)
-        for index, array, split in zip(indices, latents, splits, strict=True)
+        WindowSampler(index, source, split[1], config.window, config.seed)
+        for index, source, split in zip(indices, latents, splits, strict=True)
     ]
     mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
     base = None
@@ -88,6 +95,7 @@ def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
     if config.init is not None:
         loaded = Checkpoint.load(config.init)
         loaded.model = _with_foresight(loaded.model.train(), config.foresight)
+        loaded.transforms = None if config.new_robot else loaded.transforms
         return loaded, config.init / "frame_encoder"
     if config.vae is None:
         raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
@@ -114,40 +122,40 @@ def _index(
     These are the checkpoint's own where it was trained on actions before; else they are fitted to the data. A model
     that was only trained on videos has none.
     """
-    action = start.model.config.action
-    if config.modality == "video":
+    action, name = start.model.config.action, f"the checkpoint {config.init}"
+    if start.transforms is not None and config.camera != start.transforms.camera:
+        raise UserError(f"--camera {config.camera}: {name} sees through {start.transforms.camera}")
+    if not config.has_actions:
         if not start.model.config.imagination:
             raise UserError(f"{start.model.config.name} has no frame path, which is all that videos can train")
         sizes = (action.proprioception_size, action.action_size, action.chunk_length, action.targets)
         videos = [VideoIndex(dataset, *sizes) for dataset in datasets]
         if start.transforms is not None:
-            _check_data(videos, start.transforms, config)
+            check_frames(videos, start.transforms, name)
         return videos, start.transforms
     indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
     fitted = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
     if start.transforms is None:
         return indices, fitted
-    _check_data(indices, start.transforms, config)
+    check_conventions(indices, start.transforms, name)
     return indices, start.transforms.with_foresight_of(fitted, action.chunk_length)
 
 
-def _check_data(indices: Sequence[EpisodeIndex], transforms: Transforms, config: FinetuneConfig) -> None:
-    """Compares rendered data with a checkpoint's conventions.
+def _for_robot(model: PARModel, transforms: Transforms, *, fresh: bool) -> PARModel:
+    """The model with action parts of the data's sizes; new ones if they differ or ``fresh`` ones are wanted."""
+    sizes = transforms.action_size, transforms.proprioception_size
+    action = model.config.action
+    same = sizes == (action.action_size, action.proprioception_size)
+    return model if same and not fresh else model.for_robot(*sizes)
 
-    Raises:
-        UserError: another camera, crop or size.
-    """
-    if config.camera != transforms.camera:
-        raise UserError(f"--camera {config.camera}: the checkpoint {config.init} sees through {transforms.camera}")
-    for index in indices:
-        spec = index.dataset.spec
-        for name in ("crop", "size"):
-            wanted, found = getattr(transforms, name), spec[name]
-            if (None if found is None else tuple(found)) != wanted:
-                raise UserError(
-                    f"{index.dataset.folder} was rendered with {name} {found}; the checkpoint {config.init} was "
-                    f"trained with {wanted}: render it again with --{name} {' '.join(map(str, wanted or ()))}"
-                )
+
+def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache: bool) -> LatentSource:
+    """Where windows of a dataset get their latents from."""
+
+    def encode(frames: Tensor) -> Tensor:
+        return encoder.encode(frames.to(next(encoder.parameters()).device))
+
+    return CachedLatents(cached_latents(index, spec, encode)) if cache else EncodedFrames(index, spec, encode)
 
 
 def _image_size(dataset: RenderedDataset, camera: str) -> tuple[int, int] | None:

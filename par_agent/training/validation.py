@@ -108,16 +108,18 @@ def predict_episode(
     policy: Checkpoint, sampler: WindowSampler, device: torch.device, *, actions: bool = True
 ) -> EpisodePrediction:
     """Predicts the first held-out episode of a dataset; see :func:`validate` for the arguments."""
-    parts = [sampler.sample(0, 1, augment=False)]
+    first = sampler.sample(0, 1, augment=False)
+    name = first.episodes[0].split("+")[0]
+    parts = [first]
     for number in range(1, min(LONGEST, len(sampler))):
         part = sampler.sample(number, 1, augment=False)
-        if part.episodes != parts[0].episodes:
+        if name not in part.episodes[0].split("+"):
             break
         parts.append(part)
     windows = concatenate(parts)
     z_frame, z_action = _conditions(policy, windows, device, actions)
-    steps = torch.where(windows.weights[..., 0] > 0, windows.steps, -1).flatten().numpy()
-    places = np.unique(steps, return_index=True)[1][int((steps < 0).any()) :]  # windows may overlap, and be padded
+    steps = torch.where(_steps_of(name, windows), windows.steps, -1).flatten().numpy()
+    places = np.unique(steps, return_index=True)[1][int((steps < 0).any()) :]  # windows may overlap
     true_frames = frames = true_actions = predicted = None
     if policy.model.config.imagination:
         shown = places[np.linspace(0, len(places) - 1, min(FRAMES, len(places))).round().astype(int)]
@@ -129,7 +131,16 @@ def predict_episode(
         executed = windows.weights[:, :, :length].flatten(0, 1)[places] > 0
         true_actions = windows.after[:, :, :length].flatten(0, 1)[places][executed].numpy()
         predicted = _chunks(policy, windows, z_action).flatten(0, 1)[places][executed].numpy()
-    return EpisodePrediction(windows.episodes[0], true_frames, frames, true_actions, predicted)
+    return EpisodePrediction(name, true_frames, frames, true_actions, predicted)
+
+
+def _steps_of(name: str, windows: Windows) -> Tensor:
+    """(B, N) bool, True where a step is one of episode ``name``: windows may be packed, and padded."""
+    mask = torch.zeros_like(windows.steps, dtype=torch.bool)
+    for row, names in enumerate(windows.episodes):
+        piece = (windows.visible[row] == 1).cumsum(0) - 1
+        mask[row] = piece == names.split("+").index(name)
+    return mask & (windows.weights[..., 0] > 0)
 
 
 def _conditions(policy: Checkpoint, windows: Windows, device: torch.device, actions: bool) -> tuple[Tensor, Tensor]:
