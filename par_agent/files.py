@@ -85,7 +85,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def claim_folder(settings: Path, wanted: dict[str, Any], *, begun: bool, free: tuple[str, ...] = ()) -> None:
+def claim_folder(
+    settings: Path,
+    wanted: dict[str, Any],
+    *,
+    begun: bool,
+    free: tuple[str, ...] = (),
+    defaults: dict[str, Any] | None = None,
+) -> None:
     """Writes the settings that a folder's content depends on, or checks that it was begun with the same ones.
 
     Args:
@@ -93,6 +100,7 @@ def claim_folder(settings: Path, wanted: dict[str, Any], *, begun: bool, free: t
         wanted: this run's settings: JSON types, tuples and paths.
         begun: whether the folder holds any content yet; before that, other settings replace the old ones.
         free: names of settings that may change.
+        defaults: values of settings that a file of an older version may lack.
 
     Raises:
         UserError: the folder was begun with other settings.
@@ -101,7 +109,7 @@ def claim_folder(settings: Path, wanted: dict[str, Any], *, begun: bool, free: t
     if not (begun and settings.exists()):
         write_json(settings, wanted)
         return
-    found = read_json(settings)
+    found = {**(defaults or {}), **read_json(settings)}
     differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
     if differing:
         details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)

@@ -32,13 +32,13 @@ class TaskSpec:
     instruction: str
     """Natural-language instruction that the policy reads."""
     control_mode: str = "pd_joint_pos"
-    """ManiSkill controller: absolute joint targets in radians, gripper in [-1, 1]."""
+    """ManiSkill controller: absolute joint targets in radians, a Panda's gripper in [-1, 1]."""
     action_size: int = 8
-    """Numbers per action: 7 joint targets and, where the robot has one, the gripper."""
+    """Numbers per action; Panda: 7 joint targets and, where the robot has one, the gripper."""
     max_steps: int = 400
     """Control steps after which a rollout counts as failed."""
     joint_count: int = 9
-    """Joint positions observed: 7 arm joints and, where the robot has one, the gripper's 2 fingers."""
+    """Joint positions observed; Panda: 7 arm joints and, where the robot has one, the gripper's 2 fingers."""
     camera: str = "render_camera"
     """Camera of the ``paper`` track, one of the environment's human render cameras."""
     image_size: tuple[int, int] = (512, 512)
@@ -111,8 +111,20 @@ TASKS: dict[str, TaskSpec] = {
             image_size=(960, 1280),
             state_is_complete=False,
         ),
+        # Another arm: five joints and a gripper that is commanded like them.
+        TaskSpec(
+            "PickCubeSO100-v1",
+            "Pick up a small red cube and carry it to the green ball.",
+            action_size=6,
+            joint_count=6,
+        ),
     )
 }
+
+
+def find_task(env_id: str) -> TaskSpec | None:
+    """The task of an environment; None if this package does not know it."""
+    return next((spec for spec in TASKS.values() if spec.env_id == env_id), None)
 
 
 def get_task(name: str) -> TaskSpec:

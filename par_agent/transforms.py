@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from par_agent.errors import UserError
@@ -46,7 +47,7 @@ def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] 
 class Transforms:
     """Conventions that a checkpoint was trained with.
 
-    Arm joints are commanded relative to the joint positions measured at the chunk's start; the gripper is absolute.
+    Joints are commanded relative to the positions measured at the chunk's start; a gripper command is absolute.
     Letters: L actions a chunk, T actions predicted together, A numbers per action, P joint positions.
     """
 
@@ -143,9 +144,10 @@ class Transforms:
 
         Joints that an action moves relative to their position end at its last target; others stay at ``positions``.
         """
-        joints = self._relative.to(positions.device).bool()
-        moved = torch.where(joints, actions[..., -1, :], positions[..., : self.action_size])
-        return torch.cat([moved, positions[..., self.action_size :]], -1)
+        shared = min(self.action_size, self.proprioception_size)
+        joints = self._relative[:shared].to(positions.device).bool()
+        moved = torch.where(joints, actions[..., -1, :shared], positions[..., :shared])
+        return torch.cat([moved, positions[..., shared:]], -1)
 
     def with_foresight_of(self, other: Transforms, chunk_length: int) -> Transforms:
         """These transforms, with ``other``'s statistics of the actions past the chunk."""
@@ -170,7 +172,9 @@ class Transforms:
 
     def _base(self, positions: Tensor) -> Tensor:
         """What relative numbers are relative to: (..., 1, A)."""
-        return (positions[..., : self.action_size] * self._relative.to(positions))[..., None, :]
+        shared = positions[..., : self.action_size]
+        base = shared * self._relative[: shared.shape[-1]].to(positions)
+        return F.pad(base, (0, self.action_size - shared.shape[-1]))[..., None, :]
 
     @cached_property
     def _relative(self) -> Tensor:

@@ -28,7 +28,7 @@ class Run:
         self.model = nn.Sequential(convolutions, nn.Flatten(), nn.Linear(16 * width, 2))
         self.ema = EMA(self.model, 0.9)
         self.optimizer = make_optimizer(self.model, 1e-2, 0.1)
-        self.modules = {"model": self.model, "ema": self.ema.module}
+        self.weights = {"model": self.model.state_dict(), "ema": self.ema.tensors}
 
     def train(self, start: int, stop: int) -> None:
         for step in range(start, stop):
@@ -38,15 +38,15 @@ class Run:
             self.ema.update(self.model, step)
 
     def save(self, folder: Path, step: int, **options) -> Path:
-        return save_checkpoint(folder, step, self.modules, self.optimizer, {"note": [1, "two"]}, **options)
+        return save_checkpoint(folder, step, self.weights, self.optimizer, {"note": [1, "two"]}, **options)
 
     def load(self, path: Path) -> dict:
-        return load_checkpoint(path, self.modules, self.optimizer)
+        return load_checkpoint(path, self.weights, self.optimizer)
 
     def tensors(self) -> list[torch.Tensor]:
         parameters = list(self.model.parameters())
         moments = [self.optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq", "step")]
-        return [*parameters, *self.ema.module.parameters(), *moments]
+        return [*parameters, *self.ema.tensors.values(), *moments]
 
 
 def names(folder: Path) -> list[str]:

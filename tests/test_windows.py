@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from par_agent.data.augmentation import Augmentation, Change
+from par_agent.data.conventions import fit_transforms
 from par_agent.data.episodes import RenderedDataset, read_episode
-from par_agent.data.latents import LatentSpec, cached_latents, shift_frames, shifts
-from par_agent.data.windows import EpisodeIndex, MixedSampler, WindowSampler, fit_transforms
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents, changes
+from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
 from tiny import LENGTH, SIZE, tiny_dataset
 
-SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=3, shift=2)
+SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=3, augmentation=Augmentation(2))
 
 
 def pixels(frames: torch.Tensor) -> torch.Tensor:
@@ -25,7 +28,7 @@ def pixels(frames: torch.Tensor) -> torch.Tensor:
 def sampler(folder: Path, window: int = 2, hop_stride: int = LENGTH) -> WindowSampler:
     dataset = RenderedDataset(tiny_dataset(folder, stride=hop_stride))
     index = EpisodeIndex(dataset, LENGTH)
-    return WindowSampler(index, cached_latents(dataset, SPEC, pixels), list(range(6)), window, seed=0)
+    return WindowSampler(index, CachedLatents(cached_latents(index, SPEC, pixels)), list(range(6)), window, seed=0)
 
 
 @pytest.mark.parametrize("stride", [LENGTH, LENGTH // 2])
@@ -60,8 +63,8 @@ def test_windows_hold_what_the_episode_holds(tmp_path: Path, stride: int) -> Non
 
 
 def _is_variant(latent: torch.Tensor, frame: torch.Tensor, episode: object, variant: int) -> bool:
-    shift = shifts(int(episode.attributes["seed"]), SPEC)[variant]  # type: ignore[attr-defined]
-    moved = shift_frames(frame.permute(1, 2, 0)[None].numpy(), shift)[0]
+    change = changes(int(episode.attributes["seed"]), SPEC)[variant]  # type: ignore[attr-defined]
+    moved = change(frame.permute(1, 2, 0)[None].numpy().astype(np.uint8))[0]
     return bool((latent.permute(1, 2, 0).numpy() == moved).all())
 
 
@@ -88,6 +91,42 @@ def test_every_episode_once_an_epoch_in_a_seeded_order(tmp_path: Path) -> None:
     again = source.sample(3, 4)
     split = [source.sample(number, 1) for number in range(3, 7)]
     torch.testing.assert_close(again.latents, torch.cat([part.latents for part in split]), rtol=0, atol=0)
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_repeats_and_misses_nothing(tmp_path: Path) -> None:
+    source = sampler(tmp_path)
+    whole = source.sample(0, len(source))
+    resumed = sampler(tmp_path / "again").sample(4, len(source) - 4)  # as in another process: nothing is remembered
+    for name in ("latents", "after", "steps"):
+        assert torch.equal(getattr(resumed, name), getattr(whole, name)[4:]), name
+    assert [n.split("/")[1] for n in resumed.episodes] == [n.split("/")[1] for n in whole.episodes[4:]]
+
+
+def test_frames_encoded_when_needed_are_those_of_the_cache(tmp_path: Path) -> None:
+    cached = sampler(tmp_path, hop_stride=LENGTH // 2)
+    fresh = WindowSampler(cached.index, EncodedFrames(cached.index, SPEC, pixels), list(range(6)), 2, seed=0)
+    a, b = (source.sample(0, len(source), augment=False) for source in (cached, fresh))
+    assert torch.equal(a.latents, b.latents) and torch.equal(a.next_latents, b.next_latents)
+
+
+def test_without_cache_every_window_is_changed_anew_and_alike_in_all_its_frames(tmp_path: Path) -> None:
+    index = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path)), LENGTH)
+    source = WindowSampler(index, EncodedFrames(index, SPEC, pixels), list(range(6)), 2, seed=0)
+    found = set()
+    for number in range(8 * len(source)):
+        window = source.sample(number, 1)
+        frames = read_episode(tmp_path / "episodes" / window.episodes[0].split("/")[1]).frames["render_camera"]
+        shown = [frames[n] for n in window.steps[0].tolist()]
+        moves = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+        fits = [
+            move
+            for move in moves
+            if np.array_equal(Change(move)(np.stack(shown)), window.latents[0].permute(0, 2, 3, 1).numpy())
+        ]
+        assert fits, window.episodes
+        found.add(fits[0])
+    assert len(found) > 12
+    assert torch.equal(source.sample(3, 1).latents, source.sample(3, 1).latents)
 
 
 def test_mixture_keeps_its_proportions_from_any_step(tmp_path: Path) -> None:
@@ -119,7 +158,7 @@ def test_unfit_data_is_refused(tmp_path: Path) -> None:
     video = RenderedDataset(tiny_dataset(tmp_path / "video", actions=False))
     with pytest.raises(UserError, match="holds no actions"):
         EpisodeIndex(video, LENGTH)
-    dataset = RenderedDataset(tiny_dataset(tmp_path / "plain"))
+    dataset = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path / "plain")), LENGTH)
     with pytest.raises(UserError, match="holds no camera 'base_camera'; it has render_camera"):
         cached_latents(dataset, LatentSpec("base_camera", "abc", (3, 16, 16)), pixels)
     with pytest.raises(UserError, match=r"give latents \(3, 16, 16\); the model reads \(8, 2, 2\)"):
@@ -127,8 +166,8 @@ def test_unfit_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_latents_resume_where_they_were_stopped(tmp_path: Path) -> None:
-    whole = cached_latents(RenderedDataset(tiny_dataset(tmp_path / "a", episodes=60)), SPEC, pixels)
-    dataset = RenderedDataset(tiny_dataset(tmp_path / "b", episodes=60))
+    whole = cached_latents(EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path / "a", 60)), LENGTH), SPEC, pixels)
+    dataset = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path / "b", 60)), LENGTH)
     calls = 0
 
     def stops(frames: torch.Tensor) -> torch.Tensor:
@@ -140,7 +179,7 @@ def test_latents_resume_where_they_were_stopped(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         cached_latents(dataset, SPEC, stops)
-    folder = dataset.folder / "latents"
+    folder = dataset.dataset.folder / "latents"
     assert not list(folder.glob("*.npy")) and list(folder.glob("*.partial"))
     calls = -1000
     resumed = cached_latents(dataset, SPEC, stops)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConf
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.par import PARModel, PhysicalTokens
 from par_agent.modeling.text_encoder import HashTextEncoder
+from par_agent.training.config import FinetuneConfig
 from par_agent.transforms import Transforms
 
 LENGTH, SIZE, JOINTS = 4, 8, 9
@@ -130,3 +134,35 @@ def tiny_dataset(folder: Path, episodes: int = 6, stride: int = LENGTH, actions:
     summary = {"num_episodes": episodes, "num_frames": totals["frames"], "statistics": statistics}
     write_json(folder / "dataset.json", summary)
     return folder
+
+
+def tiny_run(folder: Path, **options: Any) -> FinetuneConfig:
+    """A training run of a few steps on random episodes, from a tiny checkpoint, in ``folder / "run"``."""
+    tiny_checkpoint().save(folder / "init")
+    data = tiny_dataset(folder / "data", episodes=21)
+    defaults = {
+        "out": folder / "run",
+        "data": (data,),
+        "init": folder / "init",
+        "steps": 6,
+        "batch_size": 4,
+        "window": 2,
+        "warmup": 2,
+        "variants": 2,
+        "shift": 1,
+        "validate_every": 3,
+        "checkpoint_minutes": 0.0,
+    }
+    return FinetuneConfig(**{**defaults, **options})
+
+
+def command(config: FinetuneConfig) -> list[str]:
+    """The command line of a training run."""
+    words = [sys.executable, "-m", "par_agent", "finetune"]
+    for name, value in dataclasses.asdict(config).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None and value != ():
+            words += [f"--{option}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words

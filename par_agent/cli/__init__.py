@@ -26,6 +26,8 @@ class Subcommand:
 SUBCOMMANDS: dict[str, Subcommand] = {
     "demos": Subcommand("par_agent.cli.demos:DemosConfig", "make demonstrations with ManiSkill's motion planner"),
     "render": Subcommand("par_agent.cli.render:RenderConfig", "render a trajectory file into training data"),
+    "import-lerobot": Subcommand("par_agent.cli.import_lerobot:ImportLeRobotConfig", "read a LeRobot dataset"),
+    "export-lerobot": Subcommand("par_agent.cli.export_lerobot:ExportLeRobotConfig", "write a LeRobot dataset"),
     "train-vae": Subcommand("par_agent.cli.train_vae:TrainVAEConfig", "train the small latent frame encoder"),
     "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data"),
     "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
@@ -60,15 +62,13 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
     """
     if name not in SUBCOMMANDS:
         raise UserError(f"unknown subcommand {name!r}; known subcommands: {', '.join(SUBCOMMANDS)}")
-    import tyro
+    from par_agent.cli.options import parse
 
     command = SUBCOMMANDS[name]
     module_name, _, class_name = command.target.partition(":")
     module = importlib.import_module(module_name)
     description = f"{command.summary[0].upper()}{command.summary[1:]}."
-    config = tyro.cli(
-        getattr(module, class_name), args=list(arguments), prog=f"par-agent {name}", description=description
-    )
+    config = parse(getattr(module, class_name), arguments, f"par-agent {name}", description)
     return int(module.main(config))
 
 

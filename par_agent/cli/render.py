@@ -7,20 +7,27 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from par_agent.data.cluster_workers import cluster_workers
-from par_agent.data.episodes import read_episode
-from par_agent.data.rendering import RenderJob, RenderSpec, episode_path, episode_renderer
-from par_agent.data.statistics import RunningStatistics
+from par_agent.data.rendering import (
+    RenderJob,
+    RenderSpec,
+    RenderWork,
+    episode_path,
+    episode_renderer,
+    recorded_episode,
+    summarise,
+)
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
 from par_agent.files import cannot_write, claim_folder, only_process, write_json
-from par_agent.tasks import get_task
+from par_agent.tasks import find_task, get_task
+
+CONTROL_MODE = "pd_joint_pos"
+"""Controller of tasks that this package does not know."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +40,13 @@ class RenderConfig:
     """ManiSkill trajectory file (.h5 with its .json beside it)."""
     random_motion: str | None = None
     """Instead of a trajectory file: task of which to render random initial states and arm motion, without actions."""
+    recorded_images: bool = False
+    """Takes frames from the images inside the trajectory file (recorded with obs_mode rgb); needs no renderer."""
     num: int | None = None
     """Episodes to render; if not given, all of the trajectory file, or 1000 of random motion."""
     cameras: tuple[str, ...] = ("render_camera",)
-    """`render_camera` and/or sensor cameras of the environment, for example base_camera."""
+    """`render_camera` and/or sensor cameras of the environment, for example base_camera; recorded images are of
+    these."""
     crop: tuple[int, int, int, int] | None = None
     """Top, left, height, width in pixels of the rendered image (render_camera: 512x512)."""
     size: tuple[int, int] | None = None
@@ -52,7 +62,7 @@ class RenderConfig:
     motion_steps: int = 0
     """Random motion: control steps after the initial state; 0 renders the initial states alone."""
     instruction: str | None = None
-    """Language instruction; the task's own if not given."""
+    """Language instruction; the task's own if not given. Tasks that this package does not know need one."""
     workers: int = min(2, os.cpu_count() or 1)
     """Worker processes."""
     cluster: str | None = None
@@ -68,20 +78,27 @@ class RenderConfig:
             num = available if self.num is None else self.num
             if num > available:
                 raise UserError(f"--num {num} asks for more episodes than the {available} in {self.trajectory}")
-            if mode != get_task(env_id).control_mode:
+            task = find_task(env_id)
+            expected = CONTROL_MODE if task is None else task.control_mode
+            if mode != expected:
                 raise UserError(
-                    f"{self.trajectory} was recorded with control mode {mode}; expected "
-                    f"{get_task(env_id).control_mode} (convert it with mani_skill.trajectory.replay_trajectory -c)"
+                    f"{self.trajectory} was recorded with control mode {mode}; expected {expected} (convert it with "
+                    "mani_skill.trajectory.replay_trajectory -c)"
                 )
             source = str(self.trajectory)
         else:
-            env_id, source = get_task(str(self.random_motion)).env_id, "random-motion"
+            task = get_task(str(self.random_motion))
+            env_id, source = task.env_id, "random-motion"
             num = 1000 if self.num is None else self.num
+            if self.recorded_images:
+                raise UserError("--recorded-images are those of a trajectory file; give --trajectory FILE.h5")
+        if task is None and not self.instruction:
+            raise UserError(f"{env_id} has no instruction here; say what it is about with --instruction TEXT")
         return RenderSpec(
             env_id=env_id,
             source=source,
             num_episodes=num,
-            instruction=self.instruction or get_task(env_id).instruction,
+            instruction=self.instruction or (task.instruction if task else ""),
             cameras=self.cameras,
             crop=self.crop,
             size=self.size,
@@ -90,6 +107,7 @@ class RenderConfig:
             phase=self.phase,
             first_seed=self.first_seed,
             motion_steps=self.motion_steps,
+            recorded=self.recorded_images,
         )
 
 
@@ -103,7 +121,7 @@ def main(config: RenderConfig) -> int:
         with only_process(config.out / ".lock", f"renders into {config.out}"):
             _remove_unfinished(config.out)
             begun = any((config.out / "episodes").glob("*"))
-            claim_folder(config.out / "spec.json", spec.to_json(), begun=begun)
+            claim_folder(config.out / "spec.json", spec.to_json(), begun=begun, defaults={"recorded": False})
             try:
                 _render_missing(spec, config.out, config.workers, config.cluster)
             finally:
@@ -133,12 +151,17 @@ def _render_missing(spec: RenderSpec, folder: Path, workers: int, cluster: str |
         if not todo:
             return None
         index = todo.popleft()
-        return RenderJob(index, None if trajectories is None else trajectories.read(index))
+        if trajectories is None:
+            return RenderJob(index, None)
+        return RenderJob(
+            index, recorded_episode(spec, trajectories, index) if spec.recorded else trajectories.read(index)
+        )
 
+    work = RenderWork(spec, None if trajectories is None else trajectories.options)
     if cluster is None:
-        opened = worker_processes(min(workers, len(todo)), episode_renderer, spec, folder)
+        opened = worker_processes(min(workers, len(todo)), episode_renderer, work, folder)
     else:
-        opened = cluster_workers(cluster, episode_renderer, spec, folder)
+        opened = cluster_workers(cluster, episode_renderer, work, folder)
     started, frames = time.monotonic(), 0
     with tqdm(total=len(todo), unit="episode", desc="render") as progress, opened as do_all:
         for kind, value in do_all(next_job):
@@ -149,29 +172,3 @@ def _render_missing(spec: RenderSpec, folder: Path, workers: int, cluster: str |
                 progress.set_postfix(frames=frames)
     seconds = time.monotonic() - started
     print(f"{frames} frames in {seconds:.0f} s: {frames / seconds:.1f} frames/s")
-
-
-def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
-    """Counts and normalisation statistics over all episodes of a folder (the content of dataset.json).
-
-    ``statistics`` holds mean, standard deviation, minimum and maximum over all control steps of ``proprioception`` (P
-    numbers each) and, unless the episodes are action-free, of ``actions`` (A numbers each).
-    """
-    totals = {"frames": 0, "steps": 0}
-    statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}
-    for index in range(spec.num_episodes):
-        episode = read_episode(episode_path(folder, index), frames=False)
-        totals["frames"] += len(episode.frame_steps)
-        totals["steps"] += len(episode.proprioception) - 1
-        statistics["proprioception"].add(episode.proprioception)
-        if episode.actions is not None:
-            statistics["actions"].add(np.asarray(episode.actions))
-    if spec.is_random:
-        del statistics["actions"]
-    return {
-        "format_version": 1,
-        "num_episodes": spec.num_episodes,
-        "num_frames": totals["frames"],
-        "num_steps": totals["steps"],
-        "statistics": {name: value.result() for name, value in statistics.items()},
-    }

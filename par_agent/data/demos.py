@@ -86,7 +86,7 @@ def make_demos(
         cluster: address of a Ray cluster whose nodes plan in place of processes of this machine.
 
     Returns:
-        The `.h5` file. It holds `traj_0 .. traj_{num-1}` in seed order, each with `actions` (T, 8) float32,
+        The `.h5` file. It holds `traj_0 .. traj_{num-1}` in seed order, each with `actions` (T, A) float32,
         `env_states/...` (T + 1, ...) float32, and `success`, `terminated`, `truncated` (T,) bool.
 
     Raises:

@@ -23,6 +23,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from tqdm import tqdm
 
 from par_agent.data.hdf5 import file_image, open_in_memory
 from par_agent.errors import UserError
@@ -66,32 +67,75 @@ def read_episode(path: Path, *, frames: bool = True) -> Episode:
     """Reads one episode file; ``frames=False`` skips the images.
 
     Raises:
+        UserError: the file is damaged, or its arrays do not fit one another.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            counts = {camera: len(data) for camera, data in file["frames"].items()}
+            episode = Episode(
+                {camera: np.asarray(data) for camera, data in file["frames"].items()} if frames else {},
+                np.asarray(file["frame_steps"]),
+                np.asarray(file["proprioception"]),
+                np.asarray(file["actions"]) if "actions" in file else None,
+                dict(file.attrs),
+            )
+    except (OSError, KeyError) as error:
+        raise damaged_episode(path, error) from None
+    if problem := _problem(episode, counts):
+        raise damaged_episode(path, problem)
+    return episode
+
+
+def read_frames(path: Path, camera: str, numbers: np.ndarray) -> np.ndarray:
+    """Reads frames ``numbers`` (ascending) of one camera alone: (n, H, W, 3) uint8 RGB.
+
+    Raises:
         UserError: the file is damaged.
     """
     try:
         with h5py.File(path, "r") as file:
-            images = {camera: np.asarray(data) for camera, data in file["frames"].items()} if frames else {}
-            actions = np.asarray(file["actions"]) if "actions" in file else None
-            return Episode(
-                images, np.asarray(file["frame_steps"]), np.asarray(file["proprioception"]), actions, dict(file.attrs)
-            )
-    except (OSError, KeyError) as error:
+            images: np.ndarray = file["frames"][camera][numbers]
+            return images
+    except (OSError, KeyError, IndexError, TypeError) as error:
         raise damaged_episode(path, error) from None
 
 
-def damaged_episode(path: Path, error: Exception) -> UserError:
+def _problem(episode: Episode, counts: dict[str, int]) -> str | None:
+    """What does not fit in an episode with so many frames per camera; None: all does."""
+    steps, total = episode.frame_steps, len(episode.proprioception) - 1
+    arrays = {"proprioception": episode.proprioception}
+    if episode.actions is not None:
+        arrays["actions"] = episode.actions
+        if len(episode.actions) != total:
+            return f"{len(episode.actions)} actions and {total + 1} joint positions; expected one position more"
+    for camera, count in counts.items():
+        if count != len(steps):
+            return f"{count} frames of {camera} at {len(steps)} control steps"
+    if not len(steps) or steps[0] < 0 or steps[-1] > total or (np.diff(steps) <= 0).any():
+        return f"frames at control steps {steps.tolist()} of {total}"
+    return next((f"{name} hold NaN or infinity" for name, a in arrays.items() if not np.isfinite(a).all()), None)
+
+
+def damaged_episode(path: Path, error: Exception | str) -> UserError:
     """What to tell the user of an episode file that cannot be read."""
-    return UserError(f"episode file {path} is damaged ({error}); delete it and run `par-agent render` again")
+    return UserError(
+        f"episode file {path} is damaged ({error}); delete it and run `par-agent render` again, or train without it: "
+        "--skip-corrupt"
+    )
 
 
 class RenderedDataset:
     """A finished folder of rendered episodes.
 
+    Args:
+        folder: made by `par-agent render`.
+        skip_corrupt: reads every episode once, frames included, and leaves out those that are damaged.
+
     Raises:
-        UserError: the folder does not exist, is unfinished, or lacks episodes or statistics.
+        UserError: the folder does not exist, is unfinished, or lacks (intact) episodes or statistics.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, skip_corrupt: bool = False) -> None:
         self.folder = Path(folder)
         if not (self.folder / "spec.json").is_file():
             raise UserError(f"{self.folder} is not a rendered dataset (no spec.json); make one with `par-agent render`")
@@ -109,6 +153,11 @@ class RenderedDataset:
             raise UserError(f"{self.folder} holds no episodes; render a trajectory file with at least one")
         if "statistics" not in self.summary:
             raise UserError(f"{self.folder}/dataset.json lacks its normalisation statistics; render the dataset again")
+        self.skipped: list[Path] = _damaged(self.paths) if skip_corrupt else []
+        """Files left out because they are damaged."""
+        self.paths = [path for path in self.paths if path not in self.skipped]
+        if not self.paths:
+            raise UserError(f"{self.folder}: every one of its {len(self.skipped)} episodes is damaged; render it again")
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -122,3 +171,16 @@ class RenderedDataset:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+def _damaged(paths: list[Path]) -> list[Path]:
+    """Those files that cannot be read to their end; each is reported."""
+    found = []
+    with tqdm(paths, desc=f"check {paths[0].parents[1].name}", unit="episode") as progress:
+        for path in progress:
+            try:
+                read_episode(path)
+            except UserError as error:
+                found.append(path)
+                progress.write(f"left out: {error}")
+    return found

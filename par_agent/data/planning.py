@@ -6,8 +6,10 @@ recorded by ManiSkill's own `RecordEpisode`. The folder of a part has its final 
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from par_agent.errors import UserError
 from par_agent.files import read_json
 
 SEEDS_PER_PART = 10
+ARMS = ("panda", "so100")
+"""ManiSkill's motion planners."""
 
 
 def part_folder(parts: Path, first: int) -> Path:
@@ -92,13 +96,29 @@ def make_part(env_id: str, first: int, parts: Path, report: Report) -> Path:
     return part_folder(parts, first)
 
 
+def find_solution(env_id: str) -> Callable[..., Any]:
+    """ManiSkill's motion-planned solution of a task, for the arm that the environment has unless told otherwise.
+
+    Raises:
+        UserError: it has none.
+    """
+    known: dict[str, Callable[..., Any]] = {}
+    for arm in ARMS:
+        known |= importlib.import_module(f"mani_skill.examples.motionplanning.{arm}.run").MP_SOLUTIONS
+    if env_id not in known:
+        raise UserError(
+            f"ManiSkill has no motion planner for {env_id}; it has them for {', '.join(sorted(known))}. Demonstrations "
+            "from elsewhere go straight into `par-agent render --trajectory`"
+        )
+    return known[env_id]
+
+
 def solve(env: Any, env_id: str, seed: int) -> int | None:
     """Runs ManiSkill's motion-planned solution of one seed. Returns its control steps, or None where it fails."""
-    from mani_skill.examples.motionplanning.panda.run import MP_SOLUTIONS
-
+    solution = find_solution(env_id)
     try:
         with redirect_stdout(None):  # the planner prints every attempt that finds no path
-            result = MP_SOLUTIONS[env_id](env, seed=seed, debug=False, vis=False)
+            result = solution(env, seed=seed, debug=False, vis=False)
     except (AssertionError, AttributeError, IndexError, TypeError, ValueError):
         return None  # the solutions go on with the -1 that the planner returns where it finds no path
     if isinstance(result, int) or not bool(result[-1]["success"].item()):

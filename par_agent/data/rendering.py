@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from par_agent.data.episodes import Episode, write_episode
-from par_agent.data.trajectory import Demonstration
+from par_agent.data.episodes import Episode, read_episode, write_episode
+from par_agent.data.statistics import RunningStatistics
+from par_agent.data.trajectory import Demonstration, Recording, TrajectoryFile
 from par_agent.data.workers import DoJob, Report
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED, get_task
@@ -46,6 +48,8 @@ class RenderSpec:
     """``random-motion`` only: environment seed of the first episode."""
     motion_steps: int = 0
     """``random-motion`` only: control steps of random arm motion after the initial state; 0: that state alone."""
+    recorded: bool = False
+    """Whether frames are the trajectory file's own images, instead of being rendered."""
 
     def __post_init__(self) -> None:
         if self.num_episodes < 1:
@@ -78,6 +82,19 @@ class RenderSpec:
         content = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> RenderSpec:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: fields are missing, unknown or out of range.
+        """
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"the spec of a rendered dataset does not fit this version of par_agent: {error}") from None
+
 
 def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
     """Control steps of the stored frames of an episode of ``num_steps`` steps: chunk boundaries and the last state.
@@ -89,24 +106,29 @@ def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
     return np.array(steps if steps and steps[-1] == num_steps else [*steps, num_steps], dtype=np.int32)
 
 
-def _make_environment(env_id: str, obs_mode: str) -> Any:
+_OURS = ("obs_mode", "render_mode", "sim_backend", "render_backend", "num_envs", "reward_mode", "viewer_camera_configs")
+"""Options of a recorded environment that are chosen anew when it is rendered."""
+
+
+def _make_environment(env_id: str, obs_mode: str, recorded: dict[str, Any]) -> Any:
+    """The environment as it was when it was ``recorded``, its robot for example, on the CPU and with cheap shading."""
     os.environ.setdefault("LP_NUM_THREADS", "1")
     import gymnasium
     import mani_skill.envs  # noqa: F401  registers the environments
     from mani_skill.utils.logging_utils import logger
 
     logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
-    shader = {"shader_pack": "minimal"}
+    options = {name: value for name, value in recorded.items() if name not in _OURS}
+    for cameras in ("sensor_configs", "human_render_camera_configs"):
+        options[cameras] = {**options.get(cameras, {}), "shader_pack": "minimal"}
     try:
         return gymnasium.make(
             env_id,
             obs_mode=obs_mode,
-            control_mode=get_task(env_id).control_mode,
             render_mode="rgb_array",
             sim_backend="physx_cpu",
             render_backend="cpu",
-            sensor_configs=shader,
-            human_render_camera_configs=shader,
+            **options,
         )
     except (ImportError, RuntimeError) as error:
         raise UserError(
@@ -117,13 +139,19 @@ def _make_environment(env_id: str, obs_mode: str) -> Any:
 class Renderer:
     """A ManiSkill environment that shows given states to chosen cameras.
 
+    Args:
+        spec: what to show.
+        options: how the environment was made when the states were recorded; None: as the task says.
+
     Raises:
         UserError: the environment does not start here, or has no such camera.
     """
 
-    def __init__(self, spec: RenderSpec) -> None:
+    def __init__(self, spec: RenderSpec, options: dict[str, Any] | None = None) -> None:
         self.spec = spec
-        self.env = _make_environment(spec.env_id, "none" if spec.cameras == ("render_camera",) else "rgb")
+        if options is None:
+            options = {"control_mode": get_task(spec.env_id).control_mode}
+        self.env = _make_environment(spec.env_id, "none" if spec.cameras == ("render_camera",) else "rgb", options)
         self.base = self.env.unwrapped
         self.env.reset(seed=0)
         available = ["render_camera", *self.base.scene.sensors]
@@ -163,18 +191,14 @@ class Renderer:
         Raises:
             UserError: it starts from an initial state of the evaluation protocol.
         """
-        if demonstration.seed >= PROTOCOL_SEED:
-            raise UserError(
-                f"{self.spec.source}: episode {demonstration.episode_id} starts from seed {demonstration.seed}, which "
-                f"the evaluation protocol reserves (from {PROTOCOL_SEED}); leave it out of training data"
-            )
+        _check_seed(self.spec, demonstration)
         self.env.reset(seed=demonstration.seed)  # for what is no part of the states, such as a peg of random length
         steps = frame_steps(demonstration.num_steps, self.spec.stride, self.spec.phase)
         images = []
         for step in steps:
             self.set_state(demonstration.states, int(step))
             images.append(self.frames())
-        attributes = self._attributes(demonstration.seed, demonstration.episode_id)
+        attributes = _attributes(self.spec, demonstration.seed, demonstration.episode_id, self.base.control_mode)
         proprioception = demonstration.joint_positions(self.robot)
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes)
 
@@ -201,17 +225,44 @@ class Renderer:
                 velocity = 0.9 * velocity + generator.normal(0, 0.01, size).astype(np.float32)
                 target = np.clip(target + velocity, low, high)
                 self.env.step(target)
-        return Episode(_stack(images), steps, positions, None, self._attributes(seed, index))
+        attributes = _attributes(self.spec, seed, index, self.base.control_mode)
+        return Episode(_stack(images), steps, positions, None, attributes)
 
-    def _attributes(self, seed: int, source_episode: int) -> dict[str, Any]:
-        return {
-            "instruction": self.spec.instruction,
-            "env_id": self.spec.env_id,
-            "seed": seed,
-            "source": Path(self.spec.source).name,
-            "source_episode": source_episode,
-            "control_mode": get_task(self.spec.env_id).control_mode,
-        }
+
+def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, index: int) -> Episode:
+    """Episode ``index`` of a trajectory file with the images that were recorded at its chunk boundaries.
+
+    Raises:
+        UserError: the file holds no such images, is damaged, or starts from one of the protocol's states.
+    """
+    steps = frame_steps(trajectories.num_steps(index), spec.stride, spec.phase)
+    recording = trajectories.read_recording(index, spec.cameras, steps)
+    _check_seed(spec, recording)
+    frames = {
+        camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in images])
+        for camera, images in recording.images.items()
+    }
+    attributes = _attributes(spec, recording.seed, recording.episode_id, trajectories.control_mode)
+    return Episode(frames, steps, recording.positions, recording.actions, attributes)
+
+
+def _check_seed(spec: RenderSpec, episode: Demonstration | Recording) -> None:
+    if episode.seed >= PROTOCOL_SEED:
+        raise UserError(
+            f"{spec.source}: episode {episode.episode_id} starts from seed {episode.seed}, which the evaluation "
+            f"protocol reserves (from {PROTOCOL_SEED}); leave it out of training data"
+        )
+
+
+def _attributes(spec: RenderSpec, seed: int, source_episode: int, control_mode: str) -> dict[str, Any]:
+    return {
+        "instruction": spec.instruction,
+        "env_id": spec.env_id,
+        "seed": seed,
+        "source": Path(spec.source).name,
+        "source_episode": source_episode,
+        "control_mode": control_mode,
+    }
 
 
 def _stack(images: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -224,27 +275,65 @@ def episode_path(folder: Path, index: int) -> Path:
 
 
 @dataclass(frozen=True)
+class RenderWork:
+    """What is the same for all jobs of a dataset."""
+
+    spec: RenderSpec
+    """What to show."""
+    options: dict[str, Any] | None
+    """How the environment was made when the states were recorded; None: as the task says."""
+
+
+@dataclass(frozen=True)
 class RenderJob:
-    """One episode to render."""
+    """One episode to write."""
 
     index: int
     """Number of the episode in the dataset."""
-    demonstration: Demonstration | None
-    """What was recorded; None for random motion."""
+    source: Demonstration | Episode | None
+    """States to render, an episode that holds its frames already, or None for random motion."""
 
 
-def episode_renderer(spec: RenderSpec, folder: Path) -> DoJob:
+def episode_renderer(work: RenderWork, folder: Path) -> DoJob:
     """What a worker does: renders an episode into its file and reports its frames."""
-    renderer = Renderer(spec)
+    renderer = None if work.spec.recorded else Renderer(work.spec, work.options)
 
     def render(job: RenderJob, report: Report) -> Path:
-        if job.demonstration is None:
-            episode = renderer.render_random_motion(job.index)
-        else:
-            episode = renderer.render_demonstration(job.demonstration)
+        episode = job.source
+        if not isinstance(episode, Episode):
+            assert renderer is not None
+            episode = (
+                renderer.render_random_motion(job.index) if episode is None else renderer.render_demonstration(episode)
+            )
         path = episode_path(folder, job.index)
         write_episode(path, episode)
         report(len(episode.frame_steps))
         return path
 
     return render
+
+
+def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
+    """Counts and normalisation statistics over all episodes of a folder (the content of dataset.json).
+
+    ``statistics`` holds mean, standard deviation, minimum and maximum over all control steps of ``proprioception`` (P
+    numbers each) and, unless the episodes are action-free, of ``actions`` (A numbers each).
+    """
+    totals = {"frames": 0, "steps": 0}
+    statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}
+    for index in range(spec.num_episodes):
+        episode = read_episode(episode_path(folder, index), frames=False)
+        totals["frames"] += len(episode.frame_steps)
+        totals["steps"] += len(episode.proprioception) - 1
+        statistics["proprioception"].add(episode.proprioception)
+        if episode.actions is not None:
+            statistics["actions"].add(np.asarray(episode.actions))
+    if not statistics["actions"].count:
+        del statistics["actions"]
+    return {
+        "format_version": 1,
+        "num_episodes": spec.num_episodes,
+        "num_frames": totals["frames"],
+        "num_steps": totals["steps"],
+        "statistics": {name: value.result() for name, value in statistics.items()},
+    }

@@ -9,7 +9,8 @@ class RunningStatistics:
     """Mean, standard deviation, minimum and maximum per feature over rows that arrive in pieces."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
+        """Rows so far."""
         self._sum = self._square = np.zeros(())
         self._low, self._high = np.full((), np.inf), np.full((), -np.inf)
 
@@ -18,7 +19,7 @@ class RunningStatistics:
         if len(rows) == 0:
             return
         rows = rows.astype(np.float64)
-        self._count += len(rows)
+        self.count += len(rows)
         self._sum = self._sum + rows.sum(0)
         self._square = self._square + (rows**2).sum(0)
         self._low = np.minimum(self._low, rows.min(0))
@@ -30,9 +31,9 @@ class RunningStatistics:
         Raises:
             ValueError: nothing was added.
         """
-        if self._count == 0:
+        if self.count == 0:
             raise ValueError("statistics of no rows")
-        mean = self._sum / self._count
-        std = np.sqrt(np.maximum(self._square / self._count - mean**2, 0.0))
+        mean = self._sum / self.count
+        std = np.sqrt(np.maximum(self._square / self.count - mean**2, 0.0))
         values = {"mean": mean, "std": std, "min": self._low, "max": self._high}
         return {name: np.round(value, 8).tolist() for name, value in values.items()}

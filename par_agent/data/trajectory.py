@@ -44,6 +44,22 @@ class Demonstration:
         return state[:, 13 : 13 + dof]
 
 
+@dataclass(frozen=True)
+class Recording:
+    """One episode of ``T`` control steps that was recorded with what the robot saw."""
+
+    episode_id: int
+    """Number of the episode in its file."""
+    seed: int
+    """Environment seed of the initial state."""
+    actions: np.ndarray
+    """(T, A) float32, in the units of the controller."""
+    positions: np.ndarray
+    """(T + 1, P) float32 joint positions in radians (gripper fingers in metres)."""
+    images: dict[str, np.ndarray]
+    """Camera -> (K, H, W, 3) uint8 RGB of the steps asked for."""
+
+
 class TrajectoryFile:
     """Random access to the episodes of a ManiSkill trajectory file.
 
@@ -69,6 +85,8 @@ class TrajectoryFile:
             """Gymnasium id of the environment that recorded the file."""
             self.control_mode: str = self.metadata["env_info"]["env_kwargs"]["control_mode"]
             """ManiSkill control mode of the stored actions."""
+            self.options: dict[str, Any] = dict(self.metadata["env_info"]["env_kwargs"])
+            """Options that the environment was made with, for example its robot."""
             self.episodes: list[dict[str, Any]] = self.metadata["episodes"]
             """ManiSkill's description of each episode."""
         except (KeyError, TypeError) as error:
@@ -109,6 +127,51 @@ class TrajectoryFile:
                 "state more than actions: make the file again"
             )
         return Demonstration(info["episode_id"], seed, actions, states)
+
+    def num_steps(self, index: int) -> int:
+        """Control steps of episode number ``index``.
+
+        Raises:
+            UserError: the episode's data is damaged.
+        """
+        return len(self._group(index)["actions"])
+
+    def read_recording(self, index: int, cameras: tuple[str, ...], steps: np.ndarray) -> Recording:
+        """Reads episode number ``index`` as it was observed, with the images of control steps ``steps``, ascending.
+
+        Raises:
+            UserError: the episode's data is damaged, or was recorded without images of these cameras.
+        """
+        info, group = self.episodes[index], self._group(index)
+        where = f"{self.path}:traj_{info['episode_id']}"
+        available = list(group["obs/sensor_data"]) if "obs/sensor_data" in group else []
+        absent = [camera for camera in cameras if f"obs/sensor_data/{camera}/rgb" not in group]
+        if absent:
+            raise UserError(
+                f"{where} holds no images of {absent[0]!r}; it holds {', '.join(available) or 'none at all'}: name its "
+                "cameras with --cameras, or record them with mani_skill.trajectory.replay_trajectory -o rgb"
+            )
+        try:
+            images = {camera: group[f"obs/sensor_data/{camera}/rgb"][steps] for camera in cameras}
+            positions, actions = np.asarray(group["obs/agent/qpos"]), np.asarray(group["actions"])
+            seed = info["episode_seed"]
+        except (OSError, KeyError, RuntimeError, IndexError, TypeError) as error:
+            raise UserError(f"{where} is damaged ({error}); copy or make the file again") from None
+        if len(positions) != len(actions) + 1:
+            raise UserError(
+                f"{where} holds {len(actions)} actions and {len(positions)} observations; expected one more: record it "
+                "again"
+            )
+        return Recording(info["episode_id"], seed, actions, positions, images)
+
+    def _group(self, index: int) -> h5py.Group:
+        name = f"traj_{self.episodes[index]['episode_id']}"
+        try:
+            group = self._file[name]
+            _ = group["actions"]
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UserError(f"{self.path}:{name} is damaged ({error}); copy or make the file again") from None
+        return group
 
     def close(self) -> None:
         """Closes the underlying HDF5 file."""

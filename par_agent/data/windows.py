@@ -7,24 +7,17 @@ foresight, A numbers per action, P joint positions, C latent channels of h x w.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from par_agent.data.episodes import RenderedDataset, read_episode
-from par_agent.data.statistics import RunningStatistics
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.latents import LatentSource
 from par_agent.errors import UserError
-from par_agent.transforms import Transforms
-
-HELD_OUT = 20
-"""One episode in this many is kept for validation."""
-GRIPPER = -1
-"""Index of the gripper in an action; every other number is relative to the joint position of its index."""
-STD_FLOOR = 1e-3
-"""Smallest standard deviation, radians, that is divided by."""
 
 
 @dataclass(frozen=True)
@@ -51,142 +44,174 @@ class Windows:
     end as where the robot stays."""
     steps: Tensor
     """(B, N) int64 number of each boundary in its episode."""
+    visible: Tensor
+    """(B, N) int64 steps of the same episode in the window so far, the step itself included: what it may look at."""
     instructions: tuple[str, ...]
     """(B) language instructions."""
     episodes: tuple[str, ...]
-    """(B) file names, to name what a faulty batch was made of."""
+    """(B) file names, to name what a faulty batch was made of; several in a packed window, joined by ``+``."""
 
 
-class EpisodeIndex:
-    """Joint positions and chunks of all episodes of a dataset, in memory; frames stay on disk.
+class Piece(NamedTuple):
+    """A part of a window: consecutive steps of one episode."""
 
-    Args:
-        dataset: rendered demonstrations.
-        chunk_length: actions a chunk, ``L``.
-        foresight: control steps past the chunk, counted from its start, whose actions follow the chunk's.
-
-    Raises:
-        UserError: the dataset has no actions, or its frames do not lie at chunk boundaries of this length.
-    """
-
-    def __init__(self, dataset: RenderedDataset, chunk_length: int, foresight: tuple[int, ...] = ()) -> None:
-        stride, phase = int(dataset.spec["stride"]), int(dataset.spec["phase"])
-        if not dataset.has_actions:
-            raise UserError(f"{dataset.folder} holds no actions (random motion); policies train on demonstrations")
-        if chunk_length % stride:
-            raise UserError(
-                f"{dataset.folder} has a frame every {stride} control steps; the model's chunks are {chunk_length} "
-                f"actions long, which is not a multiple: render it again with --stride {chunk_length}"
-            )
-        self.dataset, self.hop = dataset, chunk_length // stride
-        self.boundaries: list[int] = []
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
-        ahead = np.array([*range(chunk_length), *foresight])
-        row = 0
-        self.instructions: list[str] = []
-        for path in dataset.paths:
-            episode = read_episode(path, frames=False)
-            assert episode.actions is not None
-            steps, total = episode.frame_steps, len(episode.actions)
-            usable = int(np.sum((steps < total) & ((steps - phase) % stride == 0)))
-            chunks = _chunks(episode.proprioception, episode.actions, steps[:usable], chunk_length, ahead)
-            chunks["row"] = np.arange(row, row + usable)
-            chunks["next_row"] = row + np.minimum(np.arange(usable) + self.hop, len(steps) - 1)
-            for name in _COLUMNS:
-                columns[name].append(chunks[name])
-            row += len(steps)
-            self.boundaries.append(usable)
-            self.instructions.append(str(episode.attributes["instruction"]))
-        self.columns = {name: np.concatenate(parts) for name, parts in columns.items()}
-        self.offsets = np.concatenate([[0], np.cumsum(self.boundaries)])
-
-    def split(self) -> tuple[list[int], list[int]]:
-        """Episode numbers for training and for validation (one in :data:`HELD_OUT`)."""
-        numbers = list(range(len(self.dataset)))
-        train = [number for number in numbers if number % HELD_OUT]
-        return train or numbers, numbers[::HELD_OUT]
+    episode: int
+    """Number in the index."""
+    first: int
+    """First step."""
+    length: int
+    """Steps."""
 
 
-_COLUMNS = ("row", "next_row", "positions", "before", "before_positions", "before_known", "after", "valid")
+class _Read(NamedTuple):
+    """Steps of one piece."""
 
-
-def _chunks(
-    positions: np.ndarray, actions: np.ndarray, steps: np.ndarray, length: int, offsets: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Per chunk boundary of one episode: joint positions and the chunks around it; ``offsets`` are the targets'."""
-    ahead = steps[:, None] + offsets
-    behind = steps[:, None] + np.arange(-length, 0)
-    return {
-        "positions": positions[steps],
-        "before": actions[np.maximum(behind, 0)],
-        "before_positions": positions[np.maximum(steps - length, 0)],
-        "before_known": steps >= length,
-        "after": actions[np.minimum(ahead, len(actions) - 1)],
-        "valid": ((ahead < len(actions)) | (offsets >= length)).astype(np.float32),
-    }
+    columns: dict[str, np.ndarray]
+    """Name -> values (n, ...)."""
+    stored: np.ndarray
+    """What the latent source gave for the frames."""
+    frames: np.ndarray
+    """(2, n) positions in ``stored`` of the frames at the boundaries and of the next ones."""
 
 
 class WindowSampler:
     """Random windows of one dataset, every episode once an epoch, in an order fixed by the seed.
 
-    An episode of K boundaries is cut into ``ceil(K / N)`` windows whose starts are jittered, so that all boundaries,
-    the first and the last included, are seen about equally often. Shorter episodes are padded.
+    An episode of at least N steps is cut into ``ceil(K / N)`` windows whose starts are jittered, so that all steps, the
+    first and the last included, are seen about equally often. Shorter episodes, those of one instruction, are lined up
+    in another order every epoch and the line is cut into windows; no step sees another episode
+    (:attr:`Windows.visible`).
+
+    Args:
+        index: the dataset.
+        latents: its frames' latents.
+        episodes: numbers of the episodes to draw from.
+        window: N.
+        seed: decides order, jitter and augmentation.
+
+    Raises:
+        UserError: no episode has a chunk boundary, or N is below 1.
     """
 
-    def __init__(self, index: EpisodeIndex, latents: np.ndarray, episodes: list[int], window: int, seed: int) -> None:
+    def __init__(self, index: EpisodeIndex, latents: LatentSource, episodes: list[int], window: int, seed: int) -> None:
+        if window < 1:
+            raise UserError(f"window is {window}; it must be at least 1 physical token")
         self.index, self.latents, self.window, self.seed = index, latents, window, seed
-        pieces = [(e, j) for e in episodes for j in range(-(-index.boundaries[e] // (window * index.hop)))]
-        self.pieces = np.array(pieces, dtype=np.int64)
-        self._epoch, self._permutation = -1, np.zeros(0, dtype=np.int64)
+        self._whole: list[list[Piece]] = []
+        self._short: dict[str, list[tuple[int, int]]] = {}
+        for episode in episodes:
+            steps = -(-index.boundaries[episode] // index.hop)
+            if steps >= window:
+                self._whole += [[Piece(episode, first, window)] for first in range(0, steps, window)]
+            elif steps:
+                self._short.setdefault(index.instructions[episode], []).append((episode, steps))
+        self._steps = window * len(self._whole) + sum(n for group in self._short.values() for _, n in group)
+        self._count = len(self._whole) + sum(-(-sum(n for _, n in group) // window) for group in self._short.values())
+        if not self._count:
+            raise UserError(f"{index.dataset.folder}: no episode is long enough to hold a chunk boundary")
+        self._epoch, self._windows = -1, list[list[Piece]]()
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        """Windows an epoch."""
+        return self._count
+
+    @property
+    def padding(self) -> float:
+        """Share of the windows' steps that hold nothing."""
+        return 1 - self._steps / (self._count * self.window)
 
     def sample(self, first: int, count: int, *, augment: bool = True) -> Windows:
         """Windows number ``first`` to ``first + count - 1`` of the endless seeded stream."""
-        parts = [self._window(number, augment) for number in range(first, first + count)]
-        columns, rows, next_rows, variants, names, instructions = zip(*parts, strict=True)
-        stacked = {name: torch.from_numpy(np.stack([part[name] for part in columns])) for name in columns[0]}
+        packs = [self._read(number, augment) for number in range(first, first + count)]
+        reads = [read for pack in packs for read in pack[1]]
+        latents = self.latents.latents(np.concatenate([read.stored for read in reads]))
+        starts = np.cumsum([0, *(len(read.stored) for read in reads)])[:-1].tolist()
+        frames, done = [], 0
+        for _, pack in packs:
+            places = [start + read.frames for start, read in zip(starts[done:], pack, strict=False)]
+            frames.append(self._pad(np.concatenate(places, axis=1).T))
+            done += len(pack)
+        shown = torch.from_numpy(np.stack(frames))
+        columns = [self._join(pack) for _, pack in packs]
         return Windows(
-            latents=self._read(variants, rows),
-            next_latents=self._read(variants, next_rows),
-            instructions=tuple(instructions),
-            episodes=tuple(names),
-            **stacked,
+            latents=latents[shown[..., 0]],
+            next_latents=latents[shown[..., 1]],
+            **{name: torch.from_numpy(np.stack([part[name] for part in columns])) for name in columns[0]},
+            instructions=tuple(self.index.instructions[pieces[0].episode] for pieces, _ in packs),
+            episodes=tuple("+".join(self._name(piece.episode) for piece in pieces) for pieces, _ in packs),
         )
 
-    def _read(self, variants: tuple[int, ...], rows: tuple[np.ndarray, ...]) -> Tensor:
-        frames = [self.latents[variant, numbers] for variant, numbers in zip(variants, rows, strict=True)]
-        return torch.from_numpy(np.stack(frames)).float()
+    def _read(self, number: int, augment: bool) -> tuple[list[Piece], list[_Read]]:
+        epoch, place = divmod(number, self._count)
+        pieces = (self._shuffled(epoch) if augment else self._in_order())[place]
+        generator = np.random.default_rng([self.seed, 1, number]) if augment else None
+        return pieces, [self._read_piece(piece, generator) for piece in pieces]
 
-    def _window(
-        self, number: int, augment: bool
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, int, str, str]:
-        epoch, place = divmod(number, len(self.pieces))
-        order = self._order(epoch) if augment else np.arange(len(self.pieces))
-        episode, piece = self.pieces[order[place]]
-        generator = np.random.default_rng([self.seed, 1, number])
-        index, size, hop = self.index, self.window, self.index.hop
-        total, span = index.boundaries[episode], (self.window - 1) * hop + 1
-        jitter = int(generator.integers(-(size * hop // 2), size * hop // 2 + 1)) if augment else 0
-        start = int(np.clip(piece * size * hop + jitter, 0, max(0, total - span)))
-        inside = start + np.arange(size) * hop
-        padding = inside >= total
-        numbers = index.offsets[episode] + np.minimum(inside, total - 1)
-        table = {name: values[numbers] for name, values in index.columns.items()}
-        variant = int(generator.integers(self.latents.shape[0])) if augment else 0
-        columns = {name: table[name] for name in ("positions", "before", "before_positions", "before_known", "after")}
-        columns["weights"] = table["valid"] * ~padding[:, None]
-        columns["steps"] = inside // hop
-        path = index.dataset.paths[episode]
-        name = f"{index.dataset.folder.name}/{path.name}"
-        return columns, table["row"], table["next_row"], variant, name, index.instructions[episode]
+    def _read_piece(self, piece: Piece, generator: np.random.Generator | None) -> _Read:
+        index, hop = self.index, self.index.hop
+        total, span = index.boundaries[piece.episode], (self.window - 1) * hop + 1
+        if total >= span:
+            reach = self.window * hop // 2
+            jitter = 0 if generator is None else int(generator.integers(-reach, reach + 1))
+            start = int(np.clip(piece.first * hop + jitter, 0, total - span))
+        else:
+            phase = 0 if generator is None else int(generator.integers(hop))
+            start = min(piece.first * hop + phase, total - 1)
+        inside = np.arange(start, total, hop)[: piece.length]
+        table = {name: values[index.offsets[piece.episode] + inside] for name, values in index.columns.items()}
+        rows, places = np.unique([table.pop("row"), table.pop("next_row")], return_inverse=True)
+        table["weights"] = table.pop("valid")
+        table["steps"], table["visible"] = inside // hop, np.arange(1, len(inside) + 1)
+        return _Read(table, self.latents.read(rows, generator), places.reshape(2, -1))
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _join(self, pack: list[_Read]) -> dict[str, np.ndarray]:
+        joined = {name: np.concatenate([read.columns[name] for read in pack]) for name in pack[0].columns}
+        padded = {name: self._pad(values) for name, values in joined.items()}
+        count = len(joined["weights"])
+        padded["weights"][count:] = 0
+        padded["visible"][count:] = 1
+        return padded
+
+    def _pad(self, values: np.ndarray) -> np.ndarray:
+        """Repeats the last row up to N rows."""
+        return values[np.minimum(np.arange(self.window), len(values) - 1)]
+
+    def _name(self, episode: int) -> str:
+        return f"{self.index.dataset.folder.name}/{self.index.dataset.paths[episode].name}"
+
+    def _in_order(self) -> list[list[Piece]]:
+        return self._whole + [window for group in self._short.values() for window in pack_episodes(group, self.window)]
+
+    def _shuffled(self, epoch: int) -> list[list[Piece]]:
+        """The windows of an epoch."""
         if self._epoch != epoch:
+            generator = np.random.default_rng([self.seed, 0, epoch])
+            windows = list(self._whole)
+            for group in self._short.values():
+                windows += pack_episodes([group[number] for number in generator.permutation(len(group))], self.window)
+            self._windows = [windows[number] for number in generator.permutation(len(windows))]
             self._epoch = epoch
-            self._permutation = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.pieces))
-        return self._permutation
+        return self._windows
+
+
+def pack_episodes(episodes: Iterable[tuple[int, int]], size: int) -> list[list[Piece]]:
+    """Lines episodes (number, steps) up and cuts the line into windows of ``size`` steps; the last may be shorter.
+
+    >>> pack_episodes([(7, 3), (8, 2)], 4)
+    [[Piece(episode=7, first=0, length=3), Piece(episode=8, first=0, length=1)], [Piece(episode=8, first=1, length=1)]]
+    """
+    windows: list[list[Piece]] = []
+    space = 0
+    for episode, steps in episodes:
+        first = 0
+        while first < steps:
+            if not space:
+                windows.append([])
+                space = size
+            length = min(space, steps - first)
+            windows[-1].append(Piece(episode, first, length))
+            first, space = first + length, space - length
+    return windows
 
 
 class MixedSampler:
@@ -221,41 +246,3 @@ def concatenate(parts: list[Windows]) -> Windows:
         values = [getattr(part, name) for part in parts]
         joined[name] = torch.cat(values) if isinstance(first, Tensor) else tuple(itertools.chain(*values))
     return Windows(**joined)
-
-
-def fit_transforms(indices: list[EpisodeIndex], camera: str, image_size: tuple[int, int] | None) -> Transforms:
-    """Conventions and statistics of datasets that share camera, crop and size.
-
-    Raises:
-        UserError: the datasets differ in crop, size, action size or joint positions.
-    """
-    specs = {(_tuple(index.dataset.spec["crop"]), _tuple(index.dataset.spec["size"])) for index in indices}
-    shapes = {(index.columns["after"].shape[1:], index.columns["positions"].shape[1:]) for index in indices}
-    if len(specs) > 1 or len(shapes) > 1:
-        names = ", ".join(str(index.dataset.folder) for index in indices)
-        raise UserError(f"{names} differ in crop, size, actions or joints; train on datasets rendered alike")
-    crop, size = specs.pop()
-    positions, actions = RunningStatistics(), RunningStatistics()
-    action_size = indices[0].columns["after"].shape[2]
-    relative = np.array([number != action_size + GRIPPER for number in range(action_size)])
-    for index in indices:
-        complete = index.columns["valid"].all(1)
-        start = index.columns["positions"]
-        positions.add(start)
-        actions.add(index.columns["after"][complete] - (start[complete, :action_size] * relative)[:, None])
-    proprioception, chunk = positions.result(), actions.result()
-    return Transforms(
-        camera=camera,
-        image_size=image_size,
-        crop=crop,
-        size=size,
-        relative=tuple(bool(value) for value in relative),
-        proprioception_mean=_tuple(proprioception["mean"]),
-        proprioception_std=_tuple(np.maximum(proprioception["std"], STD_FLOOR).tolist()),
-        action_mean=_tuple(chunk["mean"]),
-        action_std=_tuple(np.maximum(chunk["std"], STD_FLOOR).tolist()),
-    )
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value

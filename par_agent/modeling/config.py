@@ -243,6 +243,11 @@ class PARConfig:
         """False for the ablation PAR-NoAR (paper section 5.3.1)."""
         return self.nova.video_encoder.depth > 0
 
+    def for_robot(self, action_size: int, proprioception_size: int) -> PARConfig:
+        """The same for a robot with other numbers per action and joint positions."""
+        action = dataclasses.replace(self.action, action_size=action_size, proprioception_size=proprioception_size)
+        return dataclasses.replace(self, action=action)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
         return dataclasses.asdict(self)

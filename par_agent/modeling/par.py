@@ -49,8 +49,9 @@ class PhysicalTokens:
 class Targets:
     """What teacher forcing compares the predictions with."""
 
-    actions: Tensor
-    """(B, N, T, A) normalised actions after each frame: the chunk executed, then those of the model's foresight."""
+    actions: Tensor | None
+    """(B, N, T, A) normalised actions after each frame: the chunk executed, then those of the model's foresight; None:
+    no action loss."""
     action_weights: Tensor
     """(B, N, T) float; 0 for padding."""
     latents: Tensor | None
@@ -66,7 +67,7 @@ class PARLoss:
     total: Tensor
     """Frame loss plus action loss, equal weights (paper section 4.3)."""
     action: Tensor
-    """Diffusion loss of the chunks."""
+    """Diffusion loss of the chunks; 0 without actions."""
     frame: Tensor
     """Diffusion loss of the next frames' masked patches; 0 without frames."""
 
@@ -91,13 +92,9 @@ class PARModel(nn.Module):
         width = config.nova.video_encoder.width
         self.nova = NOVA(config.nova)
         self.action_tokenizer = ActionTokenizer(config.action, width)
-        action, nova, regression = config.action, config.nova, config.detokenizers == "regression"
-        self.action_detokenizer: ActionDetokenizer | RegressionHead
+        nova, regression = config.nova, config.detokenizers == "regression"
+        self.action_detokenizer = _action_detokenizer(config)
         self.frame_regression: RegressionHead | None = None
-        if regression:
-            self.action_detokenizer = RegressionHead(width, action.width, action.depth, action.action_size)
-        else:
-            self.action_detokenizer = ActionDetokenizer(action, width)
         if regression and config.imagination:
             size = self.nova.patch_size
             self.frame_regression = RegressionHead(width, nova.decoder_width, nova.decoder_depth, size)
@@ -122,6 +119,16 @@ class PARModel(nn.Module):
         self.nova.video_encoder.recompute = enabled
         if self.config.imagination:
             self.nova.image_encoder.recompute = enabled
+
+    def for_robot(self, action_size: int, proprioception_size: int) -> PARModel:
+        """A model for another robot: this one's video parts, shared, and freshly initialised action parts."""
+        config = self.config.for_robot(action_size, proprioception_size)
+        with torch.device("meta"):
+            model = PARModel(config)
+        model.nova, model.frame_regression = self.nova, self.frame_regression
+        model.action_tokenizer = ActionTokenizer(config.action, config.nova.video_encoder.width)
+        model.action_detokenizer = _action_detokenizer(config)
+        return model.train(self.training)
 
     # --- tokens ---------------------------------------------------------------------------------------------------
 
@@ -244,20 +251,24 @@ class PARModel(nn.Module):
         ``frame_fraction`` of the steps, at least one, enter the frame loss: its expectation is that of all steps.
         """
         z_frame, z_action = self(features, inputs, steps, context)
-        if isinstance(self.action_detokenizer, RegressionHead):
-            action = regression_loss(self.action_detokenizer(z_action), targets.actions, targets.action_weights)
-        else:
-            action = action_loss(
-                self.action_detokenizer,
-                z_action.flatten(0, 1),
-                targets.actions.flatten(0, 1).float(),
-                targets.action_weights.flatten(0, 1),
-                noise_process(self.config.action.diffusion),
-                self.config.noise_samples,
-                generator,
-            )
+        action = self._action_loss(z_action, targets, generator)
         frame = self._frame_loss(z_frame, targets, frame_fraction, generator)
         return PARLoss(action + frame, action, frame)
+
+    def _action_loss(self, z_action: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
+        if targets.actions is None:
+            return z_action.new_zeros(())
+        if isinstance(self.action_detokenizer, RegressionHead):
+            return regression_loss(self.action_detokenizer(z_action), targets.actions, targets.action_weights)
+        return action_loss(
+            self.action_detokenizer,
+            z_action.flatten(0, 1),
+            targets.actions.flatten(0, 1).float(),
+            targets.action_weights.flatten(0, 1),
+            noise_process(self.config.action.diffusion),
+            self.config.noise_samples,
+            generator,
+        )
 
     def _frame_loss(
         self, z_frame: Tensor, targets: Targets, fraction: float, generator: torch.Generator | None
@@ -359,6 +370,13 @@ class PARModel(nn.Module):
             raise UserError(f"guidance is {config.guidance}; frames of a rollout are drawn without: set it to 1")
         order = noise.order(len(z_frame), self.config.nova.image_tokens)
         return generate_frame(self.nova, z_frame, noise, order, config)
+
+
+def _action_detokenizer(config: PARConfig) -> ActionDetokenizer | RegressionHead:
+    action, width = config.action, config.nova.video_encoder.width
+    if config.detokenizers == "regression":
+        return RegressionHead(width, action.width, action.depth, action.action_size)
+    return ActionDetokenizer(action, width)
 
 
 def draw_known_patches(rows: int, patches: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

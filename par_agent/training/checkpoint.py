@@ -3,22 +3,25 @@
 ::
 
     checkpoints/step_00001200/
-      model.safetensors  ema.safetensors     weights
+      model.safetensors  ema.safetensors     weights; only the trained ones where others are frozen
       optimizer.safetensors                  AdamW's moments, by parameter number
       state.json                             step and what else the loop needs
+
+Tensors that FSDP shards over processes are written whole, so that any number of processes can go on with them.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from par_agent.errors import UserError
 from par_agent.files import read_json, write_json
@@ -27,33 +30,38 @@ from par_agent.files import read_json, write_json
 def save_checkpoint(
     folder: Path,
     step: int,
-    modules: dict[str, nn.Module],
+    weights: Mapping[str, Mapping[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: int = 2,
+    write: bool = True,
 ) -> Path:
     """Writes ``folder/step_XXXXXXXX`` under its final name only when it is complete, then removes old ones.
 
     Args:
         folder: the run's ``checkpoints`` folder.
         step: optimiser steps done.
-        modules: name -> module whose weights to keep.
+        weights: file name without suffix -> tensors by name.
         optimizer: AdamW.
         state: anything else, as JSON.
         keep: how many of the newest checkpoints stay.
+        write: False on all processes but the main one, which need to call this too: sharded tensors are gathered.
 
     Raises:
         UserError: the disk is full or not writable; older checkpoints are untouched.
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    files = {name: _complete(tensors, write) for name, tensors in weights.items()}
+    files["optimizer"] = _complete(_moments(optimizer), write)
+    if not write:
+        return final
     try:
         for leftover in folder.glob(".step_*.tmp"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True, exist_ok=True)
-        for name, module in modules.items():
-            save_file(_contiguous(module.state_dict()), temporary / f"{name}.safetensors")
-        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+        for name, tensors in files.items():
+            save_file(tensors, temporary / f"{name}.safetensors")
         write_json(temporary / "state.json", {"step": step, **state})
         if final.exists():
             _remove(final)
@@ -83,15 +91,17 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restores what :func:`save_checkpoint` wrote; returns the state with its ``step``.
+def load_checkpoint(
+    path: Path, weights: Mapping[str, Mapping[str, Tensor]], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Restores what :func:`save_checkpoint` wrote, in place; returns the state with its ``step``.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another model.
     """
     try:
-        for name, module in modules.items():
-            module.load_state_dict(load_file(path / f"{name}.safetensors"))
+        for name, tensors in weights.items():
+            _fill(tensors, load_file(path / f"{name}.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
         state: dict[str, Any] = read_json(path / "state.json")
     except (OSError, SafetensorError, RuntimeError, LookupError, UserError) as error:
@@ -102,20 +112,49 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.
     return state
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, gathered where FSDP has sharded it (a DTensor): then every process has to call this."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
+def _sharded_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as a process holds it: its own shard where ``like`` is sharded."""
+    value = value.to(like.device)
+    if not hasattr(like, "full_tensor"):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(value, like.device_mesh, like.placements)
+
+
+def _complete(tensors: Mapping[str, Tensor], kept: bool) -> dict[str, Tensor]:
+    """Whole tensors on the CPU; gathered but dropped where they are not ``kept``."""
+    gathered = ((name, whole(value.detach())) for name, value in tensors.items())
+    return {name: value.cpu().contiguous() for name, value in gathered if kept}
+
+
+@torch.no_grad()
+def _fill(tensors: Mapping[str, Tensor], values: dict[str, Tensor]) -> None:
+    if missing := [name for name in tensors if name not in values]:
+        raise LookupError(f"it lacks {', '.join(missing)}")
+    for name, tensor in tensors.items():
+        if values[name].shape != tensor.shape:
+            raise LookupError(f"{name} is {tuple(values[name].shape)}, the model's is {tuple(tensor.shape)}")
+        tensor.copy_(_sharded_like(values[name], tensor))
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {}
-    for number, parameter in enumerate(_parameters(optimizer)):
-        for name, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{number}.{name}"] = torch.as_tensor(value)
-    return _contiguous(tensors)
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -123,8 +162,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         parameter = parameters[int(number)]
-        restored = value if name == "step" else value.to(parameter).contiguous(memory_format=_layout(parameter))
-        optimizer.state[parameter][name] = restored
+        if name != "step":
+            value = _sharded_like(value.contiguous(memory_format=_layout(parameter)), parameter)
+        optimizer.state[parameter][name] = value
 
 
 def _layout(parameter: Tensor) -> torch.memory_format:

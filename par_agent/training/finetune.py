@@ -1,347 +1,80 @@
-"""Trains a PAR policy on rendered demonstrations: from scratch or from a checkpoint, one or several tasks."""
+"""Trains a PAR policy on rendered demonstrations: from scratch or from a checkpoint, on one or several processes."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import os
+from datetime import timedelta
 
-import torch
-from tqdm import tqdm
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 
-from par_agent.checkpoint import Checkpoint, make_text_encoder
-from par_agent.data.episodes import RenderedDataset
-from par_agent.data.latents import LatentSpec, cached_latents, file_hash
-from par_agent.data.prefetch import prefetch
-from par_agent.data.windows import EpisodeIndex, MixedSampler, Windows, WindowSampler, fit_transforms
+from par_agent.checkpoint import Checkpoint
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
-from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
-from par_agent.modeling.par import PARLoss, PARModel
-from par_agent.modeling.presets import preset
-from par_agent.modeling.text_encoder import TextEncoder
-from par_agent.modeling.weights import find_weights
-from par_agent.tasks import TASKS
-from par_agent.training.batches import tensors
-from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from par_agent.training.optimisation import EMA, clip_and_step, learning_rate, make_optimizer, set_learning_rate
-from par_agent.training.validation import validate
-from par_agent.transforms import Transforms
+from par_agent.training.checkpoint import latest_checkpoint
+from par_agent.training.config import FinetuneConfig
+from par_agent.training.loop import Rollouts, Training
+from par_agent.training.setup import prepare
 
-MOST_STEPS = 48
-"""Windows are placed at random rollout steps below this, so that long rollouts are nothing new."""
+__all__ = ["FinetuneConfig", "finetune"]
+
+LONGEST_WAIT = timedelta(hours=12)
+"""How long processes wait for the main one, which alone computes latents and measures."""
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Trains a policy on rendered demonstrations; run the same command again to resume."""
-
-    out: Path
-    """Folder of the run; the trained policy ends up in its `policy` folder."""
-    task: tuple[str, ...] = ()
-    """Tasks, short for --data DATA_ROOT/TASK of each."""
-    data: tuple[Path, ...] = ()
-    """Rendered datasets with actions."""
-    data_root: Path = Path("data/rendered")
-    """Folder that --task looks in."""
-    weights: tuple[float, ...] = ()
-    """Share of each dataset in a batch; equal if not given."""
-    init: Path | None = None
-    """Policy checkpoint to start from (its transforms and frame encoder are kept); from scratch if not given."""
-    vae: Path | None = None
-    """Frozen frame VAE made by `par-agent train-vae`; needed from scratch."""
-    preset: str = "par-mini"
-    """Sizes of a model that starts from scratch."""
-    foresight: tuple[int, ...] | None = None
-    """Control steps past the chunk whose actions are predicted too, never executed; as in the preset or checkpoint if
-    not given."""
-    camera: str = "render_camera"
-    """Camera that the policy sees through."""
-    steps: int = 3000
-    """Optimiser steps."""
-    batch_size: int = 32
-    """Windows a step."""
-    window: int = 4
-    """Physical tokens per window; give a large number for whole episodes."""
-    single_step: float = 0.5
-    """Share of steps that see no past at all; the others see a random number of past steps of their window."""
-    past_action_dropout: float = 0.5
-    """Share of past chunks that begin-of-action takes the place of."""
-    proprioception_noise: float = 0.05
-    """Noise on joint positions, in standard deviations of the data."""
-    frame_fraction: float = 0.25
-    """Share of steps that enter the frame loss; 0 leaves it out."""
-    variants: int = 4
-    """Shifted copies of every frame to train on, the unshifted one included."""
-    shift: int = 6
-    """Largest shift of a copy, pixels."""
-    learning_rate: float = 1e-3
-    """Peak rate of AdamW."""
-    warmup: int = 100
-    """Steps of linear warm-up."""
-    weight_decay: float = 0.05
-    """Decay of matrices."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    ema: float = 0.998
-    """Decay of the averaged weights, which are what is saved as the policy."""
-    validate_every: int = 250
-    """Steps between measurements on held-out episodes."""
-    checkpoint_minutes: float = 3.0
-    """Minutes between checkpoints."""
-    gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory, a third more work."""
-    seed: int = 0
-    """Fixes initial weights, order and noise."""
-    device: str = "cpu"
-    """cpu (float32) or cuda (bfloat16)."""
-
-    def folders(self) -> list[Path]:
-        """The datasets to train on.
-
-        Raises:
-            UserError: none were given.
-        """
-        for name in self.task:
-            if name not in TASKS and not (self.data_root / name).is_dir():
-                raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}, or give --data FOLDER")
-        folders = [self.data_root / name for name in self.task] + list(self.data)
-        if not folders:
-            raise UserError("nothing to train on; give --task NAME or --data FOLDER")
-        return folders
-
-
-@dataclass
-class Setup:
-    """What a run trains and what it trains on."""
-
-    model: PARModel
-    encoder: FrameEncoder
-    transforms: Transforms
-    text_encoder: TextEncoder
-    train: MixedSampler
-    held_out: list[WindowSampler]
-
-
-def finetune(config: FinetuneConfig) -> Checkpoint:
+def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkpoint:
     """Runs or resumes training; returns the trained policy's checkpoint, which is also in ``config.out / "policy"``.
 
-    Raises:
-        UserError: data that does not fit the model, a run folder of another configuration, a diverging loss, a full
-            disk.
-    """
-    _claim_folder(config)
-    torch.manual_seed(config.seed)
-    setup = prepare(config)
-    device = torch.device(config.device)
-    model = setup.model.to(device)
-    model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.set_gradient_checkpointing(config.gradient_checkpointing)
-    ema = EMA(model, config.ema)
-    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
-    modules = {"model": model, "ema": ema.module}
-    start = 0
-    if (found := latest_checkpoint(config.out / "checkpoints")) is not None:
-        start = load_checkpoint(found, modules, optimizer)["step"]
-        print(f"resumed from {found}")
-    _train(config, setup, ema, optimizer, start)
-    checkpoint = _policy(config, setup, ema, config.steps)
-    checkpoint.save(config.out / "policy")
-    return checkpoint
+    Started by `torchrun` or `accelerate launch`, it trains on all of their processes; only the main one writes.
 
-
-def prepare(config: FinetuneConfig) -> Setup:
-    """Loads or makes the model, and opens the data (computing latents that are missing).
+    Args:
+        config: the run's options.
+        rollouts: closed-loop evaluation of the policy in a folder; needed if ``config.rollout_every`` is not 0.
 
     Raises:
-        UserError: as for :func:`finetune`.
+        UserError: data that does not fit the model, a run folder of other options, a loss that explodes or is not
+            finite, a full disk.
     """
-    datasets = [RenderedDataset(folder) for folder in config.folders()]
-    if config.init is not None:
-        loaded = Checkpoint.load(config.init)
-        model = _with_foresight(loaded.model.train(), config.foresight)
-        encoder, text_encoder = loaded.encoder, loaded.text_encoder
-        encoder_folder, transforms = config.init / "frame_encoder", loaded.transforms
-    else:
-        if config.vae is None:
-            raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
-        encoder_folder, encoder = config.vae, load_frame_encoder(config.vae)
-        model = _with_foresight(PARModel(preset(config.preset)), config.foresight)
-        text_encoder, transforms = make_text_encoder(model.config), None
-    action = model.config.action
-    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
-    fitted = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
-    if transforms is None:  # from scratch, or imported video weights: nothing was trained on actions yet
-        transforms = fitted
-    else:
-        _check_data(indices, transforms, config)
-        transforms = transforms.with_foresight_of(fitted, action.chunk_length)
-    for instruction in sorted({text for index in indices for text in index.instructions}):
-        text_encoder.encode(instruction)  # an instruction without stored features is refused before the long work
-    shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
-    digest = file_hash(find_weights(encoder_folder))
-    spec = LatentSpec(transforms.camera, digest, shape, config.variants, config.shift)
-    encoder = encoder.to(config.device)
-    latents = [cached_latents(dataset, spec, lambda x: encoder.encode(x.to(config.device))) for dataset in datasets]
-    splits = [index.split() for index in indices]
-    train = [
-        WindowSampler(index, array, split[0], config.window, config.seed + number)
-        for number, (index, array, split) in enumerate(zip(indices, latents, splits, strict=True))
-    ]
-    held = [
-        WindowSampler(index, array, split[1], config.window, config.seed)
-        for index, array, split in zip(indices, latents, splits, strict=True)
-    ]
-    mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
-    return Setup(model, encoder, transforms, text_encoder, mixed, held)
+    if config.rollout_every and rollouts is None:
+        raise UserError("rollout_every is for `par-agent finetune`; from Python also give finetune() its rollouts")
+    accelerator = make_accelerator(config)
+    accelerator.print(config.describe())
+    with accelerator.main_process_first():
+        config.claim(begun=latest_checkpoint(config.out / "checkpoints") is not None)
+        setup = prepare(config, accelerator.device)
+    training = Training(config, setup, accelerator, rollouts)
+    training.resume()
+    training.run()
+    policy = training.policy()
+    if accelerator.num_processes > 1:
+        accelerator.end_training()
+    return policy
 
 
-def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARModel:
-    """The same weights predicting other actions beside the chunk; None: as it was."""
-    if foresight is None or foresight == model.config.action.foresight:
-        return model
-    action = dataclasses.replace(model.config.action, foresight=foresight)
-    changed = PARModel(dataclasses.replace(model.config, action=action))
-    changed.load_state_dict(model.state_dict())
-    return changed
+def make_accelerator(config: FinetuneConfig) -> Accelerator:
+    """This process's place among all, its device and its arithmetic.
 
-
-def batch_loss(
-    model: PARModel, setup: Setup, config: FinetuneConfig, windows: Windows, generator: torch.Generator
-) -> PARLoss:
-    """Loss of one batch, with the noise and the dropout of training; ``generator`` decides all randomness."""
-    device = generator.device
-    inputs, targets, features = tensors(windows, setup.transforms, setup.text_encoder, device)
-    shape = windows.steps.shape
-    noise = torch.randn(inputs.proprioception.shape, generator=generator, device=device)
-    dropped = torch.rand(shape, generator=generator, device=device) < config.past_action_dropout
-    alone = torch.rand(shape, generator=generator, device=device) < config.single_step
-    context = torch.randint(1, config.window + 1, shape, generator=generator, device=device)
-    offset = torch.randint(0, MOST_STEPS, (shape[0], 1), generator=generator, device=device)
-    inputs = dataclasses.replace(
-        inputs,
-        proprioception=inputs.proprioception + config.proprioception_noise * noise,
-        actions_known=inputs.actions_known & ~dropped,
+    Raises:
+        UserError: the processes were started in a way that this training does not support.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise UserError(
+            "DeepSpeed keeps weights and checkpoints in ways of its own, which could not be resumed here; FSDP shards "
+            "the same: `distributed_type: FSDP` with `fsdp_version: 2` in accelerate's configuration file"
+        )
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),  # NOVA's motion tokens, among others
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ],
     )
-    if config.frame_fraction == 0:
-        targets = dataclasses.replace(targets, latents=None)
-    return model.loss(
-        features,
-        inputs,
-        offset + torch.arange(shape[1], device=device),
-        targets,
-        context=torch.where(alone, 1, context),
-        frame_fraction=config.frame_fraction,
-        generator=generator,
-    )
-
-
-def _train(config: FinetuneConfig, setup: Setup, ema: EMA, optimizer: torch.optim.Optimizer, start: int) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    model, device = setup.model, torch.device(config.device)
-    checkpoints = config.out / "checkpoints"
-    modules = {"model": model, "ema": ema.module}
-    half = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
-    saved, waited, shown = time.monotonic(), 0.0, {"data_wait": "0%"}
-    began = time.monotonic()
-    batches = prefetch(setup.train.batch, start, config.steps)
-    with (
-        SummaryWriter(str(config.out / "tensorboard"), purge_step=start) as writer,
-        tqdm(total=config.steps, initial=start, desc="finetune", unit="step", smoothing=0.05) as progress,
-    ):
-        for step in range(start, config.steps):
-            before = time.monotonic()
-            windows = next(batches)
-            waited += time.monotonic() - before
-            rate = learning_rate(step, config.steps, config.warmup, config.learning_rate)
-            set_learning_rate(optimizer, rate)
-            generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
-            with half:
-                loss = batch_loss(model, setup, config, windows, generator)
-            loss.total.backward()
-            norm = clip_and_step(
-                model, optimizer, config.clip, f"at step {step}; episodes {', '.join(windows.episodes)}"
-            )
-            ema.update(model, step)
-            progress.update(1)
-            if step % 10 == 0:
-                scalars = {"action": loss.action.item(), "frame": loss.frame.item()}
-                shown |= {name: f"{value:.3f}" for name, value in scalars.items()}
-                shown["data_wait"] = f"{waited / (time.monotonic() - began):.0%}"
-                progress.set_postfix(shown)
-                for name, value in {**scalars, "gradient_norm": norm, "learning_rate": rate}.items():
-                    writer.add_scalar(f"train/{name}", value, step)
-            done = step + 1
-            if done % config.validate_every == 0 or done == config.steps:
-                metrics = validate(ema.module, setup.held_out, setup.transforms, setup.text_encoder, device)
-                for name, value in metrics.items():
-                    writer.add_scalar(f"validation/{name}", value, done)
-                shown |= {"err": f"{metrics['action_error']:.4f}rad", "grip": f"{metrics['gripper_accuracy']:.1%}"}
-                progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-            if time.monotonic() - saved > 60 * config.checkpoint_minutes or done == config.steps:
-                save_checkpoint(checkpoints, done, modules, optimizer, {})
-                _policy(config, setup, ema, done).save(config.out / "policy")
-                saved = time.monotonic()
-
-
-def _policy(config: FinetuneConfig, setup: Setup, ema: EMA, step: int) -> Checkpoint:
-    trained = {"steps": step, "options": _plain(config)}
-    assert isinstance(ema.module, PARModel)
-    return Checkpoint(ema.module, setup.encoder, setup.transforms, setup.text_encoder, trained=trained)
-
-
-def _plain(config: FinetuneConfig) -> dict[str, Any]:
-    content = dataclasses.asdict(config)
-    return {
-        name: [str(v) if isinstance(v, Path) else v for v in value]
-        if isinstance(value, tuple)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-        for name, value in content.items()
-    }
-
-
-def _claim_folder(config: FinetuneConfig) -> None:
-    """Writes the configuration, or checks that the folder was begun with the same one."""
-    path, wanted = config.out / "finetune.json", _plain(config)
-    free = ("out", "checkpoint_minutes", "validate_every", "gradient_checkpointing", "device")
-    if path.exists():
-        found = read_json(path)
-        differing = [key for key in wanted if key not in free and found.get(key) != wanted[key]]
-        if differing:
-            details = "; ".join(f"{key}: {found.get(key)} there, {wanted[key]} asked for" for key in differing)
-            raise UserError(f"{config.out} was begun with other settings ({details}); choose another --out")
-    else:
-        write_json(path, wanted)
-
-
-def _check_data(indices: list[EpisodeIndex], transforms: Transforms, config: FinetuneConfig) -> None:
-    """Compares rendered data with a checkpoint's conventions.
-
-    Raises:
-        UserError: another camera, crop or size.
-    """
-    if config.camera != transforms.camera:
-        raise UserError(f"--camera {config.camera}: the checkpoint {config.init} sees through {transforms.camera}")
-    for index in indices:
-        spec = index.dataset.spec
-        for name in ("crop", "size"):
-            wanted, found = getattr(transforms, name), spec[name]
-            if (None if found is None else tuple(found)) != wanted:
-                raise UserError(
-                    f"{index.dataset.folder} was rendered with {name} {found}; the checkpoint {config.init} was "
-                    f"trained with {wanted}: render it again with --{name} {' '.join(map(str, wanted or ()))}"
-                )
-
-
-def _image_size(dataset: RenderedDataset, camera: str) -> tuple[int, int] | None:
-    """Full image size of a camera where the task registry knows it."""
-    for spec in TASKS.values():
-        if spec.env_id == dataset.spec["env_id"] and camera == spec.camera:
-            return spec.image_size
-    return None
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("FSDP's first version is not supported: put `fsdp_version: 2` into accelerate's file")
+    return accelerator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -36,21 +35,23 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 class EMA:
-    """Exponential moving average of a module's weights; young averages forget faster."""
+    """Exponential moving average of a module's trained weights; young averages forget faster."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.tensors = {name: value.detach().clone() for name, value in trained_weights(module).items()}
+        """The averages, by the names of their parameters."""
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Moves the average towards ``module`` after optimiser step ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine: list[torch.Tensor] = [*self.module.parameters()]
-        theirs: list[torch.Tensor] = [*module.parameters()]
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
-        for average, value in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(value)
+        torch._foreach_lerp_(list(self.tensors.values()), list(trained_weights(module).values()), 1 - decay)
+
+
+def trained_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that are trained, by name, detached."""
+    return {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
 
 
 def clip_and_step(module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float, where: str) -> float:

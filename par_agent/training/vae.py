@@ -140,7 +140,7 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
     device = torch.device(options.device)
     vae = FrameVAE(options.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(vae, options.learning_rate, 0.0)
-    checkpoints, modules, start = options.out / "checkpoints", {"model": vae}, 0
+    checkpoints, weights, start = options.out / "checkpoints", {"model": vae.state_dict()}, 0
     found = latest_checkpoint(checkpoints)
     claim_folder(
         options.out / "train_vae.json",
@@ -149,7 +149,7 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
         free=("out", "checkpoint_minutes", "device"),
     )
     if found is not None:
-        start = load_checkpoint(found, modules, optimizer)["step"]
+        start = load_checkpoint(found, weights, optimizer)["step"]
         print(f"resumed from {found}")
     sampler = FrameSampler(train, options.camera, options.seed)
     batches = prefetch(lambda step: sampler.patches(step, options.batch_size, options.patch), start, options.steps)
@@ -166,10 +166,10 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
             if step % 20 == 0:
                 progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr(squared):.1f}dB")
             if time.monotonic() - saved > 60 * options.checkpoint_minutes:
-                save_checkpoint(checkpoints, step + 1, modules, optimizer, {}, keep=1)
+                save_checkpoint(checkpoints, step + 1, weights, optimizer, {}, keep=1)
                 saved = time.monotonic()
     if start < options.steps:
-        save_checkpoint(checkpoints, options.steps, modules, optimizer, {}, keep=1)
+        save_checkpoint(checkpoints, options.steps, weights, optimizer, {}, keep=1)
     return finish(vae, options, train, held)
 
 

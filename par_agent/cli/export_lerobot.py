@@ -1,0 +1,31 @@
+"""`par-agent export-lerobot`: rendered demonstrations for LeRobot and the tools around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from par_agent.data.episodes import RenderedDataset
+from par_agent.data.lerobot_export import export_lerobot
+
+
+@dataclass(frozen=True)
+class ExportLeRobotConfig:
+    """Writes a rendered dataset as a LeRobotDataset v3.0: a row a control step, with the newest frame of that step."""
+
+    data: Path
+    """Rendered dataset; with `par-agent render --stride 1` every row has a frame of its own."""
+    out: Path
+    """Folder to make."""
+    fps: int = 20
+    """Control steps a second; ManiSkill's tasks have 20."""
+    images: bool = False
+    """Stores frames exactly, as PNG images in the data files, instead of as videos."""
+
+
+def main(config: ExportLeRobotConfig) -> int:
+    """Writes the folder and says where it is."""
+    dataset = RenderedDataset(config.data)
+    export_lerobot(dataset, config.out, fps=config.fps, images=config.images)
+    print(f"{len(dataset)} episodes of {config.data} as a LeRobot dataset: {config.out}")
+    return 0

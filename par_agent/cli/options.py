@@ -1,0 +1,75 @@
+"""Reading a subcommand's options from the command line and from a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from par_agent.errors import UserError
+from par_agent.files import read_json
+
+FILE_OPTION = "--config"
+"""Names a JSON file of options, such as the one that a run writes into its folder."""
+
+
+def parse(cls: type, arguments: Sequence[str], prog: str, description: str) -> Any:
+    """Makes a frozen dataclass ``cls`` from command-line arguments.
+
+    Where ``cls`` inherits its fields from other dataclasses, --help shows each of these as a group under its docstring.
+
+    Raises:
+        UserError: values out of range, or a file of options that cannot be read.
+        SystemExit: `--help`, or arguments that do not parse (printed by tyro).
+    """
+    import tyro
+
+    arguments = with_file(cls, arguments)
+    description += f" Options may also come from a file: {FILE_OPTION} FILE.json, and those beside it win."
+    bases = [base for base in reversed(cls.__bases__) if dataclasses.is_dataclass(base)]
+    if not bases:
+        return tyro.cli(cls, args=arguments, prog=prog, description=description)
+    groups = {
+        base.__name__.removesuffix("Options").lower(): Annotated[base, tyro.conf.OmitArgPrefixes] for base in bases
+    }
+    grouped: Any = tyro.cli(
+        dataclasses.make_dataclass(cls.__name__, groups.items()), args=arguments, prog=prog, description=description
+    )
+    return cls(**{name: value for group in groups for name, value in vars(getattr(grouped, group)).items()})
+
+
+def with_file(cls: type, arguments: Sequence[str]) -> list[str]:
+    """Arguments with ``--config FILE`` replaced by the file's options, but for those that are given beside it.
+
+    Raises:
+        UserError: the file is missing, not a JSON object of options, or names one that ``cls`` does not have.
+    """
+    given = list(arguments)
+    place = next((i for i, word in enumerate(given) if word.partition("=")[0] == FILE_OPTION), None)
+    if place is None:
+        return given
+    _, inline, value = given.pop(place).partition("=")
+    if not inline and place == len(given):
+        raise UserError(f"{FILE_OPTION} needs a file: {FILE_OPTION} FILE.json")
+    path = Path(value if inline else given.pop(place))
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected an object of options")
+    known = [field.name for field in dataclasses.fields(cls)]
+    if unknown := [name for name in content if name not in known]:
+        raise UserError(f"{path} has the unknown option {unknown[0]!r}; known: {', '.join(known)}")
+    spelled = {argument.partition("=")[0].replace("_", "-") for argument in given if argument.startswith("--")}
+    words: list[str] = []
+    for name, value in content.items():
+        option = f"--{name.replace('_', '-')}"
+        if option not in spelled and f"--no-{option[2:]}" not in spelled:
+            words += _words(option, value)
+    return given + words
+
+
+def _words(option: str, value: Any) -> list[str]:
+    """One option of a file, as it is written on the command line."""
+    if isinstance(value, bool):
+        return [option if value else f"--no-{option[2:]}"]
+    return [option, *map(str, value if isinstance(value, list) else [value])]

@@ -1,0 +1,114 @@
+"""From rendered datasets to the conventions of a policy: which camera and crop, and the statistics that normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.statistics import RunningStatistics
+from par_agent.errors import UserError
+from par_agent.transforms import Transforms
+
+STD_FLOOR = 1e-3
+"""Smallest standard deviation, radians, that is divided by."""
+
+
+def joint_targets(control_mode: str, action_size: int, joint_count: int) -> tuple[bool, ...]:
+    """(A,) which numbers of an action are target positions, in radians, of the joint of the same index.
+
+    With ``pd_joint_pos`` as many numbers as joints are one target each (SO100: 6 of 6 joints); fewer numbers end with
+    the gripper, one command in [-1, 1] for all of its fingers (Panda: 8 numbers, 9 joints). With other controllers
+    there are none.
+    """
+    if control_mode != "pd_joint_pos" or action_size > joint_count:
+        return (False,) * action_size
+    gripper = action_size < joint_count
+    return (True,) * (action_size - gripper) + (False,) * gripper
+
+
+def fit_transforms(indices: list[EpisodeIndex], camera: str, image_size: tuple[int, int] | None) -> Transforms:
+    """Conventions and statistics of datasets that share camera, crop, size and robot.
+
+    Raises:
+        UserError: the datasets differ in crop, size, controller, action size or joints, or hold no whole chunk.
+    """
+    conventions = {
+        (_tuple(index.dataset.spec["crop"]), _tuple(index.dataset.spec["size"]), index.control_mode)
+        for index in indices
+    }
+    if len(conventions) > 1 or len({(index.action_size, index.joint_count) for index in indices}) > 1:
+        names = ", ".join(str(index.dataset.folder) for index in indices)
+        raise UserError(f"{names} differ in crop, size, actions or joints; train on datasets rendered alike")
+    crop, size, control_mode = conventions.pop()
+    positions, actions = RunningStatistics(), RunningStatistics()
+    relative = joint_targets(control_mode, indices[0].action_size, indices[0].joint_count)
+    joints = np.flatnonzero(relative)
+    for index in indices:
+        complete = index.columns["valid"].all(1)
+        start, after = index.columns["positions"], index.columns["after"][complete]
+        after[..., joints] -= start[complete][:, None, joints]
+        positions.add(start)
+        actions.add(after)
+    if not actions.count:
+        raise UserError(f"no episode of {indices[0].dataset.folder} is as long as one chunk; train on longer episodes")
+    proprioception, chunk = positions.result(), actions.result()
+    return Transforms(
+        camera=camera,
+        image_size=image_size,
+        crop=crop,
+        size=size,
+        relative=relative,
+        proprioception_mean=_tuple(proprioception["mean"]),
+        proprioception_std=_tuple(np.maximum(proprioception["std"], STD_FLOOR).tolist()),
+        action_mean=_tuple(chunk["mean"]),
+        action_std=_tuple(np.maximum(chunk["std"], STD_FLOOR).tolist()),
+    )
+
+
+def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkpoint: str) -> None:
+    """Compares datasets' frames with those that a checkpoint was trained with; its name is for the message.
+
+    Raises:
+        UserError: another crop or size.
+    """
+    for index in indices:
+        for name in ("crop", "size"):
+            wanted, found = getattr(transforms, name), index.dataset.spec[name]
+            if _tuple(found) != wanted:
+                raise UserError(
+                    f"{index.dataset.folder} was rendered with {name} {found}; {checkpoint} was trained with {wanted}: "
+                    f"render it again with --{name} {' '.join(map(str, wanted or ()))}"
+                )
+
+
+def check_conventions(indices: Sequence[EpisodeIndex], transforms: Transforms, checkpoint: str) -> None:
+    """Compares datasets with the conventions that a checkpoint was trained with; its name is for the message.
+
+    Raises:
+        UserError: another crop or size, action size, number of joints or controller.
+    """
+    check_frames(indices, transforms, checkpoint)
+    for index in indices:
+        folder = index.dataset.folder
+        sizes = {
+            "numbers per action": (index.action_size, transforms.action_size),
+            "joint positions": (index.joint_count, transforms.proprioception_size),
+        }
+        for name, (here, there) in sizes.items():
+            if here != there:
+                raise UserError(
+                    f"{folder} has {here} {name}, {checkpoint} was trained with {there}: another robot; give "
+                    "--new-robot to start its action parts anew, or train from scratch"
+                )
+        if joint_targets(index.control_mode, index.action_size, index.joint_count) != transforms.relative:
+            raise UserError(
+                f"the actions of {folder} are {index.control_mode}; {checkpoint} was trained with another controller: "
+                "give --new-robot to start its action parts anew, or train from scratch"
+            )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value

@@ -1,0 +1,130 @@
+"""What a dataset's episodes hold at their chunk boundaries, in memory; frames stay on disk.
+
+Letters: K usable chunk boundaries of an episode, L actions a chunk, A numbers per action, P joint positions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from par_agent.data.episodes import Episode, RenderedDataset, damaged_episode, read_episode
+from par_agent.errors import UserError
+
+HELD_OUT = 20
+"""One episode in this many is kept for validation."""
+
+COLUMNS = ("row", "next_row", "positions", "before", "before_positions", "before_known", "after", "valid")
+
+
+class EpisodeIndex:
+    """Joint positions and chunks of all episodes of a dataset: about ``8 L (A + 1)`` bytes a frame.
+
+    Args:
+        dataset: rendered demonstrations.
+        chunk_length: actions a chunk, ``L``.
+        foresight: control steps past the chunk, counted from its start, whose actions follow the chunk's.
+
+    Raises:
+        UserError: the dataset has no actions, an episode is damaged, without instruction or unlike the others, or its
+            frames do not lie at chunk boundaries of this length.
+    """
+
+    def __init__(self, dataset: RenderedDataset, chunk_length: int, foresight: tuple[int, ...] = ()) -> None:
+        stride, phase = int(dataset.spec["stride"]), int(dataset.spec["phase"])
+        if not dataset.has_actions:
+            raise UserError(f"{dataset.folder} holds no actions (random motion); policies train on demonstrations")
+        if chunk_length % stride:
+            raise UserError(
+                f"{dataset.folder} has a frame every {stride} control steps; the model's chunks are {chunk_length} "
+                f"actions long, which is not a multiple: render it again with --stride {chunk_length}"
+            )
+        self.dataset, self.hop = dataset, chunk_length // stride
+        self.boundaries: list[int] = []
+        """K of every episode."""
+        self.instructions: list[str] = []
+        """Language instruction of every episode."""
+        self.control_mode = "pd_joint_pos"
+        """ManiSkill's name of the actions' controller."""
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+        frames, ahead = [0], np.array([*range(chunk_length), *foresight])
+        for path in dataset.paths:
+            episode = read_episode(path, frames=False)
+            self._check(path, episode, columns)
+            assert episode.actions is not None
+            steps, total = episode.frame_steps, len(episode.actions)
+            usable = int(np.sum((steps < total) & ((steps - phase) % stride == 0)))
+            chunks = _chunks(episode.proprioception, episode.actions, steps[:usable], chunk_length, ahead)
+            chunks["row"] = np.arange(frames[-1], frames[-1] + usable)
+            chunks["next_row"] = frames[-1] + np.minimum(np.arange(usable) + self.hop, len(steps) - 1)
+            for name in COLUMNS:
+                columns[name].append(chunks[name])
+            frames.append(frames[-1] + len(steps))
+            self.boundaries.append(usable)
+            self.instructions.append(str(episode.attributes["instruction"]))
+            self.control_mode = str(episode.attributes.get("control_mode", self.control_mode))
+        self.columns = {name: np.concatenate(columns.pop(name)) for name in COLUMNS}
+        """Name -> values of all boundaries; see :class:`par_agent.data.windows.Windows`."""
+        self.offsets = np.concatenate([[0], np.cumsum(self.boundaries)])
+        """First boundary of every episode, and their number."""
+        self._frames = np.array(frames)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all episodes."""
+        return int(self._frames[-1])
+
+    @property
+    def action_size(self) -> int:
+        """Numbers per action, ``A``."""
+        return int(self.columns["after"].shape[2])
+
+    @property
+    def joint_count(self) -> int:
+        """Joint positions, ``P``."""
+        return int(self.columns["positions"].shape[1])
+
+    def file_of(self, row: int) -> tuple[Path, int]:
+        """The episode file that frame ``row`` of the dataset is in, and the row of that file's first frame."""
+        number = int(np.searchsorted(self._frames, row, side="right")) - 1
+        return self.dataset.paths[number], int(self._frames[number])
+
+    def split(self) -> tuple[list[int], list[int]]:
+        """Episode numbers for training and for validation (one in :data:`HELD_OUT`)."""
+        numbers = list(range(len(self.dataset)))
+        train = [number for number in numbers if number % HELD_OUT]
+        return train or numbers, numbers[::HELD_OUT]
+
+    def _check(self, path: Path, episode: Episode, columns: dict[str, list[np.ndarray]]) -> None:
+        """Compares an episode with what the others are like."""
+        if episode.actions is None:
+            raise damaged_episode(path, "it holds no actions")
+        if not str(episode.attributes.get("instruction", "")).strip():
+            raise UserError(
+                f"episode file {path} holds no language instruction; render the dataset again with --instruction TEXT"
+            )
+        if columns["after"]:
+            found = episode.actions.shape[1], episode.proprioception.shape[1]
+            wanted = columns["after"][0].shape[2], columns["positions"][0].shape[1]
+            if found != wanted:
+                raise UserError(
+                    f"episode file {path} has {found[0]} numbers per action and {found[1]} joints, those before it "
+                    f"have {wanted[0]} and {wanted[1]}; a dataset holds one robot's episodes: use two folders"
+                )
+
+
+def _chunks(
+    positions: np.ndarray, actions: np.ndarray, steps: np.ndarray, length: int, offsets: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Per chunk boundary of one episode: joint positions and the chunks around it; ``offsets`` are the targets'."""
+    ahead = steps[:, None] + offsets
+    behind = steps[:, None] + np.arange(-length, 0)
+    return {
+        "positions": positions[steps],
+        "before": actions[np.maximum(behind, 0)],
+        "before_positions": positions[np.maximum(steps - length, 0)],
+        "before_known": steps >= length,
+        "after": actions[np.minimum(ahead, len(actions) - 1)],
+        "valid": ((ahead < len(actions)) | (offsets >= length)).astype(np.float32),
+    }

@@ -1,0 +1,318 @@
+"""Writes a rendered dataset as a LeRobotDataset v3.0, which LeRobot and the tools around it read.
+
+A row is a control step. Its image is the newest frame at that step: a dataset that was rendered with a stride has rows
+that show an older frame again, marked by ``frame_is_new``. An episode of T control steps has T + 1 rows, since the
+robot is observed once more at its end; the last row repeats the last action.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from par_agent.data import lerobot
+from par_agent.data.conventions import joint_targets
+from par_agent.data.episodes import Episode, RenderedDataset, read_episode
+from par_agent.data.statistics import RunningStatistics
+from par_agent.errors import UserError
+from par_agent.files import cannot_write, write_json
+
+QUALITY = 18
+"""Constant rate factor of the videos; lower is better, 0 loses nothing but colour resolution."""
+VIDEO_MEGABYTES = 200
+"""What the format's description says of video files; tools that append to them look at it."""
+PIXEL_STEP = 4
+"""Statistics of images look at every this many-th row and column."""
+
+
+def export_lerobot(dataset: RenderedDataset, out: Path, *, fps: int = 20, images: bool = False) -> None:
+    """Writes the dataset's episodes into a new folder.
+
+    Args:
+        dataset: a rendered dataset, with or without actions.
+        out: folder to make; it has this name only when it is complete.
+        fps: control steps a second.
+        images: stores frames as PNG images in the data files, exactly, instead of as videos.
+
+    Raises:
+        UserError: the folder exists, pyarrow is not installed, frames that a video cannot hold, or a full disk.
+    """
+    if fps < 1:
+        raise UserError(f"fps is {fps}; it must be at least 1 control step a second")
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out, or move it away")
+    if dataset.spec["phase"]:
+        raise UserError(f"{dataset.folder} was rendered with --phase {dataset.spec['phase']}; render it with --phase 0")
+    lerobot.pyarrow_module("")
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        writer = _Writer(dataset, unfinished, fps, images)
+        try:
+            for path in tqdm(dataset.paths, desc=f"export {dataset.folder.name}", unit="episode"):
+                writer.add(read_episode(path))
+        finally:
+            writer.close()
+        writer.write_meta()
+        unfinished.replace(out)
+    except OSError as error:
+        raise UserError(cannot_write(out, error)) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+class _Writer:
+    """An export while it goes on."""
+
+    def __init__(self, dataset: RenderedDataset, folder: Path, fps: int, images: bool) -> None:
+        self.dataset, self.folder, self.fps, self.images = dataset, folder, fps, images
+        first = read_episode(dataset.paths[0])
+        self.features = _features(first, fps, images)
+        self.data = _DataFiles(folder, self.features)
+        self.videos = (
+            {} if images else {camera: _VideoFiles(folder, camera, fps, self._hold) for camera in first.frames}
+        )
+        self.tasks: dict[str, int] = {}
+        self.episodes: list[dict[str, Any]] = []
+        self.attributes: list[dict[str, Any]] = []
+        self.total = {name: RunningStatistics() for name in self.features}
+        self.rows = 0
+
+    @property
+    def _hold(self) -> int:
+        """Rows that show the same frame."""
+        return int(self.dataset.spec["stride"])
+
+    def add(self, episode: Episode) -> None:
+        """Writes one more episode."""
+        number, instruction = len(self.episodes), str(episode.attributes["instruction"])
+        task = self.tasks.setdefault(instruction, len(self.tasks))
+        rows = len(episode.proprioception)
+        shown = np.searchsorted(episode.frame_steps, np.arange(rows), side="right") - 1
+        columns = self._columns(episode, number, task)
+        record = {
+            "episode_index": number,
+            "tasks": [instruction],
+            "length": rows,
+            "dataset_from_index": self.rows,
+            "dataset_to_index": self.rows + rows,
+            "meta/episodes/chunk_index": 0,
+            "meta/episodes/file_index": 0,
+        }
+        pictures = {f"{lerobot.IMAGES}{camera}": frames[shown] for camera, frames in episode.frames.items()}
+        if self.images:
+            columns |= {name: _png(episode.frames[name.removeprefix(lerobot.IMAGES)], shown) for name in pictures}
+        record |= self.data.write(columns)
+        for camera, video in self.videos.items():
+            record |= video.write(pictures[f"{lerobot.IMAGES}{camera}"])
+        numbers = {name: np.asarray(values) for name, values in columns.items() if name not in pictures}
+        pixels = {f"{lerobot.IMAGES}{camera}": _pixels(frames) for camera, frames in episode.frames.items()}
+        record |= self._statistics({**numbers, **pixels}, rows)
+        self.episodes.append(record)
+        self.attributes.append({name: _plain(value) for name, value in episode.attributes.items()})
+        self.rows += rows
+
+    def _columns(self, episode: Episode, number: int, task: int) -> dict[str, Any]:
+        """Values of all features but images, a row each."""
+        rows = np.arange(len(episode.proprioception))
+        columns: dict[str, Any] = {lerobot.STATE: episode.proprioception}
+        if episode.actions is not None:
+            columns[lerobot.ACTION] = episode.actions[np.minimum(rows, len(episode.actions) - 1)]
+        return {
+            **columns,
+            lerobot.IS_NEW: np.isin(rows, episode.frame_steps),
+            lerobot.DONE: rows == rows[-1],
+            "timestamp": (rows / self.fps).astype(np.float32),
+            "frame_index": rows,
+            "episode_index": np.full(len(rows), number),
+            "index": self.rows + rows,
+            "task_index": np.full(len(rows), task),
+        }
+
+    def _statistics(self, values: dict[str, np.ndarray], rows: int) -> dict[str, Any]:
+        """Adds an episode to the totals; returns its own statistics as columns of its record."""
+        record = {}
+        for name, array in values.items():
+            own = RunningStatistics()
+            for statistics in (own, self.total[name]):
+                statistics.add(array.reshape(len(array), -1))
+            for measure, value in _measures(own, rows, name).items():
+                record[f"stats/{name}/{measure}"] = value
+        return record
+
+    def close(self) -> None:
+        """Ends the files that are open."""
+        self.data.close()
+        for video in self.videos.values():
+            video.close()
+
+    def write_meta(self) -> None:
+        """Writes what describes the whole."""
+        arrow, parquet = lerobot.pyarrow_module(""), lerobot.pyarrow_module("parquet")
+        info = {
+            "codebase_version": lerobot.VERSION,
+            "robot_type": None,
+            "total_episodes": len(self.episodes),
+            "total_frames": self.rows,
+            "total_tasks": len(self.tasks),
+            "chunks_size": lerobot.FILES_PER_CHUNK,
+            "data_files_size_in_mb": lerobot.DATA_MEGABYTES,
+            "video_files_size_in_mb": VIDEO_MEGABYTES,
+            "fps": self.fps,
+            "splits": {"train": f"0:{len(self.episodes)}"},
+            "data_path": lerobot.DATA,
+            "video_path": lerobot.VIDEO if self.videos else None,
+            "features": self.features,
+        }
+        totals = {name: _measures(statistics, self.rows, name) for name, statistics in self.total.items()}
+        write_json(self.folder / lerobot.INFO, info)
+        write_json(self.folder / lerobot.STATS, totals)
+        write_json(self.folder / lerobot.OURS, {"spec": self.dataset.spec, "episodes": self.attributes})
+        parquet.write_table(_tasks_table(self.tasks), self.folder / lerobot.TASKS)
+        path = self.folder / lerobot.numbered(lerobot.EPISODES, 0)
+        path.parent.mkdir(parents=True)
+        parquet.write_table(arrow.Table.from_pylist(self.episodes), path)
+
+
+class _DataFiles:
+    """Parquet files of rows, one row group an episode."""
+
+    def __init__(self, folder: Path, features: dict[str, dict[str, Any]]) -> None:
+        self._folder, self._schema = folder, lerobot.arrow_schema(features)
+        self._number, self._path = -1, folder
+        self._writer: Any = None
+
+    def write(self, columns: dict[str, Any]) -> dict[str, int]:
+        """Appends an episode; returns where it is."""
+        arrow, parquet = lerobot.pyarrow_module(""), lerobot.pyarrow_module("parquet")
+        if self._writer is None or self._path.stat().st_size > lerobot.DATA_MEGABYTES * 2**20:
+            self.close()
+            self._number += 1
+            self._path = self._folder / lerobot.numbered(lerobot.DATA, self._number)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # A dictionary holds an image once that several rows show.
+            self._writer = parquet.ParquetWriter(self._path, self._schema, dictionary_pagesize_limit=2**28)
+        arrays = [_array(arrow, columns[field.name], field.type) for field in self._schema]
+        self._writer.write_table(arrow.Table.from_arrays(arrays, schema=self._schema))
+        chunk, file = divmod(self._number, lerobot.FILES_PER_CHUNK)
+        return {"data/chunk_index": chunk, "data/file_index": file}
+
+    def close(self) -> None:
+        """Ends the file that is open."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class _VideoFiles:
+    """Videos of one camera, several episodes each."""
+
+    def __init__(self, folder: Path, camera: str, fps: int, hold: int) -> None:
+        self._folder, self._key, self._fps, self._hold = folder, f"{lerobot.IMAGES}{camera}", fps, hold
+        self._number, self._path, self._frames = -1, folder, 0
+        self._writer: Any = None
+
+    def write(self, frames: np.ndarray) -> dict[str, Any]:
+        """Appends an episode's frames (rows, H, W, 3); returns where they are."""
+        import imageio.v2 as imageio
+
+        if self._writer is None or self._frames > lerobot.VIDEO_ROWS:
+            self.close()
+            self._number += 1
+            self._path = self._folder / lerobot.numbered(lerobot.VIDEO, self._number, video_key=self._key)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            group = str(max(2, self._hold))  # so that a frame is decoded without many others
+            options = ["-crf", str(QUALITY), "-g", group, "-bf", "0", "-preset", "veryfast"]
+            self._writer = imageio.get_writer(
+                self._path, format="ffmpeg", fps=self._fps, codec="libx264", macro_block_size=2, output_params=options
+            )
+            self._frames = 0
+        for frame in frames:
+            self._writer.append_data(frame)
+        start, self._frames = self._frames, self._frames + len(frames)
+        chunk, file = divmod(self._number, lerobot.FILES_PER_CHUNK)
+        prefix = f"videos/{self._key}"
+        return {
+            f"{prefix}/chunk_index": chunk,
+            f"{prefix}/file_index": file,
+            f"{prefix}/from_timestamp": start / self._fps,
+            f"{prefix}/to_timestamp": self._frames / self._fps,
+        }
+
+    def close(self) -> None:
+        """Ends the video that is open."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _features(episode: Episode, fps: int, images: bool) -> dict[str, dict[str, Any]]:
+    """What a row has; a number of an action is called as the joint is whose target it is."""
+    joints = [f"joint_{number}" for number in range(episode.proprioception.shape[1])]
+    features = {lerobot.STATE: lerobot.vector(joints)}
+    if episode.actions is not None:
+        size = episode.actions.shape[1]
+        targets = joint_targets(str(episode.attributes.get("control_mode", "")), size, len(joints))
+        names = [joints[n] if target else f"command_{n}" for n, target in enumerate(targets)]
+        features[lerobot.ACTION] = lerobot.vector(names)
+    for camera, frames in episode.frames.items():
+        height, width = frames.shape[1:3]
+        if not images and (height % 2 or width % 2):
+            raise UserError(f"{camera} has frames of {height}x{width} pixels; videos need even sizes: give --images")
+        features[f"{lerobot.IMAGES}{camera}"] = lerobot.image(height, width, fps, video=not images)
+    kinds = {lerobot.IS_NEW: "bool", lerobot.DONE: "bool", "timestamp": "float32"}
+    kinds |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
+    return features | {name: lerobot.scalar(kind) for name, kind in kinds.items()}
+
+
+def _array(arrow: Any, values: Any, kind: Any) -> Any:
+    """A column of Arrow."""
+    if arrow.types.is_fixed_size_list(kind):
+        return arrow.FixedSizeListArray.from_arrays(arrow.array(values.ravel(), kind.value_type), kind.list_size)
+    flat = values.ravel() if isinstance(values, np.ndarray) else values
+    return arrow.array(flat, kind)
+
+
+def _png(frames: np.ndarray, shown: np.ndarray) -> list[dict[str, Any]]:
+    """The frame of every row as a PNG file, as Hugging Face's image feature stores it."""
+    import imageio.v3 as iio
+
+    files = [iio.imwrite("<bytes>", frame, extension=".png") for frame in frames]
+    return [{"bytes": files[number], "path": None} for number in shown]
+
+
+def _pixels(frames: np.ndarray) -> np.ndarray:
+    """Colours (n, 3) float32 in [0, 1] of some of the frames' pixels."""
+    return frames[:, ::PIXEL_STEP, ::PIXEL_STEP].reshape(-1, 3).astype(np.float32) / 255
+
+
+def _measures(statistics: RunningStatistics, rows: int, name: str) -> dict[str, Any]:
+    """Mean, std, min, max and count; those of an image have its channels as their first axis of three."""
+    measures = statistics.result()
+    if name.startswith(lerobot.IMAGES):
+        measures = {measure: [[[value]] for value in values] for measure, values in measures.items()}
+    return {**measures, "count": [rows]}
+
+
+def _plain(value: Any) -> Any:
+    """A value of an HDF5 attribute as JSON has it."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _tasks_table(tasks: dict[str, int]) -> Any:
+    """The table of instructions, with the index that pandas looks for."""
+    import json
+
+    arrow = lerobot.pyarrow_module("")
+    columns = [("task_index", "int64", "int64"), ("task", "unicode", "object")]
+    described = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+        for name, kind, numpy in columns
+    ]
+    metadata = {"index_columns": ["task"], "column_indexes": [], "columns": described, "pandas_version": "2.0.0"}
+    table = arrow.table({"task_index": list(tasks.values()), "task": list(tasks)})
+    return table.replace_schema_metadata({"pandas": json.dumps(metadata)})

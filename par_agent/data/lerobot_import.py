@@ -1,0 +1,283 @@
+"""Reads a LeRobotDataset v3.0 into a rendered dataset, whatever tool wrote it.
+
+The K rows of an episode become K - 1 control steps: what the last row's action led to was not observed. Frames are
+taken every ``stride`` rows, and at the end. What :mod:`par_agent.data.lerobot_export` wrote is read back as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from par_agent.data import lerobot
+from par_agent.data.conventions import joint_targets
+from par_agent.data.episodes import Episode, write_episode
+from par_agent.data.rendering import RenderSpec, episode_path, frame_steps, summarise
+from par_agent.errors import UserError
+from par_agent.files import cannot_write, claim_folder, only_process, read_json, write_json
+from par_agent.transforms import crop_and_resize
+
+
+@dataclass(frozen=True)
+class LeRobotRequest:
+    """What of a LeRobot dataset to take, and how."""
+
+    stride: int = 8
+    """Rows between stored frames; the chunk length, or a divisor of it for more starting points."""
+    cameras: tuple[str, ...] = ()
+    """Cameras, without `observation.images.`; all if not given."""
+    crop: tuple[int, int, int, int] | None = None
+    """Top, left, height, width in pixels of the images."""
+    size: tuple[int, int] | None = None
+    """Height and width of the stored frames, resized by area averaging."""
+    control_mode: str | None = None
+    """`pd_joint_pos` where actions are target positions of the joints; by the features' names if not given."""
+
+
+class LeRobotFolder:
+    """An existing LeRobotDataset v3.0.
+
+    Raises:
+        UserError: no such dataset, another version, no joint positions or images, or pyarrow is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / lerobot.INFO).is_file():
+            raise UserError(f"{folder} is not a LeRobot dataset (no {lerobot.INFO})")
+        self.info: dict[str, Any] = read_json(folder / lerobot.INFO)
+        version = str(self.info.get("codebase_version"))
+        if not version.startswith("v3."):
+            raise UserError(
+                f"{folder} has the format {version}; expected {lerobot.VERSION}: convert it with LeRobot's own "
+                "convert_dataset_v21_to_v30"
+            )
+        self.features: dict[str, dict[str, Any]] = self.info["features"]
+        kinds = {name: feature["dtype"] for name, feature in self.features.items()}
+        self.cameras = {name.removeprefix(lerobot.IMAGES): name for name in kinds if kinds[name] in ("image", "video")}
+        if lerobot.STATE not in kinds or not self.cameras:
+            raise UserError(f"{folder} lacks {lerobot.STATE} or images; it has the features {', '.join(kinds)}")
+        self.has_actions = lerobot.ACTION in kinds
+        tasks = self._read(folder / lerobot.TASKS)
+        texts = tasks["task" if "task" in tasks.column_names else "__index_level_0__"].to_pylist()
+        self.tasks: dict[int, str] = dict(zip(tasks["task_index"].to_pylist(), texts, strict=True))
+        rows = [row for path in sorted((folder / "meta/episodes").rglob("*.parquet")) for row in self._records(path)]
+        self.episodes = sorted(rows, key=lambda row: int(row["episode_index"]))
+        self.ours: dict[str, Any] | None = None
+        if (folder / lerobot.OURS).is_file():
+            self.ours = read_json(folder / lerobot.OURS)
+
+    def _records(self, path: Path) -> list[dict[str, Any]]:
+        """Rows of the table of episodes, without statistics."""
+        names = lerobot.pyarrow_module("parquet").read_schema(path).names
+        records: list[dict[str, Any]] = self._read(path, [n for n in names if not n.startswith("stats/")]).to_pylist()
+        return records
+
+    def _read(self, path: Path, columns: list[str] | None = None, episode: int | None = None) -> Any:
+        """A table.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        parquet = lerobot.pyarrow_module("parquet")
+        filters = None if episode is None else [("episode_index", "==", episode)]
+        try:
+            return parquet.read_table(path, columns=columns, filters=filters)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} is missing or damaged ({error}); copy or download the dataset again") from None
+
+    def rows(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Columns of an episode: ``state`` (K, P), ``action`` (K, A) or None, ``task``, and images as PNG files."""
+        path = self.info["data_path"].format(
+            chunk_index=record["data/chunk_index"], file_index=record["data/file_index"]
+        )
+        images = [name for name in self.cameras.values() if self.features[name]["dtype"] == "image"]
+        names = [lerobot.STATE, "task_index", "frame_index", *images] + [lerobot.ACTION] * self.has_actions
+        table = self._read(self.folder / path, names, int(record["episode_index"])).sort_by("frame_index")
+        if table.num_rows != record["length"] or table.num_rows < 2:
+            raise UserError(
+                f"{path} holds {table.num_rows} rows of episode {record['episode_index']}; its table of episodes says "
+                f"{record['length']}, and 2 is the least: copy or download the dataset again"
+            )
+        return {
+            "state": _matrix(table[lerobot.STATE]),
+            "action": _matrix(table[lerobot.ACTION]) if self.has_actions else None,
+            "task": self.tasks[table["task_index"][0].as_py()],
+            "images": {name: table[name] for name in images},
+        }
+
+    def control_mode(self) -> str:
+        """``pd_joint_pos`` if the numbers of an action are called like the joints whose targets they are."""
+        joints, actions = (self.features.get(name, {}).get("names") for name in (lerobot.STATE, lerobot.ACTION))
+        if not isinstance(joints, list) or not isinstance(actions, list) or len(actions) < 2:
+            return "unknown"
+        targets = joint_targets("pd_joint_pos", len(actions), len(joints))
+        same = [joints[n] == actions[n] for n, target in enumerate(targets) if target]
+        return "pd_joint_pos" if same and all(same) else "unknown"
+
+
+def import_lerobot(source: LeRobotFolder, out: Path, request: LeRobotRequest) -> RenderSpec:
+    """Writes every episode into a dataset folder; the same call again goes on where it was stopped.
+
+    Raises:
+        UserError: a camera that the dataset lacks, damaged files, a folder of other settings, or a full disk.
+    """
+    spec = make_spec(source, request)
+    if len({record["episode_index"] for record in source.episodes}) != spec.num_episodes:
+        raise UserError(f"{source.folder} lists an episode twice in meta/episodes; copy or download it again")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with only_process(out / ".lock", f"writes into {out}"):
+            begun = any((out / "episodes").glob("*"))
+            claim_folder(out / "spec.json", spec.to_json(), begun=begun, defaults={"recorded": False})
+            frames = {camera: _Frames(source, camera) for camera in spec.cameras}
+            try:
+                for number, record in enumerate(tqdm(source.episodes, desc=f"import {out.name}", unit="episode")):
+                    if not episode_path(out, number).exists():
+                        write_episode(
+                            episode_path(out, number), _episode(source, record, number, spec, request, frames)
+                        )
+            finally:
+                for reader in frames.values():
+                    reader.close()
+            write_json(out / "dataset.json", summarise(out, spec))
+    except OSError as error:
+        raise UserError(cannot_write(out, error)) from error
+    return spec
+
+
+def make_spec(source: LeRobotFolder, request: LeRobotRequest) -> RenderSpec:
+    """The spec of the imported dataset: the original one, where this package exported it.
+
+    Raises:
+        UserError: no episodes, an unknown camera, or another crop for frames that were cropped before.
+    """
+    if not source.episodes:
+        raise UserError(f"{source.folder} holds no episodes")
+    cameras = request.cameras or tuple(source.cameras)
+    if unknown := [camera for camera in cameras if camera not in source.cameras]:
+        raise UserError(f"{source.folder} has no camera {unknown[0]!r}; it has {', '.join(source.cameras)}")
+    if source.ours is not None:
+        if request.crop or request.size:
+            raise UserError(
+                f"{source.folder} holds frames that were cropped and resized before: leave --crop and --size out"
+            )
+        original = RenderSpec.from_json(source.ours["spec"])
+        return dataclasses.replace(original, cameras=request.cameras or original.cameras)
+    return RenderSpec(
+        env_id=str(source.info.get("robot_type") or "unknown"),
+        source=str(source.folder),
+        num_episodes=len(source.episodes),
+        instruction=next(iter(source.tasks.values()), ""),
+        cameras=cameras,
+        crop=request.crop,
+        size=request.size,
+        chunk_length=request.stride,
+        stride=request.stride,
+    )
+
+
+def _episode(
+    source: LeRobotFolder,
+    record: dict[str, Any],
+    number: int,
+    spec: RenderSpec,
+    request: LeRobotRequest,
+    frames: dict[str, _Frames],
+) -> Episode:
+    rows = source.rows(record)
+    steps = frame_steps(len(rows["state"]) - 1, spec.stride, spec.phase)
+    images = {camera: reader.take(record, rows["images"], steps) for camera, reader in frames.items()}
+    if source.ours is None:
+        images = {
+            camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in taken])
+            for camera, taken in images.items()
+        }
+    attributes = {
+        "env_id": spec.env_id,
+        "seed": number,
+        "source": source.folder.name,
+        "source_episode": int(record["episode_index"]),
+        "control_mode": request.control_mode or source.control_mode(),
+    }
+    if source.ours is not None:
+        attributes |= source.ours["episodes"][number]
+    actions = None if rows["action"] is None else rows["action"][:-1]
+    return Episode(images, steps, rows["state"], actions, attributes | {"instruction": rows["task"]})
+
+
+class _Frames:
+    """Frames of one camera; videos are read from their beginning to their end, once."""
+
+    def __init__(self, source: LeRobotFolder, camera: str) -> None:
+        self._source, self._key = source, source.cameras[camera]
+        self._path: Path | None = None
+        self._video: Any = None
+        self._stream: Iterator[np.ndarray] = iter(())
+        self._next = 0
+
+    def take(self, record: dict[str, Any], columns: dict[str, Any], steps: np.ndarray) -> np.ndarray:
+        """Frames (K, H, W, 3) uint8 of rows ``steps``, ascending, of an episode.
+
+        Raises:
+            UserError: a video is missing, damaged or too short.
+        """
+        if self._key in columns:
+            return np.stack([self._image(columns[self._key][int(step)].as_py()) for step in steps])
+        prefix, info = f"videos/{self._key}", self._source.info
+        name = info["video_path"].format(
+            video_key=self._key, chunk_index=record[f"{prefix}/chunk_index"], file_index=record[f"{prefix}/file_index"]
+        )
+        first = round(record[f"{prefix}/from_timestamp"] * info["fps"])
+        return np.stack([self._frame(self._source.folder / name, first + int(step)) for step in steps])
+
+    def _frame(self, path: Path, number: int) -> np.ndarray:
+        if path != self._path or number < self._next:
+            self._open(path)
+        frame = None
+        while self._next <= number:
+            frame = next(self._stream, None)
+            if frame is None:
+                raise UserError(f"{path} ends before its frame {number}; copy or download the dataset again")
+            self._next += 1
+        assert frame is not None
+        return frame
+
+    def _open(self, path: Path) -> None:
+        import imageio.v2 as imageio
+
+        self.close()
+        try:
+            self._video = imageio.get_reader(path, format="ffmpeg")
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path} is missing or damaged ({error}); copy or download the dataset again") from None
+        self._path, self._stream, self._next = path, iter(self._video), 0
+
+    def _image(self, content: dict[str, Any]) -> np.ndarray:
+        import imageio.v3 as iio
+
+        file = io.BytesIO(content["bytes"]) if content["bytes"] else self._source.folder / str(content["path"])
+        try:
+            return np.asarray(iio.imread(file))[..., :3]
+        except (OSError, ValueError) as error:
+            raise UserError(f"an image of {self._key} in {self._source.folder} is damaged ({error})") from None
+
+    def close(self) -> None:
+        """Ends the process that decodes."""
+        if self._video is not None:
+            self._video.close()
+            self._video = self._path = None
+
+
+def _matrix(column: Any) -> np.ndarray:
+    """A column of numbers, or of lists of them, as (K, n) float32."""
+    flat = column.combine_chunks()
+    flat = flat.flatten() if hasattr(flat, "flatten") and flat.type.num_fields else flat
+    return np.asarray(flat, dtype=np.float32).reshape(len(column), -1)

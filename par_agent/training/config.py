@@ -1,0 +1,267 @@
+"""Options of `par-agent finetune`, in the groups that its --help shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from par_agent.errors import UserError
+from par_agent.files import claim_folder
+from par_agent.tasks import TASKS
+
+SETTINGS = "finetune.json"
+"""File of a run's options in its folder; `par-agent finetune --config` reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where the run lives, what it starts from and where it runs."""
+
+    out: Path
+    """Folder of the run; the trained policy ends up in its `policy` folder."""
+    init: Path | None = None
+    """Policy checkpoint to start from (its transforms and frame encoder are kept); from scratch if not given."""
+    vae: Path | None = None
+    """Frozen frame VAE made by `par-agent train-vae`; needed from scratch."""
+    preset: str = "par-mini"
+    """Sizes of a model that starts from scratch."""
+    new_robot: bool = False
+    """With --init: fits action parts and statistics anew, for another robot, camera or crop than the checkpoint's."""
+    foresight: tuple[int, ...] | None = None
+    """Control steps past the chunk whose actions are predicted too, never executed; as in the preset or checkpoint if
+    not given."""
+    seed: int = 0
+    """Fixes initial weights, order and noise."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it runs: on the CPU, or on one GPU per process."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of the loss; weights are float32 in any case. Not given: bfloat16 on cuda, float32 on the CPU."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them: less memory, a third more work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What it trains on."""
+
+    task: tuple[str, ...] = ()
+    """Tasks, short for --data DATA_ROOT/TASK of each."""
+    data: tuple[Path, ...] = ()
+    """Rendered datasets, with actions unless the modality is video."""
+    data_root: Path = Path("data/rendered")
+    """Folder that --task looks in."""
+    weights: tuple[float, ...] = ()
+    """Share of each dataset in a batch; equal if not given."""
+    camera: str = "render_camera"
+    """Camera that the policy sees through."""
+    window: int = 4
+    """Physical tokens per window; a large number for whole episodes, of which short ones then share a window."""
+    cache: bool = True
+    """Keeps the frames' latents on disk, in `variants` copies; otherwise frames are encoded when they are needed."""
+    variants: int = 4
+    """Augmented copies of every frame in the cache, the unchanged one included; without cache every window is one."""
+    shift: int = 6
+    """Largest shift of a copy, pixels; the same for all frames of an episode."""
+    color_jitter: float = 0.0
+    """Largest relative change of a copy's brightness, contrast and saturation, below 1."""
+    skip_corrupt: bool = False
+    """Reads all episodes first and trains without the damaged ones; otherwise the first damaged one is an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsOptions:
+    """What is trained, and which of its weights."""
+
+    modality: Literal["video+action", "video"] = "video+action"
+    """video: frames alone train the frame path alone; --init the result to train a policy on it."""
+    train: Literal["full", "lora", "action"] = "full"
+    """All weights; low-rank adapters, merged into the saved policy; or the action parts over a frozen video model."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: int = 32
+    """Adapters are scaled by this over the rank."""
+    lora_targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
+    """Linear layers that get adapters, by their names inside the blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """What the model is made to do without, and what it is asked to predict."""
+
+    single_step: float = 0.5
+    """Share of steps that see no past at all; the others see a random number of past steps of their window."""
+    past_action_dropout: float = 0.5
+    """Share of past chunks that begin-of-action takes the place of."""
+    proprioception_noise: float = 0.05
+    """Noise on joint positions, in standard deviations of the data."""
+    frame_fraction: float = 0.25
+    """Share of steps that enter the frame loss; 0 leaves it out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationOptions:
+    """How the weights move. A step sees batch size x accumulation x processes windows."""
+
+    steps: int = 3000
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Windows a batch."""
+    accumulation: int = 1
+    """Batches per process whose gradients are averaged into one step: large steps in little memory."""
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.05
+    """Decay of matrices."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.998
+    """Decay of the averaged weights, which are what is saved as the policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordOptions:
+    """What is measured and kept on the way."""
+
+    validate_every: int = 250
+    """Steps between measurements on held-out episodes."""
+    checkpoint_minutes: float = 3.0
+    """Minutes between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that stay."""
+    picture_minutes: float = 10.0
+    """Minutes between pictures of what is predicted of held-out episodes, drawn when next measured."""
+    rollout_every: int = 0
+    """Steps between closed-loop evaluations in simulation, on initial states for development; 0: none."""
+    rollout_states: int = 10
+    """Initial states per task of these evaluations."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to beside TensorBoard; needs wandb."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOptions, DataOptions, RunOptions):
+    """Trains a policy on rendered demonstrations; run the same command again to resume.
+
+    Raises:
+        UserError: an option is out of its range, or two of them contradict each other.
+    """
+
+    def __post_init__(self) -> None:
+        for name, (lowest, highest) in _RANGES.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and lowest <= value <= highest):
+                allowed = f"at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:g}"
+                raise UserError(f"{name} is {value}; it must be {allowed}")
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) == 0:
+                raise UserError(f"{name} is 0; nothing would be learned: it must be above 0")
+        if any(not weight > 0 for weight in self.weights):
+            raise UserError(f"weights are {self.weights}; each must be above 0")
+        self._check_combinations()
+        if self.device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise UserError("device is cuda, but PyTorch finds no CUDA device here; use --device cpu")
+
+    def _check_combinations(self) -> None:
+        if self.train != "full" and self.init is None:
+            raise UserError(f"--train {self.train} keeps weights as they are: give the ones to keep with --init FOLDER")
+        if self.train == "lora" and not self.lora_targets:
+            raise UserError("--train lora without --lora-targets would train nothing")
+        if self.new_robot and self.init is None:
+            raise UserError("--new-robot keeps the video parts of a checkpoint: give it with --init FOLDER")
+        if self.init is not None and self.vae is not None:
+            raise UserError(f"the checkpoint {self.init} brings its own frame encoder: leave --vae out")
+        if self.has_actions:
+            return
+        if self.train == "action" or self.frame_fraction == 0:
+            raise UserError("--modality video trains the frame path alone: no --train action, no --frame-fraction 0")
+        if self.rollout_every:
+            raise UserError("--rollout-every needs a policy that acts; --modality video trains none")
+
+    def folders(self) -> list[Path]:
+        """The datasets to train on.
+
+        Raises:
+            UserError: none were given.
+        """
+        for name in self.task:
+            if name not in TASKS and not (self.data_root / name).is_dir():
+                raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}, or give --data FOLDER")
+        folders = [self.data_root / name for name in self.task] + list(self.data)
+        if not folders:
+            raise UserError("nothing to train on; give --task NAME or --data FOLDER")
+        return folders
+
+    @property
+    def has_actions(self) -> bool:
+        """Whether joint positions and actions are read and predicted."""
+        return self.modality != "video"
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether no weight stays as it was."""
+        return self.train == "full" and self.has_actions
+
+    @property
+    def mixed_precision(self) -> str:
+        """The precision in accelerate's words."""
+        precision = self.precision or ("bfloat16" if self.device == "cuda" else "float32")
+        return {"float32": "no", "bfloat16": "bf16"}[precision]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        return content
+
+    def describe(self) -> str:
+        """All options, as they are printed when a run begins."""
+        words = [f"{name}={_short(value)}" for name, value in self.to_json().items() if name != "out"]
+        lines = textwrap.wrap(", ".join(words), 118, break_long_words=False, break_on_hyphens=False)
+        return "\n  ".join([f"options (in {self.out / SETTINGS}):", *lines])
+
+    def claim(self, begun: bool) -> None:
+        """Writes the options into the run's folder, or checks that it was begun with the same ones.
+
+        Args:
+            begun: whether the folder holds a training checkpoint.
+
+        Raises:
+            UserError: the folder was begun with other options.
+        """
+        defaults = type(self)(out=self.out).to_json()
+        claim_folder(self.out / SETTINGS, self.to_json(), begun=begun, free=_FREE, defaults=defaults)
+
+
+def _short(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+_FREE = (
+    "out",
+    "device",
+    "precision",
+    "gradient_checkpointing",
+    "skip_corrupt",
+    *(option.name for option in dataclasses.fields(RecordOptions)),
+)
+"""Options that may differ when a run is resumed: they do not decide what is trained."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("steps", "batch_size", "accumulation", "window", "variants"), (1, math.inf)),
+    **dict.fromkeys(("validate_every", "keep", "rollout_states", "lora_rank", "lora_alpha"), (1, math.inf)),
+    **dict.fromkeys(
+        ("seed", "shift", "warmup", "checkpoint_minutes", "picture_minutes", "rollout_every"), (0, math.inf)
+    ),
+    **dict.fromkeys(("learning_rate", "clip", "weight_decay", "proprioception_noise"), (0, math.inf)),
+    **dict.fromkeys(("single_step", "past_action_dropout", "frame_fraction", "ema"), (0, 1)),
+}
+"""Lowest and highest value of options that have a range."""

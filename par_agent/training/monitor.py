@@ -1,0 +1,160 @@
+"""What a run shows while it goes on, on the main process: progress bar, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from par_agent.errors import UserError
+from par_agent.training.config import FinetuneConfig
+
+SHOWN_EVERY = 10
+"""Steps between two updates of the losses shown."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimiser step was like."""
+
+    action: float
+    """Action loss, averaged over the step's batches."""
+    frame: float
+    """Frame loss, likewise."""
+    gradient_norm: float
+    """Norm of the averaged gradient before clipping."""
+    learning_rate: float
+    """Rate of the step."""
+    waited: float
+    """Seconds that the main process waited for data."""
+
+
+class Monitor:
+    """Shows one run; a context manager. Does nothing where it is not ``enabled``.
+
+    Args:
+        config: the run's options.
+        start: optimiser steps done before.
+        windows_per_step: windows of one step, of all processes together.
+        enabled: whether this is the main process.
+
+    Raises:
+        UserError: Weights & Biases is asked for and not installed.
+    """
+
+    def __init__(self, config: FinetuneConfig, start: int, windows_per_step: int, enabled: bool) -> None:
+        self._config, self._start, self._windows, self._enabled = config, start, windows_per_step, enabled
+        self._shown: dict[str, str] = {}
+        self._waited, self._since, self._steps = 0.0, time.monotonic(), 0
+
+    def __enter__(self) -> Monitor:
+        config, off = self._config, not self._enabled
+        with contextlib.ExitStack() as stack:
+            bar = tqdm(
+                total=config.steps, initial=self._start, desc="finetune", unit="step", smoothing=0.05, disable=off
+            )
+            self._bar = stack.enter_context(bar)
+            self._writer = self._wandb = None
+            if self._enabled:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=self._start)
+                stack.callback(self._writer.close)
+                if config.wandb is not None:
+                    self._wandb = start_wandb(config, config.wandb)
+                    stack.callback(self._wandb.finish)
+            self._stack = stack.pop_all()
+        self._since = time.monotonic()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def stepped(self, step: int, report: StepReport) -> None:
+        """Shows optimiser step ``step`` (from 0)."""
+        self._bar.update(1)
+        self._waited += report.waited
+        self._steps += 1
+        if step % SHOWN_EVERY:
+            return
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        values = {
+            "action": report.action,
+            "frame": report.frame,
+            "gradient_norm": report.gradient_norm,
+            "learning_rate": report.learning_rate,
+            "samples_per_second": self._steps * self._windows / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        self.log("train", values, step)
+        self._show(
+            action=f"{report.action:.3f}",
+            frame=f"{report.frame:.3f}",
+            rate=f"{values['samples_per_second']:.1f} samples/s",
+            data_wait=f"{values['data_wait']:.0%}",
+        )
+        self._waited, self._since, self._steps = 0.0, time.monotonic(), 0
+
+    def measured(self, step: int, metrics: dict[str, float]) -> None:
+        """Shows measurements on held-out episodes after ``step`` steps."""
+        self.log("validation", metrics, step)
+        shown = {
+            "action_error": ("err", "{:.4f}rad"),
+            "gripper_accuracy": ("grip", "{:.1%}"),
+            "frame_psnr": ("frames", "{:.1f}dB"),
+        }
+        found = {label: text.format(metrics[name]) for name, (label, text) in shown.items() if name in metrics}
+        self._show(**found)
+        self.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+    def rolled_out(self, step: int, success: dict[str, float]) -> None:
+        """Shows success rates of a closed-loop evaluation after ``step`` steps."""
+        self.log("rollout", success, step)
+        self.say(f"step {step}: " + ", ".join(f"{name} {value:.1%}" for name, value in success.items()))
+
+    def log(self, group: str, values: dict[str, float], step: int) -> None:
+        """Logs numbers as ``group/name``."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """Logs an image (H, W, 3) uint8."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(image)}, step=step)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        if self._enabled:
+            self._bar.write(text)
+
+    def _show(self, **values: str) -> None:
+        self._shown |= values
+        self._bar.set_postfix(self._shown)
+
+
+def start_wandb(config: FinetuneConfig, project: str) -> Any:
+    """A run of Weights & Biases that goes on when the run in ``config.out`` does.
+
+    Raises:
+        UserError: wandb is not installed.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs wandb; install it with: pip install 'par-agent[wandb]'") from None
+    identity = hashlib.sha256(str(config.out.resolve()).encode()).hexdigest()[:12]
+    return wandb.init(
+        project=project, name=config.out.name, id=identity, resume="allow", dir=config.out, config=config.to_json()
+    )

@@ -1,0 +1,63 @@
+"""The loss of a batch of windows, with all that makes training harder than acting."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from par_agent.data.windows import Windows
+from par_agent.modeling.par import PARLoss, PARModel
+from par_agent.modeling.text_encoder import TextEncoder
+from par_agent.training.batches import tensors
+from par_agent.training.config import FinetuneConfig
+from par_agent.transforms import Transforms
+
+MOST_STEPS = 48
+"""Windows are placed at random rollout steps below this, so that long rollouts are nothing new."""
+
+
+class Objective(nn.Module):
+    """Model and loss as one module, whose forward accelerate can distribute over processes.
+
+    Args:
+        model: what is trained.
+        transforms: of joint positions and actions; None: videos without either.
+        text_encoder: frozen.
+        config: options of the loss.
+    """
+
+    def __init__(
+        self, model: PARModel, transforms: Transforms | None, text_encoder: TextEncoder, config: FinetuneConfig
+    ) -> None:
+        super().__init__()
+        self.model, self.transforms, self.text_encoder, self.config = model, transforms, text_encoder, config
+
+    def forward(self, windows: Windows, number: int, device: torch.device) -> PARLoss:
+        """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
+        config, shape = self.config, windows.steps.shape
+        generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
+        inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
+        spread = config.proprioception_noise if self.transforms is not None else 0.0
+        noise = torch.randn(inputs.proprioception.shape, generator=generator, device=device)
+        dropped = torch.rand(shape, generator=generator, device=device) < config.past_action_dropout
+        alone = torch.rand(shape, generator=generator, device=device) < config.single_step
+        context = torch.randint(1, config.window + 1, shape, generator=generator, device=device)
+        offset = torch.randint(0, MOST_STEPS, (shape[0], 1), generator=generator, device=device)
+        inputs = dataclasses.replace(
+            inputs,
+            proprioception=inputs.proprioception + spread * noise,
+            actions_known=inputs.actions_known & ~dropped,
+        )
+        if config.frame_fraction == 0:
+            targets = dataclasses.replace(targets, latents=None)
+        return self.model.loss(
+            features,
+            inputs,
+            offset + torch.arange(shape[1], device=device),
+            targets,
+            context=torch.where(alone, 1, context).minimum(windows.visible.to(device)),
+            frame_fraction=config.frame_fraction,
+            generator=generator,
+        )

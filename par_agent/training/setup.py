@@ -1,0 +1,166 @@
+"""What a run trains and what it trains on: loaded, checked and ready."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from par_agent.checkpoint import Acting, Checkpoint, make_text_encoder
+from par_agent.data.augmentation import Augmentation
+from par_agent.data.conventions import check_conventions, check_frames, fit_transforms
+from par_agent.data.episodes import RenderedDataset
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSource, LatentSpec, cached_latents, file_hash
+from par_agent.data.videos import VideoIndex
+from par_agent.data.windows import MixedSampler, WindowSampler
+from par_agent.errors import UserError
+from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
+from par_agent.modeling.par import PARModel
+from par_agent.modeling.presets import preset
+from par_agent.modeling.text_encoder import TextEncoder
+from par_agent.modeling.weights import find_weights
+from par_agent.tasks import TASKS
+from par_agent.training.config import FinetuneConfig
+from par_agent.training.trainable import choose_weights
+from par_agent.transforms import Transforms
+
+
+@dataclass
+class Setup:
+    """A model and its data."""
+
+    model: PARModel
+    encoder: FrameEncoder
+    transforms: Transforms | None
+    """None: videos, and a model that was trained on no actions either."""
+    text_encoder: TextEncoder
+    acting: Acting
+    """How the policy acts: as the one that the run starts from."""
+    train: MixedSampler
+    held_out: list[WindowSampler]
+    base: str | None
+    """Hash of the weights that the run starts from, where some of them stay as they are and are not in its checkpoints.
+    """
+
+
+def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
+    """Loads or makes the model, and opens the data (computing latents that are missing, on ``device``).
+
+    Raises:
+        UserError: data that does not fit the model, a checkpoint that is damaged, an instruction without features, an
+            unknown LoRA target.
+    """
+    torch.manual_seed(config.seed)
+    datasets = [RenderedDataset(folder, skip_corrupt=config.skip_corrupt) for folder in config.folders()]
+    start, encoder_folder = _start(config)
+    indices, transforms = _index(config, datasets, start)
+    model = start.model
+    if config.has_actions and transforms is not None:
+        model = _for_robot(model, transforms, fresh=config.new_robot)
+    choose_weights(model, config, fresh_actions=start.transforms is None)
+    for instruction in sorted({text for index in indices for text in index.instructions}):
+        start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
+    shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
+    digest = file_hash(find_weights(encoder_folder))
+    augmentation = Augmentation(config.shift, config.color_jitter)
+    spec = LatentSpec(config.camera, digest, shape, config.variants, augmentation)
+    encoder = start.encoder.to(device)
+    latents = [_latents(index, spec, encoder, config.cache) for index in indices]
+    splits = [index.split() for index in indices]
+    train = [
+        WindowSampler(index, source, split[0], config.window, config.seed + number)
+        for number, (index, source, split) in enumerate(zip(indices, latents, splits, strict=True))
+    ]
+    held = [
+        WindowSampler(index, source, split[1], config.window, config.seed)
+        for index, source, split in zip(indices, latents, splits, strict=True)
+    ]
+    mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
+    base = None
+    if config.init is not None and not config.trains_all:
+        base = file_hash(find_weights(config.init))
+    return Setup(model, encoder, transforms, start.text_encoder, start.acting, mixed, held, base)
+
+
+def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
+    """The model to begin with and its frozen parts, and the folder of its frame encoder.
+
+    A model whose action parts are random, from scratch or on imported video weights, has no transforms.
+    """
+    if config.init is not None:
+        loaded = Checkpoint.load(config.init)
+        loaded.model = _with_foresight(loaded.model.train(), config.foresight)
+        loaded.transforms = None if config.new_robot else loaded.transforms
+        return loaded, config.init / "frame_encoder"
+    if config.vae is None:
+        raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
+    encoder = load_frame_encoder(config.vae)
+    model = _with_foresight(PARModel(preset(config.preset)), config.foresight)
+    return Checkpoint(model, encoder, None, make_text_encoder(model.config)), config.vae
+
+
+def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARModel:
+    """The same weights predicting other actions beside the chunk; None: as it was."""
+    if foresight is None or foresight == model.config.action.foresight:
+        return model
+    action = dataclasses.replace(model.config.action, foresight=foresight)
+    changed = PARModel(dataclasses.replace(model.config, action=action))
+    changed.load_state_dict(model.state_dict())
+    return changed
+
+
+def _index(
+    config: FinetuneConfig, datasets: list[RenderedDataset], start: Checkpoint
+) -> tuple[Sequence[EpisodeIndex], Transforms | None]:
+    """What the datasets hold, and the transforms to read it with.
+
+    These are the checkpoint's own where it was trained on actions before; else they are fitted to the data. A model
+    that was only trained on videos has none.
+    """
+    action, name = start.model.config.action, f"the checkpoint {config.init}"
+    if start.transforms is not None and config.camera != start.transforms.camera:
+        raise UserError(f"--camera {config.camera}: {name} sees through {start.transforms.camera}")
+    if not config.has_actions:
+        if not start.model.config.imagination:
+            raise UserError(f"{start.model.config.name} has no frame path, which is all that videos can train")
+        sizes = (action.proprioception_size, action.action_size, action.chunk_length, action.targets)
+        videos = [VideoIndex(dataset, *sizes) for dataset in datasets]
+        if start.transforms is not None:
+            check_frames(videos, start.transforms, name)
+        return videos, start.transforms
+    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
+    fitted = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+    if start.transforms is None:
+        return indices, fitted
+    check_conventions(indices, start.transforms, name)
+    return indices, start.transforms.with_foresight_of(fitted, action.chunk_length)
+
+
+def _for_robot(model: PARModel, transforms: Transforms, *, fresh: bool) -> PARModel:
+    """The model with action parts of the data's sizes; new ones if they differ or ``fresh`` ones are wanted."""
+    sizes = transforms.action_size, transforms.proprioception_size
+    action = model.config.action
+    same = sizes == (action.action_size, action.proprioception_size)
+    return model if same and not fresh else model.for_robot(*sizes)
+
+
+def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache: bool) -> LatentSource:
+    """Where windows of a dataset get their latents from."""
+
+    def encode(frames: Tensor) -> Tensor:
+        return encoder.encode(frames.to(next(encoder.parameters()).device))
+
+    return CachedLatents(cached_latents(index, spec, encode)) if cache else EncodedFrames(index, spec, encode)
+
+
+def _image_size(dataset: RenderedDataset, camera: str) -> tuple[int, int] | None:
+    """Full image size of a camera where the task registry knows it."""
+    for spec in TASKS.values():
+        if spec.env_id == dataset.spec["env_id"] and camera == spec.camera:
+            return spec.image_size
+    return None

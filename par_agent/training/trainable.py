@@ -1,0 +1,112 @@
+"""Which weights are trained: all, the action parts over a frozen video model, or low-rank adapters (Hu et al. 2021).
+
+Adapters are peft's own layers, put into the model in place. A layer ``y = W x`` becomes ``y = W x + (alpha / r) B A x``
+with ``A`` (r, in) and ``B`` (out, r); a policy is always saved with them merged: ``W + (alpha / r) B A``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from par_agent.errors import UserError
+from par_agent.files import atomic_path, write_json
+from par_agent.modeling.par import PARModel
+from par_agent.training.config import FinetuneConfig
+
+ACTION_PARTS = ("action_tokenizer", "action_detokenizer")
+"""Modules of a model that only actions pass through."""
+_BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+_PEFT_PREFIX = "base_model.model."
+
+
+def choose_weights(model: PARModel, config: FinetuneConfig, *, fresh_actions: bool) -> None:
+    """Marks the weights that ``config`` trains and freezes all others; puts adapters into the model where asked.
+
+    Args:
+        model: changed in place.
+        config: ``train``, ``modality`` and the options of LoRA.
+        fresh_actions: the action parts are random (a model from scratch, or imported video weights): LoRA trains them
+            in full, since there is nothing to adapt.
+
+    Raises:
+        UserError: an unknown target of LoRA, or peft is not installed.
+    """
+    video = not config.has_actions
+    if config.train == "full":
+        in_full = tuple(name for name, _ in model.named_children() if not (video and name in ACTION_PARTS))
+    else:
+        in_full = ACTION_PARTS if config.train == "action" or (fresh_actions and not video) else ()
+    if config.train == "lora":
+        _add_adapters(model, config, skipped=ACTION_PARTS if video or fresh_actions else ())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(in_full) or ".lora_" in name)
+
+
+def adapter_targets(model: PARModel) -> dict[str, list[str]]:
+    """Linear layers of the model's blocks, by what they are called inside a block: qkv, proj, fc1, fc2, …"""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".blocks." in name:
+            found[name.rpartition(".")[2]].append(name)
+    return dict(found)
+
+
+def _add_adapters(model: PARModel, config: FinetuneConfig, skipped: tuple[str, ...]) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError("--train lora needs peft; install it with: pip install 'par-agent[lora]'") from None
+    targets = adapter_targets(model)
+    if unknown := [target for target in config.lora_targets if target not in targets]:
+        raise UserError(f"unknown LoRA target {unknown[0]!r}; {model.config.name} has {', '.join(sorted(targets))}")
+    names = [name for target in config.lora_targets for name in targets[target] if not name.startswith(skipped)]
+    adapters = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=names)
+    inject_adapter_in_model(adapters, model)
+
+
+def merged(tensors: dict[str, Tensor], config: FinetuneConfig) -> dict[str, Tensor]:
+    """Weights of the plain model: those of a model with adapters, each adapter added to its layer."""
+    scale, plain = config.lora_alpha / config.lora_rank, {}
+    for name, value in tensors.items():
+        layer, is_base, kind = name.partition(_BASE)
+        if is_base and kind == "weight":
+            value = value + scale * tensors[layer + _B] @ tensors[layer + _A]
+        if ".lora_" not in name:
+            plain[name.replace(_BASE, ".")] = value
+    return plain
+
+
+def save_adapter(folder: Path, tensors: dict[str, Tensor], config: FinetuneConfig) -> None:
+    """Writes trained weights alone, in peft's layout: ``PeftModel.from_pretrained(model, folder)`` reads them.
+
+    Args:
+        folder: where to.
+        tensors: the trained weights, as they are called in the model with adapters.
+        config: the options of LoRA.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    layers = sorted(name.removesuffix(_A) for name in tensors if name.endswith(_A))
+    parts = sorted({name.split(".")[0] for name in tensors if ".lora_" not in name})
+    named = {_PEFT_PREFIX + name.replace(".default.", "."): value for name, value in tensors.items()}
+    content: dict[str, Any] = {
+        "peft_type": "LORA",
+        "r": config.lora_rank,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": layers,
+        "modules_to_save": parts or None,
+        "base_model_name_or_path": str(config.init),
+    }
+    with atomic_path(folder / "adapter_model.safetensors") as temporary:
+        try:
+            save_file({name: value.detach().cpu().contiguous() for name, value in named.items()}, temporary)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+    write_json(folder / "adapter_config.json", content)

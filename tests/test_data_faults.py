@@ -1,0 +1,170 @@
+"""Data that training must not start on: damaged episodes, missing instructions, another robot's arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from par_agent.data.augmentation import Augmentation
+from par_agent.data.conventions import check_conventions, fit_transforms, joint_targets
+from par_agent.data.episodes import RenderedDataset, read_episode
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents
+from par_agent.data.windows import WindowSampler
+from par_agent.errors import UserError
+from tiny import LENGTH, tiny_dataset, tiny_transforms
+
+SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=2, augmentation=Augmentation(1))
+
+
+def pixels(frames: torch.Tensor) -> torch.Tensor:
+    """An encoder whose latents are the pixels."""
+    return frames.permute(0, 3, 1, 2).float()
+
+
+def episode(folder: Path, number: int) -> Path:
+    return folder / "episodes" / f"episode_{number:06d}.h5"
+
+
+def damage_frames(path: Path) -> None:
+    """Changes bytes in the middle of a compressed frame, as a bad disk would; the file can still be opened."""
+    with h5py.File(path, "r") as file:
+        place = file["frames/render_camera"].id.get_chunk_info(1)
+    content = bytearray(path.read_bytes())
+    middle = place.byte_offset + place.size // 2
+    content[middle : middle + 8] = bytes(255 - value for value in content[middle : middle + 8])
+    path.write_bytes(content)
+
+
+def change(path: Path, name: str, values: np.ndarray) -> None:
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file[name] = values
+
+
+def test_a_damaged_episode_in_the_middle_is_named_with_the_flag_that_skips_it(tmp_path: Path) -> None:
+    index = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path)), LENGTH)
+    damage_frames(episode(tmp_path, 3))
+    with pytest.raises(UserError, match=r"episode_000003\.h5 is damaged .*--skip-corrupt"):
+        cached_latents(index, SPEC, pixels)
+    frames = EncodedFrames(index, SPEC, pixels)
+    windows = WindowSampler(index, frames, list(range(6)), 1, seed=0)
+    with pytest.raises(UserError, match=r"episode_000003\.h5 is damaged"):
+        windows.sample(0, len(windows))
+
+
+def test_skipping_leaves_out_the_damaged_ones_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tiny_dataset(tmp_path)
+    whole = EpisodeIndex(RenderedDataset(tmp_path), LENGTH)
+    cached_latents(whole, SPEC, pixels)
+    damage_frames(episode(tmp_path, 3))
+    episode(tmp_path, 5).write_bytes(episode(tmp_path, 5).read_bytes()[:900])
+    dataset = RenderedDataset(tmp_path, skip_corrupt=True)
+    assert [path.name[-4] for path in dataset.skipped] == ["3", "5"] and len(dataset) == 4
+    assert "episode_000003.h5 is damaged" in "".join(capsys.readouterr())
+    index = EpisodeIndex(dataset, LENGTH)
+    latents = cached_latents(index, SPEC, pixels)
+    assert latents.shape[1] == index.num_frames < whole.num_frames
+    assert len(list((tmp_path / "latents").glob("*.npy"))) == 2, "the cache of all episodes is another file"
+    sampler = WindowSampler(index, CachedLatents(latents), list(range(4)), 1, seed=0)
+    windows = sampler.sample(0, len(sampler), augment=False)
+    for row, name in enumerate(windows.episodes):
+        frames = read_episode(tmp_path / "episodes" / name.split("/")[1]).frames["render_camera"]
+        step = int(windows.steps[row, 0])
+        assert torch.equal(windows.latents[row, 0], pixels(torch.from_numpy(frames[step : step + 1]))[0])
+
+
+def test_a_dataset_of_damaged_episodes_alone_is_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        damage_frames(episode(tiny_dataset(tmp_path, episodes=3) if number == 0 else tmp_path, number))
+    with pytest.raises(UserError, match="every one of its 3 episodes is damaged"):
+        RenderedDataset(tmp_path, skip_corrupt=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("actions", np.zeros((3, 8), np.float32), "3 actions and 8 joint positions; expected one position more"),
+        ("actions", np.full((7, 8), np.nan, np.float32), "actions hold NaN"),
+        ("proprioception", np.full((8, 9), np.inf, np.float32), "proprioception hold NaN or infinity"),
+        ("frame_steps", np.array([0, 4, 9], np.int32), r"frames at control steps \[0, 4, 9\] of 7"),
+        ("frame_steps", np.array([4, 0, 7], np.int32), "frames at control steps"),
+        ("frame_steps", np.array([0, 7], np.int32), "3 frames of render_camera at 2 control steps"),
+    ],
+)
+def test_arrays_that_do_not_fit_one_another_are_refused(
+    tmp_path: Path, name: str, values: np.ndarray, message: str
+) -> None:
+    dataset = RenderedDataset(tiny_dataset(tmp_path))
+    change(episode(tmp_path, 2), name, values)
+    with pytest.raises(UserError, match=rf"episode_000002\.h5 is damaged \({message}"):
+        EpisodeIndex(dataset, LENGTH)
+
+
+@pytest.mark.parametrize("text", [None, "", "  "])
+def test_an_episode_without_instruction_is_named(tmp_path: Path, text: str | None) -> None:
+    dataset = RenderedDataset(tiny_dataset(tmp_path))
+    with h5py.File(episode(tmp_path, 4), "a") as file:
+        del file.attrs["instruction"]
+        if text is not None:
+            file.attrs["instruction"] = text
+    with pytest.raises(UserError, match=r"episode_000004\.h5 holds no language instruction.*--instruction TEXT"):
+        EpisodeIndex(dataset, LENGTH)
+
+
+def test_another_robots_episode_in_the_middle_is_named(tmp_path: Path) -> None:
+    dataset = RenderedDataset(tiny_dataset(tmp_path))
+    change(episode(tmp_path, 2), "actions", np.zeros((7, 6), np.float32))
+    with pytest.raises(UserError, match=r"episode_000002\.h5 has 6 numbers per action .* before it\s+have 8 and 9"):
+        EpisodeIndex(dataset, LENGTH)
+
+
+def test_episodes_shorter_than_a_chunk_are_refused(tmp_path: Path) -> None:
+    index = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path, episodes=2, stride=10)), 10)
+    with pytest.raises(UserError, match=r"no episode of .* is as long as one chunk"):
+        fit_transforms([index], "render_camera", None)
+
+
+def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path, episodes=1)
+    episode(tmp_path, 0).unlink()
+    summary = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(summary | {"num_episodes": 0}))
+    with pytest.raises(UserError, match="holds no episodes"):
+        RenderedDataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "joints", "expected"),
+    [
+        ("pd_joint_pos", 8, 9, "jjjjjjjg"),  # Panda: two fingers, one command
+        ("pd_joint_pos", 7, 12, "jjjjjjg"),  # xArm6 with its many-jointed gripper
+        ("pd_joint_pos", 6, 6, "jjjjjj"),  # SO100: the gripper is a joint like the others
+        ("pd_ee_delta_pose", 7, 9, "ggggggg"),
+        ("pd_joint_pos", 4, 2, "gggg"),
+    ],
+)
+def test_joint_targets_follow_from_the_controller(mode: str, size: int, joints: int, expected: str) -> None:
+    assert joint_targets(mode, size, joints) == tuple(letter == "j" for letter in expected)
+
+
+@pytest.mark.parametrize(
+    ("change_to", "message"),
+    [
+        ({"crop": (0, 0, 16, 16)}, r"rendered with crop \[4, 8, 16, 16\]; the policy .* --crop 0 0 16 16"),
+        ({"relative": (True,) * 6}, "has 8 numbers per action, the policy was trained with 6: another robot"),
+        ({"proprioception_mean": (0.0,) * 6}, "has 9 joint positions, the policy was trained with 6"),
+        ({"relative": (False,) * 8}, "are pd_joint_pos; the policy was trained with another controller"),
+    ],
+)
+def test_data_unlike_the_checkpoints_is_refused(tmp_path: Path, change_to: dict, message: str) -> None:
+    index = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path)), LENGTH)
+    check_conventions([index], tiny_transforms(), "the policy")
+    with pytest.raises(UserError, match=message):
+        check_conventions([index], dataclasses.replace(tiny_transforms(), **change_to), "the policy")

@@ -1,0 +1,98 @@
+"""Windows longer than episodes: packed without much padding, and no step sees another episode."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from par_agent.data.episodes import RenderedDataset, read_episode
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.latents import CachedLatents
+from par_agent.data.windows import Piece, WindowSampler, pack_episodes
+from par_agent.errors import UserError
+from tiny import LENGTH, tiny_dataset, tiny_features, tiny_inputs, tiny_model
+
+
+def sampler(folder: Path, window: int, episodes: int = 12, stride: int = LENGTH) -> WindowSampler:
+    index = EpisodeIndex(RenderedDataset(tiny_dataset(folder, episodes, stride)), LENGTH)
+    rows = np.arange(index.num_frames, dtype=np.float32).reshape(1, -1, 1, 1, 1)
+    return WindowSampler(index, CachedLatents(rows), list(range(episodes)), window, seed=0)
+
+
+@pytest.mark.parametrize("lengths", [[9, 14, 8, 12, 3, 1, 13], [4] * 7, [1, 1, 1], [15]])
+def test_packing_keeps_every_step_once_and_in_order(lengths: list[int]) -> None:
+    windows = pack_episodes(enumerate(lengths), 16)
+    assert [sum(piece.length for piece in window) for window in windows[:-1]] == [16] * (len(windows) - 1)
+    steps = [(piece.episode, step) for window in windows for piece in window for step in range(*_span(piece))]
+    assert steps == [(number, step) for number, length in enumerate(lengths) for step in range(length)]
+
+
+def _span(piece: Piece) -> tuple[int, int]:
+    return piece.first, piece.first + piece.length
+
+
+@pytest.mark.parametrize("stride", [LENGTH, LENGTH // 2])
+def test_a_packed_window_holds_its_episodes_one_after_the_other(tmp_path: Path, stride: int) -> None:
+    source = sampler(tmp_path, window=7, stride=stride)
+    windows = source.sample(0, len(source))
+    assert len({name for names in windows.episodes for name in names.split("+")}) == 12
+    for row, names in enumerate(windows.episodes):
+        starts = (windows.visible[row] == 1) & (windows.weights[row].sum(-1) > 0)
+        assert int(starts.sum()) == len(names.split("+"))
+        for name in names.split("+"):
+            episode = read_episode(tmp_path / "episodes" / name.split("/")[1])
+            assert windows.instructions[row] == episode.attributes["instruction"]
+
+
+def test_packed_steps_are_those_of_the_episodes_alone(tmp_path: Path) -> None:
+    packed, alone = sampler(tmp_path, window=8), sampler(tmp_path / "again", window=1)
+    whole = packed.sample(0, len(packed), augment=False)
+    single = alone.sample(0, len(alone), augment=False)
+    used = whole.weights.sum(-1) > 0
+    assert int(used.sum()) == len(single.steps)
+    order = [whole.latents[used].flatten().argsort(), single.latents.flatten().argsort()]
+    for name in ("next_latents", "positions", "before", "before_known", "after", "weights", "steps"):
+        a, b = getattr(whole, name)[used][order[0]], getattr(single, name)[:, 0][order[1]]
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+def test_padding_of_long_windows_stays_small(tmp_path: Path) -> None:
+    long = sampler(tmp_path, window=20, episodes=200)
+    windows = long.sample(0, len(long))
+    share = (windows.weights.sum(-1) == 0).float().mean().item()
+    assert long.padding == pytest.approx(share) and share < 0.1
+
+
+@pytest.mark.parametrize("stride", [LENGTH, LENGTH // 2])
+def test_every_epoch_packs_in_another_order_and_misses_no_episode(tmp_path: Path, stride: int) -> None:
+    source = sampler(tmp_path, window=9, stride=stride)
+    epochs = [source.sample(epoch * len(source), len(source)) for epoch in range(3)]
+    orders = ["+".join(sorted(windows.episodes)) for windows in epochs]
+    assert len(set(orders)) == 3
+    for windows in epochs:
+        assert len({name for names in windows.episodes for name in names.split("+")}) == 12
+        if stride == LENGTH:
+            assert int((windows.weights.sum(-1) > 0).sum()) == sum(source.index.boundaries)
+
+
+def test_no_step_of_a_packed_window_depends_on_the_other_episode() -> None:
+    model, inputs = tiny_model(), tiny_inputs(2, 5)
+    steps = torch.arange(5).expand(2, 5)
+    visible = torch.tensor([[1, 2, 1, 2, 3], [1, 2, 3, 1, 2]])
+    changed = dataclasses.replace(inputs, latents=inputs.latents.clone(), actions=inputs.actions.clone())
+    changed.latents[0, :2] += 1
+    changed.actions[1, :3] += 1
+    before = model(tiny_features(2), inputs, steps, visible)
+    after = model(tiny_features(2), changed, steps, visible)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a[0, 2:], b[0, 2:]) and torch.equal(a[1, 3:], b[1, 3:])
+        assert not torch.equal(a[0, :2], b[0, :2])
+
+
+def test_a_window_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="window is 0; it must be at least 1"):
+        sampler(tmp_path, window=0)
