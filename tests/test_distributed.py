@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from par_agent.errors import UserError
 from par_agent.files import read_json
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.config import FinetuneConfig
@@ -59,6 +60,12 @@ def test_two_processes_learn_what_one_learns_with_twice_the_accumulation(tmp_pat
     assert [state["batches"] for state in states] == [2 * STEPS, 2 * STEPS]
     assert output.count(f"step {STEPS}: ") == 1  # the main process alone measures and prints
     assert len(list((both.out / "tensorboard").iterdir())) == 1
+
+
+def test_deepspeed_is_refused_with_what_to_use_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"FSDP shards the same: .*fsdp_version: 2"):
+        finetune(FinetuneConfig(out=tmp_path))
 
 
 @pytest.mark.slow

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from par_agent import PARPolicy
+from par_agent.cli import main
 from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.finetune import FinetuneConfig, finetune
@@ -65,9 +71,9 @@ def test_interrupted_run_equals_an_uninterrupted_one(config: FinetuneConfig, tmp
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     finetune(whole)
     process = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 120
-    while latest_checkpoint(config.out / "checkpoints") is None:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
+    last = config.out / "checkpoints" / f"step_{random.randrange(1, 20):08d}"
+    while (latest_checkpoint(config.out / "checkpoints") or Path()) < last:
+        assert process.poll() is None, process.communicate()[0].decode()
         time.sleep(0.005)
     process.send_signal(stop)
     process.communicate()
@@ -129,8 +135,30 @@ def test_another_configuration_in_the_same_folder_is_refused(config: FinetuneCon
         finetune(dataclasses.replace(config, learning_rate=0.5))
 
 
-def test_exploding_training_stops_and_names_the_episodes(config: FinetuneConfig) -> None:
-    with pytest.raises(UserError, match=r"the gradient is (nan|inf) at step \d+; episodes data/episode_0000"):
+def spoil(data: Path, number: int, factor: float) -> None:
+    """Multiplies an episode's actions."""
+    with h5py.File(data / "episodes" / f"episode_{number:06d}.h5", "r+") as file:
+        file["actions"][...] = file["actions"][...] * factor
+
+
+@pytest.mark.parametrize(("factor", "loss"), [(math.nan, "nan"), (1e6, r"[\d.]+e\+1\d")])
+def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpoint(
+    config: FinetuneConfig, factor: float, loss: str
+) -> None:
+    spoil(config.data[0], 7, factor)
+    config = dataclasses.replace(config, steps=50, accumulation=3, learning_rate=1e-5)
+    with pytest.raises(UserError, match=rf"broke down at step \d+: the loss is {loss}.*--init .*run/policy") as error:
+        finetune(config)
+    named = re.findall(r"data/episode_\d+", str(error.value))
+    assert "data/episode_000007" in named and len(named) <= config.batch_size  # one batch of three is at fault
+    for name in ("model", "ema"):
+        found = latest_checkpoint(config.out / "checkpoints")
+        if found is not None:  # the episode may come in the first step
+            assert all(value.isfinite().all() for value in load_file(found / f"{name}.safetensors").values())
+
+
+def test_weights_that_explode_stop_the_training(config: FinetuneConfig) -> None:
+    with pytest.raises(UserError, match=r"broke down at step \d+: .*episodes data/episode_0000.*checkpoint is intact"):
         finetune(dataclasses.replace(config, learning_rate=1e30, clip=1e30, steps=30, warmup=1))
 
 
@@ -153,3 +181,21 @@ def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch
     monkeypatch.setattr(module, "save_file", real)
     finetune(config)
     assert latest_checkpoint(config.out / "checkpoints").name == "step_00000006"  # type: ignore[union-attr]
+
+
+def test_a_disk_that_fills_up_while_the_policy_is_written_stops_with_a_message_and_the_run_goes_on_later(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import par_agent.modeling.pretrained as module
+
+    def full(*args: Any, **options: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", full)
+        assert main(command(config)[3:]) == 2
+    message = r"cannot write below .*run: .*No space left on device.*run the same command"
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(config.out.rglob("*.tmp")) and not (config.out / "policy" / "model.safetensors").exists()
+    assert main(command(config)[3:]) == 0
+    assert (config.out / "policy" / "model.safetensors").exists()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 PACKAGES = ("torch", "numpy", "mani_skill", "sapien", "mplib", "gymnasium", "diffusers", "accelerate", "safetensors")
-OPTIONAL_PACKAGES = ("transformers", "torchvision")
+OPTIONAL_PACKAGES = ("transformers", "peft", "wandb", "torchvision")
 SETUP = "make setup"
 
 

@@ -2,13 +2,67 @@
 
 from __future__ import annotations
 
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from par_agent.data.episodes import RenderedDataset
+from par_agent.errors import UserError
+from par_agent.files import cannot_write
+from par_agent.tasks import TASKS
 from par_agent.training.finetune import FinetuneConfig, finetune
+from par_agent.training.loop import Rollouts
 
 __all__ = ["FinetuneConfig", "main"]
+
+DEVELOPMENT_SEED = 555000
+"""First environment seed of the initial states that policies are developed on; the protocol's stay untouched."""
 
 
 def main(config: FinetuneConfig) -> int:
     """Trains and says where the policy is."""
-    finetune(config)
+    rollouts = make_rollouts(config) if config.rollout_every else None
+    try:
+        finetune(config, rollouts)
+    except OSError as error:
+        raise UserError(cannot_write(config.out, error)) from error
     print(f"trained policy: {config.out / 'policy'}")
     return 0
+
+
+def make_rollouts(config: FinetuneConfig) -> Rollouts:
+    """Closed-loop evaluation by the benchmark's own harness, on initial states for development.
+
+    Raises:
+        UserError: a dataset is not of a task that the benchmark knows.
+    """
+    from par_agent.evaluation.policies import PolicySource
+    from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+
+    tasks = tuple(dict.fromkeys(_task_of(folder) for folder in config.folders()))
+
+    def rollouts(policy: Path) -> dict[str, float]:
+        run = RunConfig(
+            tasks=tasks,
+            policy=PolicySource(str(policy)),
+            out=config.out / "rollouts",
+            states=config.rollout_states,
+            state_seed=DEVELOPMENT_SEED,
+            policy_seeds=1,
+            workers=len(os.sched_getaffinity(0)),
+        )
+        successes = defaultdict(list)
+        for record in BenchmarkRun(run).run(on_start=lambda found: None, on_record=lambda record: None):
+            successes[record["task"]].append(float(record["success_once"]))
+        return {task: sum(values) / len(values) for task, values in successes.items()}
+
+    return rollouts
+
+
+def _task_of(folder: Path) -> str:
+    """Name of the task that a dataset's episodes are of."""
+    env_id = RenderedDataset(folder).spec["env_id"]
+    for name, spec in TASKS.items():
+        if spec.env_id == env_id:
+            return name
+    raise UserError(f"{folder} holds episodes of {env_id}, which --rollout-every cannot evaluate; leave it out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,21 +68,31 @@ def fit_transforms(indices: list[EpisodeIndex], camera: str, image_size: tuple[i
     )
 
 
-def check_conventions(indices: list[EpisodeIndex], transforms: Transforms, checkpoint: str) -> None:
+def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkpoint: str) -> None:
+    """Compares datasets' frames with those that a checkpoint was trained with; its name is for the message.
+
+    Raises:
+        UserError: another crop or size.
+    """
+    for index in indices:
+        for name in ("crop", "size"):
+            wanted, found = getattr(transforms, name), index.dataset.spec[name]
+            if _tuple(found) != wanted:
+                raise UserError(
+                    f"{index.dataset.folder} was rendered with {name} {found}; {checkpoint} was trained with {wanted}: "
+                    f"render it again with --{name} {' '.join(map(str, wanted or ()))}"
+                )
+
+
+def check_conventions(indices: Sequence[EpisodeIndex], transforms: Transforms, checkpoint: str) -> None:
     """Compares datasets with the conventions that a checkpoint was trained with; its name is for the message.
 
     Raises:
         UserError: another crop or size, action size, number of joints or controller.
     """
+    check_frames(indices, transforms, checkpoint)
     for index in indices:
-        folder, spec = index.dataset.folder, index.dataset.spec
-        for name in ("crop", "size"):
-            wanted, found = getattr(transforms, name), spec[name]
-            if _tuple(found) != wanted:
-                raise UserError(
-                    f"{folder} was rendered with {name} {found}; {checkpoint} was trained with {wanted}: render it "
-                    f"again with --{name} {' '.join(map(str, wanted or ()))}"
-                )
+        folder = index.dataset.folder
         sizes = {
             "numbers per action": (index.action_size, transforms.action_size),
             "joint positions": (index.joint_count, transforms.proprioception_size),

@@ -49,8 +49,9 @@ class PhysicalTokens:
 class Targets:
     """What teacher forcing compares the predictions with."""
 
-    actions: Tensor
-    """(B, N, T, A) normalised actions after each frame: the chunk executed, then those of the model's foresight."""
+    actions: Tensor | None
+    """(B, N, T, A) normalised actions after each frame: the chunk executed, then those of the model's foresight; None:
+    no action loss."""
     action_weights: Tensor
     """(B, N, T) float; 0 for padding."""
     latents: Tensor | None
@@ -66,7 +67,7 @@ class PARLoss:
     total: Tensor
     """Frame loss plus action loss, equal weights (paper section 4.3)."""
     action: Tensor
-    """Diffusion loss of the chunks."""
+    """Diffusion loss of the chunks; 0 without actions."""
     frame: Tensor
     """Diffusion loss of the next frames' masked patches; 0 without frames."""
 
@@ -250,20 +251,24 @@ class PARModel(nn.Module):
         ``frame_fraction`` of the steps, at least one, enter the frame loss: its expectation is that of all steps.
         """
         z_frame, z_action = self(features, inputs, steps, context)
-        if isinstance(self.action_detokenizer, RegressionHead):
-            action = regression_loss(self.action_detokenizer(z_action), targets.actions, targets.action_weights)
-        else:
-            action = action_loss(
-                self.action_detokenizer,
-                z_action.flatten(0, 1),
-                targets.actions.flatten(0, 1).float(),
-                targets.action_weights.flatten(0, 1),
-                noise_process(self.config.action.diffusion),
-                self.config.noise_samples,
-                generator,
-            )
+        action = self._action_loss(z_action, targets, generator)
         frame = self._frame_loss(z_frame, targets, frame_fraction, generator)
         return PARLoss(action + frame, action, frame)
+
+    def _action_loss(self, z_action: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
+        if targets.actions is None:
+            return z_action.new_zeros(())
+        if isinstance(self.action_detokenizer, RegressionHead):
+            return regression_loss(self.action_detokenizer(z_action), targets.actions, targets.action_weights)
+        return action_loss(
+            self.action_detokenizer,
+            z_action.flatten(0, 1),
+            targets.actions.flatten(0, 1).float(),
+            targets.action_weights.flatten(0, 1),
+            noise_process(self.config.action.diffusion),
+            self.config.noise_samples,
+            generator,
+        )
 
     def _frame_loss(
         self, z_frame: Tensor, targets: Targets, fraction: float, generator: torch.Generator | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +52,7 @@ class DataOptions:
     task: tuple[str, ...] = ()
     """Tasks, short for --data DATA_ROOT/TASK of each."""
     data: tuple[Path, ...] = ()
-    """Rendered datasets with actions."""
+    """Rendered datasets, with actions unless the modality is video."""
     data_root: Path = Path("data/rendered")
     """Folder that --task looks in."""
     weights: tuple[float, ...] = ()
@@ -74,8 +75,10 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
-    """Which weights are trained."""
+    """What is trained, and which of its weights."""
 
+    modality: Literal["video+action", "video"] = "video+action"
+    """video: frames alone train the frame path alone; --init the result to train a policy on it."""
     train: Literal["full", "lora", "action"] = "full"
     """All weights; low-rank adapters, merged into the saved policy; or the action parts over a frozen video model."""
     lora_rank: int = 16
@@ -132,6 +135,14 @@ class RecordOptions:
     """Minutes between checkpoints."""
     keep: int = 2
     """Newest checkpoints that stay."""
+    picture_minutes: float = 10.0
+    """Minutes between pictures of what is predicted of held-out episodes, drawn when next measured."""
+    rollout_every: int = 0
+    """Steps between closed-loop evaluations in simulation, on initial states for development; 0: none."""
+    rollout_states: int = 10
+    """Initial states per task of these evaluations."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to beside TensorBoard; needs wandb."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +164,14 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
                 raise UserError(f"{name} is 0; nothing would be learned: it must be above 0")
         if any(not weight > 0 for weight in self.weights):
             raise UserError(f"weights are {self.weights}; each must be above 0")
+        self._check_combinations()
+        if self.device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise UserError("device is cuda, but PyTorch finds no CUDA device here; use --device cpu")
+
+    def _check_combinations(self) -> None:
         if self.train != "full" and self.init is None:
             raise UserError(f"--train {self.train} keeps weights as they are: give the ones to keep with --init FOLDER")
         if self.train == "lora" and not self.lora_targets:
@@ -161,11 +180,12 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
             raise UserError("--new-robot keeps the video parts of a checkpoint: give it with --init FOLDER")
         if self.init is not None and self.vae is not None:
             raise UserError(f"the checkpoint {self.init} brings its own frame encoder: leave --vae out")
-        if self.device == "cuda":
-            import torch
-
-            if not torch.cuda.is_available():
-                raise UserError("device is cuda, but PyTorch finds no CUDA device here; use --device cpu")
+        if self.has_actions:
+            return
+        if self.train == "action" or self.frame_fraction == 0:
+            raise UserError("--modality video trains the frame path alone: no --train action, no --frame-fraction 0")
+        if self.rollout_every:
+            raise UserError("--rollout-every needs a policy that acts; --modality video trains none")
 
     def folders(self) -> list[Path]:
         """The datasets to train on.
@@ -182,6 +202,16 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
         return folders
 
     @property
+    def has_actions(self) -> bool:
+        """Whether joint positions and actions are read and predicted."""
+        return self.modality != "video"
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether no weight stays as it was."""
+        return self.train == "full" and self.has_actions
+
+    @property
     def mixed_precision(self) -> str:
         """The precision in accelerate's words."""
         precision = self.precision or ("bfloat16" if self.device == "cuda" else "float32")
@@ -191,6 +221,12 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
         """As plain JSON types."""
         content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         return content
+
+    def describe(self) -> str:
+        """All options, as they are printed when a run begins."""
+        words = [f"{name}={_short(value)}" for name, value in self.to_json().items() if name != "out"]
+        lines = textwrap.wrap(", ".join(words), 118, break_long_words=False, break_on_hyphens=False)
+        return "\n  ".join([f"options (in {self.out / SETTINGS}):", *lines])
 
     def claim(self, begun: bool) -> None:
         """Writes the options into the run's folder, or checks that it was begun with the same ones.
@@ -205,6 +241,10 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
         claim_folder(self.out / SETTINGS, self.to_json(), begun=begun, free=_FREE, defaults=defaults)
 
 
+def _short(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 _FREE = (
     "out",
     "device",
@@ -217,8 +257,10 @@ _FREE = (
 
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "batch_size", "accumulation", "window", "variants"), (1, math.inf)),
-    **dict.fromkeys(("validate_every", "keep", "lora_rank", "lora_alpha"), (1, math.inf)),
-    **dict.fromkeys(("seed", "shift", "warmup", "checkpoint_minutes"), (0, math.inf)),
+    **dict.fromkeys(("validate_every", "keep", "rollout_states", "lora_rank", "lora_alpha"), (1, math.inf)),
+    **dict.fromkeys(
+        ("seed", "shift", "warmup", "checkpoint_minutes", "picture_minutes", "rollout_every"), (0, math.inf)
+    ),
     **dict.fromkeys(("learning_rate", "clip", "weight_decay", "proprioception_noise"), (0, math.inf)),
     **dict.fromkeys(("single_step", "past_action_dropout", "frame_fraction", "ema"), (0, 1)),
 }

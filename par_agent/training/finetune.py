@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 
 from par_agent.checkpoint import Checkpoint
+from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.config import FinetuneConfig
-from par_agent.training.loop import Training
+from par_agent.training.loop import Rollouts, Training
 from par_agent.training.setup import prepare
 
 __all__ = ["FinetuneConfig", "finetune"]
@@ -19,20 +26,27 @@ LONGEST_WAIT = timedelta(hours=12)
 """How long processes wait for the main one, which alone computes latents and measures."""
 
 
-def finetune(config: FinetuneConfig) -> Checkpoint:
+def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkpoint:
     """Runs or resumes training; returns the trained policy's checkpoint, which is also in ``config.out / "policy"``.
 
     Started by `torchrun` or `accelerate launch`, it trains on all of their processes; only the main one writes.
 
+    Args:
+        config: the run's options.
+        rollouts: closed-loop evaluation of the policy in a folder; needed if ``config.rollout_every`` is not 0.
+
     Raises:
-        UserError: data that does not fit the model, a run folder of other options, a gradient that is not finite, a
-            full disk.
+        UserError: data that does not fit the model, a run folder of other options, a loss that explodes or is not
+            finite, a full disk.
     """
+    if config.rollout_every and rollouts is None:
+        raise UserError("rollout_every is for `par-agent finetune`; from Python also give finetune() its rollouts")
     accelerator = make_accelerator(config)
+    accelerator.print(config.describe())
     with accelerator.main_process_first():
         config.claim(begun=latest_checkpoint(config.out / "checkpoints") is not None)
         setup = prepare(config, accelerator.device)
-    training = Training(config, setup, accelerator)
+    training = Training(config, setup, accelerator, rollouts)
     training.resume()
     training.run()
     policy = training.policy()
@@ -42,8 +56,17 @@ def finetune(config: FinetuneConfig) -> Checkpoint:
 
 
 def make_accelerator(config: FinetuneConfig) -> Accelerator:
-    """This process's place among all, its device and its arithmetic."""
-    return Accelerator(
+    """This process's place among all, its device and its arithmetic.
+
+    Raises:
+        UserError: the processes were started in a way that this training does not support.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise UserError(
+            "DeepSpeed keeps weights and checkpoints in ways of its own, which could not be resumed here; FSDP shards "
+            "the same: `distributed_type: FSDP` with `fsdp_version: 2` in accelerate's configuration file"
+        )
+    accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation),
@@ -52,3 +75,6 @@ def make_accelerator(config: FinetuneConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         ],
     )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("FSDP's first version is not supported: put `fsdp_version: 2` into accelerate's file")
+    return accelerator

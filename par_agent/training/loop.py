@@ -1,4 +1,4 @@
-"""The training loop: steps, measurements on held-out episodes, checkpoints.
+"""The training loop: steps, checkpoints, and measurements on held-out episodes.
 
 An optimiser step averages the gradients of ``processes x accumulation`` batches. Batches are numbered, and a batch
 and its noise follow from its number and the run's seed alone: which process computes it, and when, changes nothing.
@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from par_agent.checkpoint import Checkpoint
@@ -30,15 +31,20 @@ from par_agent.training.monitor import Monitor, StepReport
 from par_agent.training.objective import Objective
 from par_agent.training.optimisation import (
     EMA,
-    broken_gradient,
     learning_rate,
     make_optimizer,
     set_learning_rate,
     trained_weights,
 )
+from par_agent.training.pictures import draw
 from par_agent.training.setup import Setup
 from par_agent.training.trainable import merged, save_adapter
-from par_agent.training.validation import validate
+from par_agent.training.validation import predict_episode, validate
+
+EXPLODED = 100.0
+"""A loss this many times the running mean of those before ends a run: no step is made with it."""
+SMALL = 0.1
+"""A running mean below this counts as this: what stands out of so little is no explosion."""
 
 
 @dataclass
@@ -49,6 +55,10 @@ class Progress:
     """Optimiser steps done."""
     batches: int = 0
     """Batches drawn, by all processes together."""
+    loss: float | None = None
+    """Running mean of the loss, which an exploding one is told by."""
+    best: float | None = None
+    """Lowest error measured on held-out episodes so far."""
     base: str | None = None
     """Hash of the weights that the run started from, where checkpoints do not hold them."""
 
@@ -59,15 +69,29 @@ class Progress:
         return cls(**{"batches": state["step"], **{name: state[name] for name in known if name in state}})
 
 
-class Training:
-    """One run: the model that accelerate has wrapped, its optimiser, its averaged weights, and how far it is."""
+Rollouts = Callable[[Path], dict[str, float]]
+"""Rolls out the policy in a folder; returns numbers to log, such as success rates."""
 
-    def __init__(self, config: FinetuneConfig, setup: Setup, accelerator: Accelerator) -> None:
-        self.config, self.setup, self.accelerator = config, setup, accelerator
+
+class Training:
+    """One run: the model that accelerate has wrapped, its optimiser, its averaged weights, and how far it is.
+
+    Args:
+        config: the run's options.
+        setup: model and data; the model is changed in place.
+        accelerator: where it runs.
+        rollouts: closed-loop evaluation, done on the main process every ``config.rollout_every`` steps.
+    """
+
+    def __init__(
+        self, config: FinetuneConfig, setup: Setup, accelerator: Accelerator, rollouts: Rollouts | None = None
+    ) -> None:
+        self.config, self.setup, self.accelerator, self._rollouts = config, setup, accelerator, rollouts
         model = setup.model.to(accelerator.device)
         model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.set_gradient_checkpointing(config.gradient_checkpointing)
-        objective = Objective(model, setup.transforms, setup.text_encoder, config)
+        transforms = setup.transforms if config.has_actions else None
+        objective = Objective(model, transforms, setup.text_encoder, config)
         optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
         self.objective: nn.Module
         self.optimizer: torch.optim.Optimizer
@@ -76,7 +100,7 @@ class Training:
         self.average = EMA(self.model, config.ema)
         self.progress = Progress(base=setup.base)
         self.checkpoints: Path = config.out / "checkpoints"
-        self._saved = time.monotonic()
+        self._saved, self._drawn = time.monotonic(), -math.inf
 
     @property
     def batches_per_step(self) -> int:
@@ -103,7 +127,7 @@ class Training:
         """Trains up to the last step.
 
         Raises:
-            UserError: the gradient is not finite, or the disk is full; the last checkpoint is intact.
+            UserError: the loss explodes or is not finite, or the disk is full; the last checkpoint is intact.
         """
         config, progress = self.config, self.progress
         batches, windows = self._batches(), self.batches_per_step * config.batch_size
@@ -116,6 +140,8 @@ class Training:
                     self._validate(monitor)
                 if due or last:
                     self._save()
+                if config.rollout_every and (progress.step % config.rollout_every == 0 or last):
+                    self._roll_out(monitor)
 
     def policy(self) -> Checkpoint:
         """The averaged model as a policy's parts; with FSDP every process has to call this."""
@@ -126,7 +152,7 @@ class Training:
         model.load_state_dict(merged(tensors, config), assign=True)
         model.eval().requires_grad_(False)
         trained = {"steps": self.progress.step, "options": config.to_json()}
-        return Checkpoint(model, setup.encoder, setup.transforms, setup.text_encoder, trained=trained)
+        return Checkpoint(model, setup.encoder, setup.transforms, setup.text_encoder, setup.acting, trained)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -146,7 +172,7 @@ class Training:
         rate = learning_rate(progress.step, config.steps, config.warmup, config.learning_rate)
         set_learning_rate(self.optimizer, rate)
         losses, waited = torch.zeros(2, device=accelerator.device), 0.0
-        episodes: list[str] = []
+        seen: list[tuple[Tensor, tuple[str, ...]]] = []
         for _ in range(config.accumulation):
             before = time.monotonic()
             number, windows = next(batches)
@@ -155,11 +181,14 @@ class Training:
                 loss = self.objective(windows, number, accelerator.device)
                 accelerator.backward(loss.total)
             losses += torch.stack([loss.action, loss.frame]).detach() / config.accumulation
-            episodes += windows.episodes
+            seen.append((loss.total.detach(), windows.episodes))
         norm = float(whole(accelerator.clip_grad_norm_(self.objective.parameters(), config.clip)))
         action, frame, due = self._agree(losses)
-        if not math.isfinite(norm):
-            raise broken_gradient(norm, f"at step {progress.step}; episodes {', '.join(episodes)}")
+        total = action + frame
+        limit = math.inf if progress.loss is None else EXPLODED * max(progress.loss, SMALL)
+        if not (math.isfinite(norm) and total <= limit):
+            raise self._broken_down(total, norm, limit, seen)
+        progress.loss = total if progress.loss is None else progress.loss + 0.02 * (total - progress.loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, progress.step)
@@ -174,11 +203,56 @@ class Training:
         action, frame, due_share = self.accelerator.reduce(torch.cat([losses, due]), "mean").tolist()
         return action, frame, due_share > 0
 
+    def _broken_down(
+        self, loss: float, norm: float, limit: float, seen: list[tuple[Tensor, tuple[str, ...]]]
+    ) -> UserError:
+        """What to tell the user of a step that must not be made; every process has to call this.
+
+        Names the episodes of the batches whose own loss is at fault, or else of the whole step.
+        """
+        faulty = [names for value, names in seen if not float(value) <= limit]
+        named = gather_object(faulty) or gather_object([names for _, names in seen])
+        episodes = ", ".join(sorted({name for names in named for name in names}))
+        return UserError(
+            f"training broke down at step {self.progress.step}: the loss is {loss:.4g}, the gradient's norm "
+            f"{norm:.4g}; episodes {episodes}. The last checkpoint is intact. Look at these episodes, or go on from "
+            f"--init {self.config.out / 'policy'} with a lower --learning-rate and another --out"
+        )
+
     def _validate(self, monitor: Monitor) -> None:
-        """Measures the averaged model on held-out episodes, on the main process."""
+        """Measures the averaged model on held-out episodes, keeps it if it is the best so far, and draws a picture."""
+        config, progress, policy = self.config, self.progress, self.policy()
+        if not self.accelerator.is_main_process:
+            return
+        options = {"device": self.accelerator.device, "actions": config.has_actions}
+        metrics = validate(policy, self.setup.held_out, **options)
+        monitor.measured(progress.step, metrics)
+        error = metrics["action_error"] if config.has_actions else -metrics["frame_psnr"]
+        if progress.best is None or error < progress.best:
+            progress.best = error
+            policy.trained["held_out"] = metrics
+            policy.save(config.out / "policy-best")
+        if time.monotonic() - self._drawn >= 60 * config.picture_minutes:
+            episodes = [predict_episode(policy, sampler, **options) for sampler in self.setup.held_out]
+            image = draw(episodes, config.out / "pictures" / f"step_{progress.step:08d}.png")
+            monitor.picture("held_out", image, progress.step)
+            self._drawn = time.monotonic()
+
+    def _roll_out(self, monitor: Monitor) -> None:
+        """Evaluates the averaged model in simulation; a failure there does not end the training."""
         policy = self.policy()
-        if self.accelerator.is_main_process:
-            monitor.measured(self.progress.step, validate(policy, self.setup.held_out, self.accelerator.device))
+        if not self.accelerator.is_main_process or self._rollouts is None:
+            return
+        policy.save(self.config.out / "policy")
+        try:
+            metrics = self._rollouts(self.config.out / "policy")
+        except UserError as error:
+            monitor.say(f"step {self.progress.step}: no rollouts: {error}")
+            return
+        monitor.log("rollout", metrics, self.progress.step)
+        monitor.say(
+            f"step {self.progress.step}: " + ", ".join(f"{name} {value:.1%}" for name, value in metrics.items())
+        )
 
     def _save(self) -> None:
         """Writes a checkpoint and the policy so far."""
@@ -197,5 +271,5 @@ class Training:
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         """Tensors of a checkpoint: a part of the model alone, where the rest stays as it is in --init."""
-        model = self.model.state_dict() if self.config.train == "full" else trained_weights(self.model)
+        model = self.model.state_dict() if self.config.trains_all else trained_weights(self.model)
         return {"model": model, "ema": self.average.tensors}

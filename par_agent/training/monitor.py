@@ -1,13 +1,17 @@
-"""What a run shows while it goes on: progress bar and TensorBoard, on the main process."""
+"""What a run shows while it goes on, on the main process: progress bar, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from par_agent.errors import UserError
 from par_agent.training.config import FinetuneConfig
 
 SHOWN_EVERY = 10
@@ -31,7 +35,17 @@ class StepReport:
 
 
 class Monitor:
-    """Progress bar and TensorBoard of one run; a context manager. Does nothing where it is not ``enabled``."""
+    """Shows one run; a context manager. Does nothing where it is not ``enabled``.
+
+    Args:
+        config: the run's options.
+        start: optimiser steps done before.
+        windows_per_step: windows of one step, of all processes together.
+        enabled: whether this is the main process.
+
+    Raises:
+        UserError: Weights & Biases is asked for and not installed.
+    """
 
     def __init__(self, config: FinetuneConfig, start: int, windows_per_step: int, enabled: bool) -> None:
         self._config, self._start, self._windows, self._enabled = config, start, windows_per_step, enabled
@@ -39,23 +53,22 @@ class Monitor:
         self._waited, self._since, self._steps = 0.0, time.monotonic(), 0
 
     def __enter__(self) -> Monitor:
-        config = self._config
-        self._stack = contextlib.ExitStack()
-        bar = tqdm(
-            total=config.steps,
-            initial=self._start,
-            desc="finetune",
-            unit="step",
-            smoothing=0.05,
-            disable=not self._enabled,
-        )
-        self._bar = self._stack.enter_context(bar)
-        self._writer = None
-        if self._enabled:
-            from torch.utils.tensorboard import SummaryWriter
+        config, off = self._config, not self._enabled
+        with contextlib.ExitStack() as stack:
+            bar = tqdm(
+                total=config.steps, initial=self._start, desc="finetune", unit="step", smoothing=0.05, disable=off
+            )
+            self._bar = stack.enter_context(bar)
+            self._writer = self._wandb = None
+            if self._enabled:
+                from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=self._start)
-            self._writer = self._stack.enter_context(writer)
+                self._writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=self._start)
+                stack.callback(self._writer.close)
+                if config.wandb is not None:
+                    self._wandb = start_wandb(config, config.wandb)
+                    stack.callback(self._wandb.finish)
+            self._stack = stack.pop_all()
         self._since = time.monotonic()
         return self
 
@@ -90,15 +103,36 @@ class Monitor:
     def measured(self, step: int, metrics: dict[str, float]) -> None:
         """Shows measurements on held-out episodes after ``step`` steps."""
         self.log("validation", metrics, step)
-        shown = {"action_error": "err={:.4f}rad", "gripper_accuracy": "grip={:.1%}"}
-        self._show(**{name: text.format(metrics[name]) for name, text in shown.items() if name in metrics})
+        shown = {
+            "action_error": ("err", "{:.4f}rad"),
+            "gripper_accuracy": ("grip", "{:.1%}"),
+            "frame_psnr": ("frames", "{:.1f}dB"),
+        }
+        found = {label: text.format(metrics[name]) for name, (label, text) in shown.items() if name in metrics}
+        self._show(**found)
         self.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
+    def rolled_out(self, step: int, success: dict[str, float]) -> None:
+        """Shows success rates of a closed-loop evaluation after ``step`` steps."""
+        self.log("rollout", success, step)
+        self.say(f"step {step}: " + ", ".join(f"{name} {value:.1%}" for name, value in success.items()))
+
     def log(self, group: str, values: dict[str, float], step: int) -> None:
-        """Writes numbers to TensorBoard, as ``group/name``."""
+        """Logs numbers as ``group/name``."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """Logs an image (H, W, 3) uint8."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(image)}, step=step)
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
@@ -108,3 +142,19 @@ class Monitor:
     def _show(self, **values: str) -> None:
         self._shown |= values
         self._bar.set_postfix(self._shown)
+
+
+def start_wandb(config: FinetuneConfig, project: str) -> Any:
+    """A run of Weights & Biases that goes on when the run in ``config.out`` does.
+
+    Raises:
+        UserError: wandb is not installed.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs wandb; install it with: pip install 'par-agent[wandb]'") from None
+    identity = hashlib.sha256(str(config.out.resolve()).encode()).hexdigest()[:12]
+    return wandb.init(
+        project=project, name=config.out.name, id=identity, resume="allow", dir=config.out, config=config.to_json()
+    )

@@ -19,10 +19,17 @@ MOST_STEPS = 48
 
 
 class Objective(nn.Module):
-    """Model and loss as one module, whose forward accelerate can distribute over processes."""
+    """Model and loss as one module, whose forward accelerate can distribute over processes.
+
+    Args:
+        model: what is trained.
+        transforms: of joint positions and actions; None: videos without either.
+        text_encoder: frozen.
+        config: options of the loss.
+    """
 
     def __init__(
-        self, model: PARModel, transforms: Transforms, text_encoder: TextEncoder, config: FinetuneConfig
+        self, model: PARModel, transforms: Transforms | None, text_encoder: TextEncoder, config: FinetuneConfig
     ) -> None:
         super().__init__()
         self.model, self.transforms, self.text_encoder, self.config = model, transforms, text_encoder, config
@@ -32,6 +39,7 @@ class Objective(nn.Module):
         config, shape = self.config, windows.steps.shape
         generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
         inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
+        spread = config.proprioception_noise if self.transforms is not None else 0.0
         noise = torch.randn(inputs.proprioception.shape, generator=generator, device=device)
         dropped = torch.rand(shape, generator=generator, device=device) < config.past_action_dropout
         alone = torch.rand(shape, generator=generator, device=device) < config.single_step
@@ -39,7 +47,7 @@ class Objective(nn.Module):
         offset = torch.randint(0, MOST_STEPS, (shape[0], 1), generator=generator, device=device)
         inputs = dataclasses.replace(
             inputs,
-            proprioception=inputs.proprioception + config.proprioception_noise * noise,
+            proprioception=inputs.proprioception + spread * noise,
             actions_known=inputs.actions_known & ~dropped,
         )
         if config.frame_fraction == 0:

@@ -62,14 +62,9 @@ def clip_and_step(module: nn.Module, optimizer: torch.optim.Optimizer, max_norm:
     """
     norm = float(nn.utils.clip_grad_norm_(module.parameters(), max_norm))
     if not math.isfinite(norm):
-        raise broken_gradient(norm, where)
+        raise UserError(
+            f"the gradient is {norm} {where}; the last checkpoint is intact: lower --learning-rate, or look at the data"
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
-
-
-def broken_gradient(norm: float, where: str) -> UserError:
-    """What to tell the user of a gradient that is NaN or infinite."""
-    return UserError(
-        f"the gradient is {norm} {where}; the last checkpoint is intact: lower --learning-rate, or look at the data"
-    )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from par_agent.checkpoint import Checkpoint, make_text_encoder
+from par_agent.checkpoint import Acting, Checkpoint, make_text_encoder
 from par_agent.data.augmentation import Augmentation
-from par_agent.data.conventions import check_conventions, fit_transforms
+from par_agent.data.conventions import check_conventions, check_frames, fit_transforms
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSource, LatentSpec, cached_latents, file_hash
+from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
@@ -34,8 +36,11 @@ class Setup:
 
     model: PARModel
     encoder: FrameEncoder
-    transforms: Transforms
+    transforms: Transforms | None
+    """None: videos, and a model that was trained on no actions either."""
     text_encoder: TextEncoder
+    acting: Acting
+    """How the policy acts: as the one that the run starts from."""
     train: MixedSampler
     held_out: list[WindowSampler]
     base: str | None
@@ -53,17 +58,17 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     torch.manual_seed(config.seed)
     datasets = [RenderedDataset(folder, skip_corrupt=config.skip_corrupt) for folder in config.folders()]
     start, encoder_folder = _start(config)
-    action = start.model.config.action
-    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
-    transforms = _transforms(config, indices, start)
-    model = _for_robot(start.model, transforms, fresh=config.new_robot)
+    indices, transforms = _index(config, datasets, start)
+    model = start.model
+    if config.has_actions and transforms is not None:
+        model = _for_robot(model, transforms, fresh=config.new_robot)
     choose_weights(model, config, fresh_actions=start.transforms is None)
     for instruction in sorted({text for index in indices for text in index.instructions}):
         start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
     digest = file_hash(find_weights(encoder_folder))
     augmentation = Augmentation(config.shift, config.color_jitter)
-    spec = LatentSpec(transforms.camera, digest, shape, config.variants, augmentation)
+    spec = LatentSpec(config.camera, digest, shape, config.variants, augmentation)
     encoder = start.encoder.to(device)
     latents = [_latents(index, spec, encoder, config.cache) for index in indices]
     splits = [index.split() for index in indices]
@@ -77,9 +82,9 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     ]
     mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
     base = None
-    if config.init is not None and config.train != "full":
+    if config.init is not None and not config.trains_all:
         base = file_hash(find_weights(config.init))
-    return Setup(model, encoder, transforms, start.text_encoder, mixed, held, base)
+    return Setup(model, encoder, transforms, start.text_encoder, start.acting, mixed, held, base)
 
 
 def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
@@ -109,6 +114,33 @@ def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARMo
     return changed
 
 
+def _index(
+    config: FinetuneConfig, datasets: list[RenderedDataset], start: Checkpoint
+) -> tuple[Sequence[EpisodeIndex], Transforms | None]:
+    """What the datasets hold, and the transforms to read it with.
+
+    These are the checkpoint's own where it was trained on actions before; else they are fitted to the data. A model
+    that was only trained on videos has none.
+    """
+    action, name = start.model.config.action, f"the checkpoint {config.init}"
+    if start.transforms is not None and config.camera != start.transforms.camera:
+        raise UserError(f"--camera {config.camera}: {name} sees through {start.transforms.camera}")
+    if not config.has_actions:
+        if not start.model.config.imagination:
+            raise UserError(f"{start.model.config.name} has no frame path, which is all that videos can train")
+        sizes = (action.proprioception_size, action.action_size, action.chunk_length, action.targets)
+        videos = [VideoIndex(dataset, *sizes) for dataset in datasets]
+        if start.transforms is not None:
+            check_frames(videos, start.transforms, name)
+        return videos, start.transforms
+    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
+    fitted = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+    if start.transforms is None:
+        return indices, fitted
+    check_conventions(indices, start.transforms, name)
+    return indices, start.transforms.with_foresight_of(fitted, action.chunk_length)
+
+
 def _for_robot(model: PARModel, transforms: Transforms, *, fresh: bool) -> PARModel:
     """The model with action parts of the data's sizes; new ones if they differ or ``fresh`` ones are wanted."""
     sizes = transforms.action_size, transforms.proprioception_size
@@ -124,19 +156,6 @@ def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache
         return encoder.encode(frames.to(next(encoder.parameters()).device))
 
     return CachedLatents(cached_latents(index, spec, encode)) if cache else EncodedFrames(index, spec, encode)
-
-
-def _transforms(config: FinetuneConfig, indices: list[EpisodeIndex], start: Checkpoint) -> Transforms:
-    """The checkpoint's own transforms, where it was trained on actions before; else fitted to the data."""
-    fitted = fit_transforms(indices, config.camera, _image_size(indices[0].dataset, config.camera))
-    if start.transforms is None:
-        return fitted
-    if config.camera != start.transforms.camera:
-        raise UserError(
-            f"--camera {config.camera}: the checkpoint {config.init} sees through {start.transforms.camera}"
-        )
-    check_conventions(indices, start.transforms, f"the checkpoint {config.init}")
-    return start.transforms.with_foresight_of(fitted, start.model.config.action.chunk_length)
 
 
 def _image_size(dataset: RenderedDataset, camera: str) -> tuple[int, int] | None:

@@ -30,25 +30,22 @@ def choose_weights(model: PARModel, config: FinetuneConfig, *, fresh_actions: bo
 
     Args:
         model: changed in place.
-        config: ``train`` and the options of LoRA.
+        config: ``train``, ``modality`` and the options of LoRA.
         fresh_actions: the action parts are random (a model from scratch, or imported video weights): LoRA trains them
             in full, since there is nothing to adapt.
 
     Raises:
         UserError: an unknown target of LoRA, or peft is not installed.
     """
-    in_full = _parts_in_full(config, fresh_actions)
-    if config.train == "lora":
-        _add_adapters(model, config, in_full)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(in_full is None or name.startswith(in_full) or ".lora_" in name)
-
-
-def _parts_in_full(config: FinetuneConfig, fresh_actions: bool) -> tuple[str, ...] | None:
-    """Modules that are trained in full; None: the whole model."""
+    video = not config.has_actions
     if config.train == "full":
-        return None
-    return ACTION_PARTS if config.train == "action" or fresh_actions else ()
+        in_full = tuple(name for name, _ in model.named_children() if not (video and name in ACTION_PARTS))
+    else:
+        in_full = ACTION_PARTS if config.train == "action" or (fresh_actions and not video) else ()
+    if config.train == "lora":
+        _add_adapters(model, config, skipped=ACTION_PARTS if video or fresh_actions else ())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(in_full) or ".lora_" in name)
 
 
 def adapter_targets(model: PARModel) -> dict[str, list[str]]:
@@ -60,7 +57,7 @@ def adapter_targets(model: PARModel) -> dict[str, list[str]]:
     return dict(found)
 
 
-def _add_adapters(model: PARModel, config: FinetuneConfig, in_full: tuple[str, ...] | None) -> None:
+def _add_adapters(model: PARModel, config: FinetuneConfig, skipped: tuple[str, ...]) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -68,7 +65,7 @@ def _add_adapters(model: PARModel, config: FinetuneConfig, in_full: tuple[str, .
     targets = adapter_targets(model)
     if unknown := [target for target in config.lora_targets if target not in targets]:
         raise UserError(f"unknown LoRA target {unknown[0]!r}; {model.config.name} has {', '.join(sorted(targets))}")
-    names = [name for target in config.lora_targets for name in targets[target] if not name.startswith(in_full or ())]
+    names = [name for target in config.lora_targets for name in targets[target] if not name.startswith(skipped)]
     adapters = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=names)
     inject_adapter_in_model(adapters, model)
 

@@ -1,64 +1,173 @@
-"""Measurements on held-out episodes."""
+"""Measurements on held-out episodes, and what is predicted of one of them from its beginning to its end.
+
+Letters: B windows, N steps, L actions a chunk, A numbers per action, F frame tokens, D width, K chunk boundaries of an
+episode, H x W pixels a frame.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from par_agent.checkpoint import Checkpoint
 from par_agent.data.windows import Windows, WindowSampler, concatenate
+from par_agent.modeling.generation import RandomNoise
 from par_agent.training.batches import tensors
+from par_agent.training.vae import psnr
 
 WINDOWS = 16
 """Windows measured per dataset, spread over its held-out episodes."""
+FRAMES = 8
+"""Frames drawn per dataset, which cost far more than actions; as many are shown of an episode."""
+LONGEST = 16
+"""Windows of an episode that are shown at most."""
 
 
-def validate(policy: Checkpoint, samplers: list[WindowSampler], device: torch.device) -> dict[str, float]:
-    """Errors of the deterministic policy that sees one step, averaged over datasets.
+def validate(
+    policy: Checkpoint, samplers: list[WindowSampler], device: torch.device, *, actions: bool = True
+) -> dict[str, float]:
+    """Errors of the deterministic policy that sees one step (a model of videos sees all), averaged over datasets.
+
+    Args:
+        policy: what to measure.
+        samplers: the datasets' held-out episodes.
+        device: where the policy is.
+        actions: whether the windows hold actions.
 
     Returns:
-        ``action_error`` (mean absolute joint error in radians), ``shuffled_error``, the action error with the frames of
-        another window, which stays as low as ``action_error`` if the policy does not look, both also per dataset; and
-        for a robot with a gripper command ``gripper_accuracy`` (share of actions that open or close as demonstrated).
+        ``action_error`` (mean absolute joint error in radians) and ``shuffled_error``, the same with the frames of
+        another window, which stays as low if the policy does not look, both also per dataset; of a robot with a gripper
+        ``gripper_accuracy``, the share of actions that open or close it as demonstrated; of a model with a frame path
+        ``frame_psnr``, how close predicted next frames are to the true ones as the frame encoder shows them, in dB, and
+        ``still_psnr``, how close the frames before are to them, which is to be beaten.
     """
-    assert policy.transforms is not None
-    joints = torch.tensor(policy.transforms.relative)
-    grippers = ~joints & joints.any()  # a controller without joint targets has no gripper command that is known
-    metrics = {"action_error": 0.0, "shuffled_error": 0.0} | ({"gripper_accuracy": 0.0} if grippers.any() else {})
+    metrics: dict[str, float] = {}
     for sampler in samplers:
-        numbers = torch.linspace(0, len(sampler) - 1, min(WINDOWS, len(sampler))).long().tolist()
-        windows = concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
-        length = policy.model.config.action.chunk_length
-        mask, true = windows.weights[:, :, :length] > 0, windows.after[:, :, :length]
-        actions = _predict(policy, windows, device)
-        other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
-        blind = _predict(policy, other, device)
-        error = _error(actions, true, mask, ~grippers)
-        metrics["action_error"] += error / len(samplers)
-        if grippers.any():
-            agree = (actions > 0) == (true > 0)
-            metrics["gripper_accuracy"] += agree[mask][:, grippers].float().mean().item() / len(samplers)
-        confused = _error(blind, true, mask, ~grippers)
-        metrics["shuffled_error"] += confused / len(samplers)
-        name = sampler.index.dataset.folder.name
-        metrics |= {f"action_error/{name}": error, f"shuffled_error/{name}": confused}
+        found = _measure(policy, sampler, device, actions)
+        for name, value in found.items():
+            metrics[name] = metrics.get(name, 0.0) + value / len(samplers)
+        dataset = sampler.index.dataset.folder.name
+        metrics |= {f"{name}/{dataset}": found[name] for name in ("action_error", "shuffled_error") if name in found}
     return metrics
 
 
 @torch.inference_mode()
-def _predict(policy: Checkpoint, windows: Windows, device: torch.device) -> Tensor:
-    """Deterministic chunks (B, N, L, A) in the controller's units, each from its own frame alone."""
-    assert policy.transforms is not None
-    inputs, targets, features = tensors(windows, policy.transforms, policy.text_encoder, device)
+def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, actions: bool) -> dict[str, float]:
+    numbers = torch.linspace(0, len(sampler) - 1, min(WINDOWS, len(sampler))).long().tolist()
+    windows = concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
+    z_frame, z_action = _conditions(policy, windows, device, actions)
+    metrics: dict[str, float] = {}
+    if actions:
+        length = policy.model.config.action.chunk_length
+        mask, true = windows.weights[:, :, :length] > 0, windows.after[:, :, :length]
+        chunks = _chunks(policy, windows, z_action)
+        other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
+        blind = _chunks(policy, other, _conditions(policy, other, device, actions)[1])
+        assert policy.transforms is not None
+        joints = torch.tensor(policy.transforms.relative)
+        grippers = ~joints & joints.any()  # among commands that are not joint targets, none is known to be a gripper's
+        for name, drawn in {"action_error": chunks, "shuffled_error": blind}.items():
+            metrics[name] = (drawn - true)[mask][:, ~grippers].abs().mean().item()
+        if grippers.any():
+            agree = (chunks > 0) == (true > 0)
+            metrics["gripper_accuracy"] = agree[mask][:, grippers].float().mean().item()
+    if policy.model.config.imagination:
+        rows = torch.arange(min(FRAMES, len(numbers)))
+        last = (windows.weights[rows, :, 0] > 0).sum(1) - 1
+        predicted = _frames(policy, z_frame[rows, last])
+        true, still = (
+            policy.encoder.decode(latents[rows, last].to(device)).cpu()
+            for latents in (windows.next_latents, windows.latents)
+        )
+        metrics |= {"frame_psnr": _psnr(predicted, true), "still_psnr": _psnr(still, true)}
+    return metrics
+
+
+@dataclass(frozen=True)
+class EpisodePrediction:
+    """One held-out episode, as it is and as it is predicted from each of its steps."""
+
+    name: str
+    """File of the episode."""
+    true_frames: np.ndarray | None
+    """(k, H, W, 3) uint8 next frames of some steps, as the frame encoder shows them."""
+    frames: np.ndarray | None
+    """(k, H, W, 3) uint8 predictions of them; None of a model without frame path."""
+    true_actions: np.ndarray | None
+    """(T, A) float32 actions of the episode's T control steps; None of a video."""
+    actions: np.ndarray | None
+    """(T, A) float32 predictions of them, chunk by chunk."""
+
+
+@torch.inference_mode()
+def predict_episode(
+    policy: Checkpoint, sampler: WindowSampler, device: torch.device, *, actions: bool = True
+) -> EpisodePrediction:
+    """Predicts the first held-out episode of a dataset; see :func:`validate` for the arguments."""
+    first = sampler.sample(0, 1, augment=False)
+    name = first.episodes[0].split("+")[0]
+    parts = [first]
+    for number in range(1, min(LONGEST, len(sampler))):
+        part = sampler.sample(number, 1, augment=False)
+        if name not in part.episodes[0].split("+"):
+            break
+        parts.append(part)
+    windows = concatenate(parts)
+    z_frame, z_action = _conditions(policy, windows, device, actions)
+    steps = torch.where(_steps_of(name, windows), windows.steps, -1).flatten().numpy()
+    places = np.unique(steps, return_index=True)[1][int((steps < 0).any()) :]  # windows may overlap
+    true_frames = frames = true_actions = predicted = None
+    if policy.model.config.imagination:
+        shown = places[np.linspace(0, len(places) - 1, min(FRAMES, len(places))).round().astype(int)]
+        frames = _frames(policy, z_frame.flatten(0, 1)[shown]).numpy()
+        latents = windows.next_latents.flatten(0, 1)[shown]
+        true_frames = policy.encoder.decode(latents.to(device)).cpu().numpy()
+    if actions:
+        length = policy.model.config.action.chunk_length
+        executed = windows.weights[:, :, :length].flatten(0, 1)[places] > 0
+        true_actions = windows.after[:, :, :length].flatten(0, 1)[places][executed].numpy()
+        predicted = _chunks(policy, windows, z_action).flatten(0, 1)[places][executed].numpy()
+    return EpisodePrediction(name, true_frames, frames, true_actions, predicted)
+
+
+def _steps_of(name: str, windows: Windows) -> Tensor:
+    """(B, N) bool, True where a step is one of episode ``name``: windows may be packed, and padded."""
+    mask = torch.zeros_like(windows.steps, dtype=torch.bool)
+    for row, names in enumerate(windows.episodes):
+        piece = (windows.visible[row] == 1).cumsum(0) - 1
+        mask[row] = piece == names.split("+").index(name)
+    return mask & (windows.weights[..., 0] > 0)
+
+
+def _conditions(policy: Checkpoint, windows: Windows, device: torch.device, actions: bool) -> tuple[Tensor, Tensor]:
+    """Conditions (B, N, F, D) of the next frames and (B, N, L, D) of the chunks."""
+    inputs, _, features = tensors(windows, policy.transforms if actions else None, policy.text_encoder, device)
     inputs = dataclasses.replace(inputs, actions_known=torch.zeros_like(inputs.actions_known))
     steps = windows.steps.to(device)
-    _, z_action = policy.model(features, inputs, steps, torch.ones_like(steps))
-    start = torch.zeros_like(targets.actions)
-    chunks = policy.model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1)).unflatten(0, steps.shape)
-    return policy.transforms.denormalise_actions(chunks.cpu(), windows.positions)
+    conditions: tuple[Tensor, Tensor] = policy.model(
+        features, inputs, steps, torch.ones_like(steps) if actions else None
+    )
+    return conditions
 
 
-def _error(actions: Tensor, true: Tensor, mask: Tensor, numbers: Tensor) -> float:
-    return (actions - true)[mask][:, numbers].abs().mean().item()
+def _chunks(policy: Checkpoint, windows: Windows, z_action: Tensor) -> Tensor:
+    """Deterministic chunks (B, N, L, A) in the controller's units, each from its own condition (B, N, L, D)."""
+    assert policy.transforms is not None
+    action = policy.model.config.action
+    start = torch.zeros(*z_action.shape[:2], action.targets, action.action_size, device=z_action.device)
+    drawn = policy.model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1))
+    return policy.transforms.denormalise_actions(drawn.unflatten(0, start.shape[:2]).cpu(), windows.positions)
+
+
+def _frames(policy: Checkpoint, z_frame: Tensor) -> Tensor:
+    """Predicted frames (k, H, W, 3) uint8 on the CPU, the same at every call, of conditions (k, F, D)."""
+    noise = RandomNoise(torch.Generator(z_frame.device).manual_seed(0))
+    return policy.encoder.decode(policy.model.sample_frame(z_frame, noise)).cpu()
+
+
+def _psnr(frames: Tensor, true: Tensor) -> float:
+    return psnr((frames.float() - true.float()).div(127.5).square().mean())

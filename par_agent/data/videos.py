@@ -1,0 +1,53 @@
+"""Rendered episodes read as videos: their frames alone, for training the frame path without actions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from par_agent.data.episodes import RenderedDataset, read_episode
+from par_agent.data.index import EpisodeIndex
+from par_agent.errors import UserError
+
+
+class VideoIndex(EpisodeIndex):
+    """Which frames follow each other in a dataset; joint positions and actions are left out, where there are any.
+
+    Windows of it hold consecutive frames. Their numbers are all zero, ``before_known`` is False everywhere, and
+    ``weights`` are 1 except in padding steps.
+
+    Args:
+        dataset: rendered episodes, with or without actions.
+        joints: joint positions that the model reads, ``P``.
+        action_size: numbers per action that it reads, ``A``.
+        chunk_length: actions per chunk, ``L``.
+        targets: actions that it predicts together, ``T``.
+
+    Raises:
+        UserError: no episode has two frames.
+    """
+
+    def __init__(
+        self, dataset: RenderedDataset, joints: int, action_size: int, chunk_length: int, targets: int
+    ) -> None:
+        self.dataset, self.hop = dataset, 1
+        episodes = [read_episode(path, frames=False) for path in dataset.paths]
+        frames = np.array([len(episode.frame_steps) for episode in episodes])
+        self.boundaries: list[int] = (frames - 1).tolist()
+        self.instructions: list[str] = [str(episode.attributes["instruction"]) for episode in episodes]
+        self._frames = np.concatenate([[0], np.cumsum(frames)])
+        self.offsets = np.concatenate([[0], np.cumsum(frames - 1)])
+        total = int(self.offsets[-1])
+        if not total:
+            raise UserError(f"{dataset.folder} has one frame per episode; videos need at least two")
+        row = np.delete(np.arange(frames.sum()), self._frames[1:] - 1)
+        chunk, after = (total, chunk_length, action_size), (total, targets, action_size)
+        self.columns = {
+            "row": row,
+            "next_row": row + 1,
+            "positions": np.zeros((total, joints), np.float32),
+            "before": np.broadcast_to(np.float32(0), chunk),
+            "before_positions": np.zeros((total, joints), np.float32),
+            "before_known": np.zeros(total, bool),
+            "after": np.broadcast_to(np.float32(0), after),
+            "valid": np.ones((total, targets), np.float32),
+        }
