@@ -26,7 +26,7 @@ import pytest
 from par_agent.cli import main
 from par_agent.cli import render as render_command
 from par_agent.data.episodes import Episode, RenderedDataset, read_episode
-from par_agent.data.rendering import Renderer, RenderJob, RenderSpec, episode_renderer
+from par_agent.data.rendering import Renderer, RenderJob, RenderSpec, RenderWork, episode_renderer
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.data.workers import DoAll, do_all, serve
 from par_agent.errors import UserError
@@ -205,7 +205,7 @@ def finished(recording, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("finished")
     spec = render_command.RenderConfig(out, trajectory=recording[0], stride=5, cameras=("base_camera",)).spec()
     write_json(out / "spec.json", spec.to_json())
-    render_one = episode_renderer(spec, out)
+    render_one = episode_renderer(RenderWork(spec, None), out)
     with TrajectoryFile(recording[0]) as file:
         for index in range(len(LENGTHS)):
             render_one(RenderJob(index, file.read(index)), lambda _: None)
