@@ -15,7 +15,7 @@ from par_agent.data.lerobot_import import LeRobotFolder, LeRobotRequest, import_
 class ImportLeRobotConfig:
     """Reads a LeRobotDataset v3.0 into a dataset folder, as `par-agent render` makes them."""
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder with `meta/info.json`."""
     out: Path
     """Dataset folder to create or to continue."""
