@@ -21,6 +21,8 @@ from par_agent.errors import UserError
 from tiny import LENGTH, tiny_dataset, tiny_transforms
 
 SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=2, augmentation=Augmentation(1))
+SIX = ((0.1,) * 6,) * LENGTH
+"""Statistics of a robot with six joints."""
 
 
 def pixels(frames: torch.Tensor) -> torch.Tensor:
@@ -158,8 +160,14 @@ def test_joint_targets_follow_from_the_controller(mode: str, size: int, joints: 
     ("change_to", "message"),
     [
         ({"crop": (0, 0, 16, 16)}, r"rendered with crop \[4, 8, 16, 16\]; the policy .* --crop 0 0 16 16"),
-        ({"relative": (True,) * 6}, "has 8 numbers per action, the policy was trained with 6: another robot"),
-        ({"proprioception_mean": (0.0,) * 6}, "has 9 joint positions, the policy was trained with 6"),
+        (
+            {"relative": (True,) * 6, "action_mean": SIX, "action_std": SIX},
+            "has 8 numbers per action, the policy was trained with 6: another robot",
+        ),
+        (
+            {"proprioception_mean": SIX[0], "proprioception_std": SIX[0]},
+            "has 9 joint positions, the policy was trained with 6",
+        ),
         ({"relative": (False,) * 8}, "are pd_joint_pos; the policy was trained with another controller"),
     ],
 )
