@@ -165,8 +165,8 @@ def test_joint_targets_follow_from_the_controller(mode: str, size: int, joints: 
             "has 8 numbers per action, the policy was trained with 6: another robot",
         ),
         (
-            {"proprioception_mean": SIX[0], "proprioception_std": SIX[0]},
-            "has 9 joint positions, the policy was trained with 6",
+            {"proprioception_mean": (0.1,) * 12, "proprioception_std": (0.1,) * 12},
+            "has 9 joint positions, the policy was trained with 12",
         ),
         ({"relative": (False,) * 8}, "are pd_joint_pos; the policy was trained with another controller"),
     ],
