@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from par_agent.evaluation.statistics import cluster_bootstrap, compare_paired, wilson_interval
+from par_agent.files import write_json
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 25), (1, 25), (73, 125), (124, 125), (125, 125)])
@@ -60,3 +65,31 @@ def test_equal_runs_do_not_differ() -> None:
 def test_runs_without_a_common_rollout_are_refused() -> None:
     with pytest.raises(ValueError, match="no rollout in common"):
         compare_paired({("PushCube", 0, 0): True}, {("PickCube", 0, 0): True})
+
+
+def write_run(folder: Path, state_seed: int | None, successes: dict[tuple[int, int], bool]) -> None:
+    write_json(folder / "run.json", {"state_seed": state_seed})
+    records = [
+        {"task": "PushCube", "state": state, "policy_seed": seed, "success_once": success}
+        for (state, seed), success in successes.items()
+    ]
+    (folder / "rollouts.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+
+
+def compare(*folders: Path) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parents[1] / "benchmarks" / "compare.py"
+    return subprocess.run([sys.executable, str(script), *map(str, folders)], capture_output=True, text=True)
+
+
+def test_two_runs_are_compared_on_the_rollouts_that_both_have(tmp_path: Path) -> None:
+    keys = [(state, seed) for state in range(4) for seed in range(2)]
+    write_run(tmp_path / "a", 500, dict.fromkeys(keys, False))
+    write_run(tmp_path / "b", 500, {key: key[0] > 0 for key in [*keys, (4, 0)]})
+    write_run(tmp_path / "c", None, dict.fromkeys(keys, False))
+    result = compare(tmp_path / "a", tmp_path / "b")
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if "PushCube" in line)
+    assert [cell.strip() for cell in line.strip("│").split("│")][:5] == ["PushCube", "8", "0", "6", "+75.0"]
+    assert "NOT THE PROTOCOL" in result.stdout
+    refused = compare(tmp_path / "a", tmp_path / "c")
+    assert refused.returncode == 2 and "start from different initial states" in refused.stderr
