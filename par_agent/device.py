@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from par_agent.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def usable_device(name: str | torch.device) -> torch.device:
@@ -13,6 +16,8 @@ def usable_device(name: str | torch.device) -> torch.device:
     Raises:
         UserError: no such device, or none on this machine.
     """
+    import torch
+
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -194,22 +194,6 @@ def check_policy(policy: Any, spec: TaskSpec, track: str) -> None:
         policy.check(spec, track)
 
 
-def check_device(name: str) -> None:
-    """Checks that policies can be loaded on a device.
-
-    Raises:
-        UserError: no such device here.
-    """
-    if name == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used ({error}); try cpu or cuda") from None
-
-
 def checkpoint_folder(reference: str) -> Path:
     """Folder of a bundled checkpoint (``par-mini``) or of one on disk.
 

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from par_agent.device import usable_device
 from par_agent.errors import UserError
 from par_agent.evaluation.cluster_pool import ClusterPool
 from par_agent.evaluation.environment import check_backend
 from par_agent.evaluation.initial_states import make_missing_states
 from par_agent.evaluation.jobs import Reply, RolloutJob, WorkerSetup
-from par_agent.evaluation.policies import PolicySource, check_device, hash_content, resolve_task
+from par_agent.evaluation.policies import PolicySource, hash_content, resolve_task
 from par_agent.evaluation.protocol import check_seeds, protocol_file, protocol_seeds
 from par_agent.evaluation.records import Record, RecordKey, RunFolder, check_writable, record_key
 from par_agent.evaluation.rollout import rollout_versions
@@ -105,7 +106,8 @@ class BenchmarkRun:
         self.config = config
         self.specs: dict[str, TaskSpec] = {task: resolve_task(task) for task in config.tasks}
         check_backend(config.backend, list(self.specs.values()))
-        check_device(config.policy.device)
+        if config.policy.device != "cpu":  # which needs no look, and no torch in this process
+            usable_device(config.policy.device)
         self.versions = rollout_versions()
         self.fingerprint = config.policy.fingerprint()
         self.identity = self._identity()
