@@ -25,7 +25,8 @@ class Preset:
 def par_mini() -> PARConfig:
     """Small enough to be trained from scratch on two CPU cores; frames of 320x320 pixels, latents of 8x40x40.
 
-    A frame is 25 tokens behind a convolutional stem; the Action-DiT flows from noise to actions in 10 steps.
+    A frame is 25 tokens behind a convolutional stem; the Action-DiT flows from noise to actions in 10 steps, and in
+    training to four more that lie up to six chunks ahead.
     """
     nova = NOVAConfig(
         latent_channels=8,
@@ -47,7 +48,7 @@ def par_mini() -> PARConfig:
         stem_widths=(48, 64, 128),
         diffusion=DiffusionConfig("flow", sampling_steps=25),
     )
-    action = ActionConfig(tokenizer_widths=(96,), width=192, depth=3, heads=6)
+    action = ActionConfig(foresight=(15, 23, 31, 47), tokenizer_widths=(96,), width=192, depth=3, heads=6)
     return PARConfig("par-mini", nova, action)
 
 
@@ -80,7 +81,9 @@ def par_noar() -> PARConfig:
 
 def par_discrete() -> PARConfig:
     """Ablation PAR-Discrete in the small size: regression in place of both diffusion de-tokenizers."""
-    return replace(par_mini(), name="par-discrete", detokenizers="regression")
+    full = par_mini()
+    action = replace(full.action, foresight=())  # one answer per condition leaves none for more actions
+    return replace(full, name="par-discrete", action=action, detokenizers="regression")
 
 
 def par_noimagine() -> PARConfig:
