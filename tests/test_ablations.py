@@ -139,7 +139,9 @@ def test_presets_are_the_small_size_and_configurations_of_earlier_versions_still
     mini = preset("par-mini")
     for name in ("par-noar", "par-discrete", "par-noimagine"):
         config = preset(name)
-        assert PARConfig.from_json(config.to_json()) == config and config.action == mini.action
+        assert PARConfig.from_json(config.to_json()) == config
+        foresight = () if config.detokenizers == "regression" else mini.action.foresight
+        assert config.action == dataclasses.replace(mini.action, foresight=foresight)
         assert PRESETS[name].text_encoder == "hash"
     content = mini.to_json()
     del content["detokenizers"], content["imagination"]
