@@ -281,7 +281,8 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.startswi
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     imported = {Path(file).relative_to(PACKAGE_FOLDER) for file in printed.split()}
     counted = {path.relative_to(PACKAGE_FOLDER) for pattern in ROLLOUT_CODE for path in PACKAGE_FOLDER.glob(pattern)}
-    plumbing = {Path(name) for name in ("__init__.py", "errors.py", "files.py", "versions.py")}
+    names = ("__init__.py", "device.py", "errors.py", "files.py", "json_fields.py", "versions.py")
+    plumbing = {Path(name) for name in names}
     assert imported - counted == plumbing | {Path("evaluation/__init__.py"), Path("evaluation/policies.py")}
 
 

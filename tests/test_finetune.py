@@ -141,13 +141,15 @@ def spoil(data: Path, number: int, factor: float) -> None:
         file["actions"][...] = file["actions"][...] * factor
 
 
-@pytest.mark.parametrize(("factor", "loss"), [(math.nan, "nan"), (1e6, r"[\d.]+e\+1\d")])
-def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpoint(
-    config: FinetuneConfig, factor: float, loss: str
-) -> None:
-    spoil(config.data[0], 7, factor)
+def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpoint(config: FinetuneConfig) -> None:
+    spoil(config.data[0], 7, math.nan)
+    with pytest.raises(UserError, match=r"episode_000007.h5 is damaged \(actions hold NaN or infinity\)"):
+        finetune(config)
+    tiny_dataset(config.data[0], episodes=21)
+    spoil(config.data[0], 7, 1e6)
     config = dataclasses.replace(config, steps=50, accumulation=3, learning_rate=1e-5)
-    with pytest.raises(UserError, match=rf"broke down at step \d+: the loss is {loss}.*--init .*run/policy") as error:
+    explosion = r"broke down at step \d+: the loss is [\d.]+e\+1\d.*--init .*run/policy"
+    with pytest.raises(UserError, match=explosion) as error:
         finetune(config)
     named = re.findall(r"data/episode_\d+", str(error.value))
     assert "data/episode_000007" in named and len(named) <= config.batch_size  # one batch of three is at fault

@@ -215,14 +215,14 @@ def test_options_are_checked() -> None:
 
 
 def test_fits_its_task() -> None:
-    check_policy(policy(), TaskSpec("PushCube-v1", "push", image_size=(24, 32)))
+    check_policy(policy(), TaskSpec("PushCube-v1", "push", image_size=(24, 32)), "paper")
     with pytest.raises(UserError, match="trained on 24x32 images of render_camera; task PushCube has 512x512"):
-        check_policy(policy(), TaskSpec("PushCube-v1", "push"))
+        check_policy(policy(), TaskSpec("PushCube-v1", "push"), "paper")
     with pytest.raises(UserError, match="reads 9 joint positions"):
-        check_policy(policy(), TaskSpec("PushCube-v1", "push", image_size=(24, 32), joint_count=7))
+        check_policy(policy(), TaskSpec("PushCube-v1", "push", image_size=(24, 32), joint_count=7), "paper")
     other = PARPolicy(tiny_checkpoint("wrist_camera"), "push")
-    with pytest.raises(UserError, match="sees through 'wrist_camera'; task PushCube has render_camera, base_camera"):
-        check_policy(other, TaskSpec("PushCube-v1", "push"))
+    with pytest.raises(UserError, match="sees through 'wrist_camera'; task PushCube shows render_camera on the paper track"):
+        check_policy(other, TaskSpec("PushCube-v1", "push"), "paper")
 
 
 def test_acts_on_numpy_scalars_of_cpu_gym_wrapper() -> None:
