@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import socket
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ class Cluster:
             raise UserError("a cluster needs Ray: pip install 'par-agent[cluster]'") from None
         try:
             _connect(self._address)  # Ray itself tries an address for minutes
-            ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"no Ray cluster at {self._address!r} ({error}); start one with `ray start --head`, add nodes with "
