@@ -221,7 +221,9 @@ def test_fits_its_task() -> None:
     with pytest.raises(UserError, match="reads 9 joint positions"):
         check_policy(policy(), TaskSpec("PushCube-v1", "push", image_size=(24, 32), joint_count=7), "paper")
     other = PARPolicy(tiny_checkpoint("wrist_camera"), "push")
-    with pytest.raises(UserError, match="sees through 'wrist_camera'; task PushCube shows render_camera on the paper track"):
+    with pytest.raises(
+        UserError, match="sees through 'wrist_camera'; task PushCube shows render_camera on the paper track"
+    ):
         check_policy(other, TaskSpec("PushCube-v1", "push"), "paper")
 
 
