@@ -176,7 +176,8 @@ def open_data(config: ThroughputConfig, checkpoint: Checkpoint) -> MixedSampler:
     model, transforms, encoder = checkpoint.model.config, checkpoint.transforms, checkpoint.encoder
     if transforms is None:
         raise UserError(f"{config.init} was never trained; give a checkpoint that `par-agent finetune` made")
-    indices = [EpisodeIndex(RenderedDataset(folder), model.action.chunk_length) for folder in config.data]
+    action = model.action
+    indices = [EpisodeIndex(RenderedDataset(folder), action.chunk_length, action.foresight) for folder in config.data]
     check_conventions(indices, transforms, f"the checkpoint {config.init}")
     shape = (model.nova.latent_channels, *model.nova.latent_size)
     digest = file_hash(find_weights(config.init / "frame_encoder"))
