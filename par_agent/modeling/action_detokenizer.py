@@ -7,9 +7,9 @@ an MLP; all three branches are modulated and gated by the diffusion time (adaLN;
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from par_agent.modeling.attention import attention
 from par_agent.modeling.blocks import MLP, Attention
 from par_agent.modeling.config import ActionConfig
 from par_agent.modeling.diffusion import NoiseProcess, Sampler
@@ -43,7 +43,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class ActionBlock(nn.Module):

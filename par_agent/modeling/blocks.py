@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from par_agent.modeling.attention import attention
 from par_agent.modeling.config import EncoderConfig
 from par_agent.modeling.kv_cache import KVCache
 from par_agent.modeling.rope import Rotation, rotate
@@ -30,8 +31,7 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention output (B, S, D); ``mask`` True: may attend."""
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return self.proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
         return self.attend(*self.project(x, rotation), mask)
