@@ -14,6 +14,7 @@ from par_agent.checkpoint import Acting, Checkpoint
 from par_agent.episode import EpisodeState, Imagination, Plan, begin, imagine, next_frames, plan_chunks, row_generator
 from par_agent.errors import UserError
 from par_agent.modeling.generation import GenerationConfig
+from par_agent.observations import camera_images, check_task, joint_positions
 
 if TYPE_CHECKING:
     from par_agent.tasks import TaskSpec
@@ -119,28 +120,7 @@ class PARPolicy:
         Raises:
             UserError: another camera, image size, number of joints or controller.
         """
-        transforms = self.transforms
-        cameras = spec.cameras(track)
-        if transforms.camera not in cameras:
-            raise UserError(
-                f"this checkpoint sees through {transforms.camera!r}; task {spec.name} shows "
-                f"{', '.join(cameras) or 'no camera'} on the {track} track"
-            )
-        size = transforms.image_size
-        if transforms.camera == spec.camera and size is not None and size != tuple(spec.image_size):
-            raise UserError(
-                f"this checkpoint was trained on {size[0]}x{size[1]} images of {spec.camera}; task {spec.name} has "
-                f"{spec.image_size[0]}x{spec.image_size[1]}"
-            )
-        if transforms.proprioception_size != spec.joint_count:
-            raise UserError(
-                f"this checkpoint reads {transforms.proprioception_size} joint positions; the robot of {spec.name} has "
-                f"{spec.joint_count}"
-            )
-        if any(transforms.relative) and spec.control_mode != "pd_joint_pos":
-            raise UserError(
-                f"this checkpoint commands joint positions (pd_joint_pos); task {spec.name} takes {spec.control_mode}"
-            )
+        check_task(self.transforms, spec, track)
 
     @property
     def needs_frame(self) -> bool:
@@ -191,7 +171,8 @@ class PARPolicy:
         Raises:
             UserError: a missing key, or a wrong shape or type, with what to change in the environment.
         """
-        positions, origin = self._positions(obs)
+        measured = joint_positions(obs, self.transforms.proprioception_size)
+        positions = measured.to(self.device)
         self._state = state = self._state_for(len(positions))
         due = state.used >= self.execute
         if bool(due.any()):
@@ -199,7 +180,7 @@ class PARPolicy:
         rows = torch.arange(len(state.used), device=self.device)
         action = state.queue[rows, state.used]
         state.used += 1
-        return action.to(origin)
+        return action.to(measured.device)
 
     @torch.inference_mode()
     def plan(self, obs: dict[str, Any], frames: bool = False, generation: GenerationConfig | None = None) -> Plan:
@@ -217,7 +198,7 @@ class PARPolicy:
         Raises:
             UserError: see :meth:`act`; or frames of a model that predicts none.
         """
-        positions, _ = self._positions(obs)
+        positions = joint_positions(obs, self.transforms.proprioception_size).to(self.device)
         state = self._state_for(len(positions)).copy()
         self._read(state, obs, positions, torch.ones_like(state.fresh))
         if not frames:
@@ -264,45 +245,7 @@ class PARPolicy:
     def _read(self, state: EpisodeState, obs: dict[str, Any], positions: Tensor, due: Tensor) -> None:
         """Reads the frame of the rows that are due (B,) bool, and plans their next chunk."""
         rows = due.nonzero()[:, 0]
-        frames = self.transforms.frames(self._images(obs, len(positions))[rows.to("cpu")])
+        frames = self.transforms.frames(camera_images(obs, self.transforms.camera, len(positions))[rows.to("cpu")])
         latents = self.checkpoint.encoder.encode(frames.to(self.device))
         plan_chunks(self.checkpoint, self.acting, state, latents, positions[rows], rows)
         self._seen = state
-
-    def _positions(self, obs: dict[str, Any]) -> tuple[Tensor, torch.device]:
-        """Joint positions (B, P) float32 on the policy's device, and the observation's device."""
-        value = _lookup(obs, ("agent", "qpos"), 'make the environment with obs_mode="rgb" (joint positions are in it)')
-        size = self.transforms.proprioception_size
-        value = torch.as_tensor(value)
-        batched = value[None] if value.ndim == 1 else value
-        if batched.ndim != 2 or batched.shape[1] != size:
-            raise UserError(
-                f'obs["agent"]["qpos"] has shape {tuple(value.shape)}; expected (num_envs, {size}): this checkpoint is '
-                f"for a robot with {size} joints"
-            )
-        return batched.to(self.device, torch.float32), value.device
-
-    def _images(self, obs: dict[str, Any], batch: int) -> Tensor:
-        """The camera's images (B, H, W, 3) uint8."""
-        camera = self.transforms.camera
-        fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
-        if camera == "render_camera":
-            fix = "wrap the environment in par_agent.evaluation.RenderCameraObservation"
-        value = torch.as_tensor(_lookup(obs, ("sensor_data", camera, "rgb"), fix))
-        batched = value[None] if value.ndim == 3 else value
-        if batched.ndim != 4 or batched.shape[3] != 3 or len(batched) != batch or batched.dtype != torch.uint8:
-            raise UserError(
-                f'obs["sensor_data"][{camera!r}]["rgb"] is {value.dtype} of shape {tuple(value.shape)}; expected '
-                f"torch.uint8 of shape ({batch}, height, width, 3): {fix}"
-            )
-        return batched
-
-
-def _lookup(obs: Any, keys: tuple[str, ...], fix: str) -> Any:
-    value, path = obs, "obs"
-    for key in keys:
-        if not isinstance(value, dict) or key not in value:
-            found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            raise UserError(f'{path} has no "{key}" (it holds: {found}); {fix}')
-        value, path = value[key], f'{path}["{key}"]'
-    return value

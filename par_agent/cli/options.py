@@ -17,7 +17,7 @@ FILE_OPTION = "--config"
 def parse(cls: type, arguments: Sequence[str], prog: str, description: str) -> Any:
     """Makes a frozen dataclass ``cls`` from command-line arguments.
 
-    Where ``cls`` inherits its fields from other dataclasses, --help shows each of these as a group under its docstring.
+    Where ``cls`` inherits from dataclasses called ``...Options``, --help shows each as a group under its docstring.
 
     Raises:
         UserError: values out of range, or a file of options that cannot be read.
@@ -27,7 +27,7 @@ def parse(cls: type, arguments: Sequence[str], prog: str, description: str) -> A
 
     arguments = with_file(cls, arguments)
     description += f" Options may also come from a file: {FILE_OPTION} FILE.json, and those beside it win."
-    bases = [base for base in reversed(cls.__bases__) if dataclasses.is_dataclass(base)]
+    bases = [base for base in reversed(cls.__mro__) if base.__name__.endswith("Options")]
     if not bases:
         return tyro.cli(cls, args=arguments, prog=prog, description=description)
     groups = {

@@ -29,8 +29,17 @@ def joint_targets(control_mode: str, action_size: int, joint_count: int) -> tupl
     return (True,) * (action_size - gripper) + (False,) * gripper
 
 
-def fit_transforms(indices: list[EpisodeIndex], camera: str, image_size: tuple[int, int] | None) -> Transforms:
+def fit_transforms(
+    indices: list[EpisodeIndex], camera: str, image_size: tuple[int, int] | None, demos: int | None = None
+) -> Transforms:
     """Conventions and statistics of datasets that share camera, crop, size and robot.
+
+    Args:
+        indices: the datasets.
+        camera: the camera whose frames are used.
+        image_size: height and width of its whole image, where known.
+        demos: how many episodes of each dataset, those of :meth:`EpisodeIndex.split`, tell the statistics; None: all of
+            it, the held-out ones included.
 
     Raises:
         UserError: the datasets differ in crop, size, controller, action size or joints, or hold no whole chunk.
@@ -47,8 +56,10 @@ def fit_transforms(indices: list[EpisodeIndex], camera: str, image_size: tuple[i
     relative = joint_targets(control_mode, indices[0].action_size, indices[0].joint_count)
     joints = np.flatnonzero(relative)
     for index in indices:
-        complete = index.columns["valid"].all(1)
-        start, after = index.columns["positions"], index.columns["after"][complete]
+        rows = index.rows(list(range(len(index.dataset))) if demos is None else index.split(demos)[0])
+        start, after, valid = (index.columns[name][rows] for name in ("positions", "after", "valid"))
+        complete = valid.all(1)
+        after = after[complete]
         after[..., joints] -= start[complete][:, None, joints]
         positions.add(start)
         actions.add(after)

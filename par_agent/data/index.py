@@ -90,11 +90,27 @@ class EpisodeIndex:
         number = int(np.searchsorted(self._frames, row, side="right")) - 1
         return self.dataset.paths[number], int(self._frames[number])
 
-    def split(self) -> tuple[list[int], list[int]]:
-        """Episode numbers for training and for validation (one in :data:`HELD_OUT`)."""
+    def split(self, demos: int | None = None) -> tuple[list[int], list[int]]:
+        """Episode numbers for training and for validation (one in :data:`HELD_OUT`).
+
+        Args:
+            demos: how many to train on, the first ones; None: all.
+
+        Raises:
+            UserError: there are fewer.
+        """
         numbers = list(range(len(self.dataset)))
-        train = [number for number in numbers if number % HELD_OUT]
-        return train or numbers, numbers[::HELD_OUT]
+        train = [number for number in numbers if number % HELD_OUT] or numbers
+        if demos is not None and demos > len(train):
+            raise UserError(
+                f"{self.dataset.folder} has {len(train)} episodes to train on, not {demos} ({len(numbers)} with the "
+                "held-out ones); leave --demos out to use them all"
+            )
+        return train[:demos], numbers[::HELD_OUT]
+
+    def rows(self, episodes: list[int]) -> np.ndarray:
+        """Rows of :attr:`columns` that episodes have."""
+        return np.concatenate([np.arange(*self.offsets[[episode, episode + 1]]) for episode in episodes])
 
     def _check(self, path: Path, episode: Episode, columns: dict[str, list[np.ndarray]]) -> None:
         """Compares an episode with what the others are like."""

@@ -8,41 +8,27 @@ import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from par_agent.errors import UserError
 from par_agent.files import claim_folder
 from par_agent.tasks import TASKS
 
-SETTINGS = "finetune.json"
-"""File of a run's options in its folder; `par-agent finetune --config` reads it."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where the run lives, what it starts from and where it runs."""
+    """Where the run lives and where it runs."""
 
     out: Path
     """Folder of the run; the trained policy ends up in its `policy` folder."""
-    init: Path | None = None
-    """Policy checkpoint to start from (its transforms and frame encoder are kept); from scratch if not given."""
     vae: Path | None = None
     """Frozen frame VAE made by `par-agent train-vae`; needed from scratch."""
-    preset: str = "par-mini"
-    """Sizes of a model that starts from scratch."""
-    new_robot: bool = False
-    """With --init: fits action parts and statistics anew, for another robot, camera or crop than the checkpoint's."""
-    foresight: tuple[int, ...] | None = None
-    """Control steps past the chunk whose actions are predicted too, never executed; as in the preset or checkpoint if
-    not given."""
     seed: int = 0
     """Fixes initial weights, order and noise."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where it runs: on the CPU, or on one GPU per process."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of the loss; weights are float32 in any case. Not given: bfloat16 on cuda, float32 on the CPU."""
-    gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory, a third more work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +41,9 @@ class DataOptions:
     """Rendered datasets, with actions unless the modality is video."""
     data_root: Path = Path("data/rendered")
     """Folder that --task looks in."""
+    demos: int | None = None
+    """Demonstrations of each dataset that are trained on, always the same ones, and more include fewer; all but the
+    held-out ones if not given."""
     weights: tuple[float, ...] = ()
     """Share of each dataset in a batch; equal if not given."""
     camera: str = "render_camera"
@@ -71,6 +60,37 @@ class DataOptions:
     """Largest relative change of a copy's brightness, contrast and saturation, below 1."""
     skip_corrupt: bool = False
     """Reads all episodes first and trains without the damaged ones; otherwise the first damaged one is an error."""
+
+    def folders(self) -> list[Path]:
+        """The datasets to train on.
+
+        Raises:
+            UserError: none were given.
+        """
+        for name in self.task:
+            if name not in TASKS and not (self.data_root / name).is_dir():
+                raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}, or give --data FOLDER")
+        folders = [self.data_root / name for name in self.task] + list(self.data)
+        if not folders:
+            raise UserError("nothing to train on; give --task NAME or --data FOLDER")
+        return folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What the run starts from."""
+
+    init: Path | None = None
+    """Policy checkpoint to start from (its transforms and frame encoder are kept); from scratch if not given."""
+    preset: str = "par-mini"
+    """Sizes of a model that starts from scratch."""
+    new_robot: bool = False
+    """With --init: fits action parts and statistics anew, for another robot, camera or crop than the checkpoint's."""
+    foresight: tuple[int, ...] | None = None
+    """Control steps past the chunk whose actions are predicted too, never executed; as in the preset or checkpoint if
+    not given."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them: less memory, a third more work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,17 +166,20 @@ class RecordOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOptions, DataOptions, RunOptions):
-    """Trains a policy on rendered demonstrations; run the same command again to resume.
+class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions):
+    """What the training of any policy has; run the same command again to resume.
 
     Raises:
-        UserError: an option is out of its range, or two of them contradict each other.
+        UserError: an option is out of its range, or there is no such device.
     """
+
+    settings_file: ClassVar[str]
+    """File of a run's options in its folder; `--config` reads it."""
 
     def __post_init__(self) -> None:
         for name, (lowest, highest) in _RANGES.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and lowest <= value <= highest):
+            value = getattr(self, name, None)
+            if value is not None and not (math.isfinite(value) and lowest <= value <= highest):
                 allowed = f"at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:g}"
                 raise UserError(f"{name} is {value}; it must be {allowed}")
         for name in ("learning_rate", "clip"):
@@ -164,12 +187,57 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
                 raise UserError(f"{name} is 0; nothing would be learned: it must be above 0")
         if any(not weight > 0 for weight in self.weights):
             raise UserError(f"weights are {self.weights}; each must be above 0")
-        self._check_combinations()
         if self.device == "cuda":
             import torch
 
             if not torch.cuda.is_available():
                 raise UserError("device is cuda, but PyTorch finds no CUDA device here; use --device cpu")
+
+    @property
+    def mixed_precision(self) -> str:
+        """The precision in accelerate's words."""
+        precision = self.precision or ("bfloat16" if self.device == "cuda" else "float32")
+        return {"float32": "no", "bfloat16": "bf16"}[precision]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        return content
+
+    def describe(self) -> str:
+        """All options, as they are printed when a run begins."""
+        words = [f"{name}={_short(value)}" for name, value in self.to_json().items() if name != "out"]
+        lines = textwrap.wrap(", ".join(words), 118, break_long_words=False, break_on_hyphens=False)
+        return "\n  ".join([f"options (in {self.out / self.settings_file}):", *lines])
+
+    def claim(self, begun: bool) -> None:
+        """Writes the options into the run's folder, or checks that it was begun with the same ones.
+
+        Args:
+            begun: whether the folder holds a training checkpoint.
+
+        Raises:
+            UserError: the folder was begun with other options.
+        """
+        fields = {option.name: option.default for option in dataclasses.fields(self)}
+        del fields["out"]
+        defaults = json.loads(json.dumps(fields, default=str))
+        claim_folder(self.out / self.settings_file, self.to_json(), begun=begun, free=_FREE, defaults=defaults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(LossOptions, WeightsOptions, ModelOptions, TrainingConfig):
+    """Trains a policy on rendered demonstrations; run the same command again to resume.
+
+    Raises:
+        UserError: an option is out of its range, or two of them contradict each other.
+    """
+
+    settings_file = "finetune.json"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_combinations()
 
     def _check_combinations(self) -> None:
         if self.train != "full" and self.init is None:
@@ -187,20 +255,6 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
         if self.rollout_every:
             raise UserError("--rollout-every needs a policy that acts; --modality video trains none")
 
-    def folders(self) -> list[Path]:
-        """The datasets to train on.
-
-        Raises:
-            UserError: none were given.
-        """
-        for name in self.task:
-            if name not in TASKS and not (self.data_root / name).is_dir():
-                raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}, or give --data FOLDER")
-        folders = [self.data_root / name for name in self.task] + list(self.data)
-        if not folders:
-            raise UserError("nothing to train on; give --task NAME or --data FOLDER")
-        return folders
-
     @property
     def has_actions(self) -> bool:
         """Whether joint positions and actions are read and predicted."""
@@ -210,35 +264,6 @@ class FinetuneConfig(RecordOptions, OptimisationOptions, LossOptions, WeightsOpt
     def trains_all(self) -> bool:
         """Whether no weight stays as it was."""
         return self.train == "full" and self.has_actions
-
-    @property
-    def mixed_precision(self) -> str:
-        """The precision in accelerate's words."""
-        precision = self.precision or ("bfloat16" if self.device == "cuda" else "float32")
-        return {"float32": "no", "bfloat16": "bf16"}[precision]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
-        return content
-
-    def describe(self) -> str:
-        """All options, as they are printed when a run begins."""
-        words = [f"{name}={_short(value)}" for name, value in self.to_json().items() if name != "out"]
-        lines = textwrap.wrap(", ".join(words), 118, break_long_words=False, break_on_hyphens=False)
-        return "\n  ".join([f"options (in {self.out / SETTINGS}):", *lines])
-
-    def claim(self, begun: bool) -> None:
-        """Writes the options into the run's folder, or checks that it was begun with the same ones.
-
-        Args:
-            begun: whether the folder holds a training checkpoint.
-
-        Raises:
-            UserError: the folder was begun with other options.
-        """
-        defaults = type(self)(out=self.out).to_json()
-        claim_folder(self.out / SETTINGS, self.to_json(), begun=begun, free=_FREE, defaults=defaults)
 
 
 def _short(value: Any) -> str:
@@ -256,7 +281,7 @@ _FREE = (
 """Options that may differ when a run is resumed: they do not decide what is trained."""
 
 _RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "batch_size", "accumulation", "window", "variants"), (1, math.inf)),
+    **dict.fromkeys(("steps", "batch_size", "accumulation", "window", "variants", "demos"), (1, math.inf)),
     **dict.fromkeys(("validate_every", "keep", "rollout_states", "lora_rank", "lora_alpha"), (1, math.inf)),
     **dict.fromkeys(
         ("seed", "shift", "warmup", "checkpoint_minutes", "picture_minutes", "rollout_every"), (0, math.inf)

@@ -7,13 +7,14 @@ The number of batches drawn so far is therefore all that has to be kept of the d
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +27,7 @@ from par_agent.data.windows import Windows
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, whole
-from par_agent.training.config import FinetuneConfig
+from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.monitor import Monitor, StepReport
 from par_agent.training.objective import Objective
 from par_agent.training.optimisation import (
@@ -61,6 +62,10 @@ class Progress:
     """Lowest error measured on held-out episodes so far."""
     base: str | None = None
     """Hash of the weights that the run started from, where checkpoints do not hold them."""
+    seconds: float = 0.0
+    """Time that the steps took."""
+    processor_seconds: float = 0.0
+    """Processor time that they took in the main process, all of its threads together."""
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> Progress:
@@ -73,54 +78,87 @@ Rollouts = Callable[[Path], dict[str, float]]
 """Rolls out the policy in a folder; returns numbers to log, such as success rates."""
 
 
-class Training:
-    """One run: the model that accelerate has wrapped, its optimiser, its averaged weights, and how far it is.
+class SavedPolicy(Protocol):
+    """What a run makes: a policy that can be written to a folder."""
+
+    trained: dict[str, Any]
+    """How it was trained, for the record."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the folder."""
+
+
+class TrainingLoop(abc.ABC):
+    """One run: the objective that accelerate has wrapped, its optimiser, its averaged weights, and how far it is.
 
     Args:
         config: the run's options.
-        setup: model and data; the model is changed in place.
+        objective: called with windows, their number and a device, gives a :class:`PARLoss`; its ``model`` is trained.
+        draw: gives batch ``n`` of the run.
         accelerator: where it runs.
         rollouts: closed-loop evaluation, done on the main process every ``config.rollout_every`` steps.
     """
 
     def __init__(
-        self, config: FinetuneConfig, setup: Setup, accelerator: Accelerator, rollouts: Rollouts | None = None
+        self,
+        config: TrainingConfig,
+        objective: nn.Module,
+        draw: Callable[[int], Windows],
+        accelerator: Accelerator,
+        rollouts: Rollouts | None = None,
     ) -> None:
-        self.config, self.setup, self.accelerator, self._rollouts = config, setup, accelerator, rollouts
-        model = setup.model.to(accelerator.device)
-        model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.set_gradient_checkpointing(config.gradient_checkpointing)
-        transforms = setup.transforms if config.has_actions else None
-        objective = Objective(model, transforms, setup.text_encoder, config)
-        optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
+        self.config, self.accelerator = config, accelerator
+        self._draw, self._rollouts = draw, rollouts
+        optimizer = make_optimizer(objective, config.learning_rate, config.weight_decay)
         self.objective: nn.Module
         self.optimizer: torch.optim.Optimizer
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
-        self.model: PARModel = accelerator.unwrap_model(self.objective).model
+        self.model: nn.Module = accelerator.unwrap_model(self.objective).model
         self.average = EMA(self.model, config.ema)
-        self.progress = Progress(base=setup.base)
+        self.progress = Progress()
         self.checkpoints: Path = config.out / "checkpoints"
-        self._saved, self._drawn = time.monotonic(), -math.inf
+        self._saved = self._counted = time.monotonic()
+        self._processor = time.process_time()
+
+    @abc.abstractmethod
+    def policy(self) -> SavedPolicy:
+        """The averaged model as a policy; with FSDP every process has to call this."""
+
+    @abc.abstractmethod
+    def measure(self, policy: SavedPolicy, monitor: Monitor) -> tuple[dict[str, float], float]:
+        """Measurements of the policy on held-out episodes, and the one number that is best where it is lowest.
+
+        What else there is to show goes to the monitor. Called on the main process only.
+        """
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors of a checkpoint, by file."""
+        return {"model": self.model.state_dict(), "ema": self.average.tensors}
 
     @property
     def batches_per_step(self) -> int:
         """Batches of one optimiser step, on all processes together."""
         return self.config.accumulation * self.accelerator.num_processes
 
+    def trained(self) -> dict[str, Any]:
+        """How the policy was trained, for the record."""
+        progress = self.progress
+        return {
+            "steps": progress.step,
+            "minutes": round(progress.seconds / 60, 2),
+            "processor_minutes": round(progress.processor_seconds / 60, 2),
+            "options": self.config.to_json(),
+        }
+
     def resume(self) -> None:
         """Goes back to the newest checkpoint, if there is one.
 
         Raises:
-            UserError: it is damaged or of another model, or the weights under it have changed.
+            UserError: it is damaged or of another model.
         """
         if (found := latest_checkpoint(self.checkpoints)) is None:
             return
-        self.progress = Progress.from_json(load_checkpoint(found, self._weights(), self.optimizer))
-        if self.progress.base != self.setup.base:
-            raise UserError(
-                f"{self.config.init} holds other weights than when {self.config.out} was begun, which trains a part of "
-                "them only: put the old ones back, or choose another --out"
-            )
+        self.progress = Progress.from_json(load_checkpoint(found, self.weights(), self.optimizer))
         self.accelerator.print(f"resumed from {found}")
 
     def run(self) -> None:
@@ -131,34 +169,37 @@ class Training:
         """
         config, progress = self.config, self.progress
         batches, windows = self._batches(), self.batches_per_step * config.batch_size
+        self._counted, self._processor = time.monotonic(), time.process_time()
         with Monitor(config, progress.step, windows, self.accelerator.is_main_process) as monitor:
             while progress.step < config.steps:
                 report, due = self._step(batches)
+                self._count_time()
                 monitor.stepped(progress.step - 1, report)
                 last = progress.step == config.steps
                 if progress.step % config.validate_every == 0 or last:
                     self._validate(monitor)
                 if due or last:
-                    self._save()
+                    self.save()
                 if config.rollout_every and (progress.step % config.rollout_every == 0 or last):
                     self._roll_out(monitor)
+                self._counted, self._processor = time.monotonic(), time.process_time()
 
-    def policy(self) -> Checkpoint:
-        """The averaged model as a policy's parts; with FSDP every process has to call this."""
-        config, setup = self.config, self.setup
-        tensors = {name: whole(value) for name, value in (self.model.state_dict() | self.average.tensors).items()}
-        with torch.device("meta"):
-            model = PARModel(self.model.config)
-        model.load_state_dict(merged(tensors, config), assign=True)
-        model.eval().requires_grad_(False)
-        trained = {"steps": self.progress.step, "options": config.to_json()}
-        return Checkpoint(model, setup.encoder, setup.transforms, setup.text_encoder, setup.acting, trained)
+    def save(self) -> None:
+        """Writes a checkpoint and the policy so far; every process has to call this."""
+        main = self.accelerator.is_main_process
+        state = dataclasses.asdict(self.progress)
+        step, keep = state.pop("step"), self.config.keep
+        save_checkpoint(self.checkpoints, step, self.weights(), self.optimizer, state, keep, write=main)
+        policy = self.policy()
+        if main:
+            policy.save(self.config.out / "policy")
+        self._saved = time.monotonic()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _batches(self) -> Iterator[tuple[int, Windows]]:
         """This process's batches up to the last step, each with its number."""
-        processes, draw = self.accelerator.num_processes, self.setup.train.batch
+        processes, draw = self.accelerator.num_processes, self._draw
         first = self.progress.batches + self.accelerator.process_index
 
         def numbered(turn: int) -> tuple[int, Windows]:
@@ -220,23 +261,16 @@ class Training:
         )
 
     def _validate(self, monitor: Monitor) -> None:
-        """Measures the averaged model on held-out episodes, keeps it if it is the best so far, and draws a picture."""
-        config, progress, policy = self.config, self.progress, self.policy()
+        """Measures the averaged model on held-out episodes and keeps it if it is the best so far."""
+        progress, policy = self.progress, self.policy()
         if not self.accelerator.is_main_process:
             return
-        options = {"device": self.accelerator.device, "actions": config.has_actions}
-        metrics = validate(policy, self.setup.held_out, **options)
+        metrics, error = self.measure(policy, monitor)
         monitor.measured(progress.step, metrics)
-        error = metrics["action_error"] if config.has_actions else -metrics["frame_psnr"]
         if progress.best is None or error < progress.best:
             progress.best = error
             policy.trained["held_out"] = metrics
-            policy.save(config.out / "policy-best")
-        if time.monotonic() - self._drawn >= 60 * config.picture_minutes:
-            episodes = [predict_episode(policy, sampler, **options) for sampler in self.setup.held_out]
-            image = draw(episodes, config.out / "pictures" / f"step_{progress.step:08d}.png")
-            monitor.picture("held_out", image, progress.step)
-            self._drawn = time.monotonic()
+            policy.save(self.config.out / "policy-best")
 
     def _roll_out(self, monitor: Monitor) -> None:
         """Evaluates the averaged model in simulation; a failure there does not end the training."""
@@ -254,22 +288,80 @@ class Training:
             f"step {self.progress.step}: " + ", ".join(f"{name} {value:.1%}" for name, value in metrics.items())
         )
 
-    def _save(self) -> None:
-        """Writes a checkpoint and the policy so far."""
-        main = self.accelerator.is_main_process
-        state = dataclasses.asdict(self.progress)
-        step, keep = state.pop("step"), self.config.keep
-        save_checkpoint(self.checkpoints, step, self._weights(), self.optimizer, state, keep, write=main)
-        policy = self.policy()
-        if main:
-            policy.save(self.config.out / "policy")
-        if self.config.train == "lora":
-            adapter = {name: whole(value) for name, value in self.average.tensors.items()}
-            if main:
-                save_adapter(self.config.out / "adapter", adapter, self.config)
-        self._saved = time.monotonic()
+    def _count_time(self) -> None:
+        """Adds the time of a step to what the run has taken; measurements and checkpoints are not training."""
+        self.progress.seconds += time.monotonic() - self._counted
+        self.progress.processor_seconds += time.process_time() - self._processor
 
-    def _weights(self) -> dict[str, dict[str, Tensor]]:
+
+class Training(TrainingLoop):
+    """Training of a PAR policy.
+
+    Args:
+        config: the run's options.
+        setup: model and data; the model is changed in place.
+        accelerator: where it runs.
+        rollouts: see :class:`TrainingLoop`.
+    """
+
+    config: FinetuneConfig
+    model: PARModel
+
+    def __init__(
+        self, config: FinetuneConfig, setup: Setup, accelerator: Accelerator, rollouts: Rollouts | None = None
+    ) -> None:
+        self.setup, self._drawn = setup, -math.inf
+        model = setup.model.to(accelerator.device)
+        model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.set_gradient_checkpointing(config.gradient_checkpointing)
+        transforms = setup.transforms if config.has_actions else None
+        objective = Objective(model, transforms, setup.text_encoder, config)
+        super().__init__(config, objective, setup.train.batch, accelerator, rollouts)
+        self.progress.base = setup.base
+
+    def resume(self) -> None:
+        """Goes back to the newest checkpoint, if there is one.
+
+        Raises:
+            UserError: it is damaged or of another model, or the weights under it have changed.
+        """
+        super().resume()
+        if self.progress.base != self.setup.base:
+            raise UserError(
+                f"{self.config.init} holds other weights than when {self.config.out} was begun, which trains a part of "
+                "them only: put the old ones back, or choose another --out"
+            )
+
+    def policy(self) -> Checkpoint:
+        setup = self.setup
+        tensors = {name: whole(value) for name, value in (self.model.state_dict() | self.average.tensors).items()}
+        with torch.device("meta"):
+            model = PARModel(self.model.config)
+        model.load_state_dict(merged(tensors, self.config), assign=True)
+        model.eval().requires_grad_(False)
+        return Checkpoint(model, setup.encoder, setup.transforms, setup.text_encoder, setup.acting, self.trained())
+
+    def measure(self, policy: SavedPolicy, monitor: Monitor) -> tuple[dict[str, float], float]:
+        """Errors of actions and frames; from time to time a picture of them."""
+        assert isinstance(policy, Checkpoint)
+        config, step, held_out = self.config, self.progress.step, self.setup.held_out
+        device, actions = self.accelerator.device, config.has_actions
+        if time.monotonic() - self._drawn >= 60 * config.picture_minutes:
+            episodes = [predict_episode(policy, sampler, device, actions=actions) for sampler in held_out]
+            image = draw(episodes, config.out / "pictures" / f"step_{step:08d}.png")
+            monitor.picture("held_out", image, step)
+            self._drawn = time.monotonic()
+        metrics = validate(policy, held_out, device, actions=actions)
+        return metrics, metrics["action_error"] if actions else -metrics["frame_psnr"]
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
         """Tensors of a checkpoint: a part of the model alone, where the rest stays as it is in --init."""
         model = self.model.state_dict() if self.config.trains_all else trained_weights(self.model)
         return {"model": model, "ema": self.average.tensors}
+
+    def save(self) -> None:
+        super().save()
+        if self.config.train == "lora":
+            adapter = {name: whole(value) for name, value in self.average.tensors.items()}
+            if self.accelerator.is_main_process:
+                save_adapter(self.config.out / "adapter", adapter, self.config)

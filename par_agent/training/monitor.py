@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from par_agent.errors import UserError
-from par_agent.training.config import FinetuneConfig
+from par_agent.training.config import TrainingConfig
 
 SHOWN_EVERY = 10
 """Steps between two updates of the losses shown."""
@@ -47,7 +47,7 @@ class Monitor:
         UserError: Weights & Biases is asked for and not installed.
     """
 
-    def __init__(self, config: FinetuneConfig, start: int, windows_per_step: int, enabled: bool) -> None:
+    def __init__(self, config: TrainingConfig, start: int, windows_per_step: int, enabled: bool) -> None:
         self._config, self._start, self._windows, self._enabled = config, start, windows_per_step, enabled
         self._shown: dict[str, str] = {}
         self._waited, self._since, self._steps = 0.0, time.monotonic(), 0
@@ -144,7 +144,7 @@ class Monitor:
         self._bar.set_postfix(self._shown)
 
 
-def start_wandb(config: FinetuneConfig, project: str) -> Any:
+def start_wandb(config: TrainingConfig, project: str) -> Any:
     """A run of Weights & Biases that goes on when the run in ``config.out`` does.
 
     Raises:

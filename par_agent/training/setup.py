@@ -25,7 +25,7 @@ from par_agent.modeling.presets import preset
 from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.modeling.weights import find_weights
 from par_agent.tasks import TASKS
-from par_agent.training.config import FinetuneConfig
+from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.trainable import choose_weights
 from par_agent.transforms import Transforms
 
@@ -66,25 +66,50 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     for instruction in sorted({text for index in indices for text in index.instructions}):
         start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
-    digest = file_hash(find_weights(encoder_folder))
-    augmentation = Augmentation(config.shift, config.color_jitter)
-    spec = LatentSpec(config.camera, digest, shape, config.variants, augmentation)
     encoder = start.encoder.to(device)
-    latents = [_latents(index, spec, encoder, config.cache) for index in indices]
-    splits = [index.split() for index in indices]
-    train = [
-        WindowSampler(index, source, split[0], config.window, config.seed + number)
-        for number, (index, source, split) in enumerate(zip(indices, latents, splits, strict=True))
-    ]
-    held = [
-        WindowSampler(index, source, split[1], config.window, config.seed)
-        for index, source, split in zip(indices, latents, splits, strict=True)
-    ]
-    mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), config.batch_size)
+    train, held = open_samplers(config, indices, encoder, encoder_folder, shape)
     base = None
     if config.init is not None and not config.trains_all:
         base = file_hash(find_weights(config.init))
-    return Setup(model, encoder, transforms, start.text_encoder, start.acting, mixed, held, base)
+    return Setup(model, encoder, transforms, start.text_encoder, start.acting, train, held, base)
+
+
+def open_samplers(
+    config: TrainingConfig,
+    indices: Sequence[EpisodeIndex],
+    encoder: FrameEncoder,
+    encoder_folder: Path,
+    shape: tuple[int, int, int],
+    window: int | None = None,
+) -> tuple[MixedSampler, list[WindowSampler]]:
+    """The training batches, and the windows of each dataset's held-out episodes; computes latents that are missing.
+
+    Args:
+        config: the run's options.
+        indices: what the datasets hold.
+        encoder: the frozen frame encoder.
+        encoder_folder: where it was read from.
+        shape: channels, height and width of one latent frame as the model reads it.
+        window: steps a window; None: as in the options. As many fewer windows make a batch as they are longer.
+
+    Raises:
+        UserError: frames that do not give such latents, or fewer demonstrations than asked for.
+    """
+    window = config.window if window is None else window
+    batch_size = max(1, config.batch_size * config.window // window)
+    augmentation = Augmentation(config.shift, config.color_jitter)
+    spec = LatentSpec(config.camera, file_hash(find_weights(encoder_folder)), shape, config.variants, augmentation)
+    splits = [index.split(config.demos) for index in indices]
+    latents = [_latents(index, spec, encoder, config.cache) for index in indices]
+    train = [
+        WindowSampler(index, source, split[0], window, config.seed + number)
+        for number, (index, source, split) in enumerate(zip(indices, latents, splits, strict=True))
+    ]
+    held = [
+        WindowSampler(index, source, split[1], window, config.seed)
+        for index, source, split in zip(indices, latents, splits, strict=True)
+    ]
+    return MixedSampler(train, list(config.weights) or [1.0] * len(train), batch_size), held
 
 
 def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
@@ -134,7 +159,7 @@ def _index(
             check_frames(videos, start.transforms, name)
         return videos, start.transforms
     indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
-    fitted = fit_transforms(indices, config.camera, _image_size(datasets[0], config.camera))
+    fitted = fit_transforms(indices, config.camera, image_size(datasets[0], config.camera), config.demos)
     if start.transforms is None:
         return indices, fitted
     check_conventions(indices, start.transforms, name)
@@ -158,7 +183,7 @@ def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache
     return CachedLatents(cached_latents(index, spec, encode)) if cache else EncodedFrames(index, spec, encode)
 
 
-def _image_size(dataset: RenderedDataset, camera: str) -> tuple[int, int] | None:
+def image_size(dataset: RenderedDataset, camera: str) -> tuple[int, int] | None:
     """Full image size of a camera where the task registry knows it."""
     for spec in TASKS.values():
         if spec.env_id == dataset.spec["env_id"] and camera == spec.camera:

@@ -18,6 +18,7 @@ from par_agent.data.windows import Windows, WindowSampler, concatenate
 from par_agent.modeling.generation import RandomNoise
 from par_agent.training.batches import tensors
 from par_agent.training.vae import psnr
+from par_agent.transforms import Transforms
 
 WINDOWS = 16
 """Windows measured per dataset, spread over its held-out episodes."""
@@ -55,28 +56,25 @@ def validate(
     return metrics
 
 
+def held_out_windows(sampler: WindowSampler, most: int) -> Windows:
+    """Up to so many unchanged windows, spread over a dataset's held-out episodes."""
+    numbers = torch.linspace(0, len(sampler) - 1, min(most, len(sampler))).long().tolist()
+    return concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
+
+
 @torch.inference_mode()
 def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, actions: bool) -> dict[str, float]:
-    numbers = torch.linspace(0, len(sampler) - 1, min(WINDOWS, len(sampler))).long().tolist()
-    windows = concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
+    windows = held_out_windows(sampler, WINDOWS)
     z_frame, z_action = _conditions(policy, windows, device, actions)
     metrics: dict[str, float] = {}
     if actions:
-        length = policy.model.config.action.chunk_length
-        mask, true = windows.weights[:, :, :length] > 0, windows.after[:, :, :length]
+        assert policy.transforms is not None
         chunks = _chunks(policy, windows, z_action)
         other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
         blind = _chunks(policy, other, _conditions(policy, other, device, actions)[1])
-        assert policy.transforms is not None
-        joints = torch.tensor(policy.transforms.relative)
-        grippers = ~joints & joints.any()  # among commands that are not joint targets, none is known to be a gripper's
-        for name, drawn in {"action_error": chunks, "shuffled_error": blind}.items():
-            metrics[name] = (drawn - true)[mask][:, ~grippers].abs().mean().item()
-        if grippers.any():
-            agree = (chunks > 0) == (true > 0)
-            metrics["gripper_accuracy"] = agree[mask][:, grippers].float().mean().item()
+        metrics = action_metrics(chunks, blind, windows, policy.transforms)
     if policy.model.config.imagination:
-        rows = torch.arange(min(FRAMES, len(numbers)))
+        rows = torch.arange(min(FRAMES, len(windows.steps)))
         last = (windows.weights[rows, :, 0] > 0).sum(1) - 1
         predicted = _frames(policy, z_frame[rows, last])
         true, still = (
@@ -84,6 +82,28 @@ def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, a
             for latents in (windows.next_latents, windows.latents)
         )
         metrics |= {"frame_psnr": _psnr(predicted, true), "still_psnr": _psnr(still, true)}
+    return metrics
+
+
+def action_metrics(chunks: Tensor, blind: Tensor, windows: Windows, transforms: Transforms) -> dict[str, float]:
+    """``action_error``, ``shuffled_error`` and ``gripper_accuracy`` as :func:`validate` describes them.
+
+    Args:
+        chunks: (B, N, L, A) predicted in the controller's units.
+        blind: the same from the frames of another window.
+        windows: what is true; its weights say what counts.
+        transforms: tell joints and gripper apart.
+    """
+    length = chunks.shape[2]
+    mask, true = windows.weights[:, :, :length] > 0, windows.after[:, :, :length]
+    joints = torch.tensor(transforms.relative)
+    grippers = ~joints & joints.any()  # among commands that are not joint targets, none is known to be a gripper's
+    metrics: dict[str, float] = {}
+    for name, drawn in {"action_error": chunks, "shuffled_error": blind}.items():
+        metrics[name] = (drawn - true)[mask][:, ~grippers].abs().mean().item()
+    if grippers.any():
+        agree = (chunks > 0) == (true > 0)
+        metrics["gripper_accuracy"] = agree[mask][:, grippers].float().mean().item()
     return metrics
 
 

@@ -1,0 +1,103 @@
+"""ACT: Action Chunking with Transformers (Zhao et al. 2023, "Learning Fine-Grained Bimanual Manipulation with Low-Cost
+Hardware").
+
+A conditional variational autoencoder. In training an encoder reads joint positions and the demonstrated chunk and
+gives a style variable; a transformer encoder fuses it with the observation, a transformer decoder answers one query
+for each action of the chunk. The loss is the L1 distance plus the weighted KL divergence; when acting the style is
+zero. Temporal ensembling is an option of the policy (``ensemble``).
+
+Deviations from the paper: one camera, seen through latents and the stem that all baselines share, not ResNet-18;
+norms before the branches, GELU and positions added once, as in the other baselines; the instruction is one more
+token, because one model learns all tasks; chunks of 32 actions at 20 Hz in place of 100 at 50 Hz, and a new one is
+predicted with every frame (each 8 control steps), so that ensembling averages up to 4 chunks; actions past an
+episode's end, which the paper masks, repeat the last one after the first 8, as in PAR's data. Sizes are smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from baselines.common import Block, History, Method, MethodConfig, weighted_mean
+from par_agent.modeling.embeddings import learned
+
+
+@dataclass(frozen=True)
+class ACTConfig(MethodConfig):
+    """Sizes of ACT."""
+
+    horizon: int = 32
+    """Actions predicted together."""
+    style_size: int = 32
+    """Numbers of the style variable."""
+    style_layers: int = 2
+    """Layers of the encoder that reads the demonstrated chunk."""
+    encoder_layers: int = 4
+    """Layers over the observation."""
+    decoder_layers: int = 2
+    """Layers over the queries."""
+    kl_weight: float = 10.0
+    """Weight of the KL divergence."""
+
+
+class ACT(Method):
+    """Action Chunking with Transformers."""
+
+    Config = ACTConfig
+    context = 1
+    config: ACTConfig
+
+    def __init__(self, config: ACTConfig) -> None:
+        super().__init__(config)
+        width = config.width
+        self.style_actions = nn.Linear(config.action_size, width)
+        self.style_start = learned(1, width)
+        self.style_positions = learned(config.horizon + 2, width)
+        self.style_encoder = nn.ModuleList(Block(config) for _ in range(config.style_layers))
+        self.style_norm = nn.LayerNorm(width)
+        self.style_head = nn.Linear(width, 2 * config.style_size)
+        self.style = nn.Linear(config.style_size, width)
+        self.encoder = nn.ModuleList(Block(config) for _ in range(config.encoder_layers))
+        self.encoder_norm = nn.LayerNorm(width)
+        self.queries = learned(config.horizon, width)
+        self.decoder = nn.ModuleList(Block(config, cross=True) for _ in range(config.decoder_layers))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.action_size))
+
+    def conditions(self, history: History) -> Tensor:
+        """The present observation's tokens and one of the instruction, last; before it that of the joint positions."""
+        text = history.text.mean(1)[:, None, None].expand(-1, history.tokens.shape[1], -1, -1)
+        return torch.cat([history.tokens, text], 2)
+
+    def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
+        mean, log_variance = self._style_of(z[:, -2:-1], actions, weights)
+        style = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        reconstruction = weighted_mean((self._decode(z, style).float() - actions).abs(), weights)
+        divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
+        present = (weights[:, 0] > 0).float()
+        return reconstruction + self.config.kl_weight * (divergence * present).sum() / present.sum().clamp(min=1.0)
+
+    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+        return self._decode(z, z.new_zeros(len(z), self.config.style_size)).float()
+
+    def _style_of(self, joints: Tensor, actions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance (M, style_size) float32 of demonstrated chunks (M, H, A); padding is not looked at."""
+        tokens = torch.cat([self.style_start.expand(len(joints), -1, -1), joints, self.style_actions(actions)], 1)
+        tokens = tokens + self.style_positions
+        there = torch.cat([torch.ones_like(weights[:, :2]), weights], 1) > 0
+        for block in self.style_encoder:
+            tokens = block(tokens, mask=there[:, None, None])
+        mean, log_variance = self.style_head(self.style_norm(tokens[:, 0])).float().chunk(2, -1)
+        return mean, log_variance
+
+    def _decode(self, z: Tensor, style: Tensor) -> Tensor:
+        """Chunks (M, H, A)."""
+        memory = torch.cat([self.style(style)[:, None], z], 1)
+        for block in self.encoder:
+            memory = block(memory)
+        memory = self.encoder_norm(memory)
+        x = self.queries.expand(len(z), -1, -1)
+        for block in self.decoder:
+            x = block(x, memory)
+        return self.head(x)

@@ -1,0 +1,93 @@
+"""BC-T: behaviour cloning with a transformer over a history of observations (Mandlekar et al. 2021, "What Matters in
+Learning from Offline Human Demonstrations for Robot Manipulation"; the transformer is that of its code, robomimic).
+
+Each observation becomes one token, a causal transformer reads the tokens of a short history, and a mixture of
+Gaussians over actions is fitted by maximum likelihood. When acting a component is drawn and its mean executed
+(robomimic's low-noise evaluation).
+
+Deviations: frames exist at every 8th control step, so that a token stands for 8 steps and its mixture is over the
+chunk of the next 8 actions as a whole (5 components, as there), and the history of 4 observations spans 32 control
+steps, not 10; the image feature is a projection of all patch tokens of the shared stem, not of spatial keypoints; the
+instruction is added to each token, because one model learns all tasks; means are not squashed, since actions are
+normalised to unit variance; deviations are at least 0.01, not 0.0001. Sizes are smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from baselines.common import Block, History, Method, MethodConfig, past_mask
+from par_agent.modeling.embeddings import learned
+
+
+@dataclass(frozen=True)
+class BCTConfig(MethodConfig):
+    """Sizes of BC-T."""
+
+    layers: int = 6
+    """Transformer layers."""
+    history: int = 4
+    """Most observations that it looks at."""
+    patch_width: int = 48
+    """Numbers that each patch contributes to the token of its frame."""
+    components: int = 5
+    """Gaussians of the mixture."""
+    least_deviation: float = 0.01
+    """Smallest standard deviation of a Gaussian, in those of the data."""
+
+
+class BCT(Method):
+    """Behaviour-cloning transformer."""
+
+    Config = BCTConfig
+    config: BCTConfig
+
+    def __init__(self, config: BCTConfig) -> None:
+        super().__init__(config)
+        width, size = config.width, config.horizon * config.action_size
+        self.reduce = nn.Linear(width, config.patch_width)
+        self.fuse = nn.Linear(config.frame_tokens * config.patch_width, width)
+        self.positions = learned(config.history, width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, config.components * (1 + 2 * size))
+
+    def conditions(self, history: History) -> Tensor:
+        visible = history.visible.clamp(max=self.config.history)
+        x = self.fuse(F.gelu(self.reduce(history.tokens)).flatten(2)) + history.text.mean(1)[:, None]
+        x = x + self.positions[(visible - 1).clamp(min=0)]
+        mask = past_mask(visible)
+        for block in self.blocks:
+            x = block(x, mask=mask)
+        return self.norm(x)[:, :, None]
+
+    def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
+        """Negative log-likelihood of the chunks, per number."""
+        logits, mean, deviation = self._mixture(z)
+        scaled = (actions[:, None] - mean) / deviation
+        logs = -0.5 * scaled.square() - deviation.log() - 0.5 * math.log(2 * math.pi)
+        likelihood = (logits.log_softmax(-1) + (logs.sum(-1) * weights[:, None]).sum(-1)).logsumexp(-1)
+        present = weights[:, 0] > 0
+        return -(likelihood * present).sum() / (weights.sum() * actions.shape[-1]).clamp(min=1.0)
+
+    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+        """The mean of the likeliest component, or of one drawn by its weight."""
+        logits, mean, _ = self._mixture(z)
+        component = logits.argmax(-1)
+        if start is not None:
+            uniform = torch.special.ndtr(start[:, 0, :1])
+            component = (logits.softmax(-1).cumsum(-1) < uniform).sum(-1).clamp(max=logits.shape[-1] - 1)
+        return mean[torch.arange(len(z), device=z.device), component]
+
+    def _mixture(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (M, G), means and standard deviations (M, G, H, A) of G components, float32."""
+        config = self.config
+        parts = self.head(z[:, 0]).float()
+        logits, rest = parts[:, : config.components], parts[:, config.components :]
+        mean, deviation = rest.unflatten(-1, (2, config.components, config.horizon, config.action_size)).unbind(1)
+        return logits, mean, F.softplus(deviation) + config.least_deviation

@@ -1,0 +1,131 @@
+"""Baselines on disk: all that is needed to act, in one folder of JSON and safetensors.
+
+::
+
+    runs/dp/policy/
+      config.json           sizes of the method (MethodConfig)
+      model.safetensors     its weights
+      baseline.json         method, transforms, how it was trained
+      prompts.safetensors   only of a method that is prompted: one demonstration per instruction
+      frame_encoder/        the frozen frame VAE
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from baselines.act import ACT
+from baselines.bc_t import BCT
+from baselines.common import Method
+from baselines.dp import DP
+from baselines.icrt import ICRT
+from baselines.rdt import RDT
+from par_agent.device import usable_device
+from par_agent.errors import UserError
+from par_agent.files import atomic_path, read_json, read_object, write_json
+from par_agent.json_fields import build
+from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
+from par_agent.modeling.pretrained import load_module, save_module
+from par_agent.modeling.text_encoder import HashTextEncoder
+from par_agent.modeling.weights import read_tensors
+from par_agent.transforms import Transforms
+
+METHODS: dict[str, type[Method]] = {"act": ACT, "bc-t": BCT, "dp": DP, "icrt": ICRT, "rdt": RDT}
+"""By the names of :data:`baselines.NAMES`."""
+
+ABOUT = "baseline.json"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A demonstration, as a method reads it: K steps."""
+
+    latents: Tensor
+    """(K, C, h, w) scaled latents."""
+    proprioception: Tensor
+    """(K, P) normalised joint positions."""
+    past: Tensor
+    """(K, L, A) normalised chunk before each frame."""
+    past_known: Tensor
+    """(K,) bool; False at the start."""
+
+
+@dataclass
+class BaselineCheckpoint:
+    """A trained baseline's parts, loaded."""
+
+    method: str
+    model: Method
+    encoder: FrameEncoder
+    transforms: Transforms
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+    """By instruction; empty for a method that is not prompted."""
+    trained: dict[str, Any] = field(default_factory=dict)
+    """How it was trained, for the record."""
+
+    @property
+    def text_encoder(self) -> HashTextEncoder:
+        """The frozen text encoder."""
+        return HashTextEncoder(self.model.config.text_dim, self.model.config.text_length)
+
+    def save(self, folder: Path) -> None:
+        """Writes the folder; every file appears complete, ``baseline.json`` last."""
+        save_frame_encoder(self.encoder, folder / "frame_encoder")
+        if self.prompts:
+            tensors = {
+                f"{instruction}/{name}": value.contiguous()
+                for instruction, prompt in self.prompts.items()
+                for name, value in vars(prompt).items()
+            }
+            with atomic_path(folder / "prompts.safetensors") as temporary:
+                save_file(tensors, temporary)
+        save_module(self.model, self.model.config.to_json(), folder)
+        content = {"method": self.method, "transforms": self.transforms.to_json(), "trained": self.trained}
+        write_json(folder / ABOUT, content)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> BaselineCheckpoint:
+        """Reads a folder, with modules in evaluation mode on ``device``.
+
+        Raises:
+            UserError: a file is missing, damaged, or does not fit the others; or no such device.
+        """
+        folder, device = Path(folder), usable_device(device)
+        if not (folder / ABOUT).is_file():
+            raise UserError(f"{folder} holds no baseline (no {ABOUT}); train one with benchmarks/train_baseline.py")
+        content = read_object(folder / ABOUT)
+        if (method := content.get("method")) not in METHODS:
+            raise UserError(f"{folder / ABOUT} names the method {method!r}; known: {', '.join(METHODS)}")
+        for name in ("transforms", "trained"):
+            if name not in content:
+                raise UserError(f"{folder / ABOUT} lacks {name!r}; copy or train the checkpoint again")
+        cls_ = METHODS[method]
+        config = build(cls_.Config, read_json(folder / "config.json"))
+        with torch.device("meta"):
+            model = cls_(config)
+        load_module(model, folder)
+        transforms = Transforms.from_json(content["transforms"])
+        if (config.horizon, config.action_size) != (transforms.targets, transforms.action_size):
+            raise UserError(
+                f"{folder}: the model and its transforms differ in actions; the files do not belong together"
+            )
+        prompts = _read_prompts(folder / "prompts.safetensors") if cls_.prompted else {}
+        encoder = load_frame_encoder(folder / "frame_encoder")
+        return cls(method, model.eval().to(device), encoder.to(device), transforms, prompts, content["trained"])
+
+
+def _read_prompts(path: Path) -> dict[str, Prompt]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in read_tensors(path).items():
+        instruction, _, name = key.rpartition("/")
+        parts.setdefault(instruction, {})[name] = value
+    try:
+        return {instruction: Prompt(**tensors) for instruction, tensors in parts.items()}
+    except TypeError as error:
+        raise UserError(f"{path} holds incomplete prompts ({error}); copy or train the checkpoint again") from None

@@ -1,0 +1,227 @@
+"""What all baselines share: the stem that reads observations, transformer blocks, and the shape of a method.
+
+A method turns the observations of an episode into conditions, one set for each step, and draws a chunk of actions from
+each. Letters: B batch, N steps a window, F tokens a frame (joint positions included), L actions a chunk, H actions
+predicted together (the chunk's and what follows), A numbers per action, P joint positions, D width, K condition tokens
+a step, S text tokens, M = B N.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from par_agent.errors import UserError
+from par_agent.modeling.action_detokenizer import CrossAttention
+from par_agent.modeling.blocks import MLP, Attention
+from par_agent.modeling.embeddings import PatchEmbedding, TextEmbedding, learned
+from par_agent.modeling.par import PhysicalTokens, Targets
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Sizes that every method has; the defaults of data and stem are those of ``par-mini``.
+
+    Raises:
+        UserError: a size that is not positive, or sizes that do not fit one another.
+    """
+
+    horizon: int = 8
+    """Actions predicted together, ``H``; the first ``L`` of them are the chunk that is executed."""
+    width: int = 256
+    """Width ``D`` of the transformer."""
+    heads: int = 8
+    """Attention heads; must divide the width."""
+    dropout: float = 0.1
+    """Dropout behind every branch of a block."""
+    latent_channels: int = 8
+    """Channels of the frame encoder's latents."""
+    latent_size: tuple[int, int] = (40, 40)
+    """Height and width of one latent frame."""
+    patch: int = 8
+    """Latent pixels a side of one frame token."""
+    stem_widths: tuple[int, ...] = (48, 64, 128)
+    """Widths of the convolutional stem."""
+    text_dim: int = 64
+    """Width of the text encoder's features."""
+    text_length: int = 24
+    """Text tokens, ``S``."""
+    chunk_length: int = 8
+    """Actions between two frames, ``L``."""
+    action_size: int = 8
+    """Numbers per action, ``A``."""
+    proprioception_size: int = 9
+    """Joint positions, ``P``."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"{type(self).__name__}.{field.name} is {value}; it must be at least 1")
+        if self.horizon < self.chunk_length:
+            raise UserError(
+                f"horizon is {self.horizon}; a chunk of {self.chunk_length} actions is executed: give at least that"
+            )
+        if self.width % (2 * self.heads):
+            raise UserError(f"heads is {self.heads}; twice that must divide the width {self.width}")
+        if any(size % self.patch for size in self.latent_size):
+            raise UserError(f"patch is {self.patch}; it must divide the latent size {self.latent_size}")
+
+    @property
+    def foresight(self) -> tuple[int, ...]:
+        """The actions past the chunk, in the words of :class:`par_agent.data.index.EpisodeIndex`."""
+        return tuple(range(self.chunk_length, self.horizon))
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one observation, ``F``."""
+        return (self.latent_size[0] // self.patch) * (self.latent_size[1] // self.patch) + 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a method knows at each step of a batch of windows."""
+
+    tokens: Tensor
+    """(B, N, F, D) observations from the stem; the last token is that of the joint positions."""
+    past: Tensor
+    """(B, N, L, A) normalised chunk executed before each observation."""
+    past_known: Tensor
+    """(B, N) bool; False at an episode's start."""
+    visible: Tensor
+    """(B, N) int64 steps of the same episode so far, the step itself included; 0: there is no such step."""
+    text: Tensor
+    """(B, S, D) text tokens."""
+
+
+class Stem(nn.Module):
+    """Latents to frame tokens as in ``par-mini``, joint positions to one more, words to text tokens."""
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbedding(config.latent_channels, config.patch, config.width, config.stem_widths)
+        self.proprioception = nn.Linear(config.proprioception_size, config.width)
+        self.positions = learned(config.frame_tokens, config.width)
+        self.norm = nn.LayerNorm(config.width)
+        self.words = TextEmbedding(config.text_dim, config.width, config.text_length, config.text_length)
+
+    def forward(self, latents: Tensor, proprioception: Tensor) -> Tensor:
+        """Tokens (..., F, D) of latents (..., C, h, w) and normalised joint positions (..., P)."""
+        lead = latents.shape[:-3]
+        patches = self.patch_embed(latents.flatten(0, -4)).unflatten(0, lead)
+        tokens = torch.cat([patches, self.proprioception(proprioception)[..., None, :]], -2)
+        return self.norm(tokens) + self.positions
+
+    def text(self, features: list[Tensor]) -> Tensor:
+        """Text tokens (B, S, D) of features (length, text_dim) each."""
+        return self.words(self.words.pad(features))
+
+
+class Block(nn.Module):
+    """Self-attention, perhaps cross-attention, and an MLP, each behind a layer norm of its own."""
+
+    def __init__(self, config: MethodConfig, cross: bool = False) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, config.heads)
+        self.norm2 = nn.LayerNorm(width) if cross else None
+        self.cross = CrossAttention(width, config.heads) if cross else None
+        self.norm3 = nn.LayerNorm(width)
+        self.mlp = MLP(width, 4 * width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, n, D) to tokens; ``mask`` broadcasts to (B, heads, n, n), True: may attend."""
+        x = x + self.dropout(self.attn(self.norm1(x), mask))
+        if self.cross is not None and self.norm2 is not None:
+            x = x + self.dropout(self.cross(self.norm2(x), *self.cross.keys_and_values(memory)))
+        return x + self.dropout(self.mlp(self.norm3(x)))
+
+
+class Method(nn.Module, abc.ABC):
+    """A baseline. Losses draw from torch's own generator, which the training loop seeds for every batch."""
+
+    Config: ClassVar[type[MethodConfig]]
+    """Its sizes."""
+    context: ClassVar[int] = 4
+    """Observations remembered when it acts unless told otherwise."""
+    prompted: ClassVar[bool] = False
+    """Whether a demonstration of the task comes first, in training and when it acts."""
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config)
+
+    @property
+    def sequence(self) -> int | None:
+        """Steps of a training window, where the method decides them; None: the run's option does."""
+        return None
+
+    @abc.abstractmethod
+    def conditions(self, history: History) -> Tensor:
+        """(B, N, K, D) condition tokens of every step, from that step and those before it."""
+
+    @abc.abstractmethod
+    def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
+        """Loss (scalar) of normalised actions (M, H, A) under conditions (M, K, D); weights (M, H) float, 0: not."""
+
+    @abc.abstractmethod
+    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+        """Normalised actions (M, H, A) float32 of conditions (M, K, D).
+
+        ``start`` (M, H, A) is the N(0, 1) noise that all randomness comes from; None: the deterministic answer.
+        """
+
+    def counted(self, visible: Tensor) -> Tensor:
+        """(B, N) bool, the steps that enter the loss, of ``visible`` (B, N)."""
+        return visible > 0
+
+    def history(self, inputs: PhysicalTokens, features: list[Tensor], visible: Tensor) -> History:
+        """Reads a batch of windows; arguments as :func:`par_agent.training.batches.tensors` gives them."""
+        tokens = self.stem(inputs.latents, inputs.proprioception)
+        return History(tokens, inputs.actions, inputs.actions_known, visible, self.stem.text(features))
+
+    def loss(self, inputs: PhysicalTokens, targets: Targets, features: list[Tensor], visible: Tensor) -> Tensor:
+        """Loss (scalar) of a batch of windows; ``visible`` (B, N) as in :class:`History`."""
+        assert targets.actions is not None
+        z = self.conditions(self.history(inputs, features, visible))
+        weights = targets.action_weights * self.counted(visible)[..., None]
+        return self.chunk_loss(z.flatten(0, 1), targets.actions.flatten(0, 1), weights.flatten(0, 1))
+
+
+def recent(tokens: Tensor, visible: Tensor, frames: int) -> Tensor:
+    """The observations (B, N, F, D) of each step and of ``frames - 1`` steps before it: (B, N, frames * F, D).
+
+    Oldest first; where an episode has not as many yet, its first one is repeated.
+    """
+    steps = torch.arange(tokens.shape[1], device=tokens.device)
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+    reach = (visible - 1).clamp(min=0)
+    parts = [tokens[rows, steps - reach.clamp(max=back)] for back in range(frames - 1, -1, -1)]
+    return torch.cat(parts, 2)
+
+
+def past_mask(visible: Tensor) -> Tensor:
+    """(B, 1, N, N) bool, True where a step (row) may attend to another one of its episode that is not later.
+
+    Steps that are not there see themselves, so that no row is empty.
+    """
+    steps = torch.arange(visible.shape[1], device=visible.device)
+    distance = steps[:, None] - steps
+    return ((distance >= 0) & (distance < visible.clamp(min=1)[..., None]))[:, None]
+
+
+def weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
+    """Mean of errors (M, H, A) over the actions that count; weights (M, H)."""
+    return (errors.float().mean(-1) * weights).sum() / weights.sum().clamp(min=1.0)

@@ -1,0 +1,104 @@
+"""DP: Diffusion Policy, the transformer variant (Chi et al. 2023, "Diffusion Policy: Visuomotor Policy Learning via
+Action Diffusion").
+
+A transformer decoder removes the noise from a sequence of actions: causal self-attention among the noisy actions,
+cross-attention to the tokens of the diffusion time and of the last two observations. Trained to predict the noise
+(DDPM, 100 steps, squared cosine), it acts with DDIM in 16; both are diffusers' own schedulers. 16 actions are
+predicted and 8 executed.
+
+Deviations: each of the two observations is all tokens of the shared stem, not one vector of a ResNet, and they lie 8
+control steps apart, where there are frames; the prediction starts at the present step; the instruction is one more
+token, because one model learns all tasks; actions are normalised to unit variance, not into [-1, 1], and clean
+actions are clipped at 10 when sampling; no exponential moving average of its own, but the one that all methods share;
+dropout 0.1 everywhere, not 0.3 in attention; 4 draws of noise for every chunk, as PAR has. Sizes are smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from baselines.common import Block, History, Method, MethodConfig, recent, weighted_mean
+from par_agent.modeling.embeddings import learned
+from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
+
+CLIP = 10.0
+"""Largest clean action, in standard deviations of the data, that sampling believes in."""
+
+
+@dataclass(frozen=True)
+class DPConfig(MethodConfig):
+    """Sizes of Diffusion Policy."""
+
+    horizon: int = 16
+    """Actions predicted together."""
+    layers: int = 6
+    """Decoder layers."""
+    frames: int = 2
+    """Observations looked at."""
+    train_steps: int = 100
+    """Diffusion steps in training."""
+    sampling_steps: int = 16
+    """Denoising steps when it acts."""
+    noise_samples: int = 4
+    """Draws of noise and time per chunk and training step."""
+
+
+class DP(Method):
+    """Diffusion Policy with a transformer."""
+
+    Config = DPConfig
+    context = 2
+    config: DPConfig
+
+    def __init__(self, config: DPConfig) -> None:
+        super().__init__(config)
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+        with torch.device("cpu"):  # not on the meta device, where a model may be under construction
+            self.noising = DDPMScheduler(config.train_steps, beta_schedule="squaredcos_cap_v2")
+            self.sampling = DDIMScheduler.from_config(self.noising.config, clip_sample_range=CLIP)
+            self.sampling.set_timesteps(config.sampling_steps)
+        width = config.width
+        self.time = Projection(2 * TIME_FREQUENCIES, width)
+        self.condition_positions = learned(config.frames * config.frame_tokens + 2, width)
+        self.condition_mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
+        self.actions = nn.Linear(config.action_size, width)
+        self.positions = learned(config.horizon, width)
+        self.decoder = nn.ModuleList(Block(config, cross=True) for _ in range(config.layers))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.action_size))
+
+    def conditions(self, history: History) -> Tensor:
+        text = history.text.mean(1)[:, None, None].expand(-1, history.tokens.shape[1], -1, -1)
+        tokens = torch.cat([text, recent(history.tokens, history.visible, self.config.frames)], 2)
+        return self.condition_mlp(tokens + self.condition_positions[1:])
+
+    def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
+        count = self.config.noise_samples
+        z, actions, weights = z.repeat(count, 1, 1), actions.repeat(count, 1, 1), weights.repeat(count, 1)
+        noise = torch.randn_like(actions)
+        time = torch.randint(self.config.train_steps, (len(actions),), device=actions.device)
+        noised = self.noising.add_noise(actions, noise, time)
+        return weighted_mean(F.mse_loss(self._noise(noised, time, z).float(), noise, reduction="none"), weights)
+
+    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+        config = self.config
+        x = z.new_zeros(len(z), config.horizon, config.action_size).float() if start is None else start
+        for time in self.sampling.timesteps:
+            noise = self._noise(x, time.expand(len(z)).to(z.device), z).float()
+            x = self.sampling.step(noise, time, x).prev_sample
+        return x
+
+    def _noise(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
+        """Predicted noise (M, H, A) of noised actions (M, H, A) at diffusion times (M,)."""
+        embedded = self.time(timestep_frequencies(time).to(z))[:, None]
+        memory = torch.cat([self.condition_mlp(embedded + self.condition_positions[:1]), z], 1)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        x = self.actions(x) + self.positions
+        for block in self.decoder:
+            x = block(x, memory, mask)
+        return self.head(x)

@@ -1,0 +1,101 @@
+"""ICRT: In-Context Robot Transformer (Fu et al. 2024, "In-Context Imitation Learning via Next-Token Prediction").
+
+A causal transformer reads whole trajectories of one task, one after another, as a sequence of observation and action
+tokens; from each observation's token the next actions are predicted, with the L1 loss. The first trajectory is the
+prompt and enters no loss. When acting, a demonstration from the training data is the prompt, and the robot's own
+episode follows it. Observations are pooled into one token by attention with a learned query.
+
+Deviations: the transformer is trained from scratch and small; a step is 8 control steps, since there are frames only
+there, and its action token is the chunk of 8 actions; 16 actions are predicted, as in the paper, of which 8 are
+executed before the next frame; the encoder is the stem that all baselines share; the instruction, which ICRT does
+without, is added to the observation, as every method has it; a sequence is 32 steps, two to three trajectories, and
+one that is cut off at the start of a window serves as prompt too; learned positions in place of rotary ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from baselines.common import Block, History, Method, MethodConfig, weighted_mean
+from par_agent.modeling.action_detokenizer import CrossAttention
+from par_agent.modeling.embeddings import learned
+
+
+@dataclass(frozen=True)
+class ICRTConfig(MethodConfig):
+    """Sizes of ICRT."""
+
+    horizon: int = 16
+    """Actions predicted together."""
+    layers: int = 6
+    """Transformer layers."""
+    steps: int = 32
+    """Most steps of a sequence, the prompt's included."""
+
+
+class ICRT(Method):
+    """In-Context Robot Transformer."""
+
+    Config = ICRTConfig
+    context = 16
+    prompted = True
+    config: ICRTConfig
+
+    def __init__(self, config: ICRTConfig) -> None:
+        super().__init__(config)
+        width = config.width
+        self.query = learned(1, width)
+        self.pool = CrossAttention(width, config.heads)
+        self.pool_mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU())
+        self.pool_out = nn.Linear(4 * width, width)
+        self.chunk = nn.Sequential(
+            nn.Linear(config.chunk_length * config.action_size, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.begin = learned(width)
+        self.positions = learned(config.steps, 2, width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.horizon * config.action_size)
+        )
+
+    @property
+    def sequence(self) -> int:
+        return self.config.steps
+
+    def counted(self, visible: Tensor) -> Tensor:
+        """All steps after the first trajectory; all of a window that holds only one."""
+        trajectory = (visible == 1).cumsum(1) + (visible[:, :1] > 1)
+        return (visible > 0) & ((trajectory > 1) | (trajectory.amax(1, keepdim=True) == 1))
+
+    def conditions(self, history: History) -> Tensor:
+        """The outputs at the observations' tokens; each comes behind the token of the chunk that led to it."""
+        there = history.visible > 0
+        place = (there.cumsum(1) - 1).clamp(0, self.config.steps - 1)
+        chunk = torch.where(history.past_known[..., None], self.chunk(history.past.flatten(2)), self.begin)
+        state = self._pool(history.tokens) + history.text.mean(1)[:, None]
+        tokens = (torch.stack([chunk, state], 2) + self.positions[place]).flatten(1, 2)
+        count = tokens.shape[1]
+        causal = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()
+        itself = torch.eye(count, dtype=torch.bool, device=tokens.device)
+        mask = (causal & there.repeat_interleave(2, 1)[:, None]) | itself
+        for block in self.blocks:
+            tokens = block(tokens, mask=mask[:, None])
+        return self.norm(tokens.unflatten(1, (-1, 2))[:, :, 1])[:, :, None]
+
+    def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
+        return weighted_mean(F.l1_loss(self.draw(z, None), actions, reduction="none"), weights)
+
+    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+        return self.head(z[:, 0]).float().unflatten(-1, (self.config.horizon, self.config.action_size))
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """One token (B, N, D) of every observation (B, N, F, D)."""
+        flat = tokens.flatten(0, 1)
+        pooled = self.pool(self.query.expand(len(flat), 1, -1), *self.pool.keys_and_values(flat))[:, 0]
+        pooled = pooled + self.pool_out(self.pool_mlp(pooled))
+        return pooled.unflatten(0, tokens.shape[:2])

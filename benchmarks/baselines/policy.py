@@ -1,0 +1,215 @@
+"""`BaselinePolicy`: a trained baseline as an agent for the benchmark, in one or many environments.
+
+Letters: B environments, C observations remembered, K steps of a prompt, F tokens a frame, D width, L actions a chunk,
+H actions predicted together, A numbers per action, R plans that overlap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines.checkpoint import BaselineCheckpoint
+from baselines.common import History
+from par_agent.episode import row_generator
+from par_agent.errors import UserError
+from par_agent.observations import camera_images, check_task, joint_positions
+from par_agent.tasks import TaskSpec
+
+
+@dataclass
+class _State:
+    """What is remembered of the environments, one row each."""
+
+    tokens: Tensor
+    """(B, C, F, D) observations, the newest last."""
+    past: Tensor
+    """(B, C, L, A) normalised chunk before each of them."""
+    seen: Tensor
+    """(B,) int64 observations since the reset."""
+    plans: Tensor
+    """(B, R, H, A) predictions in the controller's units, the newest first."""
+    chunk: Tensor
+    """(B, L, A) normalised chunk planned last."""
+    queue: Tensor
+    """(B, execute, A) what is executed, in the controller's units."""
+    used: Tensor
+    """(B,) int64 actions of the queue that were executed."""
+    generators: list[torch.Generator]
+    """Source of each row's randomness."""
+
+
+class BaselinePolicy:
+    """Acts with a baseline: looks at a frame, predicts, executes a chunk, looks again.
+
+    Args:
+        checkpoint: folder of `benchmarks/train_baseline.py`.
+        task: gives the instruction.
+        device: where the model runs.
+        context: observations remembered; None: as many as the method was trained for.
+        execute: actions executed before the next frame; None: the chunk.
+        deterministic: no random numbers: diffusion starts from zero, the likeliest Gaussian answers.
+        ensemble: averages all predictions of an action, the weight of one falling by ``exp(-ensemble)`` for every frame
+            that it is younger (ACT's temporal ensembling); None: the newest alone counts.
+
+    Raises:
+        UserError: an option out of range, or a checkpoint that is damaged or has no prompt for the instruction.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        task: TaskSpec,
+        *,
+        device: str = "cpu",
+        context: int | None = None,
+        execute: int | None = None,
+        deterministic: bool = False,
+        ensemble: float | None = None,
+    ) -> None:
+        loaded = BaselineCheckpoint.load(checkpoint, device)
+        self.model, self.transforms, self.encoder = loaded.model, loaded.transforms, loaded.encoder
+        config = self.model.config
+        self.device = torch.device(device)
+        self.action_size = self.transforms.action_size
+        self.context = self.model.context if context is None else context
+        self.execute = config.chunk_length if execute is None else execute
+        if self.context < 1:
+            raise UserError(f"context is {self.context}; it must be at least 1")
+        if not 1 <= self.execute <= config.horizon:
+            raise UserError(f"execute is {self.execute}; this checkpoint predicts {config.horizon} actions")
+        self.deterministic, self.ensemble = deterministic, ensemble
+        with torch.inference_mode():
+            features = loaded.text_encoder.encode(task.instruction).to(self.device)
+            if not len(features):
+                raise UserError(f"the instruction {task.instruction!r} holds no words")
+            self._text = self.model.stem.text([features])
+            self._prompt = self._read_prompt(loaded, task.instruction)
+        self._seed = 0
+        self._state: _State | None = None
+
+    def check(self, spec: TaskSpec, track: str) -> None:
+        """Compares the checkpoint's conventions with the task's; raises UserError."""
+        check_task(self.transforms, spec, track)
+
+    @property
+    def needs_frame(self) -> bool:
+        """Whether the next :meth:`act` looks at the camera."""
+        return self._state is None or bool((self._state.used >= self.execute).any())
+
+    def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
+        """Forgets the episodes of some rows, or of all; ``seed`` decides what they draw from now on."""
+        self._seed = self._seed if seed is None else seed
+        if env_idx is None:
+            self._state = None
+        elif self._state is not None:
+            rows = torch.as_tensor(env_idx, dtype=torch.long, device=self.device).reshape(-1)
+            self._state.seen[rows] = 0
+            self._state.used[rows] = self.execute
+            if seed is not None:
+                for row in rows.tolist():
+                    self._state.generators[row] = row_generator(seed, row)
+
+    @torch.inference_mode()
+    def act(self, obs: dict[str, Any]) -> Tensor:
+        """The next action (B, A) float32 of every environment, on the observation's device.
+
+        Raises:
+            UserError: a missing key, or a wrong shape or type.
+        """
+        measured = joint_positions(obs, self.transforms.proprioception_size)
+        if self._state is None:
+            self._state = self._begin(len(measured))
+        state = self._state
+        if len(state.used) != len(measured):
+            raise UserError(
+                f"the observation has {len(measured)} environments, the last one had {len(state.used)}; call reset() "
+                "when the number changes"
+            )
+        rows = (state.used >= self.execute).nonzero()[:, 0]
+        if len(rows):
+            images = camera_images(obs, self.transforms.camera, len(measured))[rows.to(measured.device)]
+            frames = self.transforms.frames(images).to(self.device)
+            self._plan(state, rows, self.encoder.encode(frames), measured.to(self.device)[rows])
+        action = state.queue[torch.arange(len(state.used)), state.used]
+        state.used += 1
+        return action.to(measured.device)
+
+    def _begin(self, batch: int) -> _State:
+        config, size = self.model.config, self.action_size
+        plans = -(-config.horizon // self.execute) if self.ensemble is not None else 1
+        return _State(
+            tokens=torch.zeros(batch, self.context, config.frame_tokens, config.width, device=self.device),
+            past=torch.zeros(batch, self.context, config.chunk_length, size, device=self.device),
+            seen=torch.zeros(batch, dtype=torch.long, device=self.device),
+            plans=torch.zeros(batch, plans, config.horizon, size, device=self.device),
+            chunk=torch.zeros(batch, config.chunk_length, size, device=self.device),
+            queue=torch.zeros(batch, self.execute, size, device=self.device),
+            used=torch.full((batch,), self.execute, device=self.device),
+            generators=[row_generator(self._seed, row) for row in range(batch)],
+        )
+
+    def _plan(self, state: _State, rows: Tensor, latents: Tensor, positions: Tensor) -> None:
+        """Takes in one frame of some rows and predicts what they do next; no other row changes."""
+        config = self.model.config
+        tokens = self.model.stem(latents[:, None], self.transforms.normalise_proprioception(positions)[:, None])
+        state.tokens[rows] = torch.cat([state.tokens[rows, 1:], tokens], 1)
+        state.past[rows] = torch.cat([state.past[rows, 1:], state.chunk[rows, None]], 1)
+        state.seen[rows] += 1
+        z = self.model.conditions(self._history(state, rows))[:, -1]
+        start = None
+        if not self.deterministic:
+            shape = config.horizon, config.action_size
+            start = torch.stack([torch.randn(shape, generator=state.generators[row]) for row in rows.tolist()])
+            start = start.to(self.device)
+        actions = self.model.draw(z, start)
+        state.chunk[rows] = actions[:, : config.chunk_length]
+        plan = self.transforms.denormalise_actions(actions, positions)
+        state.plans[rows] = torch.cat([plan[:, None], state.plans[rows, :-1]], 1)
+        state.queue[rows] = self._ensembled(state.plans[rows], state.seen[rows])
+        state.used[rows] = 0
+
+    def _history(self, state: _State, rows: Tensor) -> History:
+        """What the model reads: the prompt, if there is one, then the observations of the episode."""
+        seen, age = state.seen[rows, None], torch.arange(self.context - 1, -1, -1, device=self.device)
+        visible = (seen.clamp(max=self.context) - age).clamp(min=0)
+        text = self._text.expand(len(rows), -1, -1)
+        history = History(state.tokens[rows], state.past[rows], seen - age > 1, visible, text)
+        if self._prompt is None:
+            return history
+        names = ("tokens", "past", "past_known", "visible")
+        joined = {
+            name: torch.cat([getattr(self._prompt, name).expand(len(rows), *[-1] * (value.ndim - 1)), value], 1)
+            for name in names
+            for value in [getattr(history, name)]
+        }
+        return dataclasses.replace(history, **joined)
+
+    def _ensembled(self, plans: Tensor, seen: Tensor) -> Tensor:
+        """Actions (B, execute, A) of overlapping predictions (B, R, H, A), the newest first."""
+        if self.ensemble is None:
+            return plans[:, 0, : self.execute]
+        count, horizon = plans.shape[1:3]
+        age = torch.arange(count, device=plans.device)
+        step = age[:, None] * self.execute + torch.arange(self.execute, device=plans.device)
+        there = (step < horizon) & (age < seen[:, None])[..., None]
+        weights = torch.exp(self.ensemble * age)[:, None] * there
+        actions = plans[:, age[:, None], step.clamp(max=horizon - 1)]
+        return (actions * weights[..., None]).sum(1) / weights.sum(1)[..., None]
+
+    def _read_prompt(self, checkpoint: BaselineCheckpoint, instruction: str) -> History | None:
+        """The demonstration that comes first, a batch of one; None for a method that is not prompted."""
+        if not self.model.prompted:
+            return None
+        if instruction not in checkpoint.prompts:
+            known = "; ".join(map(repr, sorted(checkpoint.prompts)))
+            raise UserError(f"this checkpoint has no demonstration of {instruction!r} as prompt; it has: {known}")
+        prompt = checkpoint.prompts[instruction]
+        tokens = self.model.stem(prompt.latents[None].float().to(self.device), prompt.proprioception[None])
+        visible = torch.arange(1, len(prompt.past) + 1, device=self.device)[None]
+        past = prompt.past[None].to(self.device)
+        return History(tokens, past, prompt.past_known[None].to(self.device), visible, self._text)

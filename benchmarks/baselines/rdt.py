@@ -1,0 +1,154 @@
+"""RDT: Robotics Diffusion Transformer (Liu et al. 2024, "RDT-1B: a Diffusion Foundation Model for Bimanual
+Manipulation"), small and from scratch.
+
+A diffusion transformer over 64 actions. Diffusion time, joint positions and noisy actions are tokens of one sequence;
+blocks cross-attend to the image tokens of the last two observations and to the text tokens in turns. Root-mean-square
+norms, normalised queries and keys, and an MLP as the last layer, as in the paper. The network predicts the clean
+actions (DDPM noise, 1,000 steps, squared cosine) and acts in 5 steps of DPM-Solver++; both are diffusers' own
+schedulers.
+
+Deviations: 10 blocks of width 256, not 28 of 2,048, and no pretraining on other robots; one robot, hence no unified
+128-number action space and no control-frequency token; images are latents of the shared encoder behind the stem that
+all baselines share, in place of SigLIP's, and words are hashed, in place of T5's; one camera; frames lie 8 control
+steps apart, and 8 of the 64 actions are executed before the next frame; image and text are hidden with probability
+0.1 each by zeroing their tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from baselines.common import History, Method, MethodConfig, recent, weighted_mean
+from par_agent.modeling.attention import attention
+from par_agent.modeling.blocks import MLP
+from par_agent.modeling.embeddings import learned
+from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
+
+
+@dataclass(frozen=True)
+class RDTConfig(MethodConfig):
+    """Sizes of RDT."""
+
+    horizon: int = 64
+    """Actions predicted together."""
+    layers: int = 10
+    """Blocks; those with an even number look at the images, the others at the text."""
+    frames: int = 2
+    """Observations looked at."""
+    train_steps: int = 1000
+    """Diffusion steps in training."""
+    sampling_steps: int = 5
+    """Denoising steps when it acts."""
+    hidden: float = 0.1
+    """Share of samples whose images are hidden in training, and of those whose text is."""
+    noise_samples: int = 1
+    """Draws of noise and time per chunk and training step."""
+
+
+class NormedAttention(nn.Module):
+    """Multi-head attention of tokens to others, or among themselves, with normalised queries and keys."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.q_norm = nn.RMSNorm(width // heads)
+        self.k_norm = nn.RMSNorm(width // heads)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q).to(v), self.k_norm(k).to(v)
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class RDTBlock(nn.Module):
+    """Self-attention, cross-attention to one of the two conditions, and an MLP as wide as the tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.RMSNorm(width) for _ in range(3))
+        self.attn = NormedAttention(width, heads)
+        self.cross = NormedAttention(width, heads)
+        self.mlp = MLP(width, width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.attn(normed, normed)
+        x = x + self.cross(self.norm2(x), condition)
+        return x + self.mlp(self.norm3(x))
+
+
+class RDT(Method):
+    """Robotics Diffusion Transformer."""
+
+    Config = RDTConfig
+    context = 2
+    config: RDTConfig
+
+    def __init__(self, config: RDTConfig) -> None:
+        super().__init__(config)
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+        with torch.device("cpu"):  # not on the meta device, where a model may be under construction
+            self.noising = DDPMScheduler(
+                config.train_steps, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False
+            )
+        width = config.width
+        self.time = Projection(2 * TIME_FREQUENCIES, width)
+        self.text, self.state, self.images = (_adaptor(width, width) for _ in range(3))
+        self.image_positions = learned(config.frames * (config.frame_tokens - 1), width)
+        self.text_positions = learned(config.text_length, width)
+        self.actions = _adaptor(config.action_size, width)
+        self.positions = learned(config.horizon + 2, width)
+        self.blocks = nn.ModuleList(RDTBlock(width, config.heads) for _ in range(config.layers))
+        self.head = nn.Sequential(nn.RMSNorm(width), MLP(width, width), nn.Linear(width, config.action_size))
+
+    def conditions(self, history: History) -> Tensor:
+        """Text tokens, then one of the joint positions, then image tokens, all of them adapted."""
+        steps = history.tokens.shape[1]
+        text = (self.text(history.text) + self.text_positions)[:, None].expand(-1, steps, -1, -1)
+        images = recent(history.tokens[:, :, :-1], history.visible, self.config.frames)
+        return torch.cat([text, self.state(history.tokens[:, :, -1:]), self.images(images) + self.image_positions], 2)
+
+    def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
+        config, count = self.config, self.config.noise_samples
+        z, actions, weights = z.repeat(count, 1, 1), actions.repeat(count, 1, 1), weights.repeat(count, 1)
+        noise = torch.randn_like(actions)
+        time = torch.randint(config.train_steps, (len(actions),), device=actions.device)
+        kept = (torch.rand(2, len(z), 1, 1, device=z.device) >= config.hidden).to(z)
+        clean = self._clean(self.noising.add_noise(actions, noise, time), time, z, kept)
+        return weighted_mean(F.mse_loss(clean.float(), actions, reduction="none"), weights)
+
+    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+        config = self.config
+        sampling = DPMSolverMultistepScheduler.from_config(self.noising.config)  # keeps the steps before, hence anew
+        sampling.set_timesteps(config.sampling_steps)
+        x = z.new_zeros(len(z), config.horizon, config.action_size).float() if start is None else start
+        for time in sampling.timesteps:
+            clean = self._clean(x, time.expand(len(z)).to(z.device), z, z.new_ones(2, 1, 1, 1)).float()
+            x = sampling.step(clean, time, x).prev_sample
+        return x
+
+    def _clean(self, x: Tensor, time: Tensor, z: Tensor, kept: Tensor) -> Tensor:
+        """Clean actions (M, H, A) of noised ones at diffusion times (M,); ``kept`` (2, M or 1, 1, 1): 0 hides images,
+        text."""
+        text, state, images = z.split([self.config.text_length, 1, self.image_positions.shape[0]], 1)
+        embedded = self.time(timestep_frequencies(time).to(z))[:, None]
+        x = torch.cat([embedded, state, self.actions(x)], 1) + self.positions
+        turns = (images * kept[0], text * kept[1])
+        for number, block in enumerate(self.blocks):
+            x = block(x, turns[number % 2])
+        return self.head(x[:, 2:])
+
+
+def _adaptor(size: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))

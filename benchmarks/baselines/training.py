@@ -1,0 +1,240 @@
+"""Training of a baseline, in the loop that trains PAR: same windows, optimiser, averaging, checkpoints and records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from baselines.checkpoint import METHODS, BaselineCheckpoint, Prompt
+from baselines.common import Method, MethodConfig
+from par_agent.data.conventions import fit_transforms
+from par_agent.data.episodes import RenderedDataset
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.windows import MixedSampler, Windows, WindowSampler
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import parse_options
+from par_agent.json_fields import build
+from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
+from par_agent.modeling.par import PARLoss
+from par_agent.modeling.text_encoder import HashTextEncoder
+from par_agent.training.batches import tensors
+from par_agent.training.checkpoint import latest_checkpoint, whole
+from par_agent.training.config import TrainingConfig
+from par_agent.training.finetune import make_accelerator
+from par_agent.training.loop import SavedPolicy, TrainingLoop
+from par_agent.training.monitor import Monitor
+from par_agent.training.setup import image_size, open_samplers
+from par_agent.training.validation import action_metrics, held_out_windows
+from par_agent.transforms import Transforms
+
+MEASURED = 64
+"""Steps measured per dataset, spread over its held-out episodes."""
+STEP_SEEDS = 1_000_003
+"""A batch's noise follows from ``seed * STEP_SEEDS + number``, as in PAR's training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineOptions:
+    """Which method, and of which size."""
+
+    method: Literal["act", "bc-t", "dp", "icrt", "rdt"] = "act"
+    """What to train."""
+    model: tuple[str, ...] = ()
+    """Sizes that differ from the method's own, as key=value: width=128 horizon=16."""
+    proprioception_noise: float = 0.05
+    """Noise on joint positions, in standard deviations of the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig(BaselineOptions, TrainingConfig):
+    """Trains a baseline on rendered demonstrations; run the same command again to resume."""
+
+    settings_file = "baseline.json"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise UserError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
+
+    def sizes(self, **data: object) -> MethodConfig:
+        """The method's sizes, with those that follow from the ``data``."""
+        return build(METHODS[self.method].Config, {**data, **parse_options(self.model)})
+
+
+@dataclass
+class BaselineSetup:
+    """A method and its data."""
+
+    model: Method
+    encoder: FrameEncoder
+    transforms: Transforms
+    prompts: dict[str, Prompt]
+    train: MixedSampler
+    held_out: list[WindowSampler]
+
+
+def train(config: BaselineConfig) -> BaselineCheckpoint:
+    """Runs or resumes training; returns the trained policy, which is also in ``config.out / "policy"``.
+
+    Raises:
+        UserError: data that does not fit, a run folder of other options, a loss that explodes or is not finite, a full
+            disk.
+    """
+    accelerator = make_accelerator(config)
+    accelerator.print(config.describe())
+    with accelerator.main_process_first():
+        config.claim(begun=latest_checkpoint(config.out / "checkpoints") is not None)
+        setup = prepare(config, accelerator.device)
+    training = BaselineTraining(config, setup, accelerator)
+    training.resume()
+    training.run()
+    return training.policy()
+
+
+def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
+    """Makes the model, and opens the data (computing latents that are missing).
+
+    Raises:
+        UserError: data or sizes that do not fit.
+    """
+    if config.vae is None:
+        raise UserError("a baseline needs --vae FOLDER, made by `par-agent train-vae`")
+    encoder = load_frame_encoder(config.vae).to(device)
+    datasets = [RenderedDataset(folder, skip_corrupt=config.skip_corrupt) for folder in config.folders()]
+    asked = config.sizes()
+    indices = [EpisodeIndex(dataset, asked.chunk_length, asked.foresight) for dataset in datasets]
+    transforms = fit_transforms(indices, config.camera, image_size(datasets[0], config.camera), config.demos)
+    if transforms.frame_size is None:
+        raise UserError(f"{datasets[0].folder} does not say how large its frames are; render it with --crop or --size")
+    sizes = config.sizes(
+        latent_channels=encoder.channels,
+        latent_size=tuple(size // encoder.stride for size in transforms.frame_size),
+        action_size=transforms.action_size,
+        proprioception_size=transforms.proprioception_size,
+    )
+    torch.manual_seed(config.seed)
+    model = METHODS[config.method](sizes).to(device)
+    model.stem.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shape = (sizes.latent_channels, *sizes.latent_size)
+    train, held_out = open_samplers(config, indices, encoder, config.vae, shape, model.sequence)
+    prompts = make_prompts(train.samplers, config.demos, transforms) if model.prompted else {}
+    return BaselineSetup(model, encoder, transforms, prompts, train, held_out)
+
+
+class BaselineObjective(nn.Module):
+    """Method and loss as one module, whose forward accelerate can distribute over processes."""
+
+    def __init__(self, model: Method, transforms: Transforms, config: BaselineConfig) -> None:
+        super().__init__()
+        self.model, self.transforms, self.config = model, transforms, config
+        self.text_encoder = HashTextEncoder(model.config.text_dim, model.config.text_length)
+
+    def forward(self, windows: Windows, number: int, device: torch.device) -> PARLoss:
+        """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
+        with seeded(self.config.seed * STEP_SEEDS + number, device):
+            inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
+            noise = self.config.proprioception_noise * torch.randn_like(inputs.proprioception)
+            inputs = dataclasses.replace(inputs, proprioception=inputs.proprioception + noise)
+            loss = self.model.loss(inputs, targets, features, there(windows).to(device))
+        return PARLoss(loss, loss, torch.zeros_like(loss))
+
+
+class BaselineTraining(TrainingLoop):
+    """One run."""
+
+    config: BaselineConfig
+    model: Method
+
+    def __init__(self, config: BaselineConfig, setup: BaselineSetup, accelerator: Accelerator) -> None:
+        self.setup = setup
+        objective = BaselineObjective(setup.model, setup.transforms, config)
+        super().__init__(config, objective, setup.train.batch, accelerator)
+
+    def policy(self) -> BaselineCheckpoint:
+        setup = self.setup
+        tensors = {name: whole(value) for name, value in (self.model.state_dict() | self.average.tensors).items()}
+        with torch.device("meta"):
+            model = type(setup.model)(setup.model.config)
+        model.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
+        model.eval().requires_grad_(False)
+        return BaselineCheckpoint(
+            self.config.method, model, setup.encoder, setup.transforms, setup.prompts, self.trained()
+        )
+
+    def measure(self, policy: SavedPolicy, monitor: Monitor) -> tuple[dict[str, float], float]:
+        assert isinstance(policy, BaselineCheckpoint)
+        metrics: dict[str, float] = {}
+        for sampler in self.setup.held_out:
+            found = measure(policy, sampler, self.accelerator.device)
+            for name, value in found.items():
+                metrics[name] = metrics.get(name, 0.0) + value / len(self.setup.held_out)
+            dataset = sampler.index.dataset.folder.name
+            metrics |= {f"{name}/{dataset}": found[name] for name in ("action_error", "shuffled_error")}
+        return metrics, metrics["action_error"]
+
+
+@torch.inference_mode()
+def measure(policy: BaselineCheckpoint, sampler: WindowSampler, device: torch.device) -> dict[str, float]:
+    """Errors of the deterministic policy on one dataset's held-out episodes, of the chunks that it would execute."""
+    windows = held_out_windows(sampler, max(2, MEASURED // sampler.window))
+    counted = policy.model.counted(there(windows))
+    windows = dataclasses.replace(windows, weights=windows.weights * counted[..., None])
+    other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
+    chunks, blind = (predict(policy, shown, device) for shown in (windows, other))
+    return action_metrics(chunks, blind, windows, policy.transforms)
+
+
+def predict(policy: BaselineCheckpoint, windows: Windows, device: torch.device) -> Tensor:
+    """Deterministic chunks (B, N, L, A) in the controller's units, one from every step."""
+    inputs, _, features = tensors(windows, policy.transforms, policy.text_encoder, device)
+    z = policy.model.conditions(policy.model.history(inputs, features, there(windows).to(device)))
+    drawn = policy.model.draw(z.flatten(0, 1), None).unflatten(0, z.shape[:2]).cpu()
+    return policy.transforms.denormalise_actions(drawn[:, :, : policy.model.config.chunk_length], windows.positions)
+
+
+def there(windows: Windows) -> Tensor:
+    """(B, N) steps of the same episode so far, 0 in padding; see :class:`baselines.common.History`."""
+    return windows.visible * (windows.weights[..., 0] > 0)
+
+
+def make_prompts(samplers: list[WindowSampler], demos: int | None, transforms: Transforms) -> dict[str, Prompt]:
+    """The shortest of the first demonstrations of every instruction that are trained on, whole, as prompts."""
+    prompts: dict[str, Prompt] = {}
+    for sampler in samplers:
+        index = sampler.index
+        by_instruction: dict[str, list[int]] = {}
+        for episode in index.split(demos)[0]:
+            by_instruction.setdefault(index.instructions[episode], []).append(episode)
+        for instruction, episodes in by_instruction.items():
+            episode = min(episodes[:10], key=lambda number: index.boundaries[number])
+            prompts.setdefault(instruction, _prompt(sampler, episode, transforms))
+    return prompts
+
+
+def _prompt(sampler: WindowSampler, episode: int, transforms: Transforms) -> Prompt:
+    index = sampler.index
+    rows = index.rows([episode])[:: index.hop]
+    column = {name: torch.from_numpy(np.asarray(values[rows])) for name, values in index.columns.items()}
+    return Prompt(
+        sampler.latents.latents(sampler.latents.read(column["row"].numpy(), None)).half(),
+        transforms.normalise_proprioception(column["positions"]),
+        transforms.normalise_actions(column["before"], column["before_positions"]),
+        column["before_known"],
+    )
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws of torch's own generators inside follow from ``seed``; outside nothing changes."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,36 @@
+"""Trains one of the baselines that the paper compares PAR with.
+
+python benchmarks/train_baseline.py --method dp --task PushCube PickCube StackCube --vae runs/vae/vae --out runs/dp
+"""
+
+from __future__ import annotations
+
+import sys
+
+from baselines.training import BaselineConfig, train
+
+from par_agent.cli.options import parse
+from par_agent.errors import UserError
+from par_agent.files import cannot_write
+
+
+def main(arguments: list[str]) -> int:
+    """Trains and says where the policy is."""
+    config = parse(BaselineConfig, arguments, "train_baseline.py", str(__doc__).splitlines()[0])
+    try:
+        train(config)
+    except OSError as error:
+        raise UserError(cannot_write(config.out, error)) from error
+    print(f"trained policy: {config.out / 'policy'}; python benchmarks/run.py --policy {config.out / 'policy'}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"benchmarks/train_baseline.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this one stopped.", file=sys.stderr)
+        sys.exit(130)

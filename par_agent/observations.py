@@ -1,0 +1,89 @@
+"""What a policy reads out of ManiSkill's observations, and whether it fits a task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from par_agent.errors import UserError
+from par_agent.transforms import Transforms
+
+if TYPE_CHECKING:
+    from par_agent.tasks import TaskSpec
+
+
+def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> None:
+    """Compares a checkpoint's conventions with a task's, as a track shows it.
+
+    Raises:
+        UserError: another camera, image size, number of joints or controller.
+    """
+    cameras = spec.cameras(track)
+    if transforms.camera not in cameras:
+        raise UserError(
+            f"this checkpoint sees through {transforms.camera!r}; task {spec.name} shows "
+            f"{', '.join(cameras) or 'no camera'} on the {track} track"
+        )
+    size = transforms.image_size
+    if transforms.camera == spec.camera and size is not None and size != tuple(spec.image_size):
+        raise UserError(
+            f"this checkpoint was trained on {size[0]}x{size[1]} images of {spec.camera}; task {spec.name} has "
+            f"{spec.image_size[0]}x{spec.image_size[1]}"
+        )
+    if transforms.proprioception_size != spec.joint_count:
+        raise UserError(
+            f"this checkpoint reads {transforms.proprioception_size} joint positions; the robot of {spec.name} has "
+            f"{spec.joint_count}"
+        )
+    if any(transforms.relative) and spec.control_mode != "pd_joint_pos":
+        raise UserError(
+            f"this checkpoint commands joint positions (pd_joint_pos); task {spec.name} takes {spec.control_mode}"
+        )
+
+
+def joint_positions(obs: dict[str, Any], size: int) -> Tensor:
+    """Joint positions (B, size) float32, radians, on the observation's device.
+
+    Raises:
+        UserError: there are none, or another number of them.
+    """
+    value = _lookup(obs, ("agent", "qpos"), 'make the environment with obs_mode="rgb" (joint positions are in it)')
+    value = torch.as_tensor(value)
+    batched = value[None] if value.ndim == 1 else value
+    if batched.ndim != 2 or batched.shape[1] != size:
+        raise UserError(
+            f'obs["agent"]["qpos"] has shape {tuple(value.shape)}; expected (num_envs, {size}): this checkpoint is '
+            f"for a robot with {size} joints"
+        )
+    return batched.to(torch.float32)
+
+
+def camera_images(obs: dict[str, Any], camera: str, batch: int) -> Tensor:
+    """A camera's images (batch, H, W, 3) uint8.
+
+    Raises:
+        UserError: there are none, or of another shape or type.
+    """
+    fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
+    if camera == "render_camera":
+        fix = "wrap the environment in par_agent.evaluation.RenderCameraObservation"
+    value = torch.as_tensor(_lookup(obs, ("sensor_data", camera, "rgb"), fix))
+    batched = value[None] if value.ndim == 3 else value
+    if batched.ndim != 4 or batched.shape[3] != 3 or len(batched) != batch or batched.dtype != torch.uint8:
+        raise UserError(
+            f'obs["sensor_data"][{camera!r}]["rgb"] is {value.dtype} of shape {tuple(value.shape)}; expected '
+            f"torch.uint8 of shape ({batch}, height, width, 3): {fix}"
+        )
+    return batched
+
+
+def _lookup(obs: Any, keys: tuple[str, ...], fix: str) -> Any:
+    value, path = obs, "obs"
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            raise UserError(f'{path} has no "{key}" (it holds: {found}); {fix}')
+        value, path = value[key], f'{path}["{key}"]'
+    return value
