@@ -2,6 +2,7 @@
 
 python benchmarks/run.py          # the bundled checkpoint, three tasks, 125 rollouts each
 python benchmarks/run.py --tasks PushCube --policy runs/my-checkpoint --policy-seeds 1
+python benchmarks/run.py --policy dp --policy-checkpoint runs/dp/policy
 python benchmarks/run.py --policy my_package.my_module:MyPolicy --policy-kwargs chunk=8 device=cpu
 """
 
@@ -19,8 +20,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from baselines import find_policy
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource, parse_options, search_folder
+from par_agent.evaluation.policies import parse_options, search_folder
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
@@ -37,7 +39,10 @@ class BenchmarkConfig:
     tasks: tuple[str, ...] = PAPER_TASKS
     """Tasks by name, or module:NAME for a TaskSpec of your own."""
     policy: str = "par-mini"
-    """A bundled checkpoint's name, a checkpoint folder, or module:Class."""
+    """A bundled checkpoint's name, a checkpoint folder, module:Class, or a row of the paper's tables: act, bc-t, dp,
+    icrt, rdt, par-noar, par-discrete."""
+    policy_checkpoint: Path | None = None
+    """Weights of a row of the paper's tables (default: runs/NAME/policy) or of module:Class."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value: for a checkpoint those of PARPolicy.from_pretrained, else the class's."""
     track: Literal["paper", "native"] = "paper"
@@ -79,7 +84,7 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
     device = config.device or ("cuda" if config.backend == "gpu" else "cpu")
     return RunConfig(
         tasks=config.tasks,
-        policy=PolicySource(config.policy, parse_options(config.policy_kwargs), device),
+        policy=find_policy(config.policy, parse_options(config.policy_kwargs), device, config.policy_checkpoint),
         out=config.out,
         track=config.track,
         states=config.states if config.num_states is None else config.num_states,

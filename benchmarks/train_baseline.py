@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 
 from baselines.training import BaselineConfig, train
-
 from par_agent.cli.options import parse
 from par_agent.errors import UserError
 from par_agent.files import cannot_write

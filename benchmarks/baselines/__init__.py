@@ -2,8 +2,70 @@
 
 All see what PAR sees (latents of the same frozen frame encoder, joint positions, the instruction), through the same
 kind of convolutional stem, and are trained on the same windows, with the same normalisation, optimiser and loop.
-Nothing heavy is imported here: ``benchmarks/run.py`` only needs the names.
+Nothing heavy is imported here: ``benchmarks/run.py`` only looks names up.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource
+from par_agent.files import read_object
 
 NAMES = ("act", "bc-t", "dp", "icrt", "rdt")
 """The baselines, as ``--method`` and ``--policy`` call them."""
+ABLATIONS = ("par-noar", "par-discrete")
+"""The paper's ablations of PAR, which are presets of `par-agent finetune`."""
+
+_TASKS = "--task PushCube PickCube StackCube --vae runs/vae/vae"
+_POLICY = "baselines.policy:BaselinePolicy"
+
+
+def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint: Path | None = None) -> PolicySource:
+    """What ``--policy`` names: a row of the paper's tables, a folder of any checkpoint, or ``module:Class``.
+
+    Args:
+        reference: as given.
+        options: of the policy.
+        device: where checkpoints are loaded.
+        checkpoint: as given with ``--policy-checkpoint``.
+
+    Raises:
+        UserError: the checkpoint was not trained yet, or is of another method.
+    """
+    if reference in NAMES + ABLATIONS:
+        folder = checkpoint or Path("runs") / reference / "policy"
+        if not folder.is_dir():
+            raise UserError(f"no policy {reference!r}: {folder} does not exist; train it with: {_command(reference)}")
+        if reference in ABLATIONS:
+            return PolicySource(str(folder), options, device, name=reference)
+        if (found := _method(folder)) != reference:
+            raise UserError(
+                f"{folder} holds {found or 'no baseline'}, not {reference}; give another --policy-checkpoint"
+            )
+        return PolicySource(_POLICY, options, device, folder, reference)
+    if ":" in reference:
+        return PolicySource(reference, options, device, checkpoint)
+    if checkpoint is not None:
+        raise UserError(
+            f"--policy-checkpoint goes with module:Class or one of {', '.join(NAMES + ABLATIONS)}, not with --policy "
+            f"{reference}"
+        )
+    if (method := _method(Path(reference))) is not None:
+        return PolicySource(_POLICY, options, device, Path(reference), method)
+    return PolicySource(reference, options, device)
+
+
+def _method(folder: Path) -> str | None:
+    """Which baseline a folder holds."""
+    about = folder / "baseline.json"
+    return str(read_object(about).get("method")) if about.is_file() else None
+
+
+def _command(name: str) -> str:
+    """How a row is trained."""
+    if name in ABLATIONS:
+        return f"par-agent finetune --preset {name} {_TASKS} --out runs/{name}"
+    return f"python benchmarks/train_baseline.py --method {name} {_TASKS} --out runs/{name}"

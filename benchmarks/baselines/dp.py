@@ -10,7 +10,7 @@ Deviations: each of the two observations is all tokens of the shared stem, not o
 control steps apart, where there are frames; the prediction starts at the present step; the instruction is one more
 token, because one model learns all tasks; actions are normalised to unit variance, not into [-1, 1], and clean
 actions are clipped at 10 when sampling; no exponential moving average of its own, but the one that all methods share;
-dropout 0.1 everywhere, not 0.3 in attention; 4 draws of noise for every chunk, as PAR has. Sizes are smaller.
+dropout 0.1 everywhere, not 0.3 in attention; 2 draws of noise for every chunk (PAR has 4). Sizes are smaller.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DPConfig(MethodConfig):
     """Diffusion steps in training."""
     sampling_steps: int = 16
     """Denoising steps when it acts."""
-    noise_samples: int = 4
+    noise_samples: int = 2
     """Draws of noise and time per chunk and training step."""
 
 

@@ -11,7 +11,8 @@ Deviations: 10 blocks of width 256, not 28 of 2,048, and no pretraining on other
 128-number action space and no control-frequency token; images are latents of the shared encoder behind the stem that
 all baselines share, in place of SigLIP's, and words are hashed, in place of T5's; one camera; frames lie 8 control
 steps apart, and 8 of the 64 actions are executed before the next frame; image and text are hidden with probability
-0.1 each by zeroing their tokens.
+0.1 each by zeroing their tokens. A third of a batch's steps enter the loss, since 64 actions cost far more than the
+frame that they follow.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class RDTConfig(MethodConfig):
 
     horizon: int = 64
     """Actions predicted together."""
+    share: float = 0.34
+    """Share of a batch's steps that enter the loss."""
     layers: int = 10
     """Blocks; those with an even number look at the images, the others at the text."""
     frames: int = 2
@@ -64,7 +67,7 @@ class NormedAttention(nn.Module):
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.q_norm(q).to(v), self.k_norm(k).to(v)
+        q, k = self.q_norm(q.float()).to(v), self.k_norm(k.float()).to(v)
         return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 

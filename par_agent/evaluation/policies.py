@@ -113,16 +113,23 @@ class PolicySource:
     """Keyword arguments for the class or for ``PARPolicy.from_pretrained``."""
     device: str = "cpu"
     """Device that checkpoints are loaded on."""
+    checkpoint: Path | None = None
+    """Folder of weights for a class that has a parameter ``checkpoint``."""
+    name: str | None = None
+    """Short name for tables and folders; None: that of the class or folder."""
 
     @property
     def label(self) -> str:
         """Short name for tables and folders."""
+        if self.name is not None:
+            return self.name
         return self.reference.rpartition(":")[2] if ":" in self.reference else Path(self.reference).name
 
     def build(self, spec: TaskSpec, track: str = "paper") -> Policy:
         """Makes the policy for one task and checks that it fits.
 
-        A class is called with the options and, if it has a parameter ``task``, the :class:`TaskSpec`.
+        A class is called with the options and, if it has such parameters, with ``task`` (the :class:`TaskSpec`),
+        ``device`` and ``checkpoint``.
 
         Raises:
             UserError: the options do not fit, or the policy does not fit the task.
@@ -132,7 +139,9 @@ class PolicySource:
         return policy
 
     def fingerprint(self) -> str:
-        """Hash of what decides the policy's actions: the checkpoint's files, or the source file of the class.
+        """Hash of what decides the policy's actions: the checkpoint's files, the source file of the class, or both.
+
+        Of a class in a package, all of the package's sources count.
 
         Raises:
             UserError: no such checkpoint, module or class.
@@ -141,10 +150,24 @@ class PolicySource:
             cls = load_object(self.reference)
             if not callable(cls):
                 raise UserError(f"{self.reference!r} is a {type(cls).__name__}; expected a class")
-            return hash_files([Path(inspect.getfile(cls))])
-        folder = checkpoint_folder(self.reference)
-        files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".bin")]
-        return hash_files(sorted(files))
+            source = Path(inspect.getfile(cls))
+            code = sorted(source.parent.glob("*.py")) if "." in cls.__module__ else [source]
+            return hash_files(code + ([] if self.folder is None else _weight_files(self.folder)))
+        assert self.folder is not None
+        return hash_files(_weight_files(self.folder))
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the weights are; None of a class that was given none.
+
+        Raises:
+            UserError: no such checkpoint.
+        """
+        if ":" not in self.reference:
+            return checkpoint_folder(self.reference)
+        if self.checkpoint is not None and not self.checkpoint.is_dir():
+            raise UserError(f"the policy's checkpoint {self.checkpoint} does not exist")
+        return self.checkpoint
 
     def _from_checkpoint(self, spec: TaskSpec) -> Policy:
         from par_agent.policy import PARPolicy
@@ -156,9 +179,18 @@ class PolicySource:
     def _from_class(self, spec: TaskSpec) -> Policy:
         cls = load_object(self.reference)
         arguments = dict(self.options)
-        if "task" in inspect.signature(cls).parameters:
-            arguments.setdefault("task", spec)
+        known = {"task": spec, "device": self.device, "checkpoint": self.checkpoint and str(self.checkpoint)}
+        for name, value in known.items():
+            if value is not None and name in inspect.signature(cls).parameters:
+                arguments.setdefault(name, value)
+        if self.checkpoint is not None and arguments.get("checkpoint") != str(self.checkpoint):
+            raise UserError(f"policy {self.reference!r} takes no checkpoint; leave --policy-checkpoint out")
         return _call(cls, self.reference, **arguments)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """A checkpoint's files that decide what it does."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".bin"))
 
 
 def _call(function: Any, reference: str, *args: Any, **arguments: Any) -> Any:

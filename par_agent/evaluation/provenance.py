@@ -8,8 +8,11 @@ import shlex
 import subprocess
 import sys
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from par_agent.files import read_object
 
 if TYPE_CHECKING:
     from par_agent.evaluation.runner import BenchmarkRun
@@ -23,6 +26,7 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
         "policy": run.config.policy.reference,
         "policy_options": run.config.policy.options,
         "checkpoint": run.fingerprint,
+        **_weights(run.config.policy.folder),
         "track": run.config.track,
         "initial_states": run.config.protocol_label,
         "tasks": [asdict(spec) for spec in run.specs.values()],
@@ -33,6 +37,22 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": run.versions,
     }
+
+
+def _weights(folder: Path | None) -> dict[str, Any]:
+    """Numbers in a checkpoint's weight file, and how it was trained; None where it does not say so."""
+    about: dict[str, Any] = {"parameters": None, "training": None}
+    if folder is None:
+        return about
+    if (weights := folder / "model.safetensors").is_file():
+        from safetensors import safe_open
+
+        with safe_open(str(weights), framework="numpy") as file:
+            about["parameters"] = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    for name in ("policy.json", "baseline.json"):
+        if (folder / name).is_file():
+            about["training"] = read_object(folder / name).get("trained")
+    return about
 
 
 def _git_commit() -> str:

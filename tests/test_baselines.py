@@ -1,0 +1,296 @@
+"""Baselines: each learns, is saved and loaded whole, resumes to the bit, and acts as in training."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from baselines import NAMES  # noqa: E402
+from baselines.checkpoint import METHODS, BaselineCheckpoint  # noqa: E402
+from baselines.common import past_mask, recent  # noqa: E402
+from baselines.policy import BaselinePolicy  # noqa: E402
+from baselines.training import BaselineConfig, measure, prepare, train  # noqa: E402
+from par_agent.errors import UserError  # noqa: E402
+from par_agent.modeling.frame_encoder import save_frame_encoder  # noqa: E402
+from par_agent.tasks import TASKS  # noqa: E402
+from par_agent.training.checkpoint import latest_checkpoint  # noqa: E402
+from tiny import LENGTH, tiny_checkpoint, tiny_dataset  # noqa: E402
+
+SMALL = ("width=32", "heads=2", "patch=4", "stem_widths=[8,16]", f"chunk_length={LENGTH}")
+SIZES = {
+    "act": ("horizon=8", "style_layers=1", "encoder_layers=1", "decoder_layers=1", "style_size=4", "dropout=0.0"),
+    "bc-t": ("horizon=4", "layers=1", "patch_width=8", "components=2"),
+    "dp": ("horizon=8", "layers=2", "train_steps=20", "sampling_steps=5"),
+    "icrt": ("horizon=8", "layers=1", "steps=8"),
+    "rdt": ("horizon=8", "layers=2", "train_steps=50", "noise_samples=2"),
+}
+TASK = dataclasses.replace(TASKS["PushCube"], instruction="push cube 1", image_size=(24, 32))
+
+
+def run(folder: Path, method: str, episodes: int = 21, **options: Any) -> BaselineConfig:
+    """A training run of a few steps on random episodes, in ``folder / "run"``."""
+    save_frame_encoder(tiny_checkpoint().encoder, folder / "vae")
+    data = tiny_dataset(folder / "data", episodes=episodes)
+    defaults = {
+        "out": folder / "run",
+        "data": (data,),
+        "vae": folder / "vae",
+        "method": method,
+        "model": SMALL + SIZES[method],
+        "steps": 6,
+        "batch_size": 8,
+        "window": 2,
+        "warmup": 2,
+        "variants": 2,
+        "shift": 1,
+        "validate_every": 3,
+        "checkpoint_minutes": 0.0,
+    }
+    return BaselineConfig(**{**defaults, **options})
+
+
+def observation(batch: int = 1, seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (batch, 24, 32, 3), generator=generator, dtype=torch.uint8)
+    qpos = torch.randn(batch, 9, generator=generator)
+    return {"agent": {"qpos": qpos}, "sensor_data": {"render_camera": {"rgb": images}}}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaselineConfig:
+    """A finished run of every method."""
+    config = run(tmp_path_factory.mktemp(request.param), request.param)
+    train(config)
+    return config
+
+
+def act(policy: BaselinePolicy, steps: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """Actions (steps, batch, 8) of the first steps of an episode."""
+    policy.reset(seed=seed)
+    return torch.stack([policy.act(observation(batch, seed=step)) for step in range(steps)])
+
+
+def test_a_run_ends_in_a_checkpoint_that_is_loaded_as_it_was_saved(trained: BaselineConfig, tmp_path: Path) -> None:
+    policy = BaselinePolicy(str(trained.out / "policy"), TASK)
+    actions = act(policy, 2 * LENGTH + 1)
+    assert actions.shape == (2 * LENGTH + 1, 1, 8) and actions.isfinite().all()
+    loaded = BaselineCheckpoint.load(trained.out / "policy")
+    loaded.save(tmp_path / "again")
+    assert torch.equal(act(BaselinePolicy(str(tmp_path / "again"), TASK), 2 * LENGTH + 1), actions)
+    assert loaded.trained["steps"] == 6 and loaded.trained["minutes"] > 0
+    assert list((trained.out / "tensorboard").iterdir())
+
+
+def test_rows_of_a_batch_act_as_they_would_alone(trained: BaselineConfig) -> None:
+    policy = BaselinePolicy(str(trained.out / "policy"), TASK)
+    together = act(policy, LENGTH + 1, batch=3)
+    policy.reset(seed=0)
+    alone = []
+    for step in range(LENGTH + 1):
+        shown = observation(3, seed=step)
+        shown["agent"]["qpos"] = shown["agent"]["qpos"][:1]
+        shown["sensor_data"]["render_camera"]["rgb"] = shown["sensor_data"]["render_camera"]["rgb"][:1]
+        alone.append(policy.act(shown))
+    torch.testing.assert_close(torch.stack(alone)[:, 0], together[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_that_is_reset_starts_anew_and_the_others_go_on(trained: BaselineConfig) -> None:
+    policy = BaselinePolicy(str(trained.out / "policy"), TASK, deterministic=True)
+    first = act(policy, LENGTH, batch=2)
+    policy.reset(env_idx=[1])
+    assert policy.needs_frame
+    again = torch.stack([policy.act(observation(2, seed=step)) for step in range(LENGTH)])
+    torch.testing.assert_close(again[:, 1], first[:, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_frames_are_asked_for_once_a_chunk(trained: BaselineConfig) -> None:
+    policy = BaselinePolicy(str(trained.out / "policy"), TASK)
+    asked = []
+    for step in range(2 * LENGTH):
+        asked.append(policy.needs_frame)
+        shown = observation(seed=step)
+        if not asked[-1]:
+            del shown["sensor_data"]
+        policy.act(shown)
+    assert asked == [step % LENGTH == 0 for step in range(2 * LENGTH)]
+
+
+def test_what_it_does_follows_from_the_seed(trained: BaselineConfig) -> None:
+    policy = BaselinePolicy(str(trained.out / "policy"), TASK)
+    assert torch.equal(act(policy, 2, seed=3), act(policy, 2, seed=3))
+
+
+def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConfig) -> None:
+    setup = prepare(trained, torch.device("cpu"))
+    loaded = BaselineCheckpoint.load(trained.out / "policy")
+    model, context = loaded.model, loaded.model.context
+    generator = torch.Generator().manual_seed(0)
+    steps, width = min(3, context), model.config.width
+    tokens = torch.randn(1, steps, model.config.frame_tokens, width, generator=generator)
+    past = torch.randn(1, steps, LENGTH, 8, generator=generator)
+    policy = BaselinePolicy(str(trained.out / "policy"), TASK)
+    state = policy._begin(1)
+    state.tokens[:, -steps:], state.past[:, -steps:], state.seen[:] = tokens, past, steps
+    with torch.inference_mode():
+        one = model.conditions(policy._history(state, torch.tensor([0])))[:, -1]
+        whole = policy._history(state, torch.tensor([0]))
+        assert int((whole.visible > 0).sum()) == steps + (
+            len(setup.prompts["push cube 1"].past) if setup.prompts else 0
+        )
+        there = whole.visible[0] > 0
+        short = dataclasses.replace(
+            whole,
+            **{name: getattr(whole, name)[:, there] for name in ("tokens", "past", "past_known", "visible")},
+        )
+        torch.testing.assert_close(model.conditions(short)[:, -1], one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_a_handful_of_episodes_is_learnt_by_heart(method: str, tmp_path: Path) -> None:
+    rate = {"learning_rate": 4e-3, "proprioception_noise": 0.0, "variants": 1, "weight_decay": 0.0, "ema": 0.9}
+    few = {"episodes": 3, "steps": 200, "validate_every": 1000, "checkpoint_minutes": 60.0, "warmup": 10}
+    sizes = {"act": ("kl_weight=0.1",), "bc-t": ("dropout=0.0",)}.get(method, ())
+    config = run(tmp_path, method, **rate, **few)
+    config = dataclasses.replace(config, model=(*config.model, *sizes))
+    setup = prepare(config, torch.device("cpu"))
+    sampler = setup.train.samplers[0]
+    before = BaselineCheckpoint(method, setup.model.eval(), setup.encoder, setup.transforms, setup.prompts)
+    wrong = measure(before, sampler, torch.device("cpu"))["action_error"]
+    error = measure(train(config), sampler, torch.device("cpu"))["action_error"]
+    assert error < 0.3 * wrong, (error, wrong)
+
+
+@pytest.mark.parametrize("method", ["act", "icrt"])
+def test_a_killed_run_that_goes_on_equals_one_that_was_not_killed(method: str, tmp_path: Path) -> None:
+    config = run(tmp_path, method, steps=40, validate_every=100)
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    train(whole)
+    process = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while (latest_checkpoint(config.out / "checkpoints") or Path()) < config.out / "checkpoints" / "step_00000003":
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert latest_checkpoint(config.out / "checkpoints").name < "step_00000040"  # type: ignore[union-attr]
+    subprocess.run(command(config), check=True, capture_output=True)
+    weights = load_file(config.out / "policy" / "model.safetensors")
+    for name, value in load_file(whole.out / "policy" / "model.safetensors").items():
+        assert torch.equal(value, weights[name]), name
+
+
+def command(config: BaselineConfig) -> list[str]:
+    """The command line of a run."""
+    words = [sys.executable, str(ROOT / "benchmarks" / "train_baseline.py")]
+    for name, value in dataclasses.asdict(config).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None and value != ():
+            words += [f"--{option}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words
+
+
+def test_temporal_ensembling_averages_what_was_predicted_of_a_moment(tmp_path: Path) -> None:
+    config = run(tmp_path, "act")
+    train(config)
+    policy = BaselinePolicy(str(config.out / "policy"), TASK, ensemble=0.5)
+    plans = torch.zeros(1, 2, 8, 8)
+    plans[0, 0], plans[0, 1, LENGTH:] = 1.0, 3.0
+    old = torch.tensor(0.5).exp()
+    expected = (1 + 3 * old) / (1 + old)
+    torch.testing.assert_close(policy._ensembled(plans, torch.tensor([2])), expected.expand(1, LENGTH, 8))
+    torch.testing.assert_close(policy._ensembled(plans, torch.tensor([1])), torch.ones(1, LENGTH, 8))
+    newest = act(BaselinePolicy(str(config.out / "policy"), TASK), 2 * LENGTH)
+    averaged = act(policy, 2 * LENGTH)
+    assert torch.equal(averaged[:LENGTH], newest[:LENGTH]) and not torch.equal(averaged[LENGTH:], newest[LENGTH:])
+
+
+def test_sizes_at_full_size_are_within_twice_those_of_par_mini() -> None:
+    from par_agent.modeling.par import PARModel
+    from par_agent.modeling.presets import preset
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    with torch.device("meta"):
+        par = count(PARModel(preset("par-mini")))
+        for name, method in METHODS.items():
+            assert par / 2 < count(method(method.Config())) < 2 * par, name
+
+
+def test_a_step_sees_its_own_episode_and_nothing_later() -> None:
+    visible = torch.tensor([[0, 1, 2, 1, 2]])
+    expected = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert torch.equal(past_mask(visible)[0, 0].int(), torch.tensor(expected, dtype=torch.int32))
+    tokens = torch.arange(5.0)[None, :, None, None]
+    assert recent(tokens, visible, 2)[0, :, :, 0].tolist() == [[0, 0], [1, 1], [1, 2], [3, 3], [3, 4]]
+
+
+def test_icrt_learns_from_what_follows_the_prompt() -> None:
+    model = METHODS["icrt"](METHODS["icrt"].Config(width=32, heads=2))
+    visible = torch.tensor([[1, 2, 1, 2, 0], [3, 4, 1, 2, 3], [4, 5, 6, 7, 8]])
+    expected = [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert torch.equal(model.counted(visible).int(), torch.tensor(expected, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vae": None}, "a baseline needs --vae FOLDER"),
+        ({"data": ()}, "nothing to train on"),
+        ({"data": (Path("nowhere"),)}, "nowhere is not a rendered dataset"),
+        ({"demos": 21}, r"has 19 episodes to train on, not 21 \(21 with the held-out ones\)"),
+        ({"demos": 0}, "demos is 0; it must be at least 1"),
+        ({"method": "pi0"}, "method is 'pi0'; it must be one of act, bc-t, dp, icrt, rdt"),
+        ({"model": ("wide=3",)}, "unknown fields in ACTConfig: wide"),
+        ({"model": (*SMALL, "horizon=2")}, "a chunk of 4 actions is executed"),
+        ({"model": (*SMALL, "heads=3")}, "must divide the width 32"),
+    ],
+)
+def test_bad_options_are_explained(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        train(dataclasses.replace(run(tmp_path, "act"), **change))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_fewer_demonstrations_are_the_first_ones_and_decide_the_statistics(tmp_path: Path) -> None:
+    config = run(tmp_path, "act")
+    few = prepare(dataclasses.replace(config, demos=5), torch.device("cpu"))
+    more = prepare(dataclasses.replace(config, demos=9), torch.device("cpu"))
+    names: dict[int, set[str]] = {5: set(), 9: set()}
+    for count, setup in ((5, few), (9, more)):
+        sampler = setup.train.samplers[0]
+        for number in range(len(sampler)):
+            names[count] |= {part for text in sampler.sample(number, 1).episodes for part in text.split("+")}
+    assert names[5] == {f"data/episode_{number:06d}.h5" for number in range(1, 6)} < names[9]
+    assert len(names[9]) == 9
+    assert few.transforms.action_mean != more.transforms.action_mean
+    assert len(few.held_out[0]) == len(more.held_out[0]) == len(prepare(config, torch.device("cpu")).held_out[0])
+
+
+def test_another_method_in_the_same_folder_and_a_broken_checkpoint_are_refused(tmp_path: Path) -> None:
+    config = run(tmp_path, "act")
+    train(config)
+    with pytest.raises(UserError, match=r"begun with other settings \(method: act there, dp asked for"):
+        train(run(tmp_path, "dp"))
+    policy = config.out / "policy"
+    (policy / "model.safetensors").write_bytes((policy / "model.safetensors").read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"not a complete safetensors file"):
+        BaselineCheckpoint.load(policy)
+    with pytest.raises(UserError, match=r"holds no baseline \(no baseline.json\)"):
+        BaselineCheckpoint.load(tmp_path / "vae")
+    for option, message in (({"execute": 9}, "predicts 8 actions"), ({"context": 0}, "must be at least 1")):
+        with pytest.raises(UserError, match=message):
+            BaselinePolicy(str(config.out / "policy-best"), TASK, **option)
