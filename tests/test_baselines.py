@@ -36,7 +36,7 @@ SIZES = {
     "icrt": ("horizon=8", "layers=1", "steps=8"),
     "rdt": ("horizon=8", "layers=2", "train_steps=50", "noise_samples=2"),
 }
-TASK = dataclasses.replace(TASKS["PushCube"], instruction="push cube 1", image_size=(24, 32))
+TASK = dataclasses.replace(TASKS["PushCube"], instruction="push cube 1")
 
 
 def run(folder: Path, method: str, episodes: int = 21, **options: Any) -> BaselineConfig:
@@ -63,7 +63,7 @@ def run(folder: Path, method: str, episodes: int = 21, **options: Any) -> Baseli
 
 def observation(batch: int = 1, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (batch, 24, 32, 3), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, 512, 512, 3), generator=generator, dtype=torch.uint8)
     qpos = torch.randn(batch, 9, generator=generator)
     return {"agent": {"qpos": qpos}, "sensor_data": {"render_camera": {"rgb": images}}}
 

@@ -35,11 +35,11 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
     Raises:
         UserError: the checkpoint was not trained yet, or is of another method.
     """
-    if reference in NAMES + ABLATIONS:
+    if reference in NAMES + ABLATIONS or (reference == "par-mini" and checkpoint is not None):
         folder = checkpoint or Path("runs") / reference / "policy"
         if not folder.is_dir():
             raise UserError(f"no policy {reference!r}: {folder} does not exist; train it with: {_command(reference)}")
-        if reference in ABLATIONS:
+        if reference not in NAMES:
             return PolicySource(str(folder), options, device, name=reference)
         if (found := _method(folder)) != reference:
             raise UserError(
@@ -49,10 +49,8 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
     if ":" in reference:
         return PolicySource(reference, options, device, checkpoint)
     if checkpoint is not None:
-        raise UserError(
-            f"--policy-checkpoint goes with module:Class or one of {', '.join(NAMES + ABLATIONS)}, not with --policy "
-            f"{reference}"
-        )
+        known = ", ".join(("par-mini", *ABLATIONS, *NAMES))
+        raise UserError(f"--policy-checkpoint goes with module:Class or one of {known}, not with --policy {reference}")
     if (method := _method(Path(reference))) is not None:
         return PolicySource(_POLICY, options, device, Path(reference), method)
     return PolicySource(reference, options, device)
@@ -66,6 +64,6 @@ def _method(folder: Path) -> str | None:
 
 def _command(name: str) -> str:
     """How a row is trained."""
-    if name in ABLATIONS:
+    if name not in NAMES:
         return f"par-agent finetune --preset {name} {_TASKS} --out runs/{name}"
     return f"python benchmarks/train_baseline.py --method {name} {_TASKS} --out runs/{name}"

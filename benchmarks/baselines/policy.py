@@ -101,6 +101,7 @@ class BaselinePolicy:
         """Whether the next :meth:`act` looks at the camera."""
         return self._state is None or bool((self._state.used >= self.execute).any())
 
+    @torch.inference_mode()
     def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
         """Forgets the episodes of some rows, or of all; ``seed`` decides what they draw from now on."""
         self._seed = self._seed if seed is None else seed

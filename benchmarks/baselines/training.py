@@ -156,7 +156,7 @@ class BaselineTraining(TrainingLoop):
     def __init__(self, config: BaselineConfig, setup: BaselineSetup, accelerator: Accelerator) -> None:
         self.setup = setup
         objective = BaselineObjective(setup.model, setup.transforms, config)
-        super().__init__(config, objective, setup.train.batch, accelerator)
+        super().__init__(config, objective, setup.train, accelerator)
 
     def policy(self) -> BaselineCheckpoint:
         setup = self.setup

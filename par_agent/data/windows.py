@@ -97,6 +97,8 @@ class WindowSampler:
         if window < 1:
             raise UserError(f"window is {window}; it must be at least 1 physical token")
         self.index, self.latents, self.window, self.seed = index, latents, window, seed
+        self.episodes = len(episodes)
+        """Episodes drawn from."""
         self._whole: list[list[Piece]] = []
         self._short: dict[str, list[tuple[int, int]]] = {}
         for episode in episodes:
@@ -223,6 +225,11 @@ class MixedSampler:
         self.samplers, self.batch_size = samplers, batch_size
         self._cumulative = np.concatenate([[0.0], np.cumsum(weights) / np.sum(weights)])
         self._cumulative[-1] = 1.0
+
+    @property
+    def demonstrations(self) -> dict[str, int]:
+        """Episodes drawn from, by the name of the dataset's folder."""
+        return {sampler.index.dataset.folder.name: sampler.episodes for sampler in self.samplers}
 
     def batch(self, step: int) -> Windows:
         """The batch of an optimiser step."""

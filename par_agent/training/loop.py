@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from par_agent.checkpoint import Checkpoint
 from par_agent.data.prefetch import prefetch
-from par_agent.data.windows import Windows
+from par_agent.data.windows import MixedSampler, Windows
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, whole
@@ -94,7 +94,7 @@ class TrainingLoop(abc.ABC):
     Args:
         config: the run's options.
         objective: called with windows, their number and a device, gives a :class:`PARLoss`; its ``model`` is trained.
-        draw: gives batch ``n`` of the run.
+        train: gives the batches.
         accelerator: where it runs.
         rollouts: closed-loop evaluation, done on the main process every ``config.rollout_every`` steps.
     """
@@ -103,12 +103,12 @@ class TrainingLoop(abc.ABC):
         self,
         config: TrainingConfig,
         objective: nn.Module,
-        draw: Callable[[int], Windows],
+        train: MixedSampler,
         accelerator: Accelerator,
         rollouts: Rollouts | None = None,
     ) -> None:
         self.config, self.accelerator = config, accelerator
-        self._draw, self._rollouts = draw, rollouts
+        self._train, self._rollouts = train, rollouts
         optimizer = make_optimizer(objective, config.learning_rate, config.weight_decay)
         self.objective: nn.Module
         self.optimizer: torch.optim.Optimizer
@@ -147,6 +147,7 @@ class TrainingLoop(abc.ABC):
             "steps": progress.step,
             "minutes": round(progress.seconds / 60, 2),
             "processor_minutes": round(progress.processor_seconds / 60, 2),
+            "demonstrations": self._train.demonstrations,
             "options": self.config.to_json(),
         }
 
@@ -199,7 +200,7 @@ class TrainingLoop(abc.ABC):
 
     def _batches(self) -> Iterator[tuple[int, Windows]]:
         """This process's batches up to the last step, each with its number."""
-        processes, draw = self.accelerator.num_processes, self._draw
+        processes, draw = self.accelerator.num_processes, self._train.batch
         first = self.progress.batches + self.accelerator.process_index
 
         def numbered(turn: int) -> tuple[int, Windows]:
@@ -316,7 +317,7 @@ class Training(TrainingLoop):
         model.set_gradient_checkpointing(config.gradient_checkpointing)
         transforms = setup.transforms if config.has_actions else None
         objective = Objective(model, transforms, setup.text_encoder, config)
-        super().__init__(config, objective, setup.train.batch, accelerator, rollouts)
+        super().__init__(config, objective, setup.train, accelerator, rollouts)
         self.progress.base = setup.base
 
     def resume(self) -> None:

@@ -54,10 +54,9 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         config, off = self._config, not self._enabled
+        name = config.settings_file.removesuffix(".json")
         with contextlib.ExitStack() as stack:
-            bar = tqdm(
-                total=config.steps, initial=self._start, desc="finetune", unit="step", smoothing=0.05, disable=off
-            )
+            bar = tqdm(total=config.steps, initial=self._start, desc=name, unit="step", smoothing=0.05, disable=off)
             self._bar = stack.enter_context(bar)
             self._writer = self._wandb = None
             if self._enabled:

@@ -1,0 +1,144 @@
+"""The table of all methods, rebuilt from records; and what --policy names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from reproduce_table import TableConfig, main, read_runs, table, table_rows  # noqa: E402
+
+from baselines import ABLATIONS, NAMES, find_policy  # noqa: E402
+from par_agent.errors import UserError  # noqa: E402
+from par_agent.evaluation.statistics import wilson_interval  # noqa: E402
+from par_agent.files import write_json  # noqa: E402
+from par_agent.tasks import PAPER_TASKS  # noqa: E402
+
+
+def write_run(
+    folder: Path, policy: str, solved: int, *, demos: int | None = None, state_seed: int | None = None
+) -> None:
+    """A run of 4 initial states and 2 policy seeds a task; the first ``solved`` states are solved in every task."""
+    records = [
+        {
+            **{"task": task, "state": state, "policy_seed": seed, "success_once": state < solved, "error": None},
+            **dict.fromkeys(("success_at_end", "steps_to_success", "reward", "renders", "seconds")),
+            "plan_ms": 20.0,
+        }
+        for task in PAPER_TASKS
+        for state in range(4)
+        for seed in range(2)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_json(folder / "run.json", {"policy": policy, "track": "paper", "state_seed": state_seed})
+    counts = dict.fromkeys(PAPER_TASKS, demos or 950)
+    training = {"minutes": 12.4, "processor_minutes": 20.6, "demonstrations": counts, "options": {"demos": demos}}
+    about = {"command": "python run.py", "checkpoint": "0123", "parameters": 7_500_000, "training": training}
+    write_json(folder / "results.json", {"results": [], "provenance": about})
+
+
+def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "par-mini", 3)
+    write_run(tmp_path / "b", "dp", 1)
+    write_run(tmp_path / "c", "dp", 0, demos=50)
+    write_run(tmp_path / "d", "dp", 4, state_seed=555000)
+    page = table(table_rows(read_runs(tmp_path)), "par-mini")
+    wilson = wilson_interval(6, 8)
+    cell = f"**75.0** 6/8, {100 * wilson.low:.1f}–{100 * wilson.high:.1f} ["
+    lines = page.splitlines()
+    own = next(line for line in lines if line.startswith("| par-mini | **"))
+    assert own.count(cell) == 3 and own.endswith("| 7.5M | 12 (21) | 20 |")
+    assert lines[lines.index(own) + 1] == "| *PAR-Full, the paper's figure* | *100* | *73* | *48* | – | – | – |"
+    assert "| *ACT, the paper's figure* | *76* | *20* | *30* |" in page
+    assert "| dp | -50.0 (-100.0 to +0.0), p = 0.12 |" in page
+    assert page.count("| dp | ") == 3  # its row, its comparison and where it comes from
+
+
+def test_figures_are_drawn_and_nothing_else_is_written(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", "par-mini", 3)
+    write_run(tmp_path / "runs" / "b", "act", 2)
+    config = TableConfig(runs=tmp_path / "runs", out=tmp_path / "out")
+    assert main(config) == 0
+    assert {path.name for path in config.out.iterdir()} == {"table.md", "table.png"}
+    write_run(tmp_path / "runs" / "c", "act", 1, demos=50)
+    assert main(config) == 0
+    assert {path.name for path in config.out.iterdir()} == {"table.md", "table.png", "demonstrations.png"}
+    assert all(path.stat().st_size > 5000 for path in config.out.glob("*.png"))
+
+
+def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no finished run of the paper track"):
+        read_runs(tmp_path)
+    write_run(tmp_path / "b", "dp", 1)
+    with pytest.raises(UserError, match="no run of the protocol is of 'par-mini'; there are: dp"):
+        table(table_rows(read_runs(tmp_path)), "par-mini")
+    write_run(tmp_path / "c", "dp", 1)
+    with pytest.raises(UserError, match="are both of dp"):
+        table_rows(read_runs(tmp_path))
+
+
+def test_the_reported_runs_make_a_table(tmp_path: Path) -> None:
+    assert main(TableConfig(out=tmp_path)) == 0
+    assert "| par-mini | **" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES + ABLATIONS)
+def test_a_row_that_was_not_trained_yet_says_how_it_is_trained(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"runs/{name}/policy does not exist; train it with: .* --out runs/{name}"):
+        find_policy(name, {}, "cpu")
+
+
+def test_policies_are_found_by_name_by_folder_and_by_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "runs" / "dp" / "policy" / "baseline.json", {"method": "dp"})
+    (tmp_path / "runs" / "par-noar" / "policy").mkdir(parents=True)
+    named = find_policy("dp", {}, "cpu")
+    assert named.label == "dp" and named.folder == Path("runs/dp/policy")
+    assert dataclasses.replace(find_policy("runs/dp/policy", {}, "cpu"), checkpoint=named.checkpoint) == named
+    ablation = find_policy("par-noar", {}, "cpu")
+    assert ablation.label == "par-noar" and ablation.folder == Path("runs/par-noar/policy")
+    assert find_policy("par-mini", {}, "cpu").label == "par-mini"
+    assert find_policy("par-mini", {}, "cpu", Path("runs/par-noar/policy")).label == "par-mini"
+    with pytest.raises(UserError, match="holds dp, not act"):
+        find_policy("act", {}, "cpu", Path("runs/dp/policy"))
+    with pytest.raises(UserError, match="holds no baseline, not act"):
+        find_policy("act", {}, "cpu", Path("runs/par-noar/policy"))
+    with pytest.raises(UserError, match="--policy-checkpoint goes with"):
+        find_policy("runs/dp/policy", {}, "cpu", Path("runs/dp/policy"))
+
+
+def test_a_baselines_weights_and_sources_are_its_fingerprint(tmp_path: Path) -> None:
+    write_json(tmp_path / "p" / "baseline.json", {"method": "dp"})
+    source = find_policy("dp", {}, "cpu", tmp_path / "p")
+    first = source.fingerprint()
+    assert source.fingerprint() == first
+    write_json(tmp_path / "p" / "baseline.json", {"method": "dp", "trained": {}})
+    assert source.fingerprint() != first
+    plain = dataclasses.replace(source, reference="harness_policies:SevenNumbersPolicy", options={})
+    assert plain.fingerprint() != source.fingerprint()
+
+
+def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT / "tests")
+
+
+def test_the_command_line_refuses_a_row_without_checkpoint(tmp_path: Path) -> None:
+    result = run("--policy", "icrt", "--out", tmp_path)
+    assert result.returncode == 2
+    assert "train it with: python benchmarks/train_baseline.py --method icrt" in result.stderr
+    assert not list(tmp_path.iterdir())
