@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from baselines import NAMES  # noqa: E402
+from baselines import NAMES, find_policy  # noqa: E402
 from baselines.checkpoint import METHODS, BaselineCheckpoint  # noqa: E402
 from baselines.common import past_mask, recent  # noqa: E402
 from baselines.policy import BaselinePolicy  # noqa: E402
@@ -93,6 +93,16 @@ def test_a_run_ends_in_a_checkpoint_that_is_loaded_as_it_was_saved(trained: Base
     assert list((trained.out / "tensorboard").iterdir())
 
 
+def test_the_benchmark_builds_it_by_name_and_refuses_a_track_that_it_cannot_see(trained: BaselineConfig) -> None:
+    source = find_policy(trained.method, {"deterministic": True}, "cpu", trained.out / "policy")
+    policy = source.build(TASK)
+    assert isinstance(policy, BaselinePolicy) and policy.deterministic and source.label == trained.method
+    with pytest.raises(UserError, match="sees through 'render_camera'; task PushCube shows base_camera"):
+        source.build(TASK, "native")
+    with pytest.raises(UserError, match="does not take these options"):
+        dataclasses.replace(source, options={"denoising_steps": 3}).build(TASK)
+
+
 def test_rows_of_a_batch_act_as_they_would_alone(trained: BaselineConfig) -> None:
     policy = BaselinePolicy(str(trained.out / "policy"), TASK)
     together = act(policy, LENGTH + 1, batch=3)
@@ -160,10 +170,16 @@ def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConf
 @pytest.mark.parametrize("method", NAMES)
 def test_a_handful_of_episodes_is_learnt_by_heart(method: str, tmp_path: Path) -> None:
     rate = {"learning_rate": 4e-3, "proprioception_noise": 0.0, "variants": 1, "weight_decay": 0.0, "ema": 0.9}
-    few = {"episodes": 3, "steps": 200, "validate_every": 1000, "checkpoint_minutes": 60.0, "warmup": 10}
-    sizes = {"act": ("kl_weight=0.1",), "bc-t": ("dropout=0.0",)}.get(method, ())
+    few = {
+        "episodes": 3,
+        "steps": 500 if method == "dp" else 200,
+        "validate_every": 1000,
+        "checkpoint_minutes": 60.0,
+        "warmup": 10,
+    }
+    sizes = {"act": ("kl_weight=0.1",), "bc-t": ("dropout=0.0",), "dp": ("dropout=0.0", "noise_samples=8")}
     config = run(tmp_path, method, **rate, **few)
-    config = dataclasses.replace(config, model=(*config.model, *sizes))
+    config = dataclasses.replace(config, model=(*config.model, *sizes.get(method, ())))
     setup = prepare(config, torch.device("cpu"))
     sampler = setup.train.samplers[0]
     before = BaselineCheckpoint(method, setup.model.eval(), setup.encoder, setup.transforms, setup.prompts)
@@ -256,7 +272,7 @@ def test_icrt_learns_from_what_follows_the_prompt() -> None:
         ({"method": "pi0"}, "method is 'pi0'; it must be one of act, bc-t, dp, icrt, rdt"),
         ({"model": ("wide=3",)}, "unknown fields in ACTConfig: wide"),
         ({"model": (*SMALL, "horizon=2")}, "a chunk of 4 actions is executed"),
-        ({"model": (*SMALL, "heads=3")}, "must divide the width 32"),
+        ({"model": ("width=32", "heads=3")}, "must divide the width 32"),
     ],
 )
 def test_bad_options_are_explained(change: dict[str, Any], message: str, tmp_path: Path) -> None:
