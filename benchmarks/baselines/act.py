@@ -58,6 +58,8 @@ class ACT(Method):
         self.style_encoder = nn.ModuleList(Block(config) for _ in range(config.style_layers))
         self.style_norm = nn.LayerNorm(width)
         self.style_head = nn.Linear(width, 2 * config.style_size)
+        nn.init.normal_(self.style_head.weight, std=1e-3)  # a divergence of thousands would come first otherwise
+        nn.init.zeros_(self.style_head.bias)
         self.style = nn.Linear(config.style_size, width)
         self.encoder = nn.ModuleList(Block(config) for _ in range(config.encoder_layers))
         self.encoder_norm = nn.LayerNorm(width)

@@ -57,7 +57,7 @@ class BaselineOptions:
 class BaselineConfig(BaselineOptions, TrainingConfig):
     """Trains a baseline on rendered demonstrations; run the same command again to resume."""
 
-    settings_file = "baseline.json"
+    settings_file = "train_baseline.json"
 
     def __post_init__(self) -> None:
         super().__post_init__()
