@@ -86,3 +86,10 @@ def test_training_goes_on_without_a_damaged_episode_only_when_told(config: Finet
         finetune(config)
     finetune(dataclasses.replace(config, skip_corrupt=True))
     assert np.isfinite(load_file(config.out / "policy" / "model.safetensors")["nova.mask_embed.bos_token"]).all()
+
+
+def test_fewer_demonstrations_are_trained_on(config: FinetuneConfig) -> None:
+    trained = finetune(dataclasses.replace(config, demos=3)).trained
+    assert trained["demonstrations"] == {"data": 3} and trained["options"]["demos"] == 3
+    with pytest.raises(UserError, match=r"has 5 episodes to train on, not 6"):
+        finetune(dataclasses.replace(config, demos=6, out=config.out.with_name("more")))

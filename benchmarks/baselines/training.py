@@ -125,7 +125,9 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     model.stem.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     shape = (sizes.latent_channels, *sizes.latent_size)
     train, held_out = open_samplers(config, indices, encoder, config.vae, shape, model.sequence)
-    prompts = make_prompts(train.samplers, config.demos, transforms) if model.prompted else {}
+    prompts: dict[str, Prompt] = {}
+    if model.prompted and model.sequence is not None:
+        prompts = make_prompts(train.samplers, config.demos, transforms, model.sequence - model.context)
     return BaselineSetup(model, encoder, transforms, prompts, train, held_out)
 
 
@@ -205,8 +207,10 @@ def there(windows: Windows) -> Tensor:
     return windows.visible * (windows.weights[..., 0] > 0)
 
 
-def make_prompts(samplers: list[WindowSampler], demos: int | None, transforms: Transforms) -> dict[str, Prompt]:
-    """The shortest of the first demonstrations of every instruction that are trained on, whole, as prompts."""
+def make_prompts(
+    samplers: list[WindowSampler], demos: int | None, transforms: Transforms, most: int
+) -> dict[str, Prompt]:
+    """One demonstration of every instruction: the shortest of the first that are trained on, ``most`` steps at most."""
     prompts: dict[str, Prompt] = {}
     for sampler in samplers:
         index = sampler.index
@@ -215,13 +219,13 @@ def make_prompts(samplers: list[WindowSampler], demos: int | None, transforms: T
             by_instruction.setdefault(index.instructions[episode], []).append(episode)
         for instruction, episodes in by_instruction.items():
             episode = min(episodes[:10], key=lambda number: index.boundaries[number])
-            prompts.setdefault(instruction, _prompt(sampler, episode, transforms))
+            prompts.setdefault(instruction, _prompt(sampler, episode, transforms, most))
     return prompts
 
 
-def _prompt(sampler: WindowSampler, episode: int, transforms: Transforms) -> Prompt:
+def _prompt(sampler: WindowSampler, episode: int, transforms: Transforms, most: int) -> Prompt:
     index = sampler.index
-    rows = index.rows([episode])[:: index.hop]
+    rows = index.rows([episode])[:: index.hop][: max(1, most)]
     column = {name: torch.from_numpy(np.asarray(values[rows])) for name, values in index.columns.items()}
     return Prompt(
         sampler.latents.latents(sampler.latents.read(column["row"].numpy(), None)).half(),
