@@ -23,7 +23,7 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "git_commit": _git_commit(),
-        "policy": run.config.policy.reference,
+        "policy": run.config.policy.name or run.config.policy.reference,
         "policy_options": run.config.policy.options,
         "checkpoint": run.fingerprint,
         **_weights(run.config.policy.folder),
