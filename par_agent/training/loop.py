@@ -90,6 +90,8 @@ class Training:
         model = setup.model.to(accelerator.device)
         model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.set_gradient_checkpointing(config.gradient_checkpointing)
+        if config.compile:
+            model.compile_for_training()
         transforms = setup.transforms if config.has_actions else None
         objective = Objective(model, transforms, setup.text_encoder, config)
         optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
@@ -139,9 +141,12 @@ class Training:
                 if progress.step % config.validate_every == 0 or last:
                     self._validate(monitor)
                 if due or last:
-                    self._save()
+                    self._save_checkpoint()
+                if due and not last:
+                    self._save_policy()
                 if config.rollout_every and (progress.step % config.rollout_every == 0 or last):
                     self._roll_out(monitor)
+        self._save_policy()  # also of a run that had been stopped between its last checkpoint and this
 
     def policy(self) -> Checkpoint:
         """The averaged model as a policy's parts; with FSDP every process has to call this."""
@@ -254,20 +259,23 @@ class Training:
             f"step {self.progress.step}: " + ", ".join(f"{name} {value:.1%}" for name, value in metrics.items())
         )
 
-    def _save(self) -> None:
-        """Writes a checkpoint and the policy so far."""
-        main = self.accelerator.is_main_process
+    def _save_checkpoint(self) -> None:
+        """Writes what the run goes on from."""
         state = dataclasses.asdict(self.progress)
         step, keep = state.pop("step"), self.config.keep
+        main = self.accelerator.is_main_process
         save_checkpoint(self.checkpoints, step, self._weights(), self.optimizer, state, keep, write=main)
-        policy = self.policy()
+        self._saved = time.monotonic()
+
+    def _save_policy(self) -> None:
+        """Writes the averaged model as the run's policy; with FSDP every process has to call this."""
+        policy, main = self.policy(), self.accelerator.is_main_process
         if main:
             policy.save(self.config.out / "policy")
         if self.config.train == "lora":
             adapter = {name: whole(value) for name, value in self.average.tensors.items()}
             if main:
                 save_adapter(self.config.out / "adapter", adapter, self.config)
-        self._saved = time.monotonic()
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         """Tensors of a checkpoint: a part of the model alone, where the rest stays as it is in --init."""
