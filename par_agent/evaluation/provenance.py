@@ -24,6 +24,7 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
         "policy_options": run.config.policy.options,
         "checkpoint": run.fingerprint,
         "track": run.config.track,
+        "variation": run.config.variation,
         "initial_states": run.config.protocol_label,
         "tasks": [asdict(spec) for spec in run.specs.values()],
         "backend": run.config.backend if run.config.cluster is None else f"{run.config.backend}, Ray cluster",
