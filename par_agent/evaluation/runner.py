@@ -188,9 +188,7 @@ class BenchmarkRun:
     def _pool(self) -> WorkerPool | ClusterPool:
         """Who does the rollouts."""
         config = self.config
-        setup = WorkerSetup(
-            config.tasks, config.track, config.policy, config.backend, self.num_envs, config.variation
-        )
+        setup = WorkerSetup(config.tasks, config.track, config.policy, config.backend, self.num_envs, config.variation)
         if config.cluster is not None:
             return ClusterPool(setup, config.cluster, self.versions, self.fingerprint)
         return WorkerPool(setup, config.workers if config.backend == "cpu" else 1)
