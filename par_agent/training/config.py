@@ -102,6 +102,9 @@ class LossOptions:
     """Share of past chunks that begin-of-action takes the place of."""
     proprioception_noise: float = 0.05
     """Noise on joint positions, in standard deviations of the data."""
+    recovery_noise: float = 0.0
+    """Displacement of the joint positions that targets start from, in standard deviations of a chunk's last targets:
+    the policy learns to come back to where the demonstration goes, and to look where that is."""
     frame_fraction: float = 0.25
     """Share of steps that enter the frame loss; 0 leaves it out."""
 
@@ -265,7 +268,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
         ("seed", "shift", "warmup", "checkpoint_minutes", "picture_minutes", "rollout_every"), (0, math.inf)
     ),
-    **dict.fromkeys(("learning_rate", "clip", "weight_decay", "proprioception_noise"), (0, math.inf)),
+    **dict.fromkeys(("learning_rate", "clip", "weight_decay", "proprioception_noise", "recovery_noise"), (0, math.inf)),
     **dict.fromkeys(("single_step", "past_action_dropout", "frame_fraction", "ema"), (0, 1)),
 }
 """Lowest and highest value of options that have a range."""

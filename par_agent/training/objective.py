@@ -38,6 +38,8 @@ class Objective(nn.Module):
         """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
         config, shape = self.config, windows.steps.shape
         generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
+        if config.recovery_noise and self.transforms is not None:
+            windows = self._displaced(windows, self.transforms, generator)
         inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
         spread = config.proprioception_noise if self.transforms is not None else 0.0
         noise = torch.randn(inputs.proprioception.shape, generator=generator, device=device)
@@ -61,3 +63,16 @@ class Objective(nn.Module):
             frame_fraction=config.frame_fraction,
             generator=generator,
         )
+
+    def _displaced(self, windows: Windows, transforms: Transforms, generator: torch.Generator) -> Windows:
+        """Windows in which the robot is said to be a little beside where it was, and its targets are where they were.
+
+        Joints that actions do not move relative to their positions stay.
+        """
+        positions, last = windows.positions, self.model.config.action.chunk_length - 1
+        scale = positions.new_zeros(positions.shape[-1])
+        shared = min(transforms.action_size, len(scale))
+        relative = torch.tensor(transforms.relative[:shared])
+        scale[:shared] = torch.tensor(transforms.action_std[last][:shared]) * relative
+        noise = torch.randn(positions.shape, generator=generator, device=generator.device).to(positions)
+        return dataclasses.replace(windows, positions=positions + self.config.recovery_noise * scale * noise)
