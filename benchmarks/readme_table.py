@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from par_agent.evaluation.results import PAPER_RESULTS
+from par_agent.evaluation.variations import VARIATIONS
 from par_agent.files import atomic_path, read_json
 from par_agent.tasks import PAPER_TASKS
 
@@ -27,7 +28,7 @@ class TableConfig:
     """Where the results are and where the table goes."""
 
     reported: Path = ROOT / "benchmarks" / "reported"
-    """Folders of finished runs of the protocol."""
+    """Folders of finished runs of the protocol; those of `make benchmark-robustness` lie in `robustness`."""
     documents: tuple[Path, ...] = (ROOT / "README.md", ROOT / "par_agent" / "checkpoints" / "par-mini" / "README.md")
     """Files with the two marks that the table stands between."""
     check: bool = False
@@ -57,7 +58,27 @@ def table(reported: Path, base: Path) -> str:
     for method in ("PAR-Full", "DP", "RDT"):
         figures = " | ".join(f"{PAPER_RESULTS[method][task]:g}" for task in PAPER_TASKS)
         lines.append(f"| {method}, the paper's figure | {figures} |")
-    return "\n".join([*lines, "", f"Measured with {', '.join(commands)}.", ""])
+    return "\n".join([*lines, "", f"Measured with {', '.join(commands)}.", "", *robustness(reported / "robustness")])
+
+
+def robustness(folder: Path) -> list[str]:
+    """The lines of a second table: successes with one thing changed at a time."""
+    contents = [read_json(path) for path in sorted(folder.glob("*/results.json"))]
+    if not contents:
+        return []
+    lines = [
+        "What the same checkpoint does, 25 rollouts a task, when one thing is not as in training:",
+        "",
+        f"| | {' | '.join(PAPER_TASKS)} |",
+        f"| --- |{' --- |' * len(PAPER_TASKS)}",
+    ]
+    for content in contents:
+        provenance = content["provenance"]
+        found = {result["task"]: f"{result['successes']}/{result['rollouts']}" for result in content["results"]}
+        variation = VARIATIONS[provenance["variation"]].description
+        change = variation if provenance["variation"] != "none" else "initial states never used before"
+        lines.append(f"| {change} | {' | '.join(found.get(task, '–') for task in PAPER_TASKS)} |")
+    return [*lines, "", "Measured with `make benchmark-robustness`.", ""]
 
 
 def main(config: TableConfig) -> int:

@@ -86,7 +86,7 @@ def read_runs(folder: Path) -> list[Run]:
     runs = []
     for path in sorted(folder.glob("*/rollouts.jsonl")):
         identity, about = read_json(path.parent / "run.json"), read_json(path.parent / "results.json")["provenance"]
-        if identity["track"] == "paper":
+        if identity["track"] == "paper" and identity.get("variation", "none") == "none":
             run = Run(identity["policy"], path.parent, read_records(path), about, identity["state_seed"])
             runs.append(run)
     if not runs:

@@ -47,6 +47,9 @@ class BenchmarkConfig:
     """Options of the policy as key=value: for a checkpoint those of PARPolicy.from_pretrained, else the class's."""
     track: Literal["paper", "native"] = "paper"
     """What the policy sees: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
+    variation: Literal["none", "camera", "dim", "bright", "color", "delay"] = "none"
+    """One thing that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
+    colour, every action one control step late."""
     states: int = PROTOCOL_STATES
     """How many of the protocol's initial states per task."""
     policy_seeds: int = PROTOCOL_POLICY_SEEDS
@@ -87,6 +90,7 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
         policy=find_policy(config.policy, parse_options(config.policy_kwargs), device, config.policy_checkpoint),
         out=config.out,
         track=config.track,
+        variation=config.variation,
         states=config.states if config.num_states is None else config.num_states,
         state_seed=config.state_seed,
         policy_seeds=config.policy_seeds,

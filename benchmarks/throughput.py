@@ -106,8 +106,7 @@ class Training:
         self._transformer: tuple[Any, ...] = ()
         self.model.nova.video_encoder.register_forward_pre_hook(self._remember)
         if config.compile:
-            self.model.nova.video_encoder.compile()
-            self.model.action_detokenizer.compile()
+            self.model.compile_for_training()
 
     def step(self, windows: Windows) -> None:
         """Loss, gradient, clipping and update."""

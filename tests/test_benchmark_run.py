@@ -246,6 +246,7 @@ def test_a_policy_with_another_action_size_is_refused_before_anything_is_written
         ({"tasks": ("harness_task:CLASHING",)}, "the name PushCube belongs to a registered task"),
         ({"tasks": ("PushCube", "PushCube")}, "given twice"),
         ({"track": "video"}, "unknown track 'video'; known tracks: paper, native"),
+        ({"variation": "fog"}, "unknown variation 'fog'; known variations: none, camera, dim"),
         ({"states": 26}, "the protocol has 25"),
         ({"states": 0}, "states is 0"),
         ({"workers": 0}, "workers is 0"),
@@ -303,6 +304,7 @@ def test_another_policy_option_or_track_starts_another_folder(tmp_path: Path) ->
         for arguments in (
             {},
             {"track": "native"},
+            {"variation": "dim"},
             {"policy_options": {"chunk": 4}},
             {"state_seed": 5},
             {"run_to_end": True},

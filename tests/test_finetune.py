@@ -84,6 +84,35 @@ def test_interrupted_run_equals_an_uninterrupted_one(config: FinetuneConfig, tmp
         assert torch.equal(value, weights(config.out)[name]), name
 
 
+def test_a_run_stopped_before_it_wrote_its_policy_writes_it(config: FinetuneConfig) -> None:
+    finetune(config)
+    trained = weights(config.out)
+    (config.out / "policy" / "model.safetensors").unlink()
+    finetune(config)
+    for name, value in trained.items():
+        assert torch.equal(value, weights(config.out)[name]), name
+
+
+def test_bfloat16_on_the_cpu_trains_float32_weights(config: FinetuneConfig) -> None:
+    subprocess.run(command(dataclasses.replace(config, precision="bfloat16")), check=True, capture_output=True)
+    rounded = weights(config.out)
+    exact = dataclasses.replace(config, out=config.out.with_name("exact"))
+    finetune(exact)
+    moved = 0.0
+    for name, value in weights(exact.out).items():
+        assert rounded[name].dtype == torch.float32
+        torch.testing.assert_close(rounded[name], value, rtol=0, atol=6 * config.learning_rate)
+        moved = max(moved, (rounded[name] - value).abs().max().item())
+    assert moved > 0
+
+
+def test_another_precision_in_the_same_process_is_refused(config: FinetuneConfig) -> None:
+    finetune(config)
+    other = dataclasses.replace(config, precision="bfloat16", out=config.out.with_name("other"))
+    with pytest.raises(UserError, match="trained on cpu with mixed precision 'no' and cannot go on on cpu with 'bf16'"):
+        finetune(other)
+
+
 def test_single_task_batch_can_be_overfitted(config: FinetuneConfig, tmp_path: Path) -> None:
     data = tiny_dataset(tmp_path / "two", episodes=2)
     long = dataclasses.replace(

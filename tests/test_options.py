@@ -62,7 +62,7 @@ def test_help_shows_the_options_in_groups(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         main(["finetune", "--help"])
     text = capsys.readouterr().out
-    titles = ["run options", "data options", "weights options", "loss options", "optimisation options"]
+    titles = ["run options", "data options", "optimisation options", "weights options", "loss options"]
     places = [text.index(title) for title in titles]
     assert places == sorted(places) and places[0] < text.index("--out") < places[1] < text.index("--window") < places[2]
     assert "--config FILE.json" in " ".join(text.split())

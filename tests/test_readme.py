@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+REPORTED = ROOT / "benchmarks" / "reported"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +29,20 @@ def test_readme_shows_the_reported_results(tmp_path: Path) -> None:
     assert run("--check", "--documents", str(wrong)).returncode == 1
     assert run("--documents", str(wrong)).returncode == 0
     assert re.sub(r"\]\(.*?\)", "", wrong.read_text()) == re.sub(r"\]\(.*?\)", "", text)
+
+
+def test_changes_that_were_measured_stand_below_the_results(tmp_path: Path) -> None:
+    reported, content = tmp_path / "reported", json.loads((REPORTED / "par-mini" / "results.json").read_text())
+    shutil.copytree(REPORTED / "par-mini", reported / "par-mini")
+    content["provenance"]["variation"] = "delay"
+    for result in content["results"]:
+        result |= {"rollouts": 25, "successes": 11}
+    (reported / "robustness" / "delay").mkdir(parents=True)
+    (reported / "robustness" / "delay" / "results.json").write_text(json.dumps(content))
+    document = tmp_path / "README.md"
+    document.write_text((ROOT / "README.md").read_text())
+    assert run("--reported", str(reported), "--documents", str(document)).returncode == 0
+    assert "| every action one control step late | 11/25 | 11/25 | 11/25 |" in document.read_text()
 
 
 def test_the_examples_of_a_policy_and_a_task_of_ones_own_run_as_written(tmp_path: Path) -> None:

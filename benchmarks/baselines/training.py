@@ -25,7 +25,7 @@ from par_agent.json_fields import build
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.modeling.par import PARLoss
 from par_agent.modeling.text_encoder import HashTextEncoder
-from par_agent.training.batches import tensors
+from par_agent.training.batches import displaced, tensors
 from par_agent.training.checkpoint import latest_checkpoint, whole
 from par_agent.training.config import TrainingConfig
 from par_agent.training.finetune import make_accelerator
@@ -51,6 +51,8 @@ class BaselineOptions:
     """Sizes that differ from the method's own, as key=value: width=128 horizon=16."""
     proprioception_noise: float = 0.05
     """Noise on joint positions, in standard deviations of the data."""
+    recovery_noise: float = 0.0
+    """Displacement of the joint positions that targets start from; see `par-agent finetune`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,9 @@ class BaselineObjective(nn.Module):
     def forward(self, windows: Windows, number: int, device: torch.device) -> PARLoss:
         """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
         with seeded(self.config.seed * STEP_SEEDS + number, device):
+            if self.config.recovery_noise:
+                length = self.model.config.chunk_length
+                windows = displaced(windows, self.transforms, length, self.config.recovery_noise, None)
             inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
             noise = self.config.proprioception_noise * torch.randn_like(inputs.proprioception)
             inputs = dataclasses.replace(inputs, proprioception=inputs.proprioception + noise)

@@ -11,6 +11,7 @@ on nothing but its initial state and its actions.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from par_agent.errors import UserError
 from par_agent.evaluation.observation import paper_observation
 from par_agent.evaluation.protocol import InitialState
+from par_agent.evaluation.variations import get_variation
 from par_agent.tasks import TRACKS, TaskSpec
 
 if TYPE_CHECKING:
@@ -108,13 +110,17 @@ class TaskEnvironment:
         track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
         backend: one of :data:`BACKENDS`.
         num_envs: environments simulated at once (B); the ``cpu`` backend takes one.
+        variation: one of :data:`par_agent.evaluation.variations.VARIATIONS`.
 
     Raises:
-        UserError: unknown track, or the environment is not what the task says.
+        UserError: unknown track or variation, or the environment is not what the task says.
     """
 
-    def __init__(self, spec: TaskSpec, track: str, *, backend: str = "cpu", num_envs: int = 1) -> None:
+    def __init__(
+        self, spec: TaskSpec, track: str, *, backend: str = "cpu", num_envs: int = 1, variation: str = "none"
+    ) -> None:
         check_backend(backend, [spec])
+        self._variation = get_variation(variation)
         if track not in TRACKS:
             raise UserError(f"unknown track {track!r}; known tracks: {', '.join(TRACKS)}")
         self.spec = spec
@@ -127,6 +133,8 @@ class TaskEnvironment:
         # Both reset() and step() end with get_obs(), which would render the sensor cameras: observe() calls it instead.
         self._base.get_obs = lambda info=None, unflattened=False: {}
         self._info: dict[str, Any] = {}
+        self._late: deque[torch.Tensor | None] = deque()
+        """Actions that have not taken effect yet; None: hold still."""
         _check_environment(self._base, spec, track)
 
     def reset(self, states: Sequence[InitialState]) -> None:
@@ -146,6 +154,8 @@ class TaskEnvironment:
             for kind, group in states[0].env_state.items()
         }
         self._env.reset(seed=seeds, options={"reconfigure": True})
+        self._variation.change(self._base)
+        self._late = deque([None] * self._variation.delay)
         _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
 
     def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
@@ -168,7 +178,11 @@ class TaskEnvironment:
         Args:
             action: (B, action_size) float32, in the units of the task's controller.
         """
-        _, reward, _, _, self._info = self._env.step(action)
+        self._late.append(action)
+        due = self._late.popleft()
+        if due is None:
+            _hold_still(self._base.agent.robot)
+        _, reward, _, _, self._info = self._env.step(due)
         success = tuple(bool(value) for value in self._info["success"].tolist())
         if self._base.reward_mode == "none":
             return StepResult(success, None)
@@ -182,6 +196,11 @@ class TaskEnvironment:
     def close(self) -> None:
         """Frees the simulation."""
         self._env.close()
+
+
+def _hold_still(robot: Any) -> None:
+    """Makes the joints' present positions what their controllers aim at, which after a reset is not so."""
+    robot.set_joint_drive_targets(robot.get_qpos(), robot.active_joints)
 
 
 def _check_environment(base_env: Any, spec: TaskSpec, track: str) -> None:

@@ -34,6 +34,8 @@ class WorkerSetup:
     """One of :data:`par_agent.evaluation.environment.BACKENDS`."""
     num_envs: int = 1
     """Environments simulated at once: initial states of every job."""
+    variation: str = "none"
+    """One of :data:`par_agent.evaluation.variations.VARIATIONS`."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ class Bench:
         if task not in self._built:
             setup, spec = self._setup, self._specs[task]
             policy = setup.policy.build(spec, setup.track)
-            env = TaskEnvironment(spec, setup.track, backend=setup.backend, num_envs=setup.num_envs)
+            env = TaskEnvironment(
+                spec, setup.track, backend=setup.backend, num_envs=setup.num_envs, variation=setup.variation
+            )
             self._built[task] = env, policy
         return self._built[task]
 

@@ -28,6 +28,7 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
         "checkpoint": run.fingerprint,
         **_weights(run.config.policy.folder),
         "track": run.config.track,
+        "variation": run.config.variation,
         "initial_states": run.config.protocol_label,
         "tasks": [asdict(spec) for spec in run.specs.values()],
         "backend": run.config.backend if run.config.cluster is None else f"{run.config.backend}, Ray cluster",

@@ -32,6 +32,7 @@ ROLLOUT_CODE = (
     "evaluation/observation.py",
     "evaluation/protocol.py",
     "evaluation/rollout.py",
+    "evaluation/variations.py",
     "observations.py",
     "policy.py",
     "tasks.py",

@@ -18,6 +18,7 @@ from par_agent.evaluation.policies import PolicySource, hash_content, resolve_ta
 from par_agent.evaluation.protocol import check_seeds, protocol_file, protocol_seeds
 from par_agent.evaluation.records import Record, RecordKey, RunFolder, check_writable, record_key
 from par_agent.evaluation.rollout import rollout_versions
+from par_agent.evaluation.variations import get_variation
 from par_agent.evaluation.workers import WorkerPool
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TRACKS, TaskSpec
 
@@ -34,6 +35,8 @@ class RunConfig:
     """Folder under which the run gets its own folder."""
     track: str = "paper"
     """``paper`` or ``native``."""
+    variation: str = "none"
+    """One of :data:`par_agent.evaluation.variations.VARIATIONS`."""
     states: int = PROTOCOL_STATES
     """Initial states per task, the protocol's first ones unless `state_seed` is given."""
     state_seed: int | None = None
@@ -60,6 +63,7 @@ class RunConfig:
             raise UserError(f"a task is given twice: {', '.join(self.tasks)}")
         if self.track not in TRACKS:
             raise UserError(f"unknown track {self.track!r}; known tracks: {', '.join(TRACKS)}")
+        get_variation(self.variation)
         for name, lowest in (("states", 1), ("policy_seeds", 1), ("workers", 1), ("videos", 0)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
@@ -76,15 +80,21 @@ class RunConfig:
     def is_protocol(self) -> bool:
         """Whether the run is the whole protocol: all of its initial states and policy seeds."""
         complete = self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS
-        return self.state_seed is None and complete
+        return self.state_seed is None and self.variation == "none" and complete
 
     @property
     def protocol_label(self) -> str:
         """How far the run follows the protocol, in words for every output."""
+        if self.variation != "none":
+            return f"NOT THE PROTOCOL: {get_variation(self.variation).description}, {self._states_label}"
+        return self._states_label
+
+    @property
+    def _states_label(self) -> str:
         if self.state_seed is not None:
             last = self.state_seed + self.states - 1
             return f"NOT THE PROTOCOL: initial states from seeds {self.state_seed} to {last}"
-        if self.is_protocol:
+        if self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS:
             return "the protocol"
         return (
             f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, {self.policy_seeds} policy "
@@ -122,7 +132,8 @@ class BenchmarkRun:
         """The run's own folder; its name ends with a hash of policy, task specs, track and versions."""
         config = self.config
         states = "" if config.state_seed is None else f"-seed{config.state_seed}"
-        return config.out / f"{config.policy.label}-{config.track}{states}-{hash_content(self.identity)[:8]}"
+        variation = "" if config.variation == "none" else f"-{config.variation}"
+        return config.out / f"{config.policy.label}-{config.track}{variation}{states}-{hash_content(self.identity)[:8]}"
 
     @property
     def total(self) -> int:
@@ -177,7 +188,7 @@ class BenchmarkRun:
     def _pool(self) -> WorkerPool | ClusterPool:
         """Who does the rollouts."""
         config = self.config
-        setup = WorkerSetup(config.tasks, config.track, config.policy, config.backend, self.num_envs)
+        setup = WorkerSetup(config.tasks, config.track, config.policy, config.backend, self.num_envs, config.variation)
         if config.cluster is not None:
             return ClusterPool(setup, config.cluster, self.versions, self.fingerprint)
         return WorkerPool(setup, config.workers if config.backend == "cpu" else 1)
@@ -193,6 +204,7 @@ class BenchmarkRun:
             "backend": self.config.backend,
             "num_envs": self.num_envs,  # what a GPU simulates together may decide the last bits
             "track": self.config.track,
+            "variation": self.config.variation,
             "state_seed": self.config.state_seed,
             "run_to_end": self.config.run_to_end,
             "tasks": [asdict(spec) for spec in self.specs.values()],
@@ -247,8 +259,9 @@ class BenchmarkRun:
         return {
             "task": self.specs[job.task].name,
             "track": config.track,
+            "variation": config.variation,
             "backend": config.backend,
-            "protocol": config.state_seed is None,
+            "protocol": config.state_seed is None and config.variation == "none",
             "state": reply.state,
             "env_seed": self._env_seeds[reply.state],
             "policy_seed": job.policy_seed,

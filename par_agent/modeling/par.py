@@ -120,6 +120,11 @@ class PARModel(nn.Module):
         if self.config.imagination:
             self.nova.image_encoder.recompute = enabled
 
+    def compile_for_training(self) -> None:
+        """From now on runs causal transformer and Action-DiT by ``torch.compile``; what they compute stays the same."""
+        self.nova.video_encoder.compile()
+        self.action_detokenizer.compile()
+
     def for_robot(self, action_size: int, proprioception_size: int) -> PARModel:
         """A model for another robot: this one's video parts, shared, and freshly initialised action parts."""
         config = self.config.for_robot(action_size, proprioception_size)

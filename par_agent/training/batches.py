@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from par_agent.data.windows import Windows
@@ -29,3 +31,27 @@ def tensors(
     )
     features = {text: text_encoder.encode(text).to(device) for text in set(windows.instructions)}
     return inputs, targets, [features[text] for text in windows.instructions]
+
+
+def displaced(
+    windows: Windows, transforms: Transforms, length: int, spread: float, generator: torch.Generator | None
+) -> Windows:
+    """Windows in which the robot is said to be a little beside where it was, and its targets are where they were.
+
+    Joints that actions do not move relative to their positions stay.
+
+    Args:
+        windows: as they were demonstrated.
+        transforms: tell the joints, and how far a chunk moves them.
+        length: actions a chunk, ``L``.
+        spread: displacement in standard deviations of a chunk's last targets.
+        generator: source of the noise; None: torch's own.
+    """
+    positions = windows.positions
+    scale = positions.new_zeros(positions.shape[-1])
+    shared = min(transforms.action_size, len(scale))
+    relative = torch.tensor(transforms.relative[:shared])
+    scale[:shared] = torch.tensor(transforms.action_std[length - 1][:shared]) * relative
+    device = positions.device if generator is None else generator.device
+    noise = torch.randn(positions.shape, generator=generator, device=device).to(positions)
+    return dataclasses.replace(windows, positions=positions + spread * scale * noise)

@@ -6,6 +6,7 @@ import os
 from datetime import timedelta
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -59,13 +60,21 @@ def make_accelerator(config: FinetuneConfig) -> Accelerator:
     """This process's place among all, its device and its arithmetic.
 
     Raises:
-        UserError: the processes were started in a way that this training does not support.
+        UserError: the processes were started in a way that this training does not support, or this one has trained on
+            another device or in another precision, which accelerate fixes once per process.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise UserError(
             "DeepSpeed keeps weights and checkpoints in ways of its own, which could not be resumed here; FSDP shards "
             "the same: `distributed_type: FSDP` with `fsdp_version: 2` in accelerate's configuration file"
         )
+    if is_initialized():
+        fixed, asked = AcceleratorState(), (config.device, config.mixed_precision)
+        if (fixed.device.type, fixed.mixed_precision) != asked:
+            raise UserError(
+                f"this process has trained on {fixed.device.type} with mixed precision {fixed.mixed_precision!r} and "
+                f"cannot go on on {asked[0]} with {asked[1]!r}: train in another process, such as `par-agent finetune`"
+            )
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=config.mixed_precision,

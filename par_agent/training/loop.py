@@ -180,21 +180,19 @@ class TrainingLoop(abc.ABC):
                 if progress.step % config.validate_every == 0 or last:
                     self._validate(monitor)
                 if due or last:
-                    self.save()
+                    self._save_checkpoint()
+                if due and not last:
+                    self.save_policy()
                 if config.rollout_every and (progress.step % config.rollout_every == 0 or last):
                     self._roll_out(monitor)
                 self._counted, self._processor = time.monotonic(), time.process_time()
+        self.save_policy()  # also of a run that had been stopped between its last checkpoint and this
 
-    def save(self) -> None:
-        """Writes a checkpoint and the policy so far; every process has to call this."""
-        main = self.accelerator.is_main_process
-        state = dataclasses.asdict(self.progress)
-        step, keep = state.pop("step"), self.config.keep
-        save_checkpoint(self.checkpoints, step, self.weights(), self.optimizer, state, keep, write=main)
+    def save_policy(self) -> None:
+        """Writes the averaged model as the run's policy; every process has to call this."""
         policy = self.policy()
-        if main:
+        if self.accelerator.is_main_process:
             policy.save(self.config.out / "policy")
-        self._saved = time.monotonic()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -289,6 +287,14 @@ class TrainingLoop(abc.ABC):
             f"step {self.progress.step}: " + ", ".join(f"{name} {value:.1%}" for name, value in metrics.items())
         )
 
+    def _save_checkpoint(self) -> None:
+        """Writes what the run goes on from."""
+        state = dataclasses.asdict(self.progress)
+        step, keep = state.pop("step"), self.config.keep
+        main = self.accelerator.is_main_process
+        save_checkpoint(self.checkpoints, step, self.weights(), self.optimizer, state, keep, write=main)
+        self._saved = time.monotonic()
+
     def _count_time(self) -> None:
         """Adds the time of a step to what the run has taken; measurements and checkpoints are not training."""
         self.progress.seconds += time.monotonic() - self._counted
@@ -315,6 +321,8 @@ class Training(TrainingLoop):
         model = setup.model.to(accelerator.device)
         model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.set_gradient_checkpointing(config.gradient_checkpointing)
+        if config.compile:
+            model.compile_for_training()
         transforms = setup.transforms if config.has_actions else None
         objective = Objective(model, transforms, setup.text_encoder, config)
         super().__init__(config, objective, setup.train, accelerator, rollouts)
@@ -360,8 +368,8 @@ class Training(TrainingLoop):
         model = self.model.state_dict() if self.config.trains_all else trained_weights(self.model)
         return {"model": model, "ema": self.average.tensors}
 
-    def save(self) -> None:
-        super().save()
+    def save_policy(self) -> None:
+        super().save_policy()
         if self.config.train == "lora":
             adapter = {name: whole(value) for name, value in self.average.tensors.items()}
             if self.accelerator.is_main_process:

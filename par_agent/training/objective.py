@@ -10,7 +10,7 @@ from torch import nn
 from par_agent.data.windows import Windows
 from par_agent.modeling.par import PARLoss, PARModel
 from par_agent.modeling.text_encoder import TextEncoder
-from par_agent.training.batches import tensors
+from par_agent.training.batches import displaced, tensors
 from par_agent.training.config import FinetuneConfig
 from par_agent.transforms import Transforms
 
@@ -38,6 +38,9 @@ class Objective(nn.Module):
         """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
         config, shape = self.config, windows.steps.shape
         generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
+        if config.recovery_noise and self.transforms is not None:
+            length = self.model.config.action.chunk_length
+            windows = displaced(windows, self.transforms, length, config.recovery_noise, generator)
         inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
         spread = config.proprioception_noise if self.transforms is not None else 0.0
         noise = torch.randn(inputs.proprioception.shape, generator=generator, device=device)

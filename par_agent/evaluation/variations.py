@@ -1,0 +1,92 @@
+"""Robustness: a task with one thing changed that a policy was not trained for.
+
+Geometry, physics and success stay the task's own; what changes is what is seen, or when an action takes effect.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from par_agent.errors import UserError
+
+CAMERA_SHIFT = 0.02
+"""How far cameras move to their left, metres."""
+LIGHT = 0.3
+"""By how much of its intensity light changes."""
+HUE_TURN = 1 / 6
+"""Part of the colour wheel by which loose objects change: a red cube turns yellow, a blue one magenta."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One change."""
+
+    description: str
+    """What is different, in a few words."""
+    change: Callable[[Any], None] = lambda base: None
+    """Applied to the unwrapped ManiSkill environment whenever its scene has been built."""
+    delay: int = 0
+    """Control steps that pass before an action takes effect; the robot holds still until the first one does."""
+
+
+def move_cameras(base: Any) -> None:
+    """Moves every camera, the render camera and the sensors', along its own y axis (to its left)."""
+    import sapien
+
+    sensors = [sensor for sensor in base.scene.sensors.values() if hasattr(sensor, "camera")]
+    for camera in [*base.scene.human_render_cameras.values(), *sensors]:
+        pose = camera.camera.get_local_pose().sp
+        camera.camera.set_local_pose(pose * sapien.Pose([0.0, CAMERA_SHIFT, 0.0]))
+
+
+def scale_light(factor: float) -> Callable[[Any], None]:
+    """Multiplies the intensity of ambient light and of every lamp."""
+
+    def change(base: Any) -> None:
+        for scene in base.scene.sub_scenes:
+            scene.render_system.ambient_light = scene.render_system.ambient_light * factor
+            for light in scene.render_system.lights:
+                light.color = light.color * factor
+
+    return change
+
+
+def turn_colors(base: Any) -> None:
+    """Turns the hue of everything that can be pushed or picked up; grey things have none and stay grey."""
+    import sapien
+
+    loose = [actor for actor in base.scene.actors.values() if actor.px_body_type == "dynamic"]
+    for entity in (entity for actor in loose for entity in actor._objs):
+        body = entity.find_component_by_type(sapien.render.RenderBodyComponent)
+        for shape in body.render_shapes if body is not None else []:
+            parts = shape.parts if isinstance(shape, sapien.render.RenderShapeTriangleMesh) else [shape]
+            for part in parts:
+                *color, alpha = part.material.base_color
+                hue, saturation, value = colorsys.rgb_to_hsv(*color)
+                turned = colorsys.hsv_to_rgb((hue + HUE_TURN) % 1, saturation, value)
+                part.material.base_color = [*turned, alpha]
+
+
+VARIATIONS: dict[str, Variation] = {
+    "none": Variation("as in training"),
+    "camera": Variation(f"camera moved by {100 * CAMERA_SHIFT:g} cm", move_cameras),
+    "dim": Variation(f"light {LIGHT:.0%} weaker", scale_light(1 - LIGHT)),
+    "bright": Variation(f"light {LIGHT:.0%} stronger", scale_light(1 + LIGHT)),
+    "color": Variation("objects of another colour", turn_colors),
+    "delay": Variation("every action one control step late", delay=1),
+}
+"""What `benchmarks/run.py --variation` knows."""
+
+
+def get_variation(name: str) -> Variation:
+    """The variation of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in VARIATIONS:
+        raise UserError(f"unknown variation {name!r}; known variations: {', '.join(VARIATIONS)}")
+    return VARIATIONS[name]

@@ -1,0 +1,46 @@
+"""What training hides and displaces."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from par_agent.data.windows import Windows
+from par_agent.training.config import FinetuneConfig
+from par_agent.training.objective import Objective
+from par_agent.training.setup import prepare
+from tiny import LENGTH, tiny_run
+
+
+def displaced(config: FinetuneConfig) -> tuple[Windows, Windows, Objective]:
+    """A batch as it is, and with the robot said to be elsewhere."""
+    setup = prepare(config, torch.device("cpu"))
+    objective = Objective(setup.model, setup.transforms, setup.text_encoder, config)
+    windows = setup.train.batch(0)
+    assert setup.transforms is not None
+    return windows, objective._displaced(windows, setup.transforms, torch.Generator().manual_seed(0)), objective
+
+
+def test_targets_of_a_displaced_robot_lead_to_where_they_led(tmp_path: Path) -> None:
+    before, after, objective = displaced(tiny_run(tmp_path, recovery_noise=0.5, batch_size=64))
+    transforms = objective.transforms
+    assert transforms is not None
+    moved = after.positions - before.positions
+    expected = 0.5 * torch.tensor(transforms.action_std[LENGTH - 1])
+    torch.testing.assert_close(moved.std((0, 1))[:7], expected[:7], rtol=0.3, atol=0)
+    assert not moved[..., 7:].any()  # the fingers, which no action moves relative to their positions
+    targets = transforms.normalise_actions(after.after, after.positions)
+    torch.testing.assert_close(transforms.denormalise_actions(targets, after.positions), before.after)
+    assert not torch.allclose(targets, transforms.normalise_actions(before.after, before.positions))
+    for name in ("latents", "before", "before_positions", "weights", "steps"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+
+
+def test_noise_of_a_batch_follows_from_its_number(tmp_path: Path) -> None:
+    windows, _, objective = displaced(tiny_run(tmp_path, recovery_noise=0.5))
+    losses = [objective(windows, number, torch.device("cpu")).total.item() for number in (7, 7, 8)]
+    assert losses[0] == losses[1] != losses[2]
+    objective.config = dataclasses.replace(objective.config, recovery_noise=0.0)
+    assert objective(windows, 7, torch.device("cpu")).total.item() != losses[0]
