@@ -8,23 +8,25 @@ from pathlib import Path
 import torch
 
 from par_agent.data.windows import Windows
+from par_agent.training.batches import displaced
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.objective import Objective
 from par_agent.training.setup import prepare
 from tiny import LENGTH, tiny_run
 
 
-def displaced(config: FinetuneConfig) -> tuple[Windows, Windows, Objective]:
+def beside(config: FinetuneConfig) -> tuple[Windows, Windows, Objective]:
     """A batch as it is, and with the robot said to be elsewhere."""
     setup = prepare(config, torch.device("cpu"))
     objective = Objective(setup.model, setup.transforms, setup.text_encoder, config)
     windows = setup.train.batch(0)
     assert setup.transforms is not None
-    return windows, objective._displaced(windows, setup.transforms, torch.Generator().manual_seed(0)), objective
+    generator = torch.Generator().manual_seed(0)
+    return windows, displaced(windows, setup.transforms, LENGTH, config.recovery_noise, generator), objective
 
 
 def test_targets_of_a_displaced_robot_lead_to_where_they_led(tmp_path: Path) -> None:
-    before, after, objective = displaced(tiny_run(tmp_path, recovery_noise=0.5, batch_size=64))
+    before, after, objective = beside(tiny_run(tmp_path, recovery_noise=0.5, batch_size=64))
     transforms = objective.transforms
     assert transforms is not None
     moved = after.positions - before.positions
@@ -39,7 +41,7 @@ def test_targets_of_a_displaced_robot_lead_to_where_they_led(tmp_path: Path) -> 
 
 
 def test_noise_of_a_batch_follows_from_its_number(tmp_path: Path) -> None:
-    windows, _, objective = displaced(tiny_run(tmp_path, recovery_noise=0.5))
+    windows, _, objective = beside(tiny_run(tmp_path, recovery_noise=0.5))
     losses = [objective(windows, number, torch.device("cpu")).total.item() for number in (7, 7, 8)]
     assert losses[0] == losses[1] != losses[2]
     objective.config = dataclasses.replace(objective.config, recovery_noise=0.0)
