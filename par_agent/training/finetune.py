@@ -17,7 +17,7 @@ from accelerate.utils import (
 from par_agent.checkpoint import Checkpoint
 from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint
-from par_agent.training.config import FinetuneConfig
+from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.loop import Rollouts, Training
 from par_agent.training.setup import prepare
 
@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkp
     return policy
 
 
-def make_accelerator(config: FinetuneConfig) -> Accelerator:
+def make_accelerator(config: TrainingConfig) -> Accelerator:
     """This process's place among all, its device and its arithmetic.
 
     Raises:
