@@ -57,6 +57,7 @@ def alignment_figure(results: list[TaskResult], path: Path) -> None:
     for axis, title in zip(axes, ("PSNR, dB", "SSIM", "path error, cm"), strict=True):
         axis.set_title(title, fontsize=10, loc="left")
         _clean(axis)
+    axes[1].set_ylim(0, 1)
     axes[2].set_ylim(bottom=0)
     styles: list[Any] = [
         Line2D([], [], color=colour, marker="o", markersize=4, label=result.task)

@@ -56,8 +56,8 @@ def derive_seed(policy_seed: int, env_seed: int) -> int:
 class RolloutObserver(Protocol):
     """Looks on while rollouts go on, and changes nothing about them."""
 
-    def planned(self, observation: dict[str, Any]) -> None:
-        """The policy has read this observation's frame and planned."""
+    def looking(self, observation: dict[str, Any]) -> None:
+        """The policy is about to read this observation's frame and to plan."""
 
     def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
         """The environment has executed actions (B, action_size)."""
@@ -106,7 +106,7 @@ def roll_out(
         policy_seed: 0..4 in the protocol.
         run_to_end: go on after the first success until the step limit.
         recorders: by position in `states`; after every control step their environments are rendered once more.
-        observers: told of every plan and every control step; the time that they take counts in ``seconds`` alone.
+        observers: told of every look and every control step; the time that they take counts in ``seconds`` alone.
 
     Yields:
         Position in `states` and a record of plain numbers: ``success_once`` (solved after any step), ``success_at_end``
@@ -130,13 +130,13 @@ def roll_out(
     while rows:
         needs_frame = bool(getattr(policy, "needs_frame", True))
         observation = env.observe(with_frame=needs_frame)
+        for observer in observers if needs_frame else ():
+            observer.looking(observation)
         asked = time.perf_counter()
         with torch.no_grad():
             actions = _checked_actions(policy.act(observation), (len(states), env.spec.action_size))
         if needs_frame:
             plan_seconds.append(time.perf_counter() - asked)
-            for observer in observers:
-                observer.planned(observation)
         result = env.step(actions)
         steps += 1
         for observer in observers:

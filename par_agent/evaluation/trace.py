@@ -95,10 +95,11 @@ class RolloutTracer:
         self.traces = [Trace() for _ in range(env.num_envs)]
         """(B) one per environment."""
 
-    def planned(self, observation: dict[str, Any]) -> None:
+    def looking(self, observation: dict[str, Any]) -> None:
         first = not self.traces[0].looks
         camera = self._policy.transforms.camera
         seen = self._policy.transforms.frames(observation["sensor_data"][camera]["rgb"]).cpu().numpy()
+        self._policy.plan(observation)
         imagined = self._policy.imagine(self._chunks_at_start if first else self._chunks)
         frames, actions = imagined.frames.cpu().numpy(), imagined.actions.cpu().numpy()
         joints = self._joints()

@@ -89,14 +89,14 @@ class Film:
         self.images: dict[int, np.ndarray] = {}
         """(H, W, 3) uint8 by the number of control steps executed before."""
 
-    def planned(self, observation: dict[str, Any]) -> None:
+    def looking(self, observation: dict[str, Any]) -> None:
         image = observation["sensor_data"][self._transforms.camera]["rgb"]
         self.images[self._taken] = self._transforms.frames(image)[0].cpu().numpy()
 
     def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
         self._taken += 1
         if self._taken % self._every == 0 or result.success[0] or self._taken == self._env.spec.max_steps:
-            self.planned(self._env.observe())
+            self.looking(self._env.observe())
         if self._on_step is not None:
             self._on_step(self._taken)
 

@@ -31,8 +31,8 @@ def draw_header(block: Any, title: str, text: str = "", right: str = "") -> None
     """One line into a subfigure: title and text from the left, the rest at the right."""
     from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
-    parts: Any = [TextArea(title, {"color": TEXT, "size": 11, "weight": "bold"})]
-    parts.append(TextArea(text, {"color": SOFT, "size": 9}))
+    parts: Any = [TextArea(title, textprops={"color": TEXT, "size": 11, "weight": "bold"})]
+    parts.append(TextArea(text, textprops={"color": SOFT, "size": 9}))
     packed = HPacker(children=parts, align="baseline", pad=0, sep=12)
     place: Any = {"bbox_to_anchor": (0.008, 0.5), "bbox_transform": block.transSubfigure, "frameon": False}
     box = AnchoredOffsetbox("center left", child=packed, pad=0, borderpad=0, **place)
