@@ -16,6 +16,9 @@ from par_agent.palette import COLOURS
 if TYPE_CHECKING:
     from par_agent.evaluation.runner import BenchmarkRun
 
+FAILURES_SECTION = "failures/section.html"
+"""Part of the page in a run's folder that `par-agent visualize failures` writes, already HTML."""
+
 _WIDTH, _HEIGHT = 900, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 720, 12, 270
 _LEGEND_LINE = 22
@@ -37,6 +40,7 @@ def html_report(run: BenchmarkRun, results: list[TaskResult], records: list[Reco
     )
     config = run.config
     tasks = [spec.name for spec in run.specs.values()]
+    failures = run.folder / FAILURES_SECTION
     grids = [_grid(run, task, [record for record in records if record["task"] == task]) for task in tasks]
     cells = [cell for grid in grids for row in grid["rows"] for cell in row["cells"] if cell is not None]
     return templates.get_template("report_template.html").render(
@@ -55,6 +59,7 @@ def html_report(run: BenchmarkRun, results: list[TaskResult], records: list[Reco
         plot=_plot(records, results, max(spec.max_steps for spec in run.specs.values())),
         grids=grids,
         videos=any(cell["video"] for cell in cells),
+        failures=failures.read_text(encoding="utf-8") if failures.exists() else "",
         errors=[{"name": _name(record), "text": record["error"]} for record in records if record["error"] is not None],
         comparison_header=("method", "source", *tasks),
         comparison=comparison_rows(results, config.policy.label, tasks),

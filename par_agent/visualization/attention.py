@@ -206,15 +206,15 @@ def _frame_weights(maps: AttentionMaps, layer: int | None, head: int | None) -> 
 
 
 def _overlay(axis: Any, frame: np.ndarray, weights: np.ndarray, top: float) -> Any:
-    """A grey frame with weights over it, smooth between the patches' centres."""
+    """A pale frame with weights over it, smooth between the patches' centres."""
     import cv2
 
     height, width = frame.shape[:2]
-    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[..., None]
     show_image(axis, None)
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    axis.imshow((0.5 * frame + 0.5 * grey).astype(np.uint8))
     smooth = cv2.resize(weights.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC).clip(0, top)
-    return axis.imshow(smooth, cmap="inferno", vmin=0, vmax=top, alpha=0.25 + 0.6 * smooth / top)
+    return axis.imshow(smooth, cmap="inferno", vmin=0, vmax=top, alpha=0.15 + 0.7 * smooth / top)
 
 
 def _visible_keys(maps: AttentionMaps) -> tuple[np.ndarray, list[tuple[float, str]], list[float]]:

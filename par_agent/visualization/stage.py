@@ -31,13 +31,20 @@ class Stage:
         source: where the policy comes from.
         track: ``paper`` or ``native``.
         states_file: initial states; None: the protocol's.
+        imagines: whether the policy has to have a frame path.
 
     Raises:
-        UserError: the policy is no PAR policy with a frame path, or does not fit the task; or there are no such states.
+        UserError: the policy is no PAR policy, or has no frame path where it is needed, or does not fit the task; or there are no such states.
     """
 
     def __init__(
-        self, spec: TaskSpec, source: PolicySource, track: str = "paper", states_file: Path | None = None
+        self,
+        spec: TaskSpec,
+        source: PolicySource,
+        track: str = "paper",
+        states_file: Path | None = None,
+        *,
+        imagines: bool = True,
     ) -> None:
         import logging
 
@@ -45,7 +52,10 @@ class Stage:
         self.spec = spec
         self.states = load_states(states_file or protocol_file(spec), spec)
         policy: Any = source.build(spec, track)
-        check_imagines(policy)
+        if imagines:
+            check_imagines(policy)
+        elif not isinstance(policy, PARPolicy):
+            raise UserError(f"policy {type(policy).__name__} is no PAR checkpoint, and only these can be drawn")
         self.policy: PARPolicy = policy
         self.env = TaskEnvironment(spec, track)
 
