@@ -77,6 +77,24 @@ def file_stem(config: StageOptions) -> str:
     return f"{config.task.rpartition(':')[2]}_state{config.state:02d}_seed{config.seed}"
 
 
+def states_file(config: StageOptions) -> Path | None:
+    """File of the initial states of a task of one's own, made where it is missing; None: the protocol's has them.
+
+    Raises:
+        UserError: no such task, or its states cannot be made.
+    """
+    from par_agent.evaluation.initial_states import make_missing_states
+    from par_agent.evaluation.policies import resolve_task
+    from par_agent.evaluation.protocol import protocol_file, protocol_seeds
+
+    spec = resolve_task(config.task)
+    if protocol_file(spec).exists():
+        return None
+    path = config.out / "states" / f"{spec.name}.safetensors"
+    make_missing_states({path: config.task}, protocol_seeds())
+    return path
+
+
 def main(config: RolloutConfig) -> int:
     """Writes one PNG and one MP4."""
     from tqdm import tqdm
@@ -99,6 +117,7 @@ def main(config: RolloutConfig) -> int:
             imagine=config.imagine,
             every=config.every,
             track=config.track,
+            states_file=states_file(config),
             on_step=lambda step: progress.update(),
         )
     draw_strip(rollout, strip)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from par_agent.cli.visualize import StageOptions, file_stem, policy_source
+from par_agent.cli.visualize import StageOptions, file_stem, policy_source, states_file
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,9 @@ def main(config: AttentionConfig) -> int:
     source = policy_source(config)
     if config.context is not None:
         source = dataclasses.replace(source, options={**source.options, "context": config.context})
-    tokens, overlays = (
-        config.out / f"{file_stem(config)}_attention_{kind}.png" for kind in ("tokens", "frames")
-    )
+    tokens, overlays = (config.out / f"{file_stem(config)}_attention_{kind}.png" for kind in ("tokens", "frames"))
     check_video_path(tokens, 1)
-    rollout = perform(config.task, source, config.state, config.seed, config.track)
+    rollout = perform(config.task, source, config.state, config.seed, config.track, states_file(config))
     rollout.check(config.layer, config.head)
     layers = len(rollout.maps[0].weights)
     draw_tokens(rollout, tokens, config.layer or layers, config.look)

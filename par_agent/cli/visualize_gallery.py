@@ -16,9 +16,11 @@ class GalleryConfig:
     """A bundled checkpoint's name or a checkpoint folder."""
     states: tuple[int, int, int] = (0, 0, 1)
     """Initial states of PushCube, PickCube and StackCube that are shown."""
-    attention: tuple[str, int] = ("PickCube", 0)
+    attention: tuple[str, int] = ("PushCube", 0)
     """Task and initial state of the attention figure."""
-    failure: tuple[str, int] = ("PickCube", 1)
+    context: int = 3
+    """Physical tokens that the policy of the attention figure remembers, so that past frames are among them."""
+    failure: tuple[str, int] = ("PickCube", 8)
     """Task and initial state of a rollout that fails."""
     out: Path = Path("examples/gallery")
     """Folder for the pictures."""
@@ -47,7 +49,7 @@ def main(config: GalleryConfig) -> int:
                 performed.append(perform(task, source, state, 0, imagine=1, every=1000))
                 progress.update()
             draw_rollouts(performed, rollouts)
-            draw_attention(source, *config.attention, attended)
+            draw_attention(PolicySource(config.policy, {"context": config.context}), *config.attention, attended)
             progress.update()
             draw_one_failure(source, *config.failure, failed)
             progress.update()

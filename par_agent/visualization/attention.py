@@ -76,14 +76,21 @@ class AttentionRollout:
                 raise UserError(f"{name} is {value}; this model has {name}s 1 to {most}")
 
 
-def perform(task: str, source: PolicySource, state: int, policy_seed: int, track: str = "paper") -> AttentionRollout:
-    """Rolls a policy out once and keeps its attention.
+def perform(
+    task: str,
+    source: PolicySource,
+    state: int,
+    policy_seed: int,
+    track: str = "paper",
+    states_file: Path | None = None,
+) -> AttentionRollout:
+    """Rolls a policy out once and keeps its attention; see :func:`par_agent.visualization.rollout.perform`.
 
     Raises:
         UserError: the policy does not fit, has no attention, or there is no such task or state.
     """
     spec = resolve_task(task)
-    with Stage(spec, source, track) as stage:
+    with Stage(spec, source, track, states_file, imagines=False) as stage:
         tracer = AttentionTracer(stage.policy)
         film = Film(stage.env, stage.policy.transforms, spec.max_steps)
         stage.roll_out(state, policy_seed, [tracer, film])

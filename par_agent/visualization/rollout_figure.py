@@ -12,7 +12,18 @@ from par_agent.evaluation.recorder import FRAMES_PER_SECOND
 from par_agent.videos import write_video
 from par_agent.visualization.curves import draw_curves, legend
 from par_agent.visualization.rollout import Rollout
-from par_agent.visualization.style import EXECUTED, IMAGINED, PREDICTED, SOFT, TEXT, draw_header, new_figure, pixels, save, show_image
+from par_agent.visualization.style import (
+    EXECUTED,
+    IMAGINED,
+    PREDICTED,
+    SOFT,
+    TEXT,
+    draw_header,
+    new_figure,
+    pixels,
+    save,
+    show_image,
+)
 
 COLUMNS = 8
 """Moments shown in a strip at most."""
