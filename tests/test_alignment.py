@@ -67,7 +67,7 @@ def test_a_traced_rollout_is_the_same_to_the_bit(traced: Any) -> None:
 
 
 def test_kinematics_put_the_hand_where_the_simulator_has_it(traced: Any) -> None:
-    trace, _, _, _, env = traced
+    *_, env = traced
     agent = env.simulation.agent
     found = EndEffector(env).positions(agent.robot.get_qpos().numpy())
     np.testing.assert_allclose(found[0], agent.tcp.pose.p[0].numpy(), atol=1e-5)

@@ -108,5 +108,5 @@ def test_failures_are_repeated_to_the_bit_drawn_once_and_reported(failed_run: Pa
 def test_failures_of_another_policy_are_refused(failed_run: Path) -> None:
     with pytest.raises(UserError, match=r"made by another policy .* say where that is with --policy"):
         FailedRun(failed_run, "par-mini")
-    with pytest.raises(UserError, match="run.json does not exist"):
+    with pytest.raises(UserError, match=r"run\.json does not exist"):
         FailedRun(failed_run / "videos")

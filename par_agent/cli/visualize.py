@@ -45,15 +45,15 @@ class FilmOptions:
     video: bool = True
     """Whether to write the video beside the strip."""
 
-    def __post_init__(self) -> None:
-        for name in ("imagine", "every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
 
 @dataclass(frozen=True)
 class RolloutConfig(StageOptions, FilmOptions):
     """Rolls a policy out once and draws predicted frames above executed ones, aligned in time, with their actions."""
+
+    def __post_init__(self) -> None:
+        for name in ("imagine", "every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def policy_source(config: StageOptions) -> PolicySource:

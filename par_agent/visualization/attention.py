@@ -179,7 +179,7 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
     found = [_frame_weights(rollout.maps[looks[i]], layer, head) for i in chosen]
     top = max(float(grid.max()) for by_step in found for grid in by_step.values())
     image = None
-    for column, (i, by_step) in enumerate(zip(chosen, found, strict=True)):
+    for column, by_step in enumerate(found):
         for row, step in enumerate(sorted(by_step, reverse=True)):
             axis, frame = axes[row, column], rollout.frames[looks[step]]
             image = _overlay(axis, frame, by_step[step], top)

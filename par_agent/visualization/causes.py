@@ -27,7 +27,7 @@ CAUSES = {
     DROPPED: "the gripper lost the object, which then fell by more than 1 cm",
     NOT_SETTLED: "the object ended within the tolerance of its goal, but was still held or moving",
     TOO_SLOW: "the object came more than 1 cm closer to its goal in the last 40 control steps",
-    WRONG_PLACE: "none of these: the object ended elsewhere",
+    WRONG_PLACE: "the object ended away from its goal, and no other rule holds",
 }
 """Every cause with its rule; the first that holds is proposed."""
 

@@ -74,8 +74,8 @@ def draw_one_failure(source: PolicySource, task: str, state: int, path: Path) ->
         draw_failure(failure, tracer.trace, film.images, path)
 
 
-def compress(path: Path, colours: int = 256) -> None:
-    """Writes a PNG anew with a palette, which makes photographs some four times smaller.
+def compress(path: Path, width: int = 1000) -> None:
+    """Writes a PNG anew with so many pixels in a row and a palette of 256 colours: several times smaller.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -83,6 +83,9 @@ def compress(path: Path, colours: int = 256) -> None:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.open(path).convert("RGB").quantize(colours).save(buffer, format="png", optimize=True)
+    image = Image.open(path).convert("RGB")
+    image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    palette = image.quantize(256, Image.Quantize.MAXCOVERAGE)  # which keeps the colours of small things
+    image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(buffer, format="png", optimize=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getvalue())

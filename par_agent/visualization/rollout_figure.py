@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def draw_video(rollout: Rollout, path: Path) -> None:
         OSError: the disk is full.
     """
     steps = sorted(rollout.images)
-    every = min(b - a for a, b in zip(steps, steps[1:], strict=False)) if len(steps) > 1 else 1
+    every = min(b - a for a, b in pairwise(steps)) if len(steps) > 1 else 1
     canvas = _Canvas(rollout)
     times = [*range(0, rollout.steps, every), rollout.steps]
     fps = FRAMES_PER_SECOND / every

@@ -34,7 +34,8 @@ class Stage:
         imagines: whether the policy has to have a frame path.
 
     Raises:
-        UserError: the policy is no PAR policy, or has no frame path where it is needed, or does not fit the task; or there are no such states.
+        UserError: the policy is no PAR policy, has no frame path where it is needed, or does not fit the task; or there
+            are no such states.
     """
 
     def __init__(
