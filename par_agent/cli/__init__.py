@@ -35,6 +35,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "visualize attention": Subcommand("par_agent.cli.visualize_attention:AttentionConfig", "draw what is attended to"),
     "visualize failures": Subcommand("par_agent.cli.visualize_failures:FailuresConfig", "say why rollouts failed"),
     "visualize gallery": Subcommand("par_agent.cli.visualize_gallery:GalleryConfig", "draw the README's pictures"),
+    "play": Subcommand("par_agent.cli.play:PlayConfig", "serve a local page on which a policy acts"),
     "info": Subcommand("par_agent.cli.info:InfoConfig", "print the parts and sizes of a model or checkpoint"),
     "check-nova": Subcommand("par_agent.cli.check_nova:CheckNovaConfig", "compare NOVA's parts with reference outputs"),
     "import-nova": Subcommand("par_agent.cli.import_nova:ImportNovaConfig", "make a checkpoint from NOVA's weights"),

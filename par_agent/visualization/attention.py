@@ -176,7 +176,7 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
     which = "mean over heads" if head is None else f"head {head}"
     draw_header(header, f"Attention of the action tokens: {rollout.title}", f"{where}, {which}")
     axes = body.subplots(slots, len(chosen), squeeze=False)
-    found = [_frame_weights(rollout.maps[looks[i]], layer, head) for i in chosen]
+    found = [frame_weights(rollout.maps[looks[i]], layer, head) for i in chosen]
     top = max(float(grid.max()) for by_step in found for grid in by_step.values())
     image = None
     for column, by_step in enumerate(found):
@@ -198,7 +198,7 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
     save(figure, path)
 
 
-def _frame_weights(maps: AttentionMaps, layer: int | None, head: int | None) -> dict[int, np.ndarray]:
+def frame_weights(maps: AttentionMaps, layer: int | None, head: int | None) -> dict[int, np.ndarray]:
     """(rows, columns) weights of the mean action token on a frame's patches, by the number of the frame's look."""
     layers = maps.weights[:, 0, :, maps.frame_tokens :].mean(2)
     weights = layers.mean(0) if layer is None else layers[layer - 1]

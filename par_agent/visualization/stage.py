@@ -12,7 +12,7 @@ import torch
 from par_agent.errors import UserError
 from par_agent.evaluation.environment import StepResult, TaskEnvironment
 from par_agent.evaluation.policies import PolicySource
-from par_agent.evaluation.protocol import load_states, protocol_file
+from par_agent.evaluation.protocol import InitialState, load_states, protocol_file
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.rollout import RolloutObserver, roll_out
 from par_agent.evaluation.trace import check_imagines
@@ -72,10 +72,18 @@ class Stage:
         Raises:
             UserError: there is no such state.
         """
-        if not 0 <= state < len(self.states):
-            raise UserError(f"state is {state}; {self.spec.name} has the states 0 to {len(self.states) - 1}")
-        [(_, record)] = roll_out(self.env, self.policy, [self.states[state]], policy_seed, observers=observers)
+        [(_, record)] = roll_out(self.env, self.policy, [self.state(state)], policy_seed, observers=observers)
         return record
+
+    def state(self, number: int) -> InitialState:
+        """An initial state.
+
+        Raises:
+            UserError: there is no such state.
+        """
+        if not 0 <= number < len(self.states):
+            raise UserError(f"state is {number}; {self.spec.name} has the states 0 to {len(self.states) - 1}")
+        return self.states[number]
 
 
 class Film:
