@@ -29,6 +29,7 @@ class PlayConfig:
 
 def main(config: PlayConfig) -> int:
     """Serves until Ctrl-C."""
+    import contextlib
     import os
     import secrets
     import socket
@@ -47,9 +48,7 @@ def main(config: PlayConfig) -> int:
     try:
         listening = socket.create_server((config.host, config.port))
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}; give another --port"
-        ) from None
+        raise UserError(f"cannot listen on {config.host}:{config.port}: {error}; give another --port") from None
     given = PolicySource(config.policy, parse_options(config.policy_kwargs), config.device)
     policies = {given.label: given}
     policies.setdefault("par-mini", PolicySource("par-mini", device=config.device))
@@ -59,5 +58,6 @@ def main(config: PlayConfig) -> int:
         port = listening.getsockname()[1]
         print(f"http://{config.host}:{port}/{token}/    (Ctrl-C ends it)", flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-        server.run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
     return 0

@@ -135,7 +135,8 @@ def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, look: int) ->
     columns = min(heads, 3)
     rows = -(-heads // columns)
     figure = new_figure(4.3 * columns, 3.5 * rows + 1.0)
-    header, body = figure.subfigures(2, 1, height_ratios=[0.35, 3.5 * rows])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 3.5 * rows])
+    header, body = parts
     text = f"layer {layer}; maps: the look at step {step}; areas: action tokens, all looks"
     draw_header(header, f"Attention: {rollout.title}", text)
     grid = body.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.3, 1.0] * rows)
@@ -171,7 +172,8 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
     chosen = sorted({round(i) for i in np.linspace(0, len(looks) - 1, min(MOMENTS, len(looks)))})
     slots = rollout.maps[looks[0]].steps.shape[1]
     figure = new_figure(1.9 * len(chosen) + 1.2, 1.95 * slots + 0.75)
-    header, body = figure.subfigures(2, 1, height_ratios=[0.35, 1.95 * slots])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 1.95 * slots])
+    header, body = parts
     where = "mean over layers" if layer is None else f"layer {layer}"
     which = "mean over heads" if head is None else f"head {head}"
     draw_header(header, f"Attention of the action tokens: {rollout.title}", f"{where}, {which}")

@@ -174,7 +174,8 @@ def draw_failure(failure: Failure, trace: ObjectTrace, images: dict[int, np.ndar
     steps = sorted(images)
     chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(COLUMNS, len(steps)))]
     figure = new_figure(12, 5.0)
-    header, body = figure.subfigures(2, 1, height_ratios=[0.35, 4.6])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 4.6])
+    header, body = parts
     draw_header(header, f"{failure.task}, state {failure.state}: {failure.cause}", CAUSES[failure.cause])
     left, right = body.subfigures(1, 2, width_ratios=[8.6, 3.4])
     top, bottom = left.subfigures(2, 1, height_ratios=[1.55, 3.0])

@@ -37,10 +37,10 @@ def draw_rollouts(rollouts: list[Rollout], path: Path) -> None:
         axes = block.subplots(2, COLUMNS, squeeze=False)
         for column in range(COLUMNS):
             moment = shown[column] if column < len(shown) else None
-            show_image(axes[0, column], None if moment is None else moment[2], PREDICTED)
-            show_image(axes[1, column], None if moment is None else moment[3], EXECUTED)
+            show_image(axes[0, column], None if moment is None else moment.predicted, PREDICTED)
+            show_image(axes[1, column], None if moment is None else moment.executed, EXECUTED)
             if moment is not None:
-                axes[1, column].set_xlabel(f"step {moment[0]}", fontsize=7.5, color=SOFT, labelpad=2)
+                axes[1, column].set_xlabel(f"step {moment.step}", fontsize=7.5, color=SOFT, labelpad=2)
         axes[0, 0].set_ylabel("predicted", fontsize=8.5, color=PREDICTED)
         axes[1, 0].set_ylabel("executed", fontsize=8.5, color=EXECUTED)
     save(figure, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +31,18 @@ COLUMNS = 8
 HOLD = 1.5
 """Seconds that a video stays on its last image."""
 
-Moment = tuple[int, "np.ndarray | None", "np.ndarray | None", np.ndarray]
-"""A control step with the frames imagined at the start and predicted a chunk before for it, and the executed one."""
+
+class Moment(NamedTuple):
+    """A control step with its frames (H, W, 3) uint8."""
+
+    step: int
+    """Control steps executed before."""
+    imagined: np.ndarray | None
+    """As imagined at the rollout's start."""
+    predicted: np.ndarray | None
+    """As predicted a chunk before."""
+    executed: np.ndarray
+    """As it was."""
 
 
 def moments(rollout: Rollout, count: int = COLUMNS) -> list[Moment]:
@@ -42,10 +52,10 @@ def moments(rollout: Rollout, count: int = COLUMNS) -> list[Moment]:
     shown: list[Moment] = []
     for i in chosen:
         imagined = looks[0].frames[i - 1] if 0 < i <= len(looks[0].frames) else None
-        shown.append((looks[i].step, imagined, looks[i - 1].frames[0] if i else None, looks[i].frame))
+        shown.append(Moment(looks[i].step, imagined, looks[i - 1].frames[0] if i else None, looks[i].frame))
     last = max(rollout.images)
-    if last > shown[-1][0]:
-        shown.append((last, None, None, rollout.images[last]))
+    if last > shown[-1].step:
+        shown.append(Moment(last, None, None, rollout.images[last]))
     return shown
 
 
@@ -57,7 +67,8 @@ def draw_strip(rollout: Rollout, path: Path) -> None:
     """
     shown = moments(rollout)
     figure = new_figure(max(1.62 * len(shown) + 0.5, 9.0), 8.6)
-    header, top, bottom = figure.subfigures(3, 1, height_ratios=[0.3, 5.6, 2.7])
+    parts: Any = figure.subfigures(3, 1, height_ratios=[0.3, 5.6, 2.7])
+    header, top, bottom = parts
     draw_header(header, rollout.title, rollout.instruction, rollout.outcome)
     draw_frames(top, shown)
     draw_curves(bottom, rollout)
@@ -71,14 +82,14 @@ def draw_frames(block: Any, shown: list[Moment]) -> None:
     rows = (("imagined at the start", IMAGINED), ("predicted a chunk before", PREDICTED), ("executed", EXECUTED))
     for row, (label, colour) in enumerate(rows):
         for column, moment in enumerate(shown):
-            axis, image = axes[row, column], moment[1 + row]
+            axis, image = axes[row, column], (moment.imagined, moment.predicted, moment.executed)[row]
             show_image(axis, image, colour)
             if row < 2 and image is not None:
-                score = f"{psnr(image, moment[3]):.1f} dB, SSIM {ssim(image, moment[3]):.2f}"
+                score = f"{psnr(image, moment.executed):.1f} dB, SSIM {ssim(image, moment.executed):.2f}"
                 axis.set_xlabel(score, fontsize=7, color=SOFT, labelpad=2)
         axes[row, 0].set_ylabel(label, fontsize=9, color=colour, labelpad=6)
     for column, moment in enumerate(shown):
-        axes[2, column].set_xlabel(f"step {moment[0]}", fontsize=8, color=TEXT, labelpad=3)
+        axes[2, column].set_xlabel(f"step {moment.step}", fontsize=8, color=TEXT, labelpad=3)
 
 
 def draw_video(rollout: Rollout, path: Path) -> None:
@@ -103,7 +114,8 @@ class _Canvas:
     def __init__(self, rollout: Rollout) -> None:
         self._rollout = rollout
         figure = new_figure(11, 7.6, dpi=100)
-        header, top, bottom = figure.subfigures(3, 1, height_ratios=[0.3, 4.2, 3.1])
+        parts: Any = figure.subfigures(3, 1, height_ratios=[0.3, 4.2, 3.1])
+        header, top, bottom = parts
         draw_header(header, rollout.title, rollout.instruction)
         places = top.subplots(1, 3)
         blank = np.full((*rollout.trace.looks[0].frame.shape[:2], 3), 244, np.uint8)
