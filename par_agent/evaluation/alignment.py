@@ -8,16 +8,17 @@ beat, and that of the true frame seen through the frame encoder, which no predic
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from par_agent.errors import UserError
-from par_agent.evaluation.end_effector import EndEffector
-from par_agent.evaluation.trace import Look, Trace
-from par_agent.modeling.frame_encoder import FrameEncoder
-from par_agent.transforms import Transforms
+
+if TYPE_CHECKING:
+    from par_agent.evaluation.end_effector import EndEffector
+    from par_agent.evaluation.trace import Look, Trace
+    from par_agent.modeling.frame_encoder import FrameEncoder
+    from par_agent.transforms import Transforms
 
 MEASURES = {
     "psnr_db": "PSNR of the imagined frame, dB",
@@ -84,6 +85,8 @@ def measure(trace: Trace, transforms: Transforms, encoder: FrameEncoder, hand: E
 
 def imagined_path(look: Look, transforms: Transforms, hand: EndEffector) -> np.ndarray:
     """Positions (K, L, 3) of the end effector, metres, where every imagined action commands it to be."""
+    import torch
+
     actions, joints = torch.from_numpy(look.actions), torch.from_numpy(look.joints)
     targets = transforms.commanded_positions(actions[..., None, :], joints.expand(*actions.shape[:2], -1))
     return hand.positions(targets.flatten(0, 1).numpy()).reshape(*actions.shape[:2], 3)
@@ -101,6 +104,8 @@ def _path_errors(look: Look, path: np.ndarray, transforms: Transforms, hand: End
 
 
 def _encoder_psnr(frame: np.ndarray, encoder: FrameEncoder) -> float:
+    import torch
+
     device = next(encoder.parameters()).device
     latents = encoder.encode(torch.from_numpy(frame)[None].to(device))
     return psnr(encoder.decode(latents)[0].cpu().numpy(), frame)

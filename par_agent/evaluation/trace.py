@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from par_agent.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from par_agent.evaluation.environment import StepResult, TaskEnvironment
     from par_agent.policy import PARPolicy
 
