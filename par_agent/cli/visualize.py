@@ -90,8 +90,9 @@ def states_file(config: StageOptions) -> Path | None:
     spec = resolve_task(config.task)
     if protocol_file(spec).exists():
         return None
-    path = config.out / "states" / f"{spec.name}.safetensors"
-    make_missing_states({path: config.task}, protocol_seeds())
+    count = max(config.state, 0) + 1
+    path = config.out / "states" / f"{spec.name}-{count}.safetensors"
+    make_missing_states({path: config.task}, protocol_seeds()[:count])
     return path
 
 

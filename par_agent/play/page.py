@@ -63,7 +63,7 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
         def load(policy: str, task: str, state: float) -> Any:
             return _shown(_told(gr, lambda: live.load(policies[policy], task, int(state))))
 
-        def place(event: gr.SelectData) -> Any:  # gradio reads this annotation: it has to be a type, not text
+        def place(event: gr.SelectData) -> Any:  # type: ignore[name-defined]  # gradio needs a type here, not text
             return _shown(_told(gr, lambda: live.put_object(*event.index)))
 
         def tick() -> Any:
