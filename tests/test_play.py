@@ -145,6 +145,11 @@ def test_the_page_runs_pauses_steps_and_resets_and_ends_without_a_trace(source: 
         wait.until(lambda _: len(browser.find_elements("css selector", "#predicted img, #attention img")) == 2)
         click("run")
         wait.until(lambda _: steps() >= 9)
+        click("pause")
+        seen: list[int] = []
+        wait.until(lambda _: seen.append(steps()) or (len(seen) > 8 and len(set(seen[-8:])) == 1))
+        click("step")
+        wait.until(lambda _: steps() == seen[-1] + 1)
         click("reset")
         wait.until(lambda _: steps() == 0)
         click("run")

@@ -68,7 +68,8 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
 
         def tick() -> Any:
             view = live.step(STEPS_A_TICK)
-            return *_shown(view), gr.Timer(active=not view.finished)
+            # A tick that was under way when pause was clicked must not wake the timer again.
+            return *_shown(view), gr.Timer(active=False) if view.finished else gr.skip()
 
         one: dict[str, Any] = {"concurrency_id": "simulation", "concurrency_limit": 1, "show_progress": "hidden"}
         page.load(lambda: _shown(live.view()), None, outputs, **one)
