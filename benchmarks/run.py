@@ -70,6 +70,8 @@ class BenchmarkConfig:
     """Go on after the first success until the step limit, to measure success at the end too (slow)."""
     video: int = 0
     """Save an MP4 of each task's first N rollouts. These render every control step and take several times as long."""
+    alignment: int = 0
+    """At every look, let the policy imagine N chunks ahead and compare that with what happens (slow; par-agent[viz])"""
     retry_errors: bool = False
     """Run rollouts again that an earlier run recorded with an exception."""
     out: Path = Path("benchmarks/results")
@@ -100,6 +102,7 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
         run_to_end=config.run_to_end,
         videos=config.video,
         retry_errors=config.retry_errors,
+        alignment=config.alignment,
     )
 
 

@@ -18,6 +18,7 @@ from par_agent.checkpoint import Acting, Checkpoint
 from par_agent.errors import UserError
 from par_agent.modeling.generation import GenerationConfig
 from par_agent.modeling.par import PARStream, PhysicalTokens
+from par_agent.transforms import Transforms
 
 
 class Plan(NamedTuple):
@@ -103,6 +104,19 @@ def begin(checkpoint: Checkpoint, acting: Acting, features: Tensor, batch: int, 
     )
 
 
+def next_inputs(
+    transforms: Transforms, acting: Acting, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor
+) -> PhysicalTokens:
+    """The physical tokens that the model reads next; see :func:`plan_chunks` for the arguments."""
+    known = ~state.fresh[rows] if acting.past_actions else torch.zeros_like(state.fresh[rows])
+    return PhysicalTokens(
+        latents[:, None],
+        transforms.normalise_proprioception(positions)[:, None],
+        state.chunk[rows][:, None],
+        known[:, None],
+    )
+
+
 def plan_chunks(
     checkpoint: Checkpoint, acting: Acting, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor
 ) -> None:
@@ -118,13 +132,7 @@ def plan_chunks(
     """
     transforms, model = checkpoint.transforms, checkpoint.model
     assert transforms is not None
-    known = ~state.fresh[rows] if acting.past_actions else torch.zeros_like(state.fresh[rows])
-    inputs = PhysicalTokens(
-        latents[:, None],
-        transforms.normalise_proprioception(positions)[:, None],
-        state.chunk[rows][:, None],
-        known[:, None],
-    )
+    inputs = next_inputs(transforms, acting, state, latents, positions, rows)
     z_frame, z_action = model.step(state.stream, inputs, rows)
     action = model.config.action
     start = torch.zeros(len(rows), action.targets, action.action_size)

@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 
 from par_agent.checkpoint import Acting, Checkpoint
-from par_agent.episode import EpisodeState, Imagination, Plan, begin, imagine, next_frames, plan_chunks, row_generator
+from par_agent.episode import (
+    EpisodeState,
+    Imagination,
+    Plan,
+    begin,
+    imagine,
+    next_frames,
+    next_inputs,
+    plan_chunks,
+    row_generator,
+)
 from par_agent.errors import UserError
+from par_agent.modeling.attention_maps import AttentionMaps, step_attention
 from par_agent.modeling.generation import GenerationConfig
 from par_agent.observations import camera_images, check_task, joint_positions
 
@@ -228,6 +239,23 @@ class PARPolicy:
                 "there is nothing to imagine from: no frame was read since reset(); call act() or plan() first"
             )
         return imagine(self.checkpoint, self.acting, self._seen, n, generation)
+
+    @torch.inference_mode()
+    def attention(self, obs: dict[str, Any]) -> AttentionMaps:
+        """Where :meth:`act` would attend if it read this observation and planned now; acting is not changed by it.
+
+        Args:
+            obs: a ManiSkill observation with the camera's image.
+
+        Raises:
+            UserError: see :meth:`act`; or the model has no transformer (ablation PAR-NoAR).
+        """
+        positions, _ = self._positions(obs)
+        state = self._state_for(len(positions))
+        frames = self.transforms.frames(self._images(obs, len(positions)).to("cpu"))
+        latents = self.checkpoint.encoder.encode(frames.to(self.device))
+        inputs = next_inputs(self.transforms, self.acting, state, latents, positions, torch.arange(len(positions)))
+        return step_attention(self.checkpoint.model, state.stream, inputs)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

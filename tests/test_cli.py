@@ -18,7 +18,7 @@ def test_help_lists_every_subcommand_with_its_summary(capsys):
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, command in SUBCOMMANDS.items():
-        assert [line for line in lines if line.split() == [name, *command.summary.split()]]
+        assert [line for line in lines if line.split() == [*name.split(), *command.summary.split()]]
 
 
 def test_no_subcommand_prints_the_usage_and_fails(capsys):
@@ -40,7 +40,7 @@ def test_every_subcommand_explains_its_options(name, capsys):
     config = getattr(module, class_name)
     assert config.__dataclass_params__.frozen and callable(module.main)
     with pytest.raises(SystemExit) as end:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(config):

@@ -166,3 +166,11 @@ def command(config: FinetuneConfig) -> list[str]:
         elif value is not None and value != ():
             words += [f"--{option}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return words
+
+
+def task_checkpoint() -> Checkpoint:
+    """A policy checkpoint with random weights that looks at a task's own images, shrunk."""
+    checkpoint = tiny_checkpoint()
+    assert checkpoint.transforms is not None
+    transforms = dataclasses.replace(checkpoint.transforms, image_size=(512, 512), crop=None, size=(16, 16))
+    return dataclasses.replace(checkpoint, transforms=transforms)

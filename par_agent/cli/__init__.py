@@ -31,6 +31,11 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "train-vae": Subcommand("par_agent.cli.train_vae:TrainVAEConfig", "train the small latent frame encoder"),
     "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data"),
     "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
+    "visualize rollout": Subcommand("par_agent.cli.visualize:RolloutConfig", "draw imagined against executed"),
+    "visualize attention": Subcommand("par_agent.cli.visualize_attention:AttentionConfig", "draw what is attended to"),
+    "visualize failures": Subcommand("par_agent.cli.visualize_failures:FailuresConfig", "say why rollouts failed"),
+    "visualize gallery": Subcommand("par_agent.cli.visualize_gallery:GalleryConfig", "draw the README's pictures"),
+    "play": Subcommand("par_agent.cli.play:PlayConfig", "serve a local page on which a policy acts"),
     "info": Subcommand("par_agent.cli.info:InfoConfig", "print the parts and sizes of a model or checkpoint"),
     "check-nova": Subcommand("par_agent.cli.check_nova:CheckNovaConfig", "compare NOVA's parts with reference outputs"),
     "import-nova": Subcommand("par_agent.cli.import_nova:ImportNovaConfig", "make a checkpoint from NOVA's weights"),
@@ -60,6 +65,8 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
         UserError: no such subcommand, or bad values.
         SystemExit: `--help`, or arguments that do not parse (printed by tyro).
     """
+    if name not in SUBCOMMANDS and arguments:  # a subcommand of two words
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
     if name not in SUBCOMMANDS:
         raise UserError(f"unknown subcommand {name!r}; known subcommands: {', '.join(SUBCOMMANDS)}")
     from par_agent.cli.options import parse

@@ -188,6 +188,11 @@ class TaskEnvironment:
             return StepResult(success, None)
         return StepResult(success, tuple(float(value) for value in reward.tolist()))
 
+    @property
+    def simulation(self) -> Any:
+        """ManiSkill's own environment, to read robots and objects from."""
+        return self._base
+
     def render(self) -> np.ndarray:
         """The images of the task's render camera: (B, H, W, 3) uint8."""
         images: np.ndarray = self._base.render_rgb_array(self.spec.camera).cpu().numpy()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from par_agent.evaluation.alignment_report import ALIGNMENT_FIGURE, ALIGNMENT_HEADER, ALIGNMENT_NOTE, alignment_rows
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.results import RESULT_HEADER, TaskResult, comparison_rows, result_row
+from par_agent.palette import COLOURS
 
 if TYPE_CHECKING:
     from par_agent.evaluation.runner import BenchmarkRun
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's palette, told apart with any kind of colour vision; further tasks repeat it with dashed lines."""
+FAILURES_SECTION = "failures/section.html"
+"""Part of the page in a run's folder that `par-agent visualize failures` writes, already HTML."""
 
 _WIDTH, _HEIGHT = 900, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 720, 12, 270
@@ -38,6 +40,7 @@ def html_report(run: BenchmarkRun, results: list[TaskResult], records: list[Reco
     )
     config = run.config
     tasks = [spec.name for spec in run.specs.values()]
+    failures = run.folder / FAILURES_SECTION
     grids = [_grid(run, task, [record for record in records if record["task"] == task]) for task in tasks]
     cells = [cell for grid in grids for row in grid["rows"] for cell in row["cells"] if cell is not None]
     return templates.get_template("report_template.html").render(
@@ -49,9 +52,14 @@ def html_report(run: BenchmarkRun, results: list[TaskResult], records: list[Reco
         missing=run.total - len(records),
         header=RESULT_HEADER,
         rows=[result_row(result) for result in results],
+        alignment_header=ALIGNMENT_HEADER,
+        alignment=alignment_rows(results),
+        alignment_note=ALIGNMENT_NOTE,
+        alignment_figure=ALIGNMENT_FIGURE,
         plot=_plot(records, results, max(spec.max_steps for spec in run.specs.values())),
         grids=grids,
         videos=any(cell["video"] for cell in cells),
+        failures=failures.read_text(encoding="utf-8") if failures.exists() else "",
         errors=[{"name": _name(record), "text": record["error"]} for record in records if record["error"] is not None],
         comparison_header=("method", "source", *tasks),
         comparison=comparison_rows(results, config.policy.label, tasks),
@@ -126,8 +134,8 @@ def _plot(records: list[Record], results: list[TaskResult], max_steps: int) -> d
             {
                 "name": result.task,
                 "path": f"M{x(0)},{y(0)}{corners}H{x(max_steps)}",
-                "colour": _COLOURS[index % len(_COLOURS)],
-                "dash": "6 4" if index >= len(_COLOURS) else "",
+                "colour": COLOURS[index % len(COLOURS)],
+                "dash": "6 4" if index >= len(COLOURS) else "",
                 "legend": _TOP + 8 + _LEGEND_LINE * index,
             }
         )

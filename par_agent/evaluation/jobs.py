@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from par_agent.evaluation.environment import TaskEnvironment
     from par_agent.evaluation.policies import Policy
     from par_agent.evaluation.protocol import InitialState
+    from par_agent.evaluation.rollout import RolloutObserver
+    from par_agent.evaluation.trace import Trace
+    from par_agent.policy import PARPolicy
 
 MAX_ATTEMPTS = 2
 """How often a job is tried whose worker dies."""
@@ -36,6 +39,8 @@ class WorkerSetup:
     """Environments simulated at once: initial states of every job."""
     variation: str = "none"
     """One of :data:`par_agent.evaluation.variations.VARIATIONS`."""
+    imagines: bool = False
+    """Whether the policy has to be one that imagines."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class RolloutJob:
     """Go on after the first success."""
     videos: tuple[tuple[int, Path], ...] = ()
     """MP4 files to save, each with the state it is of."""
+    alignment: int = 0
+    """Chunks that the policy imagines ahead at every look, to be compared with what happens; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,18 @@ class Reply:
 def died(job: RolloutJob, how: str) -> list[Reply]:
     """The replies to a job whose worker died at every attempt."""
     return [Reply(state, error=how) for state in job.states]
+
+
+def _alignment_summary(env: TaskEnvironment, policy: PARPolicy) -> Callable[[Trace], dict[str, Any]]:
+    """Makes the record's ``alignment`` out of a rollout's trace."""
+    from par_agent.evaluation.alignment import measure
+    from par_agent.evaluation.end_effector import EndEffector
+
+    def summary(trace: Trace) -> dict[str, Any]:
+        hand = EndEffector(env)  # of this rollout's scene
+        return {"alignment": measure(trace, policy.transforms, policy.checkpoint.encoder, hand)}
+
+    return summary
 
 
 class Bench:
@@ -120,10 +139,13 @@ class Bench:
     def _build(self, task: str) -> tuple[TaskEnvironment, Policy]:
         """The task's environment and policy, made on first use."""
         from par_agent.evaluation.environment import TaskEnvironment
+        from par_agent.evaluation.trace import check_imagines
 
         if task not in self._built:
             setup, spec = self._setup, self._specs[task]
             policy = setup.policy.build(spec, setup.track)
+            if setup.imagines:
+                check_imagines(policy)
             env = TaskEnvironment(
                 spec, setup.track, backend=setup.backend, num_envs=setup.num_envs, variation=setup.variation
             )
@@ -134,6 +156,7 @@ class Bench:
         from par_agent.evaluation.protocol import load_states
         from par_agent.evaluation.recorder import VideoRecorder
         from par_agent.evaluation.rollout import roll_out
+        from par_agent.evaluation.trace import RolloutTracer
 
         env, policy = self._build(job.task)
         if job.states_file not in self._states:
@@ -143,7 +166,19 @@ class Bench:
             recorders = {
                 job.states.index(state): stack.enter_context(VideoRecorder(path)) for state, path in job.videos
             }
-            rollouts = roll_out(env, policy, states, job.policy_seed, run_to_end=job.run_to_end, recorders=recorders)
+            observers: list[RolloutObserver] = []
+            if job.alignment:
+                par: Any = policy  # checked to be one that imagines when it was built
+                observers.append(RolloutTracer(env, par, job.alignment, summary=_alignment_summary(env, par)))
+            rollouts = roll_out(
+                env,
+                policy,
+                states,
+                job.policy_seed,
+                run_to_end=job.run_to_end,
+                recorders=recorders,
+                observers=observers,
+            )
             for position, fields in rollouts:
                 warning = recorders[position].finish() if position in recorders else None
                 yield Reply(job.states[position], fields, warning)

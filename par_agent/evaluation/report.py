@@ -8,6 +8,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
+from par_agent.evaluation.alignment_report import (
+    ALIGNMENT_FIGURE,
+    ALIGNMENT_HEADER,
+    ALIGNMENT_NOTE,
+    alignment_figure,
+    alignment_rows,
+)
 from par_agent.evaluation.html_report import html_report
 from par_agent.evaluation.provenance import provenance
 from par_agent.evaluation.records import Record
@@ -47,7 +54,14 @@ def terminal_tables(run: BenchmarkRun, results: list[TaskResult]) -> list[Table]
         comparison.add_column(column, justify="left" if column in ("method", "source") else "right")
     for row in comparison_rows(results, label, tasks):
         comparison.add_row(*row)
-    return [details, comparison]
+    if not alignment_rows(results):
+        return [details, comparison]
+    alignment = Table(title="imagined against executed, by horizon")
+    for column in ALIGNMENT_HEADER:
+        alignment.add_column(column, justify="left" if column == "task" else "right")
+    for row in alignment_rows(results):
+        alignment.add_row(*row)
+    return [details, alignment, comparison]
 
 
 def write_results(run: BenchmarkRun, records: list[Record]) -> list[TaskResult]:
@@ -67,6 +81,8 @@ def _write_results(run: BenchmarkRun, records: list[Record]) -> list[TaskResult]
     results = summarise(records, tasks, run.config.states * run.config.policy_seeds)
     source = provenance(run)
     write_json(run.folder / "results.json", {"results": [asdict(result) for result in results], "provenance": source})
+    if alignment_rows(results):
+        alignment_figure(results, run.folder / ALIGNMENT_FIGURE)
     for name, text in (
         ("results.md", _markdown(run, results, tasks, source)),
         ("results.csv", _csv(run, results, tasks)),
@@ -83,12 +99,14 @@ def _markdown(run: BenchmarkRun, results: list[TaskResult], tasks: list[str], so
 
     label = run.config.policy.label
     note = "" if run.config.track == "paper" else "The paper's figures are of the `paper` track."
+    alignment = ["", *table(ALIGNMENT_HEADER, alignment_rows(results)), "", ALIGNMENT_NOTE]
     lines = [
         f"# {label}, {run.config.track} track",
         "",
         f"Initial states: {run.config.protocol_label}. Success is success at any control step.",
         "",
         *table(RESULT_HEADER, [result_row(result) for result in results]),
+        *(alignment if alignment_rows(results) else []),
         "",
         f"Success rate in %. Rows labelled *paper* are printed there and were not measured here. {note}".strip(),
         "",
@@ -109,13 +127,16 @@ def _csv(run: BenchmarkRun, results: list[TaskResult], tasks: list[str]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     fields = ("successes", "rollouts", "errors", "rate_percent", "wilson_low", "wilson_high", "state_low", "state_high")
-    writer.writerow(("method", "source", "initial_states", "track", "task", *fields))
+    alignment = ("psnr_db", "ssim", "path_cm") if any(r.alignment for r in results) else ()  # one chunk ahead
+    writer.writerow(("method", "source", "initial_states", "track", "task", *fields, *alignment))
     for r in results:
         bounds = (f"{100 * bound:.2f}" for bound in (r.wilson.low, r.wilson.high, r.cluster.low, r.cluster.high))
         head = (run.config.policy.label, "this run", run.config.protocol_label, run.config.track, r.task)
-        writer.writerow((*head, r.successes, r.rollouts, r.errors, f"{100 * r.rate:.2f}", *bounds))
+        ahead = [f"{values[0]:.4f}" if values else "" for values in ((r.alignment or {}).get(n) for n in alignment)]
+        writer.writerow((*head, r.successes, r.rollouts, r.errors, f"{100 * r.rate:.2f}", *bounds, *ahead))
     for method, rates in PAPER_RESULTS.items():
         for task in tasks:
             if task in rates:
-                writer.writerow((method, "paper", "the protocol", "paper", task, "", "", "", rates[task], *[""] * 4))
+                empty = [""] * (4 + len(alignment))
+                writer.writerow((method, "paper", "the protocol", "paper", task, "", "", "", rates[task], *empty))
     return buffer.getvalue()

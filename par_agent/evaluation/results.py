@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
+from par_agent.evaluation.alignment import ENCODER_PSNR, by_horizon
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.statistics import Interval, cluster_bootstrap, wilson_interval
 
@@ -53,6 +54,10 @@ class TaskResult:
     """Mean frames that the policy consumed."""
     seconds: float | None
     """Mean wall time of a rollout."""
+    alignment: dict[str, list[float]] | None = None
+    """By measure, its means at horizons 1, 2, …; see :mod:`par_agent.evaluation.alignment`. None: not measured."""
+    encoder_psnr_db: float | None = None
+    """Mean PSNR of the true frames seen through the frame encoder, dB."""
 
 
 def summarise(records: list[Record], tasks: list[str], planned: int) -> list[TaskResult]:
@@ -79,6 +84,7 @@ def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResul
     def average(field: str) -> float | None:
         return mean(values(field)) if values(field) else None
 
+    alignments = [record["alignment"] for record in records if record.get("alignment")]
     return TaskResult(
         task=task,
         rollouts=len(records),
@@ -94,6 +100,8 @@ def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResul
         plan_ms=median(values("plan_ms")) if values("plan_ms") else None,
         renders=average("renders"),
         seconds=average("seconds"),
+        alignment=by_horizon(alignments) if alignments else None,
+        encoder_psnr_db=mean(value for a in alignments for value in a[ENCODER_PSNR]) if alignments else None,
     )
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import Policy
@@ -21,7 +21,7 @@ from par_agent.versions import installed_versions
 if TYPE_CHECKING:
     import torch
 
-    from par_agent.evaluation.environment import TaskEnvironment
+    from par_agent.evaluation.environment import StepResult, TaskEnvironment
     from par_agent.evaluation.recorder import VideoRecorder
 
 ROLLOUT_CODE = (
@@ -55,6 +55,19 @@ def derive_seed(policy_seed: int, env_seed: int) -> int:
     return int(np.random.SeedSequence([policy_seed, env_seed]).generate_state(1)[0])
 
 
+class RolloutObserver(Protocol):
+    """Looks on while rollouts go on, and changes nothing about them."""
+
+    def looking(self, observation: dict[str, Any]) -> None:
+        """The policy is about to read this observation's frame and to plan."""
+
+    def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
+        """The environment has executed actions (B, action_size)."""
+
+    def fields(self, position: int) -> dict[str, Any]:
+        """What the record of an ended rollout gets besides."""
+
+
 @dataclass
 class _Row:
     """What is kept of one environment while its rollout goes on."""
@@ -81,6 +94,7 @@ def roll_out(
     *,
     run_to_end: bool = False,
     recorders: Mapping[int, VideoRecorder] | None = None,
+    observers: Sequence[RolloutObserver] = (),
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rolls a policy out once from every state, all at once, and yields each rollout as it ends.
 
@@ -94,6 +108,7 @@ def roll_out(
         policy_seed: 0..4 in the protocol.
         run_to_end: go on after the first success until the step limit.
         recorders: by position in `states`; after every control step their environments are rendered once more.
+        observers: told of every look and every control step; the time that they take counts in ``seconds`` alone.
 
     Yields:
         Position in `states` and a record of plain numbers: ``success_once`` (solved after any step), ``success_at_end``
@@ -117,6 +132,8 @@ def roll_out(
     while rows:
         needs_frame = bool(getattr(policy, "needs_frame", True))
         observation = env.observe(with_frame=needs_frame)
+        for observer in observers if needs_frame else ():
+            observer.looking(observation)
         asked = time.perf_counter()
         with torch.no_grad():
             actions = _checked_actions(policy.act(observation), (len(states), env.spec.action_size))
@@ -124,6 +141,8 @@ def roll_out(
             plan_seconds.append(time.perf_counter() - asked)
         result = env.step(actions)
         steps += 1
+        for observer in observers:
+            observer.stepped(actions, result)
         _record(env, recorders, rows)
         for position, row in list(rows.items()):
             reward = None if result.reward is None else result.reward[position]
@@ -143,6 +162,7 @@ def roll_out(
                     "actions_sha256": row.digest.hexdigest()[:16],
                     "plan_ms": round(1000 * median(plan_seconds), 2) if plan_seconds else None,
                     "seconds": round(time.perf_counter() - started, 3),
+                    **{name: value for observer in observers for name, value in observer.fields(position).items()},
                 },
             )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from par_agent.device import usable_device
 from par_agent.errors import UserError
+from par_agent.evaluation.alignment import check_installed
 from par_agent.evaluation.cluster_pool import ClusterPool
 from par_agent.evaluation.environment import check_backend
 from par_agent.evaluation.initial_states import make_missing_states
@@ -55,6 +56,8 @@ class RunConfig:
     """Rollouts per task to save as MP4."""
     retry_errors: bool = False
     """Run rollouts again that ended with an exception in an earlier run."""
+    alignment: int = 0
+    """Chunks that the policy imagines ahead at every look, to be compared with what happens; 0: not measured."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -64,9 +67,11 @@ class RunConfig:
         if self.track not in TRACKS:
             raise UserError(f"unknown track {self.track!r}; known tracks: {', '.join(TRACKS)}")
         get_variation(self.variation)
-        for name, lowest in (("states", 1), ("policy_seeds", 1), ("workers", 1), ("videos", 0)):
+        for name, lowest in (("states", 1), ("policy_seeds", 1), ("workers", 1), ("videos", 0), ("alignment", 0)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        if self.alignment:
+            check_installed()
         if self.cluster is not None and (self.backend != "cpu" or self.policy.device != "cpu"):
             raise UserError("a cluster's nodes simulate and act on their CPUs: leave --backend and --device out")
         if self.state_seed is not None:
@@ -188,7 +193,15 @@ class BenchmarkRun:
     def _pool(self) -> WorkerPool | ClusterPool:
         """Who does the rollouts."""
         config = self.config
-        setup = WorkerSetup(config.tasks, config.track, config.policy, config.backend, self.num_envs, config.variation)
+        setup = WorkerSetup(
+            config.tasks,
+            config.track,
+            config.policy,
+            config.backend,
+            self.num_envs,
+            config.variation,
+            imagines=config.alignment > 0,
+        )
         if config.cluster is not None:
             return ClusterPool(setup, config.cluster, self.versions, self.fingerprint)
         return WorkerPool(setup, config.workers if config.backend == "cpu" else 1)
@@ -209,6 +222,7 @@ class BenchmarkRun:
             "run_to_end": self.config.run_to_end,
             "tasks": [asdict(spec) for spec in self.specs.values()],
             "versions": self.versions,
+            **({"alignment": self.config.alignment} if self.config.alignment else {}),
         }
 
     def _jobs(self) -> Iterator[RolloutJob]:
@@ -224,7 +238,7 @@ class BenchmarkRun:
                         if policy_seed * config.states + state < config.videos
                     )
                     file = self.states_file(task)
-                    yield RolloutJob(task, file, states, policy_seed, config.run_to_end, videos)
+                    yield RolloutJob(task, file, states, policy_seed, config.run_to_end, videos, config.alignment)
 
     def _keys(self, job: RolloutJob) -> list[RecordKey]:
         """The rollouts of a job."""

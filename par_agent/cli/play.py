@@ -1,0 +1,63 @@
+"""`par-agent play`: a local page on which a policy acts; one can watch, pause, step, move the object and reset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from par_agent.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlayConfig:
+    """Serves a page for this machine only; its address holds a random token, without which nobody gets in."""
+
+    task: str = "PickCube"
+    """Task by name; others can be chosen on the page."""
+    state: int = 0
+    """Number of the protocol's initial state."""
+    policy: str = "par-mini"
+    """A bundled checkpoint's name or a checkpoint folder."""
+    policy_kwargs: tuple[str, ...] = ()
+    """Options of the policy as key=value."""
+    device: str = "cpu"
+    """Device that the policy runs on."""
+    host: str = "127.0.0.1"
+    """Address to listen on; any other than 127.0.0.1 opens the page to the network, to those who have the token."""
+    port: int = 7860
+    """Port to listen on."""
+
+
+def main(config: PlayConfig) -> int:
+    """Serves until Ctrl-C."""
+    import contextlib
+    import os
+    import secrets
+    import socket
+
+    from par_agent.device import usable_device
+    from par_agent.evaluation.policies import PolicySource, parse_options, search_folder
+    from par_agent.play.page import build_page, guarded, import_gradio
+
+    import_gradio()
+    import uvicorn
+
+    from par_agent.play.live import Live
+
+    search_folder(os.getcwd())
+    usable_device(config.device)
+    try:
+        listening = socket.create_server((config.host, config.port))
+    except OSError as error:
+        raise UserError(f"cannot listen on {config.host}:{config.port}: {error}; give another --port") from None
+    given = PolicySource(config.policy, parse_options(config.policy_kwargs), config.device)
+    policies = {given.label: given}
+    policies.setdefault("par-mini", PolicySource("par-mini", device=config.device))
+    token = secrets.token_urlsafe(16)
+    with listening, Live(given, config.task, config.state) as live:
+        app = guarded(build_page(live, policies, config.task, config.state), token)
+        port = listening.getsockname()[1]
+        print(f"http://{config.host}:{port}/{token}/    (Ctrl-C ends it)", flush=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
+    return 0

@@ -1,0 +1,55 @@
+"""`par-agent visualize failures`: the failed rollouts of a benchmark run, drawn, each with a proposed cause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from par_agent.errors import UserError
+
+
+@dataclass(frozen=True)
+class FailuresConfig:
+    """Repeats the failed rollouts of a run and says why they may have failed; report.html shows it."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of a run of benchmarks/run.py."""
+    policy: str | None = None
+    """The run's policy, where it is not any more where it was."""
+    limit: int | None = None
+    """Failures drawn per task. Default: all. Rollouts with equal actions count as one."""
+    device: str = "cpu"
+    """Device that the policy runs on."""
+
+
+def main(config: FailuresConfig) -> int:
+    """Draws what is not drawn yet, and writes the section of the report."""
+    import os
+
+    from tqdm import tqdm
+
+    from par_agent.device import usable_device
+    from par_agent.evaluation.policies import search_folder
+    from par_agent.files import cannot_write
+    from par_agent.visualization.failures import FailedRun, count_causes, write_section
+
+    if config.limit is not None and config.limit < 1:
+        raise UserError(f"limit is {config.limit}; it must be at least 1")
+    search_folder(os.getcwd())
+    usable_device(config.device)
+    run = FailedRun(config.run, config.policy, config.device)
+    for task in run.without_rules:
+        print(f"{task}: there are no rules for why it fails; its failures are left out")
+    try:
+        with tqdm(total=len(run.groups), unit="rollout", desc="failures") as progress:
+            failures = run.draw(lambda failure: progress.update() and None, config.limit)
+        write_section(run, failures)
+    except OSError as error:
+        raise UserError(cannot_write(config.run, error)) from error
+    for task, counts in count_causes(failures).items():
+        print(f"{task}: " + ", ".join(f"{count} {cause}" for cause, count in counts.most_common()))
+    print(f"{config.run / 'report.html'}, pictures in {config.run / 'failures'}")
+    return 0

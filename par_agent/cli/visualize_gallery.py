@@ -1,0 +1,61 @@
+"""`par-agent visualize gallery`: the pictures of README, by one command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from par_agent.tasks import PAPER_TASKS
+
+
+@dataclass(frozen=True)
+class GalleryConfig:
+    """Draws three tasks predicted against executed, one attention figure and one failure."""
+
+    policy: str = "par-mini"
+    """A bundled checkpoint's name or a checkpoint folder."""
+    states: tuple[int, int, int] = (0, 0, 1)
+    """Initial states of PushCube, PickCube and StackCube that are shown."""
+    attention: tuple[str, int] = ("PushCube", 0)
+    """Task and initial state of the attention figure."""
+    context: int = 3
+    """Physical tokens that the policy of the attention figure remembers, so that past frames are among them."""
+    failure: tuple[str, int] = ("PickCube", 8)
+    """Task and initial state of a rollout that fails."""
+    out: Path = Path("examples/gallery")
+    """Folder for the pictures."""
+
+
+def main(config: GalleryConfig) -> int:
+    """Draws the pictures, small."""
+    from tqdm import tqdm
+
+    from par_agent.errors import UserError
+    from par_agent.evaluation.alignment import check_installed
+    from par_agent.evaluation.policies import PolicySource
+    from par_agent.files import cannot_write
+    from par_agent.videos import check_video_path
+    from par_agent.visualization.gallery import compress, draw_attention, draw_one_failure, draw_rollouts
+    from par_agent.visualization.rollout import perform
+
+    check_installed()
+    source = PolicySource(config.policy)
+    rollouts, attended, failed = (config.out / f"{name}.png" for name in ("rollouts", "attention", "failure"))
+    check_video_path(rollouts, 1)
+    try:
+        with tqdm(total=5, unit="rollout", desc="gallery") as progress:
+            performed = []
+            for task, state in zip(PAPER_TASKS, config.states, strict=True):
+                performed.append(perform(task, source, state, 0, imagine=1, every=1000))
+                progress.update()
+            draw_rollouts(performed, rollouts)
+            draw_attention(PolicySource(config.policy, {"context": config.context}), *config.attention, attended)
+            progress.update()
+            draw_one_failure(source, *config.failure, failed)
+            progress.update()
+        for path in (rollouts, attended, failed):
+            compress(path)
+    except OSError as error:
+        raise UserError(cannot_write(config.out, error)) from error
+    print(f"{rollouts}, {attended}, {failed}")
+    return 0

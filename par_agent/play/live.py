@@ -1,0 +1,223 @@
+"""One simulation that goes on step by step, with what the policy predicts and where it attends.
+
+Letter: H x W pixels an image.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.evaluation.rollout import derive_seed
+from par_agent.visualization.attention import frame_weights
+from par_agent.visualization.causes import GOALS
+from par_agent.visualization.stage import Stage
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page shows."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8: the simulator's, of the task's render camera."""
+    predicted: np.ndarray | None
+    """(H, W, 3) uint8: the frame that the policy expects at the end of the current chunk; None before its first look
+    and of a policy without frame path."""
+    attention: np.ndarray | None
+    """(H, W, 3) uint8: where its action tokens attend in the frame that it read last, mean over layers and heads."""
+    steps: int
+    """Control steps executed."""
+    solved: bool
+    """Whether the task was solved after any step."""
+    finished: bool
+    """Whether it is solved, or out of steps."""
+
+    @property
+    def status(self) -> str:
+        """Step and outcome, in words."""
+        outcome = ", success" if self.solved else ", out of steps" if self.finished else ""
+        return f"step {self.steps}{outcome}"
+
+
+class Live:
+    """One rollout that anyone may push on; simulator and policy live in a thread of their own.
+
+    Use it as a context manager: leaving it frees the simulation, also in the middle of a rollout.
+
+    Raises:
+        UserError: the policy does not fit the task, or there is no such task or state.
+    """
+
+    def __init__(self, source: PolicySource, task: str, state: int) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="simulation")
+        self._lock = threading.Lock()
+        self._rollout: _Rollout | None = None
+        try:
+            self.load(source, task, state)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def load(self, source: PolicySource, task: str, state: int) -> View:
+        """Begins anew with a policy, a task and one of its initial states."""
+        return self._do(self._load, source, task, state)
+
+    def step(self, count: int = 1) -> View:
+        """Executes control steps, until the task is solved at most."""
+        return self._do(lambda: self._current.step(count))
+
+    def view(self) -> View:
+        """What is there now."""
+        return self._do(lambda: self._current.view())
+
+    def put_object(self, x: float, y: float) -> View:
+        """Puts the task's object to where a pixel of the simulator's image shows the table.
+
+        Raises:
+            UserError: the task has no object that is known here, or the pixel shows no place within reach.
+        """
+        return self._do(lambda: self._current.put_object(x, y))
+
+    def close(self) -> None:
+        """Frees the simulation; again at no cost."""
+        if self._rollout is not None:
+            self._thread.submit(self._rollout.close).result()
+            self._rollout = None
+        self._thread.shutdown()
+
+    @property
+    def _current(self) -> _Rollout:
+        assert self._rollout is not None, "nothing is loaded"
+        return self._rollout
+
+    def _load(self, source: PolicySource, task: str, state: int) -> View:
+        before = self._rollout
+        if before is None or (before.source, before.task) != (source, task):
+            following = _Rollout(source, task)
+            if before is not None:
+                before.close()
+            self._rollout = following
+        return self._current.reset(state)
+
+    def _do(self, function: Any, *arguments: Any) -> Any:
+        with self._lock:
+            return self._thread.submit(function, *arguments).result()
+
+
+class _Rollout:
+    """The simulation and its policy; everything happens in one thread."""
+
+    def __init__(self, source: PolicySource, task: str) -> None:
+        self.source, self.task = source, task
+        self._stage = Stage(resolve_task(task), source, imagines=False)
+        self._imagines = self._stage.policy.checkpoint.model.config.imagination
+        self._predicted: np.ndarray | None = None
+        self._attention: np.ndarray | None = None
+        self._steps, self._solved = 0, False
+
+    def close(self) -> None:
+        self._stage.env.close()
+
+    def reset(self, state: int) -> View:
+        initial = self._stage.state(state)
+        self._stage.env.reset([initial])
+        self._stage.policy.reset(seed=derive_seed(0, initial.env_seed))
+        self._predicted = self._attention = None
+        self._steps, self._solved = 0, False
+        if self._stage.spec.name in GOALS:
+            moved = GOALS[self._stage.spec.name].moved
+            self._height = float(self._stage.env.simulation.scene.actors[moved].pose.p[0, 2])
+        return self.view()
+
+    def step(self, count: int) -> View:
+        policy, env = self._stage.policy, self._stage.env
+        for _ in range(count):
+            if self._finished:
+                break
+            observation = env.observe(with_frame=policy.needs_frame)
+            if policy.needs_frame:
+                self._look(observation)
+            self._solved |= env.step(policy.act(observation).cpu()).success[0]
+            self._steps += 1
+        return self.view()
+
+    def view(self) -> View:
+        image = self._stage.env.render()[0]
+        return View(image, self._predicted, self._attention, self._steps, self._solved, self._finished)
+
+    def put_object(self, x: float, y: float) -> View:
+        if self._stage.spec.name not in GOALS:
+            raise UserError(f"{self._stage.spec.name} has no object that can be moved here; {', '.join(GOALS)} have")
+        import sapien
+
+        base = self._stage.env.simulation
+        actor = base.scene.actors[GOALS[self._stage.spec.name].moved]
+        height = self._height  # objects lie on the table at the start
+        camera = base.scene.human_render_cameras[self._stage.spec.camera].get_params()
+        place = _on_plane(x, y, height, camera["extrinsic_cv"][0].numpy(), camera["intrinsic_cv"][0].numpy())
+        reach = base.agent.robot.pose.p[0, :2].numpy()
+        if place is None or np.linalg.norm(place[:2] - reach) > 0.85:
+            raise UserError("there is no place on the table within the robot's reach")
+        actor.set_pose(sapien.Pose(place))
+        actor.set_linear_velocity(np.zeros(3))
+        actor.set_angular_velocity(np.zeros(3))
+        return self.view()
+
+    @property
+    def _finished(self) -> bool:
+        return self._solved or self._steps >= self._stage.spec.max_steps
+
+    def _look(self, observation: dict[str, Any]) -> None:
+        """Predicts and attends as the next ``act`` will."""
+        policy = self._stage.policy
+        camera = policy.transforms.camera
+        frame = policy.transforms.frames(observation["sensor_data"][camera]["rgb"])[0].cpu().numpy()
+        maps = policy.attention(observation)
+        weights = frame_weights(maps, None, None)
+        self._attention = _overlay(frame, weights[max(weights)])
+        if self._imagines:
+            frames = policy.plan(observation, frames=True).frames
+            assert frames is not None
+            self._predicted = frames[0].cpu().numpy()
+
+
+def _on_plane(x: float, y: float, height: float, extrinsic: np.ndarray, intrinsic: np.ndarray) -> np.ndarray | None:
+    """The point (3,) in metres at which the ray through a pixel meets the plane z = height; None: behind the camera.
+
+    Args:
+        x: column of the pixel.
+        y: row of the pixel.
+        height: of the plane, metres.
+        extrinsic: (3, 4) world to camera, in OpenCV's convention.
+        intrinsic: (3, 3).
+    """
+    rotation, translation = extrinsic[:3, :3], extrinsic[:3, 3]
+    origin = -rotation.T @ translation
+    ray = rotation.T @ np.linalg.solve(intrinsic, np.array([x, y, 1.0]))
+    distance = (height - origin[2]) / ray[2]
+    return None if distance <= 0 else origin + distance * ray
+
+
+def _overlay(frame: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """A frame (H, W, 3) uint8 with weights over it, the largest opaque."""
+    import cv2
+
+    height, width = frame.shape[:2]
+    smooth = cv2.resize(weights.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    share = (smooth / max(float(weights.max()), 1e-9)).clip(0, 1)[..., None]
+    colours = cv2.applyColorMap((255 * share).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    mixed = frame * (1 - 0.75 * share) + colours * 0.75 * share
+    image: np.ndarray = mixed.round().astype(np.uint8)
+    return image

@@ -1,0 +1,135 @@
+"""The page of `par-agent play`: gradio components around a :class:`~par_agent.play.live.Live`, behind a token."""
+
+import hmac
+from typing import TYPE_CHECKING, Any
+
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource
+from par_agent.tasks import PROTOCOL_STATES
+from par_agent.visualization.causes import GOALS
+
+if TYPE_CHECKING:
+    from par_agent.play.live import Live, View
+
+TICK = 0.2
+"""Seconds between two pictures while it runs."""
+STEPS_A_TICK = 4
+"""Control steps between them."""
+
+
+def import_gradio() -> Any:
+    """The UI library.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError(f"the page needs gradio ({error}): pip install 'par-agent[play]'") from None
+    return gradio
+
+
+def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state: int) -> Any:
+    """The page's gradio blocks.
+
+    Args:
+        live: what it shows.
+        policies: those to choose from, by name.
+        task: the task loaded.
+        state: the initial state loaded.
+    """
+    gr = import_gradio()
+    tasks = [task, *(name for name in GOALS if name != task)]
+    with gr.Blocks(title="par_agent", analytics_enabled=False) as page:
+        with gr.Row():
+            chosen_policy = gr.Dropdown([*policies], value=next(iter(policies)), label="policy", elem_id="policy")
+            chosen_task = gr.Dropdown(tasks, value=task, label="task", elem_id="task")
+            chosen_state = gr.Slider(0, PROTOCOL_STATES - 1, state, step=1, label="initial state", elem_id="state")
+        with gr.Row():
+            run = gr.Button("run", variant="primary", elem_id="run")
+            pause = gr.Button("pause", elem_id="pause")
+            step = gr.Button("step", elem_id="step")
+            reset = gr.Button("reset", elem_id="reset")
+        status = gr.Textbox(label="rollout", interactive=False, elem_id="status")
+        with gr.Row():
+            shown: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png"}
+            image = gr.Image(label="simulator: a click puts the object there", elem_id="image", **shown)
+            predicted = gr.Image(label="predicted: the end of this chunk", elem_id="predicted", **shown)
+            attended = gr.Image(label="attention in the frame read last", elem_id="attention", **shown)
+        timer = gr.Timer(TICK, active=False)
+        outputs = [image, predicted, attended, status]
+
+        def load(policy: str, task: str, state: float) -> Any:
+            return _shown(_told(gr, lambda: live.load(policies[policy], task, int(state))))
+
+        def place(event: gr.SelectData) -> Any:  # type: ignore[name-defined]  # gradio needs a type here, not text
+            return _shown(_told(gr, lambda: live.put_object(*event.index)))
+
+        def tick() -> Any:
+            view = live.step(STEPS_A_TICK)
+            # A tick that was under way when pause was clicked must not wake the timer again.
+            return *_shown(view), gr.Timer(active=False) if view.finished else gr.skip()
+
+        one: dict[str, Any] = {"concurrency_id": "simulation", "concurrency_limit": 1, "show_progress": "hidden"}
+        page.load(lambda: _shown(live.view()), None, outputs, **one)
+        timer.tick(tick, None, [*outputs, timer], trigger_mode="once", **one)
+        run.click(lambda: gr.Timer(active=True), None, timer)
+        pause.click(lambda: gr.Timer(active=False), None, timer)
+        step.click(lambda: _shown(live.step()), None, outputs, **one)
+        for event in (reset.click, chosen_policy.input, chosen_task.input, chosen_state.release):
+            stopped = event(lambda: gr.Timer(active=False), None, timer)
+            stopped.then(load, [chosen_policy, chosen_task, chosen_state], outputs, **one)
+        image.select(place, None, outputs, **one)
+    return page
+
+
+def _shown(view: "View") -> tuple[Any, ...]:
+    return view.image, view.predicted, view.attention, view.status
+
+
+def _told(gr: Any, action: Any) -> Any:
+    """Does something; bad input becomes a message on the page."""
+    try:
+        return action()
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+
+
+class TokenGate:
+    """Lets nobody through who does not have the token: other paths than ``/<token>/…`` get status 403.
+
+    Args:
+        app: what is behind the gate, an ASGI application mounted under ``/<token>``.
+        token: the secret first part of every path.
+    """
+
+    def __init__(self, app: Any, token: str) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] in ("http", "websocket"):
+            given = scope["path"].split("/")[1]
+            if not hmac.compare_digest(given.encode(), self._token.encode()):
+                await self._refuse(scope, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _refuse(self, scope: dict[str, Any], send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 403, "headers": headers})
+        await send({"type": "http.response.body", "body": b"403: open the address that par-agent play printed\n"})
+
+
+def guarded(page: Any, token: str) -> Any:
+    """The page as an ASGI application under ``/<token>``."""
+    gr = import_gradio()
+    from fastapi import FastAPI
+
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    mounted = gr.mount_gradio_app(app, page, path=f"/{token}", theme=theme, ssr_mode=False, footer_links=[])
+    return TokenGate(mounted, token)

@@ -1,0 +1,274 @@
+"""Where the action tokens attend in the course of a rollout, and figures of it (the paper's Figure 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from par_agent.errors import UserError
+from par_agent.evaluation.environment import StepResult
+from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.modeling.attention_maps import AttentionMaps
+from par_agent.palette import COLOURS
+from par_agent.visualization.stage import Film, Stage
+from par_agent.visualization.style import SOFT, TEXT, clean_axis, draw_header, new_figure, save, show_image
+
+if TYPE_CHECKING:
+    from par_agent.policy import PARPolicy
+
+KINDS = ("text", "first frame", "past frames", "current frame", "joints", "actions")
+"""What the keys of attention are: the first frame stays in the context for ever."""
+MOMENTS = 6
+"""Looks whose overlays are shown."""
+MAP = "cividis"
+"""Colours of weights."""
+
+
+class AttentionTracer:
+    """Keeps the attention of every look of one rollout; an observer of rollouts."""
+
+    def __init__(self, policy: PARPolicy) -> None:
+        self._policy, self._taken = policy, 0
+        self.maps: dict[int, AttentionMaps] = {}
+        """By the number of control steps executed before."""
+
+    def looking(self, observation: dict[str, Any]) -> None:
+        self.maps[self._taken] = self._policy.attention(observation)
+
+    def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
+        self._taken += 1
+
+    def fields(self, position: int) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class AttentionRollout:
+    """A rollout with the attention of its looks."""
+
+    title: str
+    """Task, initial state, policy seed."""
+    words: tuple[str, ...]
+    """The instruction's words."""
+    maps: dict[int, AttentionMaps]
+    """By control step."""
+    frames: dict[int, np.ndarray]
+    """(H, W, 3) uint8 as the model sees them, by control step."""
+
+    @property
+    def looks(self) -> list[int]:
+        """Control steps of the looks."""
+        return sorted(self.maps)
+
+    def check(self, layer: int | None, head: int | None) -> None:
+        """Checks a choice of layer and head, counted from 1.
+
+        Raises:
+            UserError: there is none.
+        """
+        layers, _, heads = self.maps[self.looks[0]].weights.shape[:3]
+        for name, value, most in (("layer", layer, layers), ("head", head, heads)):
+            if value is not None and not 1 <= value <= most:
+                raise UserError(f"{name} is {value}; this model has {name}s 1 to {most}")
+
+
+def perform(
+    task: str,
+    source: PolicySource,
+    state: int,
+    policy_seed: int,
+    track: str = "paper",
+    states_file: Path | None = None,
+) -> AttentionRollout:
+    """Rolls a policy out once and keeps its attention; see :func:`par_agent.visualization.rollout.perform`.
+
+    Raises:
+        UserError: the policy does not fit, has no attention, or there is no such task or state.
+    """
+    spec = resolve_task(task)
+    with Stage(spec, source, track, states_file, imagines=False) as stage:
+        tracer = AttentionTracer(stage.policy)
+        film = Film(stage.env, stage.policy.transforms, spec.max_steps)
+        stage.roll_out(state, policy_seed, [tracer, film])
+        title = f"{spec.name}, state {state}, policy seed {policy_seed}"
+        return AttentionRollout(title, tuple(stage.policy.instruction.split()), tracer.maps, film.images)
+
+
+def shares(maps: AttentionMaps) -> np.ndarray:
+    """(layers, heads, 6) mean share of the action tokens' attention on each of :data:`KINDS`; they sum to 1."""
+    weights = maps.weights[:, 0, :, maps.frame_tokens :].mean(2)
+    found = weights.new_zeros(*weights.shape[:2], len(KINDS))
+    found[..., 0] = weights[..., : maps.prefix].sum(-1)
+    patches, steps = maps.patches[0] * maps.patches[1], maps.steps[0].tolist()
+    for slot, step in enumerate(steps):
+        if step < 0:
+            continue
+        part = weights[..., maps.prefix + slot * maps.block : maps.prefix + (slot + 1) * maps.block]
+        kind = 3 if step == max(steps) else 1 if step == 0 else 2
+        found[..., kind] += part[..., :patches].sum(-1)
+        found[..., 4] += part[..., patches : maps.frame_tokens].sum(-1)
+        found[..., 5] += part[..., maps.frame_tokens :].sum(-1)
+    return found.cpu().numpy()
+
+
+def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, look: int) -> None:
+    """Writes a PNG of one layer: for each head who attends to what at one look, and shares over the whole rollout.
+
+    Args:
+        rollout: what to draw.
+        path: the file.
+        layer: counted from 1.
+        look: number of the look, counted from 0; beyond the last: the last.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    step = rollout.looks[min(look, len(rollout.looks) - 1)]
+    maps = rollout.maps[step]
+    weights = maps.weights[layer - 1, 0].cpu().numpy()
+    keys, labels, edges = _visible_keys(maps)
+    heads = len(weights)
+    columns = min(heads, 3)
+    rows = -(-heads // columns)
+    figure = new_figure(4.3 * columns, 3.5 * rows + 1.0)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 3.5 * rows])
+    header, body = parts
+    text = f"layer {layer}; maps: the look at step {step}; areas: action tokens, all looks"
+    draw_header(header, f"Attention: {rollout.title}", text)
+    grid = body.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.3, 1.0] * rows)
+    top = float(np.quantile(weights[..., keys], 0.995))
+    image = None
+    for head in range(heads):
+        row, column = divmod(head, columns)
+        axis = grid[2 * row, column]
+        image = axis.imshow(weights[head][:, keys], cmap=MAP, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        _label_tokens(axis, labels, edges, maps, f"head {head + 1}")
+        _draw_shares(grid[2 * row + 1, column], rollout, layer, head)
+    bar = body.colorbar(image, ax=grid[:, -1], shrink=0.5, pad=0.02)
+    bar.set_label("weight", fontsize=8, color=SOFT)
+    bar.ax.tick_params(labelsize=7, colors=SOFT)
+    bar.outline.set_visible(False)
+    _legend(figure)
+    save(figure, path)
+
+
+def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head: int | None) -> None:
+    """Writes a PNG of what the action tokens attend to in the frames of the context, at several looks.
+
+    Args:
+        rollout: what to draw.
+        path: the file.
+        layer: counted from 1; None: the mean over layers.
+        head: counted from 1; None: the mean over heads.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    looks = rollout.looks
+    chosen = sorted({round(i) for i in np.linspace(0, len(looks) - 1, min(MOMENTS, len(looks)))})
+    slots = rollout.maps[looks[0]].steps.shape[1]
+    figure = new_figure(1.9 * len(chosen) + 1.2, 1.95 * slots + 0.75)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 1.95 * slots])
+    header, body = parts
+    where = "mean over layers" if layer is None else f"layer {layer}"
+    which = "mean over heads" if head is None else f"head {head}"
+    draw_header(header, f"Attention of the action tokens: {rollout.title}", f"{where}, {which}")
+    axes = body.subplots(slots, len(chosen), squeeze=False)
+    found = [frame_weights(rollout.maps[looks[i]], layer, head) for i in chosen]
+    top = max(float(grid.max()) for by_step in found for grid in by_step.values())
+    image = None
+    for column, by_step in enumerate(found):
+        for row, step in enumerate(sorted(by_step, reverse=True)):
+            axis, frame = axes[row, column], rollout.frames[looks[step]]
+            image = _overlay(axis, frame, by_step[step], top)
+            share = f"{100 * by_step[step].sum():.0f}%"
+            when = f"look at step {looks[step]}" if row == 0 else f"frame of step {looks[step]}"
+            axis.set_xlabel(f"{when}: {share}", fontsize=7.5, color=TEXT if row == 0 else SOFT, labelpad=2)
+        for row in range(len(by_step), slots):
+            show_image(axes[row, column], None)
+    for row in range(slots):
+        names = ("current frame", "frame before", "earlier frames")
+        axes[row, 0].set_ylabel(names[min(row, 2)], fontsize=8.5, color=TEXT)
+    bar = body.colorbar(image, ax=axes[:, -1], shrink=0.7, pad=0.03, format=lambda value, _: f"{100 * value:.0f}%")
+    bar.set_label("attention on a patch", fontsize=8, color=SOFT)
+    bar.ax.tick_params(labelsize=7, colors=SOFT)
+    bar.outline.set_visible(False)
+    save(figure, path)
+
+
+def frame_weights(maps: AttentionMaps, layer: int | None, head: int | None) -> dict[int, np.ndarray]:
+    """(rows, columns) weights of the mean action token on a frame's patches, by the number of the frame's look."""
+    layers = maps.weights[:, 0, :, maps.frame_tokens :].mean(2)
+    weights = layers.mean(0) if layer is None else layers[layer - 1]
+    chosen = weights.mean(0) if head is None else weights[head - 1]
+    found = {}
+    for slot, step in enumerate(maps.steps[0].tolist()):
+        if step >= 0:
+            first = maps.prefix + slot * maps.block
+            patches = chosen[first : first + maps.patches[0] * maps.patches[1]]
+            found[step] = patches.reshape(maps.patches).cpu().numpy()
+    return found
+
+
+def _overlay(axis: Any, frame: np.ndarray, weights: np.ndarray, top: float) -> Any:
+    """A pale frame with weights over it, smooth between the patches' centres."""
+    import cv2
+
+    height, width = frame.shape[:2]
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[..., None]
+    show_image(axis, None)
+    axis.imshow((0.5 * frame + 0.5 * grey).astype(np.uint8))
+    smooth = cv2.resize(weights.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC).clip(0, top)
+    return axis.imshow(smooth, cmap="inferno", vmin=0, vmax=top, alpha=0.15 + 0.7 * smooth / top)
+
+
+def _visible_keys(maps: AttentionMaps) -> tuple[np.ndarray, list[tuple[float, str]], list[float]]:
+    """Keys in the order of time without empty slots, the places and names of their groups, and where groups end."""
+    steps = maps.steps[0].tolist()
+    order = sorted((step, slot) for slot, step in enumerate(steps) if step >= 0)
+    keys, labels, edges = list(range(maps.prefix)), [(maps.prefix / 2 - 0.5, "text")], [maps.prefix - 0.5]
+    for step, slot in order:
+        first, place = maps.prefix + slot * maps.block, len(keys)
+        keys += range(first, first + maps.block)
+        actions = maps.block - maps.frame_tokens
+        labels.append((place + maps.frame_tokens / 2 - 0.5, f"frame {step}"))
+        labels.append((place + maps.frame_tokens + actions / 2 - 0.5, "acts"))
+        edges += [place + maps.frame_tokens - 0.5, place + maps.block - 0.5]
+    return np.array(keys), labels, edges[:-1]
+
+
+def _label_tokens(
+    axis: Any, labels: list[tuple[float, str]], edges: list[float], maps: AttentionMaps, title: str
+) -> None:
+    for edge in edges:
+        axis.axvline(edge, color="white", linewidth=0.8)
+    axis.axhline(maps.frame_tokens - 0.5, color="white", linewidth=0.8)
+    axis.set_xticks([place for place, _ in labels], [name for _, name in labels], fontsize=6.5, color=SOFT)
+    actions = maps.block - maps.frame_tokens
+    places = [maps.frame_tokens / 2 - 0.5, maps.frame_tokens + actions / 2 - 0.5]
+    axis.set_yticks(places, ["frame", "actions"], fontsize=6.5, color=SOFT, rotation=90, va="center")
+    axis.tick_params(length=0)
+    axis.set_title(title, fontsize=8.5, loc="left", color=TEXT, pad=3)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_shares(axis: Any, rollout: AttentionRollout, layer: int, head: int) -> None:
+    values = np.array([100 * shares(rollout.maps[step])[layer - 1, head] for step in rollout.looks])
+    axis.stackplot(rollout.looks, values.T, colors=COLOURS, linewidth=0)
+    clean_axis(axis, "")
+    axis.set_xlim(rollout.looks[0], max(rollout.looks[-1], 1))
+    axis.set_ylim(0, 100)
+    axis.set_yticks([0, 50, 100], ["0", "50", "100%"])
+    axis.set_xlabel("control step", fontsize=7, color=SOFT, labelpad=1)
+
+
+def _legend(figure: Any) -> None:
+    from matplotlib.patches import Patch
+
+    handles: Any = [Patch(color=colour, label=kind) for kind, colour in zip(KINDS, COLOURS, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=8)

@@ -1,0 +1,256 @@
+"""The failed rollouts of a benchmark run: each is repeated, drawn and given a cause; their counts join the report.
+
+<run>/failures/
+    <task>_state00_seed0.png     frames, distance of the object to its goal, final image
+    <task>_state00_seed0.json    cause and final distance
+    section.html                 the part of report.html
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from par_agent.errors import UserError
+from par_agent.evaluation.html_report import FAILURES_SECTION
+from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.evaluation.protocol import protocol_file
+from par_agent.evaluation.records import Record, read_records
+from par_agent.files import atomic_path, read_json, write_json
+from par_agent.tasks import TaskSpec
+from par_agent.visualization.causes import CAUSES, GOALS, ObjectTrace, ObjectTracer, find_goal, propose_cause
+from par_agent.visualization.stage import Film, Stage
+from par_agent.visualization.style import (
+    EXECUTED,
+    IMAGINED,
+    PREDICTED,
+    SOFT,
+    TEXT,
+    clean_axis,
+    draw_header,
+    new_figure,
+    save,
+    show_image,
+)
+
+BEGIN, END = "<!-- failures -->", "<!-- /failures -->"
+"""Marks around the section in report.html."""
+COLUMNS = 7
+"""Moments shown of a failure."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed rollout, and those of other policy seeds that executed the same actions."""
+
+    task: str
+    state: int
+    policy_seeds: tuple[int, ...]
+    """The first is the one that is drawn."""
+    cause: str
+    """One of :data:`par_agent.visualization.causes.CAUSES`."""
+    distance_cm: float
+    """Of the object to its goal at the end."""
+    repeated: bool
+    """Whether the rollout was repeated to the bit; another version or machine may do otherwise."""
+
+    @property
+    def name(self) -> str:
+        """Beginning of the names of its files."""
+        return f"{self.task}_state{self.state:02d}_seed{self.policy_seeds[0]}"
+
+
+class FailedRun:
+    """A run's folder, read.
+
+    Args:
+        folder: the run's.
+        policy: where its policy is now; None: where it was.
+        device: where the policy runs.
+
+    Raises:
+        UserError: no run, no failures with rules, or another policy than the run's.
+    """
+
+    def __init__(self, folder: Path, policy: str | None = None, device: str = "cpu") -> None:
+        self.folder = folder
+        self.identity = read_json(folder / "run.json")
+        if policy is None:
+            found = folder / "results.json"
+            policy = read_json(found)["provenance"]["policy"] if found.exists() else self.identity["policy"]
+        assert policy is not None
+        self.source = PolicySource(policy, self.identity["policy_options"], device)
+        if self.source.fingerprint() != self.identity["checkpoint"]:
+            raise UserError(
+                f"{folder} was made by another policy (checkpoint {self.identity['checkpoint']}) than {policy!r} "
+                f"({self.source.fingerprint()}); say where that is with --policy"
+            )
+        failed = [r for r in read_records(folder / "rollouts.jsonl") if not r["success_once"] and r["error"] is None]
+        self.without_rules = sorted({r["task"] for r in failed} - set(GOALS))
+        """Tasks with failures and without rules."""
+        self.groups = _same_actions([r for r in failed if r["task"] in GOALS])
+        """Failed rollouts, those with equal actions together."""
+
+    def states_file(self, spec: TaskSpec) -> Path:
+        """Initial states of a task."""
+        own = sorted((self.folder / "states").glob(f"{spec.name}-*.safetensors"))
+        return own[0] if own else protocol_file(spec)
+
+    def draw(self, on_failure: Callable[[Failure], None], limit: int | None = None) -> list[Failure]:
+        """Repeats and draws what has no files yet; all failures, sorted.
+
+        Args:
+            on_failure: called with each, also those found on disk.
+            limit: failures drawn per task; None: all.
+        """
+        failures = []
+        for task in sorted({group[0]["task"] for group in self.groups}):
+            groups = [group for group in self.groups if group[0]["task"] == task][:limit]
+            failures += self._draw_task(resolve_task(task), groups, on_failure)
+        return failures
+
+    def _draw_task(
+        self, spec: TaskSpec, groups: list[list[Record]], on_failure: Callable[[Failure], None]
+    ) -> list[Failure]:
+        failures: list[Failure] = []
+        with Stage(spec, self.source, self.identity["track"], self.states_file(spec), imagines=False) as stage:
+            for group in groups:
+                first = group[0]
+                seeds = tuple(record["policy_seed"] for record in group)
+                path = self.folder / "failures" / f"{spec.name}_state{first['state']:02d}_seed{seeds[0]}.json"
+                if path.exists() and path.with_suffix(".png").exists():
+                    failure = Failure(**{**read_json(path), "policy_seeds": seeds})
+                else:
+                    failure = _repeat(stage, first, seeds, path.with_suffix(".png"))
+                    write_json(path, asdict(failure))
+                failures.append(failure)
+                on_failure(failure)
+        return failures
+
+
+def _same_actions(records: list[Record]) -> list[list[Record]]:
+    """Rollouts of one state that executed the same actions, together, by task, state and policy seed."""
+    groups: dict[tuple[str, int, str], list[Record]] = {}
+    for record in sorted(records, key=lambda r: (r["task"], r["state"], r["policy_seed"])):
+        groups.setdefault((record["task"], record["state"], record["actions_sha256"]), []).append(record)
+    return list(groups.values())
+
+
+def _repeat(stage: Stage, record: Record, seeds: tuple[int, ...], picture: Path) -> Failure:
+    """Rolls one failure out again and draws it."""
+    tracer = ObjectTracer(stage.env)
+    film = Film(stage.env, stage.policy.transforms, stage.spec.max_steps)
+    found = stage.roll_out(record["state"], seeds[0], [tracer, film])
+    goal = find_goal(stage.spec.name)
+    failure = Failure(
+        task=stage.spec.name,
+        state=record["state"],
+        policy_seeds=seeds,
+        cause=propose_cause(tracer.trace, goal),
+        distance_cm=round(100 * float(tracer.trace.distances(goal)[-1]), 2),
+        repeated=found["actions_sha256"] == record["actions_sha256"],
+    )
+    draw_failure(failure, tracer.trace, film.images, picture)
+    return failure
+
+
+def draw_failure(failure: Failure, trace: ObjectTrace, images: dict[int, np.ndarray], path: Path) -> None:
+    """Writes a PNG of one failure.
+
+    Args:
+        failure: what it is.
+        trace: its object.
+        images: (H, W, 3) uint8 by control step.
+        path: the file.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    steps = sorted(images)
+    chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(COLUMNS, len(steps)))]
+    figure = new_figure(12, 5.0)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 4.6])
+    header, body = parts
+    draw_header(header, f"{failure.task}, state {failure.state}: {failure.cause}", CAUSES[failure.cause])
+    left, right = body.subfigures(1, 2, width_ratios=[8.6, 3.4])
+    top, bottom = left.subfigures(2, 1, height_ratios=[1.55, 3.0])
+    for axis, step in zip(top.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
+        show_image(axis, images[step])
+        axis.set_xlabel(f"step {step}", fontsize=7.5, color=SOFT, labelpad=2)
+    _draw_distance(bottom.subplots(), failure, trace, chosen)
+    final = right.subplots()
+    show_image(final, images[steps[-1]], EXECUTED)
+    final.set_title(f"the end, step {steps[-1]}: {failure.distance_cm:.1f} cm off", fontsize=9, color=TEXT, loc="left")
+    save(figure, path)
+
+
+def _draw_distance(axis: Any, failure: Failure, trace: ObjectTrace, chosen: list[int]) -> None:
+    goal = find_goal(failure.task)
+    distances = 100 * trace.distances(goal)
+    axis.plot(distances, color=EXECUTED, linewidth=1.6, label="object to goal")
+    axis.axhline(100 * goal.tolerance, color=PREDICTED, linewidth=1.2, linestyle="--", label="tolerance")
+    clean_axis(axis, "distance of the object to its goal, cm")
+    axis.fill_between(
+        np.arange(len(distances)),
+        0,
+        1,
+        where=trace.held,
+        transform=axis.get_xaxis_transform(),
+        color=IMAGINED,
+        alpha=0.13,
+        linewidth=0,
+        label="held by the gripper",
+    )
+    axis.set_xlim(0, len(distances) - 1)
+    axis.set_ylim(0, 1.25 * distances.max())
+    axis.set_xticks(chosen)
+    axis.set_xlabel("control step", fontsize=8, color=SOFT)
+    axis.legend(loc="upper right", ncols=3, frameon=False, fontsize=7.5)
+
+
+def count_causes(failures: list[Failure]) -> dict[str, Counter[str]]:
+    """Failed rollouts by task and cause."""
+    counts: dict[str, Counter[str]] = {}
+    for failure in failures:
+        counts.setdefault(failure.task, Counter())[failure.cause] += len(failure.policy_seeds)
+    return counts
+
+
+def write_section(run: FailedRun, failures: list[Failure]) -> None:
+    """Writes section.html and puts it into report.html, where there is one.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    import jinja2
+
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("par_agent.visualization", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    counts = count_causes(failures)
+    causes = [cause for cause in CAUSES if any(count[cause] for count in counts.values())]
+    section = templates.get_template("failures_template.html").render(
+        causes={cause: CAUSES[cause] for cause in causes},
+        counts={task: [count[cause] for cause in causes] for task, count in counts.items()},
+        failures=failures,
+        other=sum(not failure.repeated for failure in failures),
+    )
+    section_file, report = run.folder / FAILURES_SECTION, run.folder / "report.html"
+    with atomic_path(section_file) as temporary:
+        temporary.write_text(section, encoding="utf-8")
+    if not report.exists():
+        return
+    page = report.read_text(encoding="utf-8")
+    if BEGIN in page:
+        before, rest = page.split(BEGIN, 1)
+        after = rest.split(END, 1)[1]
+    else:  # a report of an earlier version
+        before, heading, after = page.rpartition("<h2>Provenance</h2>")
+        after = heading + after
+    with atomic_path(report) as temporary:
+        temporary.write_text(before + BEGIN + section + END + after, encoding="utf-8")

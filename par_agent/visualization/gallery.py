@@ -1,0 +1,91 @@
+"""The pictures of README: three tasks predicted against executed, one attention figure, one failure."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.files import atomic_path
+from par_agent.visualization import attention
+from par_agent.visualization.causes import ObjectTracer, find_goal, propose_cause
+from par_agent.visualization.failures import Failure, draw_failure
+from par_agent.visualization.rollout import Rollout
+from par_agent.visualization.rollout_figure import moments
+from par_agent.visualization.stage import Film, Stage
+from par_agent.visualization.style import EXECUTED, PREDICTED, SOFT, TEXT, new_figure, save, show_image
+
+COLUMNS = 8
+"""Moments shown of a rollout."""
+
+
+def draw_rollouts(rollouts: list[Rollout], path: Path) -> None:
+    """Writes a PNG: for every rollout its predicted frames above those executed.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    figure = new_figure(1.3 * COLUMNS + 0.5, 3.05 * len(rollouts), dpi=100)
+    blocks: Any = figure.subfigures(len(rollouts), 1, squeeze=False)
+    for block, rollout in zip(blocks[:, 0], rollouts, strict=True):
+        shown = moments(rollout, COLUMNS)
+        block.suptitle(
+            f"{rollout.title}: {rollout.outcome}", fontsize=9.5, color=TEXT, x=0.008, ha="left", weight="bold"
+        )
+        axes = block.subplots(2, COLUMNS, squeeze=False)
+        for column in range(COLUMNS):
+            moment = shown[column] if column < len(shown) else None
+            show_image(axes[0, column], None if moment is None else moment.predicted, PREDICTED)
+            show_image(axes[1, column], None if moment is None else moment.executed, EXECUTED)
+            if moment is not None:
+                axes[1, column].set_xlabel(f"step {moment.step}", fontsize=7.5, color=SOFT, labelpad=2)
+        axes[0, 0].set_ylabel("predicted", fontsize=8.5, color=PREDICTED)
+        axes[1, 0].set_ylabel("executed", fontsize=8.5, color=EXECUTED)
+    save(figure, path)
+
+
+def draw_attention(source: PolicySource, task: str, state: int, path: Path) -> None:
+    """Writes a PNG of what the action tokens attend to, mean over layers and heads.
+
+    Raises:
+        UserError: see :func:`par_agent.visualization.attention.perform`.
+        OSError: the disk is full or not writable.
+    """
+    attention.draw_overlays(attention.perform(task, source, state, 0), path, None, None)
+
+
+def draw_one_failure(source: PolicySource, task: str, state: int, path: Path) -> None:
+    """Rolls out and draws a failure.
+
+    Raises:
+        UserError: the rollout succeeded, or there are no rules for the task.
+        OSError: the disk is full or not writable.
+    """
+    goal = find_goal(task)
+    with Stage(resolve_task(task), source, imagines=False) as stage:
+        tracer, film = ObjectTracer(stage.env), Film(stage.env, stage.policy.transforms, stage.spec.max_steps)
+        record = stage.roll_out(state, 0, [tracer, film])
+        if record["success_once"]:
+            raise UserError(f"{task}, state {state} did not fail; choose another state for the failure")
+        distance = round(100 * float(tracer.trace.distances(goal)[-1]), 2)
+        failure = Failure(task, state, (0,), propose_cause(tracer.trace, goal), distance, repeated=True)
+        draw_failure(failure, tracer.trace, film.images, path)
+
+
+def compress(path: Path, width: int = 1000) -> None:
+    """Writes a PNG anew with so many pixels in a row and a palette of 256 colours: several times smaller.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    image = Image.open(path).convert("RGB")
+    image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    palette = image.quantize(256, Image.Quantize.MAXCOVERAGE)  # which keeps the colours of small things
+    image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(buffer, format="png", optimize=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())

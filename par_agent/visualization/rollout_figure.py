@@ -1,0 +1,174 @@
+"""A rollout as a strip of frames (PNG) and as a video (MP4): imagined and predicted above executed, aligned in time."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from par_agent.evaluation.alignment import psnr, ssim
+from par_agent.evaluation.recorder import FRAMES_PER_SECOND
+from par_agent.videos import write_video
+from par_agent.visualization.curves import draw_curves, legend
+from par_agent.visualization.rollout import Rollout
+from par_agent.visualization.style import (
+    EXECUTED,
+    IMAGINED,
+    PREDICTED,
+    SOFT,
+    TEXT,
+    draw_header,
+    new_figure,
+    pixels,
+    save,
+    show_image,
+)
+
+COLUMNS = 8
+"""Moments shown in a strip at most."""
+HOLD = 1.5
+"""Seconds that a video stays on its last image."""
+
+
+class Moment(NamedTuple):
+    """A control step with its frames (H, W, 3) uint8."""
+
+    step: int
+    """Control steps executed before."""
+    imagined: np.ndarray | None
+    """As imagined at the rollout's start."""
+    predicted: np.ndarray | None
+    """As predicted a chunk before."""
+    executed: np.ndarray
+    """As it was."""
+
+
+def moments(rollout: Rollout, count: int = COLUMNS) -> list[Moment]:
+    """Start, end and looks spread evenly between them, ``count`` at most."""
+    looks = rollout.trace.looks
+    chosen = sorted({round(i) for i in np.linspace(0, len(looks) - 1, min(count - 1, len(looks)))})
+    shown: list[Moment] = []
+    for i in chosen:
+        imagined = looks[0].frames[i - 1] if 0 < i <= len(looks[0].frames) else None
+        shown.append(Moment(looks[i].step, imagined, looks[i - 1].frames[0] if i else None, looks[i].frame))
+    last = max(rollout.images)
+    if last > shown[-1].step:
+        shown.append(Moment(last, None, None, rollout.images[last]))
+    return shown
+
+
+def draw_strip(rollout: Rollout, path: Path) -> None:
+    """Writes the PNG.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    shown = moments(rollout)
+    figure = new_figure(max(1.62 * len(shown) + 0.5, 9.0), 8.6)
+    parts: Any = figure.subfigures(3, 1, height_ratios=[0.3, 5.6, 2.7])
+    header, top, bottom = parts
+    draw_header(header, rollout.title, rollout.instruction, rollout.outcome)
+    draw_frames(top, shown)
+    draw_curves(bottom, rollout)
+    legend(figure)
+    save(figure, path)
+
+
+def draw_frames(block: Any, shown: list[Moment]) -> None:
+    """Three rows of frames with their scores into a subfigure."""
+    axes = block.subplots(3, len(shown), squeeze=False)
+    rows = (("imagined at the start", IMAGINED), ("predicted a chunk before", PREDICTED), ("executed", EXECUTED))
+    for row, (label, colour) in enumerate(rows):
+        for column, moment in enumerate(shown):
+            axis, image = axes[row, column], (moment.imagined, moment.predicted, moment.executed)[row]
+            show_image(axis, image, colour)
+            if row < 2 and image is not None:
+                score = f"{psnr(image, moment.executed):.1f} dB, SSIM {ssim(image, moment.executed):.2f}"
+                axis.set_xlabel(score, fontsize=7, color=SOFT, labelpad=2)
+        axes[row, 0].set_ylabel(label, fontsize=9, color=colour, labelpad=6)
+    for column, moment in enumerate(shown):
+        axes[2, column].set_xlabel(f"step {moment.step}", fontsize=8, color=TEXT, labelpad=3)
+
+
+def draw_video(rollout: Rollout, path: Path) -> None:
+    """Writes the MP4, in real time; the frames imagined and predicted are those of the current chunk's end.
+
+    Raises:
+        UserError: the file cannot be written.
+        OSError: the disk is full.
+    """
+    steps = sorted(rollout.images)
+    every = min(b - a for a, b in pairwise(steps)) if len(steps) > 1 else 1
+    canvas = _Canvas(rollout)
+    times = [*range(0, rollout.steps, every), rollout.steps]
+    fps = FRAMES_PER_SECOND / every
+    frames = [canvas.at(step) for step in times]
+    write_video(path, np.stack(frames + [frames[-1]] * round(HOLD * fps)), fps)
+
+
+class _Canvas:
+    """The parts of a video that stay, drawn once; images, cursor and time are put on it for every step."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        self._rollout = rollout
+        figure = new_figure(11, 7.6, dpi=100)
+        parts: Any = figure.subfigures(3, 1, height_ratios=[0.3, 4.2, 3.1])
+        header, top, bottom = parts
+        draw_header(header, rollout.title, rollout.instruction)
+        places = top.subplots(1, 3)
+        blank = np.full((*rollout.trace.looks[0].frame.shape[:2], 3), 244, np.uint8)
+        rows = (("imagined at the start", IMAGINED), ("predicted at each look", PREDICTED), ("executed", EXECUTED))
+        for axis, (label, colour) in zip(places, rows, strict=True):
+            show_image(axis, blank, colour)
+            axis.set_title(label, fontsize=10, color=colour)
+        curves = draw_curves(bottom, rollout)
+        legend(figure)
+        self._image = pixels(figure)
+        self._places = [self._box(axis) for axis in places]
+        self._curves = [(*self._box(axis), axis.transData) for axis in curves]
+
+    def _box(self, axis: Any) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of an axis, pixels."""
+        extent, height = axis.get_window_extent(), axis.figure.figure.canvas.get_width_height()[1]
+        edges = (extent.x0, height - extent.y1, extent.x1, height - extent.y0)
+        left, top, right, bottom = (round(edge) for edge in edges)
+        return left, top, right, bottom
+
+    def at(self, step: int) -> np.ndarray:
+        """The video's image (H, W, 3) uint8 after so many control steps."""
+        image, rollout = self._image.copy(), self._rollout
+        looks, length = rollout.trace.looks, rollout.chunk_length
+        current = max(i for i, look in enumerate(looks) if look.step < max(step, 1))
+        chunk = looks[current].step // length
+        imagined = looks[0].frames[chunk] if chunk < len(looks[0].frames) else None
+        executed = rollout.images[max(taken for taken in rollout.images if taken <= step)]
+        for box, frame in zip(self._places, (imagined, looks[current].frames[0], executed), strict=True):
+            if frame is not None:
+                _paste(image, frame, box)
+        for left, top, right, bottom, transform in self._curves:
+            x = round(transform.transform((step, 0))[0])
+            image[top:bottom, min(max(x, left), right - 1)] = (90, 101, 112)
+        return _write_time(image, rollout, step)
+
+
+def _paste(image: np.ndarray, frame: np.ndarray, box: tuple[int, int, int, int]) -> None:
+    """Puts a frame inside a box, its outline left free."""
+    import cv2
+
+    left, top, right, bottom = box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1
+    image[top:bottom, left:right] = cv2.resize(frame, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+
+
+def _write_time(image: np.ndarray, rollout: Rollout, step: int) -> np.ndarray:
+    """Writes step and success into the upper right corner."""
+    from matplotlib import font_manager
+    from PIL import Image, ImageDraw, ImageFont
+
+    solved = rollout.record["steps_to_success"] is not None and step >= rollout.record["steps_to_success"]
+    text = f"step {step}" + (", success" if solved else "")
+    page = Image.fromarray(image)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 15)
+    ImageDraw.Draw(page).text((image.shape[1] - 12, 9), text, PREDICTED if solved else TEXT, font, anchor="ra")
+    return np.asarray(page)

@@ -1,0 +1,123 @@
+"""One task's environment and policy, to roll out a single initial state with observers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from par_agent.errors import UserError
+from par_agent.evaluation.environment import StepResult, TaskEnvironment
+from par_agent.evaluation.policies import PolicySource
+from par_agent.evaluation.protocol import InitialState, load_states, protocol_file
+from par_agent.evaluation.records import Record
+from par_agent.evaluation.rollout import RolloutObserver, roll_out
+from par_agent.evaluation.trace import check_imagines
+from par_agent.policy import PARPolicy
+from par_agent.tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from par_agent.transforms import Transforms
+
+
+class Stage:
+    """Use it as a context manager.
+
+    Args:
+        spec: the task.
+        source: where the policy comes from.
+        track: ``paper`` or ``native``.
+        states_file: initial states; None: the protocol's.
+        imagines: whether the policy has to have a frame path.
+
+    Raises:
+        UserError: the policy is no PAR policy, has no frame path where it is needed, or does not fit the task; or there
+            are no such states.
+    """
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        source: PolicySource,
+        track: str = "paper",
+        states_file: Path | None = None,
+        *,
+        imagines: bool = True,
+    ) -> None:
+        import logging
+
+        logging.getLogger("mani_skill").setLevel(logging.ERROR)
+        self.spec = spec
+        self.states = load_states(states_file or protocol_file(spec), spec)
+        policy: Any = source.build(spec, track)
+        if imagines:
+            check_imagines(policy)
+        elif not isinstance(policy, PARPolicy):
+            raise UserError(f"policy {type(policy).__name__} is no PAR checkpoint, and only these can be drawn")
+        self.policy: PARPolicy = policy
+        self.env = TaskEnvironment(spec, track)
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.env.close()
+
+    def roll_out(self, state: int, policy_seed: int, observers: Sequence[RolloutObserver]) -> Record:
+        """Rolls the policy out from initial state number ``state``; returns the rollout's record.
+
+        Raises:
+            UserError: there is no such state.
+        """
+        [(_, record)] = roll_out(self.env, self.policy, [self.state(state)], policy_seed, observers=observers)
+        return record
+
+    def state(self, number: int) -> InitialState:
+        """An initial state.
+
+        Raises:
+            UserError: there is no such state.
+        """
+        if not 0 <= number < len(self.states):
+            raise UserError(f"state is {number}; {self.spec.name} has the states 0 to {len(self.states) - 1}")
+        return self.states[number]
+
+
+class Film:
+    """Keeps what the policy's camera sees in the course of a rollout, cropped and resized as the model sees it.
+
+    Args:
+        env: the environment, of one.
+        transforms: the policy's.
+        every: control steps between two images; the initial one and the last are always kept.
+        on_step: called after every control step with the number executed.
+    """
+
+    def __init__(
+        self,
+        env: TaskEnvironment,
+        transforms: Transforms,
+        every: int,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
+        self._env, self._transforms, self._every, self._on_step = env, transforms, every, on_step
+        self._taken = 0
+        self.images: dict[int, np.ndarray] = {}
+        """(H, W, 3) uint8 by the number of control steps executed before."""
+
+    def looking(self, observation: dict[str, Any]) -> None:
+        image = observation["sensor_data"][self._transforms.camera]["rgb"]
+        self.images[self._taken] = self._transforms.frames(image)[0].cpu().numpy()
+
+    def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
+        self._taken += 1
+        if self._taken % self._every == 0 or result.success[0] or self._taken == self._env.spec.max_steps:
+            self.looking(self._env.observe())
+        if self._on_step is not None:
+            self._on_step(self._taken)
+
+    def fields(self, position: int) -> dict[str, Any]:
+        return {}

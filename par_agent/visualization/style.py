@@ -1,0 +1,81 @@
+"""What all figures look like: their canvas, axes and the text on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from par_agent.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEXT, SOFT, LINE = "#1d2329", "#5a6570", "#d5dbe1"
+EXECUTED, IMAGINED, PREDICTED = "#0072b2", "#d55e00", "#009e73"
+"""What happened, what was imagined at the start, what was predicted a chunk before."""
+
+
+def new_figure(width: float, height: float, dpi: float = 110) -> Figure:
+    """An empty figure of so many inches that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_header(block: Any, title: str, text: str = "", right: str = "") -> None:
+    """One line into a subfigure: title and text from the left, the rest at the right."""
+    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
+
+    parts: Any = [TextArea(title, textprops={"color": TEXT, "size": 11, "weight": "bold"})]
+    parts.append(TextArea(text, textprops={"color": SOFT, "size": 9}))
+    packed = HPacker(children=parts, align="baseline", pad=0, sep=12)
+    place: Any = {"bbox_to_anchor": (0.008, 0.5), "bbox_transform": block.transSubfigure, "frameon": False}
+    box = AnchoredOffsetbox("center left", child=packed, pad=0, borderpad=0, **place)
+    box.set_in_layout(False)
+    block.add_artist(box)
+    block.text(0.992, 0.5, right, fontsize=11, color=TEXT, va="center", ha="right")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG, atomically.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
+
+
+def show_image(axis: Any, image: np.ndarray | None, colour: str = LINE) -> None:
+    """Shows an image (H, W, 3) without ticks in a thin frame; None leaves the place empty."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set(color=colour, linewidth=1.0, visible=image is not None)
+    if image is None:
+        axis.set_facecolor("none")
+    else:
+        axis.imshow(image, aspect="equal")
+
+
+def clean_axis(axis: Any, title: str) -> None:
+    """A small plot: title at the left, two spines, light lines."""
+    axis.set_title(title, fontsize=8, loc="left", color=TEXT, pad=3)
+    axis.tick_params(labelsize=7, colors=SOFT, length=2.5)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["bottom", "left"]].set_color(LINE)
+    axis.grid(axis="y", color="#eef1f4", linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The drawn figure (H, W, 3) uint8; height and width are even, as videos need them."""
+    canvas: Any = figure.canvas
+    canvas.draw()
+    image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]

@@ -1,0 +1,112 @@
+"""Figures of rollouts and failures, and the rules that say why a rollout failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+from lxml import html
+
+from harness_task import NUDGE_CUBE
+from par_agent.cli import main
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource
+from par_agent.evaluation.report import write_results
+from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.tasks import TASKS
+from par_agent.visualization import causes
+from par_agent.visualization.causes import GOALS, ObjectTrace, propose_cause
+from par_agent.visualization.failures import FailedRun
+from tiny import task_checkpoint
+
+STEPS = 100
+
+
+def trace(height: Any = 0.02, distance: Any = 0.2, held: Any = False) -> ObjectTrace:
+    """An object at some height and distance from its goal, each a number or one per control step."""
+    positions = np.zeros((STEPS + 1, 3))
+    positions[:, 0], positions[:, 2] = distance, height
+    goals = np.zeros((STEPS + 1, 3))
+    goals[:, 2] = positions[:, 2]
+    return ObjectTrace(positions, goals, np.broadcast_to(held, STEPS + 1))
+
+
+time = np.arange(STEPS + 1)
+LIFTED = np.where((time > 20) & (time < 60), 0.1, 0.02)
+GRASPED = (time > 20) & (time < 60)
+
+
+@pytest.mark.parametrize(
+    ("task", "found", "cause"),
+    [
+        ("PushCube", trace(), causes.NEVER_MOVED),
+        ("PushCube", trace(distance=np.linspace(0.3, 0.2, STEPS + 1)), causes.TOO_SLOW),
+        ("PushCube", trace(distance=np.where(time < 9, 0.3, 0.2)), causes.WRONG_PLACE),
+        ("PickCube", trace(), causes.NEVER_GRASPED),
+        ("PickCube", trace(held=time % 5 < 4), causes.NEVER_GRASPED),
+        ("PickCube", trace(height=LIFTED, held=GRASPED), causes.DROPPED),
+        ("StackCube", trace(held=GRASPED), causes.WRONG_PLACE),
+        ("PickCube", trace(distance=0.01, held=time > 20), causes.NOT_SETTLED),
+        ("PickCube", trace(distance=np.linspace(0.3, 0.1, STEPS + 1), held=time > 20), causes.TOO_SLOW),
+        ("PickCube", trace(distance=0.1, held=time > 20), causes.WRONG_PLACE),
+    ],
+)
+def test_every_cause_has_its_rule(task: str, found: ObjectTrace, cause: str) -> None:
+    assert propose_cause(found, GOALS[task]) == cause
+
+
+def test_a_rollout_is_drawn_as_strip_and_video(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("skimage", reason="needs par-agent[viz]")
+    task_checkpoint().save(tmp_path / "policy")
+    words = f"--task harness_task:NUDGE_CUBE --state 0 --imagine 2 --policy {tmp_path / 'policy'} --out {tmp_path}"
+    assert main(["visualize", "rollout", *words.split(), "--every", "0"]) == 2
+    assert main(["visualize", "rollout", *words.split(), "--task", "PushCube", "--state", "25"]) == 2
+    errors = capsys.readouterr().err
+    assert "every is 0" in errors and "state is 25; PushCube has the states 0 to 24" in errors
+    assert main(["visualize", "rollout", *words.split()]) == 0
+    name = "NUDGE_CUBE_state00_seed0"
+    assert "no success in 12 steps" in capsys.readouterr().out
+    assert imageio.imread(tmp_path / f"{name}.png").shape[1] > 600
+    video = imageio.imread(tmp_path / f"{name}.mp4")
+    assert len(video) == 7 + 15  # every second step, then a second and a half of the last image
+    assert not np.array_equal(video[0], video[6])
+
+
+@pytest.fixture
+def failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run of two failures, of a task that has rules here."""
+    monkeypatch.setitem(TASKS, "NudgeCube", NUDGE_CUBE)
+    monkeypatch.setitem(GOALS, "NudgeCube", GOALS["PushCube"])
+    task_checkpoint().save(tmp_path / "policy")
+    source = PolicySource(str(tmp_path / "policy"))
+    config = RunConfig(("harness_task:NUDGE_CUBE",), source, tmp_path / "out", states=2, policy_seeds=2)
+    run = BenchmarkRun(config)
+    write_results(run, run.run(lambda found: None, lambda record: None))
+    return run.folder
+
+
+def test_failures_are_repeated_to_the_bit_drawn_once_and_reported(failed_run: Path, capsys: Any) -> None:
+    assert main(["visualize", "failures", str(failed_run)]) == 0
+    records = [json.loads(path.read_text()) for path in sorted((failed_run / "failures").glob("*.json"))]
+    assert [record["state"] for record in records] == [0, 1]  # the policy draws no random numbers: seeds agree
+    assert all(record["repeated"] and record["policy_seeds"] == [0, 1] for record in records)
+    assert "NudgeCube: 4 " in capsys.readouterr().out
+    pictures = {path: path.stat().st_mtime_ns for path in (failed_run / "failures").glob("*.png")}
+    assert len(pictures) == 2
+    assert main(["visualize", "failures", str(failed_run)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in pictures} == pictures
+    page = html.fromstring((failed_run / "report.html").read_text(encoding="utf-8"))
+    assert len(page.xpath("//h2[text()='Why rollouts failed']")) == 1
+    assert page.xpath("//table[@id='causes']/tbody/tr/td/text()")[0] == "NudgeCube"
+    assert all((failed_run / source).exists() for source in page.xpath("//details/img/@src"))
+
+
+def test_failures_of_another_policy_are_refused(failed_run: Path) -> None:
+    with pytest.raises(UserError, match=r"made by another policy .* say where that is with --policy"):
+        FailedRun(failed_run, "par-mini")
+    with pytest.raises(UserError, match=r"run\.json does not exist"):
+        FailedRun(failed_run / "videos")
