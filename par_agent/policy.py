@@ -250,9 +250,9 @@ class PARPolicy:
         Raises:
             UserError: see :meth:`act`; or the model has no transformer (ablation PAR-NoAR).
         """
-        positions, _ = self._positions(obs)
+        positions = joint_positions(obs, self.transforms.proprioception_size).to(self.device)
         state = self._state_for(len(positions))
-        frames = self.transforms.frames(self._images(obs, len(positions)).to("cpu"))
+        frames = self.transforms.frames(camera_images(obs, self.transforms.camera, len(positions)).to("cpu"))
         latents = self.checkpoint.encoder.encode(frames.to(self.device))
         inputs = next_inputs(self.transforms, self.acting, state, latents, positions, torch.arange(len(positions)))
         return step_attention(self.checkpoint.model, state.stream, inputs)
