@@ -145,8 +145,8 @@ class TrainingLoop(abc.ABC):
         progress = self.progress
         return {
             "steps": progress.step,
-            "minutes": round(progress.seconds / 60, 2),
-            "processor_minutes": round(progress.processor_seconds / 60, 2),
+            "minutes": round(progress.seconds / 60, 4),
+            "processor_minutes": round(progress.processor_seconds / 60, 4),
             "demonstrations": self._train.demonstrations,
             "options": self.config.to_json(),
         }
