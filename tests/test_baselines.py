@@ -169,7 +169,7 @@ def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConf
 
 @pytest.mark.parametrize("method", NAMES)
 def test_a_handful_of_episodes_is_learnt_by_heart(method: str, tmp_path: Path) -> None:
-    rate = {"learning_rate": 4e-3, "proprioception_noise": 0.0, "variants": 1, "weight_decay": 0.0, "ema": 0.9}
+    rate = {"learning_rate": 4e-3, "recovery_noise": 0.0, "variants": 1, "weight_decay": 0.0, "ema": 0.9}
     few = {
         "episodes": 3,
         "steps": 500 if method == "dp" else 200,

@@ -49,9 +49,9 @@ class BaselineOptions:
     """What to train."""
     model: tuple[str, ...] = ()
     """Sizes that differ from the method's own, as key=value: width=128 horizon=16."""
-    proprioception_noise: float = 0.05
+    proprioception_noise: float = 0.0
     """Noise on joint positions, in standard deviations of the data."""
-    recovery_noise: float = 0.0
+    recovery_noise: float = 0.25
     """Displacement of the joint positions that targets start from; see `par-agent finetune`."""
 
 

@@ -120,9 +120,9 @@ class LossOptions:
     """Share of steps that see no past at all; the others see a random number of past steps of their window."""
     past_action_dropout: float = 0.5
     """Share of past chunks that begin-of-action takes the place of."""
-    proprioception_noise: float = 0.05
+    proprioception_noise: float = 0.0
     """Noise on joint positions, in standard deviations of the data."""
-    recovery_noise: float = 0.0
+    recovery_noise: float = 0.25
     """Displacement of the joint positions that targets start from, in standard deviations of a chunk's last targets:
     the policy learns to come back to where the demonstration goes, and to look where that is."""
     frame_fraction: float = 0.25
