@@ -14,7 +14,7 @@ class GalleryConfig:
 
     policy: str = "par-mini"
     """A bundled checkpoint's name or a checkpoint folder."""
-    states: tuple[int, int, int] = (0, 0, 1)
+    states: tuple[int, int, int] = (0, 0, 0)
     """Initial states of PushCube, PickCube and StackCube that are shown."""
     attention: tuple[str, int] = ("PushCube", 0)
     """Task and initial state of the attention figure."""
