@@ -32,15 +32,39 @@ def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> 
             f"this checkpoint was trained on {size[0]}x{size[1]} images of {spec.camera}; task {spec.name} has "
             f"{spec.image_size[0]}x{spec.image_size[1]}"
         )
-    if transforms.proprioception_size != spec.joint_count:
+    if transforms.joint_count != spec.joint_count:
         raise UserError(
-            f"this checkpoint reads {transforms.proprioception_size} joint positions; the robot of {spec.name} has "
+            f"this checkpoint reads {transforms.joint_count} joint positions; the robot of {spec.name} has "
             f"{spec.joint_count}"
         )
     if any(transforms.relative) and spec.control_mode != "pd_joint_pos":
         raise UserError(
             f"this checkpoint commands joint positions (pd_joint_pos); task {spec.name} takes {spec.control_mode}"
         )
+
+
+def proprioception(obs: dict[str, Any], transforms: Transforms) -> Tensor:
+    """Joint positions and the checkpoint's extra observations (B, P) float32, on the observation's device.
+
+    An extra observation that the task does not have is zero.
+
+    Raises:
+        UserError: there are no joint positions, or none of ``obs["extra"]`` at all, or other sizes.
+    """
+    joints = joint_positions(obs, transforms.joint_count)
+    if not transforms.extra:
+        return joints
+    found = _lookup(obs, ("extra",), 'make the environment with obs_mode="rgb" (extra observations are in it)')
+    parts = [joints]
+    for name, size in transforms.extra:
+        value = torch.as_tensor(found[name]).to(joints) if name in found else joints.new_zeros(len(joints), size)
+        if value.numel() != len(joints) * size:
+            raise UserError(
+                f'obs["extra"][{name!r}] has shape {tuple(value.shape)}; expected ({len(joints)}, {size}), as the '
+                "checkpoint was trained with"
+            )
+        parts.append(value.reshape(len(joints), size))
+    return torch.cat(parts, 1)
 
 
 def joint_positions(obs: dict[str, Any], size: int) -> Tensor:

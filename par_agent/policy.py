@@ -25,7 +25,7 @@ from par_agent.episode import (
 from par_agent.errors import UserError
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
 from par_agent.modeling.generation import GenerationConfig
-from par_agent.observations import camera_images, check_task, joint_positions
+from par_agent.observations import camera_images, check_task, proprioception
 
 if TYPE_CHECKING:
     from par_agent.tasks import TaskSpec
@@ -36,8 +36,9 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 class PARPolicy:
     """Acts in one or many ManiSkill environments; plans a chunk from each frame it looks at and executes it.
 
-    Observations are ManiSkill's own (``obs["sensor_data"][camera]["rgb"]`` and ``obs["agent"]["qpos"]``), batched torch
-    tensors or, from ``CPUGymWrapper``, unbatched numpy arrays. For ``render_camera`` wrap the environment in
+    Observations are ManiSkill's own (``obs["sensor_data"][camera]["rgb"]``, ``obs["agent"]["qpos"]`` and, where the
+    checkpoint was trained with some, entries of ``obs["extra"]``), batched torch tensors or, from ``CPUGymWrapper``,
+    unbatched numpy arrays. For ``render_camera`` wrap the environment in
     :class:`par_agent.evaluation.RenderCameraObservation`.
 
     Args:
@@ -182,7 +183,7 @@ class PARPolicy:
         Raises:
             UserError: a missing key, or a wrong shape or type, with what to change in the environment.
         """
-        measured = joint_positions(obs, self.transforms.proprioception_size)
+        measured = proprioception(obs, self.transforms)
         positions = measured.to(self.device)
         self._state = state = self._state_for(len(positions))
         due = state.used >= self.execute
@@ -209,7 +210,7 @@ class PARPolicy:
         Raises:
             UserError: see :meth:`act`; or frames of a model that predicts none.
         """
-        positions = joint_positions(obs, self.transforms.proprioception_size).to(self.device)
+        positions = proprioception(obs, self.transforms).to(self.device)
         state = self._state_for(len(positions)).copy()
         self._read(state, obs, positions, torch.ones_like(state.fresh))
         if not frames:
@@ -250,7 +251,7 @@ class PARPolicy:
         Raises:
             UserError: see :meth:`act`; or the model has no transformer (ablation PAR-NoAR).
         """
-        positions = joint_positions(obs, self.transforms.proprioception_size).to(self.device)
+        positions = proprioception(obs, self.transforms).to(self.device)
         state = self._state_for(len(positions))
         frames = self.transforms.frames(camera_images(obs, self.transforms.camera, len(positions)).to("cpu"))
         latents = self.checkpoint.encoder.encode(frames.to(self.device))

@@ -19,10 +19,14 @@ from par_agent.errors import UserError
 from par_agent.json_fields import build
 
 Crop = tuple[int, int, int, int]
+Extra = tuple[tuple[str, int], ...]
+"""Names of entries of ManiSkill's ``obs["extra"]``, and how many numbers each has."""
 
 
 def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] | None) -> np.ndarray:
-    """Crops (top, left, height, width) and resizes (height, width; area averaging) an image (H, W, 3) uint8.
+    """Crops (top, left, height, width) and resizes (height, width) an image (H, W, 3) uint8.
+
+    Shrinking averages areas, enlarging interpolates linearly.
 
     Raises:
         UserError: the crop does not lie inside the image.
@@ -39,7 +43,8 @@ def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] 
     if size is not None and image.shape[:2] != tuple(size):
         import cv2
 
-        image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+        shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+        image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.ascontiguousarray(image)
 
 
@@ -48,7 +53,8 @@ class Transforms:
     """Conventions that a checkpoint was trained with.
 
     Joints are commanded relative to the positions measured at the chunk's start; a gripper command is absolute.
-    Letters: L actions a chunk, T actions predicted together, A numbers per action, P joint positions.
+    Letters: L actions a chunk, T actions predicted together, A numbers per action, P numbers of proprioception: joint
+    positions, then extra observations.
     """
 
     camera: str
@@ -62,13 +68,15 @@ class Transforms:
     relative: tuple[bool, ...]
     """(A,) which numbers of an action are relative to the joint position of the same index."""
     proprioception_mean: tuple[float, ...]
-    """(P,) radians."""
+    """(P,) radians for joints."""
     proprioception_std: tuple[float, ...]
-    """(P,) radians."""
+    """(P,) radians for joints."""
     action_mean: tuple[tuple[float, ...], ...]
     """(T, A) mean of the (relative) actions, per position: the chunk's, then those of the foresight."""
     action_std: tuple[tuple[float, ...], ...]
     """(T, A) their standard deviation."""
+    extra: Extra = ()
+    """Extra observations that are read with the joint positions; zeros in tasks that do not have them."""
 
     def __post_init__(self) -> None:
         rows = {len(row) for row in (*self.action_mean, *self.action_std)}
@@ -81,9 +89,9 @@ class Transforms:
             raise UserError("Transforms.proprioception_mean and proprioception_std differ in length")
         if any(value <= 0 for row in (self.proprioception_std, *self.action_std) for value in row):
             raise UserError("Transforms.proprioception_std and action_std must be above 0 everywhere")
-        if any(self.relative[self.proprioception_size :]):
+        if any(self.relative[max(self.joint_count, 0) :]):
             raise UserError(
-                f"Transforms.relative marks numbers past the {self.proprioception_size} joint positions that they "
+                f"Transforms.relative marks numbers past the {self.joint_count} joint positions that they "
                 "would be relative to"
             )
 
@@ -99,8 +107,13 @@ class Transforms:
 
     @property
     def proprioception_size(self) -> int:
-        """Joint positions, ``P``."""
+        """Numbers of proprioception, ``P``."""
         return len(self.proprioception_mean)
+
+    @property
+    def joint_count(self) -> int:
+        """How many of them are joint positions."""
+        return self.proprioception_size - sum(size for _, size in self.extra)
 
     @property
     def frame_size(self) -> tuple[int, int] | None:
@@ -124,7 +137,7 @@ class Transforms:
         return torch.from_numpy(frames).to(images.device)
 
     def normalise_proprioception(self, positions: Tensor) -> Tensor:
-        """Joint positions (..., P) in radians, brought to zero mean and unit variance."""
+        """Joint positions in radians and extra observations (..., P), brought to zero mean and unit variance."""
         mean, std = (value.to(positions) for value in self._proprioception)
         return (positions - mean) / std
 
@@ -144,10 +157,22 @@ class Transforms:
 
         Joints that an action moves relative to their position end at its last target; others stay at ``positions``.
         """
-        shared = min(self.action_size, self.proprioception_size)
+        shared = min(self.action_size, self.joint_count)
         joints = self._relative[:shared].to(positions.device).bool()
         moved = torch.where(joints, actions[..., -1, :shared], positions[..., :shared])
         return torch.cat([moved, positions[..., shared:]], -1)
+
+    def with_camera_of(self, other: Transforms) -> Transforms:
+        """These transforms of joints and actions, with ``other``'s camera and extra observations."""
+        joints = self.joint_count
+        return dataclasses.replace(
+            other,
+            relative=self.relative,
+            proprioception_mean=self.proprioception_mean[:joints] + other.proprioception_mean[joints:],
+            proprioception_std=self.proprioception_std[:joints] + other.proprioception_std[joints:],
+            action_mean=self.action_mean,
+            action_std=self.action_std,
+        )
 
     def with_foresight_of(self, other: Transforms, chunk_length: int) -> Transforms:
         """These transforms, with ``other``'s statistics of the actions past the chunk."""

@@ -86,11 +86,12 @@ def test_what_was_recorded_is_what_is_rendered(tmp_path: Path) -> None:
     path = tmp_path / "trajectory.h5"
     for name, option in (("rendered", "--workers=1"), ("recorded", "--recorded-images")):
         command = ["render", "--trajectory", str(path), "--out", str(tmp_path / name), "--cameras", "base_camera"]
-        assert main([*command, "--stride", "2", option]) == 0
+        assert main([*command, "--stride", "2", "--extra", "goal_pos", option]) == 0
     rendered, recorded = (read_episode(RenderedDataset(tmp_path / n).paths[0]) for n in ("rendered", "recorded"))
     assert rendered.frame_steps.tolist() == recorded.frame_steps.tolist() == [0, 2, 3]
     np.testing.assert_allclose(rendered.proprioception, recorded.proprioception, atol=1e-6)
     np.testing.assert_array_equal(rendered.actions, recorded.actions)
+    np.testing.assert_allclose(rendered.extra["goal_pos"], recorded.extra["goal_pos"], atol=1e-6)
     a, b = rendered.frames["base_camera"].astype(int), recorded.frames["base_camera"].astype(int)
     assert (abs(a - b) > 1).mean() < 1e-3 and a.std() > 10
 

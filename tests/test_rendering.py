@@ -113,6 +113,16 @@ def test_joint_positions_actions_and_origin_are_the_recordings(renderer, recordi
     }
 
 
+def test_extra_observations_are_stored_for_every_step_where_the_task_has_them(renderer, recording):
+    episode = render(renderer, recording[0], 1, extra=("goal_pos", "tcp_pose", "obj_pose"))
+    assert {name: values.shape for name, values in episode.extra.items()} == {"goal_pos": (11, 3), "tcp_pose": (11, 7)}
+    with TrajectoryFile(recording[0]) as file:
+        goal = file.read(1).states["actors"]["goal_site"][:, :3]
+    assert np.array_equal(episode.extra["goal_pos"], goal)
+    assert np.ptp(episode.extra["tcp_pose"], axis=0).max() > 0.001
+    assert len(episode.frames["render_camera"]) == len(episode.frame_steps) == 3
+
+
 def test_crop_and_size_apply_to_every_frame_of_one_camera(renderer, recording):
     crop, size = (30, 20, 90, 100), (45, 40)
     whole = render(renderer, recording[0], 0, cameras=("base_camera",))

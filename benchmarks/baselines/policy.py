@@ -17,7 +17,7 @@ from baselines.checkpoint import BaselineCheckpoint
 from baselines.common import History
 from par_agent.episode import row_generator
 from par_agent.errors import UserError
-from par_agent.observations import camera_images, check_task, joint_positions
+from par_agent.observations import camera_images, check_task, proprioception
 from par_agent.tasks import TaskSpec
 
 
@@ -122,7 +122,7 @@ class BaselinePolicy:
         Raises:
             UserError: a missing key, or a wrong shape or type.
         """
-        measured = joint_positions(obs, self.transforms.proprioception_size)
+        measured = proprioception(obs, self.transforms)
         if self._state is None:
             self._state = self._begin(len(measured))
         state = self._state

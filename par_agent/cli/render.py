@@ -50,7 +50,10 @@ class RenderConfig:
     crop: tuple[int, int, int, int] | None = None
     """Top, left, height, width in pixels of the rendered image (render_camera: 512x512)."""
     size: tuple[int, int] | None = None
-    """Height and width of the stored frames, resized by area averaging."""
+    """Height and width of the stored frames, shrunk by area averaging or enlarged linearly."""
+    extra: tuple[str, ...] = ()
+    """Entries of ManiSkill's obs["extra"] that the policy is to read beside the joint positions, for example goal_pos;
+    those that the task has are stored. What tells of contacts (is_grasped) is right in recorded images only."""
     chunk_length: int = 8
     """Actions per chunk (L); only recorded with the dataset, so that training can check it."""
     stride: int = 8
@@ -108,6 +111,7 @@ class RenderConfig:
             first_seed=self.first_seed,
             motion_steps=self.motion_steps,
             recorded=self.recorded_images,
+            extra=self.extra,
         )
 
 
@@ -121,7 +125,8 @@ def main(config: RenderConfig) -> int:
         with only_process(config.out / ".lock", f"renders into {config.out}"):
             _remove_unfinished(config.out)
             begun = any((config.out / "episodes").glob("*"))
-            claim_folder(config.out / "spec.json", spec.to_json(), begun=begun, defaults={"recorded": False})
+            older = {"recorded": False, "extra": []}
+            claim_folder(config.out / "spec.json", spec.to_json(), begun=begun, defaults=older)
             try:
                 _render_missing(spec, config.out, config.workers, config.cluster)
             finally:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
-from par_agent.transforms import Transforms
+from par_agent.transforms import Extra, Transforms
 
 STD_FLOOR = 1e-3
 """Smallest standard deviation, radians, that is divided by."""
@@ -27,6 +28,20 @@ def joint_targets(control_mode: str, action_size: int, joint_count: int) -> tupl
         return (False,) * action_size
     gripper = action_size < joint_count
     return (True,) * (action_size - gripper) + (False,) * gripper
+
+
+def extra_observations(datasets: Sequence[RenderedDataset]) -> Extra:
+    """All extra observations that some of the datasets have, in the order of their names.
+
+    Raises:
+        UserError: not all were rendered with the same ones, or one has different sizes.
+    """
+    asked = {str(dataset.folder): sorted(dataset.spec.get("extra", [])) for dataset in datasets}
+    found = {pair for dataset in datasets for pair in dataset.extra.items()}
+    if len(set(map(tuple, asked.values()))) > 1 or len({name for name, _ in found}) < len(found):
+        details = "; ".join(f"{folder}: {' '.join(names) or 'none'}" for folder, names in asked.items())
+        raise UserError(f"the datasets differ in extra observations ({details}); render them with the same --extra")
+    return tuple(sorted(found))
 
 
 def fit_transforms(
@@ -76,6 +91,7 @@ def fit_transforms(
         proprioception_std=_tuple(np.maximum(proprioception["std"], STD_FLOOR).tolist()),
         action_mean=_tuple(chunk["mean"]),
         action_std=_tuple(np.maximum(chunk["std"], STD_FLOOR).tolist()),
+        extra=indices[0].extra,
     )
 
 
@@ -83,9 +99,14 @@ def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkp
     """Compares datasets' frames with those that a checkpoint was trained with; its name is for the message.
 
     Raises:
-        UserError: another crop or size.
+        UserError: another crop or size, or without the extra observations.
     """
     for index in indices:
+        if lacking := {name for name, _ in transforms.extra} - set(index.dataset.spec.get("extra", [])):
+            raise UserError(
+                f"{index.dataset.folder} was rendered without {', '.join(sorted(lacking))}, which {checkpoint} reads: "
+                f"render it again with --extra {' '.join(name for name, _ in transforms.extra)}"
+            )
         for name in ("crop", "size"):
             wanted, found = getattr(transforms, name), index.dataset.spec[name]
             if _tuple(found) != wanted:
@@ -106,7 +127,7 @@ def check_conventions(indices: Sequence[EpisodeIndex], transforms: Transforms, c
         folder = index.dataset.folder
         sizes = {
             "numbers per action": (index.action_size, transforms.action_size),
-            "joint positions": (index.joint_count, transforms.proprioception_size),
+            "joint positions": (index.joint_count, transforms.joint_count),
         }
         for name, (here, there) in sizes.items():
             if here != there:

@@ -9,6 +9,7 @@
         frames/<camera>            (K, H, W, 3) uint8 RGB, compressed losslessly (gzip), one chunk a frame
         frame_steps                (K,) int32, the control step before which each frame was taken, ascending
         proprioception             (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
+        extra/<name>               (T + 1, n) float32, an entry of ManiSkill's obs["extra"] at every step, if asked for
         actions                    (T, A) float32, in the controller's units; absent in action-free (video) episodes
 
 Frames exist only at chunk boundaries; joint positions and actions exist at every control step, so that any frame can
@@ -17,7 +18,7 @@ start a chunk of any length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Episode:
     """(T, A) float32, or None for action-free video."""
     attributes: dict[str, Any]
     """instruction, env_id, seed, source, source_episode, control_mode."""
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    """Name -> (T + 1, n) float32 extra observations."""
 
 
 def write_episode(path: Path, episode: Episode) -> None:
@@ -56,6 +59,8 @@ def write_episode(path: Path, episode: Episode) -> None:
             )
         file["frame_steps"] = episode.frame_steps.astype(np.int32)
         file["proprioception"] = episode.proprioception.astype(np.float32)
+        for name, values in episode.extra.items():
+            file[f"extra/{name}"] = values.astype(np.float32)
         if episode.actions is not None:
             file["actions"] = episode.actions.astype(np.float32)
         image = file_image(file)
@@ -78,6 +83,7 @@ def read_episode(path: Path, *, frames: bool = True) -> Episode:
                 np.asarray(file["proprioception"]),
                 np.asarray(file["actions"]) if "actions" in file else None,
                 dict(file.attrs),
+                {name: np.asarray(data) for name, data in file["extra"].items()} if "extra" in file else {},
             )
     except (OSError, KeyError) as error:
         raise damaged_episode(path, error) from None
@@ -103,7 +109,10 @@ def read_frames(path: Path, camera: str, numbers: np.ndarray) -> np.ndarray:
 def _problem(episode: Episode, counts: dict[str, int]) -> str | None:
     """What does not fit in an episode with so many frames per camera; None: all does."""
     steps, total = episode.frame_steps, len(episode.proprioception) - 1
-    arrays = {"proprioception": episode.proprioception}
+    arrays = {"proprioception": episode.proprioception, **episode.extra}
+    for name, values in episode.extra.items():
+        if len(values) != total + 1:
+            return f"{len(values)} rows of {name} and {total + 1} joint positions; expected as many"
     if episode.actions is not None:
         arrays["actions"] = episode.actions
         if len(episode.actions) != total:
@@ -163,6 +172,11 @@ class RenderedDataset:
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras that were rendered."""
         return tuple(self.spec["cameras"])
+
+    @property
+    def extra(self) -> dict[str, int]:
+        """Extra observations by name, and how many numbers each has."""
+        return dict(self.summary.get("extra", {}))
 
     @property
     def has_actions(self) -> bool:

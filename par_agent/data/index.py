@@ -1,6 +1,7 @@
 """What a dataset's episodes hold at their chunk boundaries, in memory; frames stay on disk.
 
-Letters: K usable chunk boundaries of an episode, L actions a chunk, A numbers per action, P joint positions.
+Letters: K usable chunk boundaries of an episode, L actions a chunk, A numbers per action, P numbers of proprioception:
+joint positions, then extra observations.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 
 from par_agent.data.episodes import Episode, RenderedDataset, damaged_episode, read_episode
 from par_agent.errors import UserError
+from par_agent.transforms import Extra
 
 HELD_OUT = 20
 """One episode in this many is kept for validation."""
@@ -25,13 +27,16 @@ class EpisodeIndex:
         dataset: rendered demonstrations.
         chunk_length: actions a chunk, ``L``.
         foresight: control steps past the chunk, counted from its start, whose actions follow the chunk's.
+        extra: extra observations that follow the joint positions; zeros where the dataset does not have one.
 
     Raises:
         UserError: the dataset has no actions, an episode is damaged, without instruction or unlike the others, or its
             frames do not lie at chunk boundaries of this length.
     """
 
-    def __init__(self, dataset: RenderedDataset, chunk_length: int, foresight: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, dataset: RenderedDataset, chunk_length: int, foresight: tuple[int, ...] = (), extra: Extra = ()
+    ) -> None:
         stride, phase = int(dataset.spec["stride"]), int(dataset.spec["phase"])
         if not dataset.has_actions:
             raise UserError(f"{dataset.folder} holds no actions (random motion); policies train on demonstrations")
@@ -40,7 +45,7 @@ class EpisodeIndex:
                 f"{dataset.folder} has a frame every {stride} control steps; the model's chunks are {chunk_length} "
                 f"actions long, which is not a multiple: render it again with --stride {chunk_length}"
             )
-        self.dataset, self.hop = dataset, chunk_length // stride
+        self.dataset, self.hop, self.extra = dataset, chunk_length // stride, extra
         self.boundaries: list[int] = []
         """K of every episode."""
         self.instructions: list[str] = []
@@ -55,7 +60,8 @@ class EpisodeIndex:
             assert episode.actions is not None
             steps, total = episode.frame_steps, len(episode.actions)
             usable = int(np.sum((steps < total) & ((steps - phase) % stride == 0)))
-            chunks = _chunks(episode.proprioception, episode.actions, steps[:usable], chunk_length, ahead)
+            positions = _proprioception(episode, extra)
+            chunks = _chunks(positions, episode.actions, steps[:usable], chunk_length, ahead)
             chunks["row"] = np.arange(frames[-1], frames[-1] + usable)
             chunks["next_row"] = frames[-1] + np.minimum(np.arange(usable) + self.hop, len(steps) - 1)
             for name in COLUMNS:
@@ -82,8 +88,8 @@ class EpisodeIndex:
 
     @property
     def joint_count(self) -> int:
-        """Joint positions, ``P``."""
-        return int(self.columns["positions"].shape[1])
+        """Joint positions of the robot."""
+        return int(self.columns["positions"].shape[1]) - sum(size for _, size in self.extra)
 
     def file_of(self, row: int) -> tuple[Path, int]:
         """The episode file that frame ``row`` of the dataset is in, and the row of that file's first frame."""
@@ -122,7 +128,8 @@ class EpisodeIndex:
             )
         if columns["after"]:
             found = episode.actions.shape[1], episode.proprioception.shape[1]
-            wanted = columns["after"][0].shape[2], columns["positions"][0].shape[1]
+            extra = sum(size for _, size in self.extra)
+            wanted = columns["after"][0].shape[2], columns["positions"][0].shape[1] - extra
             if found != wanted:
                 raise UserError(
                     f"episode file {path} has {found[0]} numbers per action and {found[1]} joints, those before it "
@@ -130,10 +137,17 @@ class EpisodeIndex:
                 )
 
 
+def _proprioception(episode: Episode, extra: Extra) -> np.ndarray:
+    """(T + 1, P) joint positions, then the extra observations."""
+    count = len(episode.proprioception)
+    observed = [episode.extra.get(name, np.zeros((count, size), np.float32)) for name, size in extra]
+    return np.concatenate([episode.proprioception, *observed], 1)
+
+
 def _chunks(
     positions: np.ndarray, actions: np.ndarray, steps: np.ndarray, length: int, offsets: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Per chunk boundary of one episode: joint positions and the chunks around it; ``offsets`` are the targets'."""
+    """Per chunk boundary of one episode: proprioception and the chunks around it; ``offsets`` are the targets'."""
     ahead = steps[:, None] + offsets
     behind = steps[:, None] + np.arange(-length, 0)
     return {

@@ -49,6 +49,8 @@ class RenderSpec:
     """``random-motion`` only: control steps of random arm motion after the initial state; 0: that state alone."""
     recorded: bool = False
     """Whether frames are the trajectory file's own images, instead of being rendered."""
+    extra: tuple[str, ...] = ()
+    """Entries of ManiSkill's ``obs["extra"]`` to store for every control step, those that the task has."""
 
     def __post_init__(self) -> None:
         if self.num_episodes < 1:
@@ -184,6 +186,16 @@ class Renderer:
             images.update({camera: observed[camera]["rgb"][0].cpu().numpy() for camera in sensors})
         return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
 
+    def extra(self) -> dict[str, np.ndarray]:
+        """Extra observation -> (n,) float32 of the present state; what tells of contacts needs a step and is not known
+        here."""
+        if not self.spec.extra:
+            return {}
+        observed = self.base._get_obs_extra(self.base.get_info())
+        return {
+            name: observed[name][0].reshape(-1).float().cpu().numpy() for name in self.spec.extra if name in observed
+        }
+
     def render_demonstration(self, demonstration: Demonstration) -> Episode:
         """Renders an episode of the trajectory file at its chunk boundaries.
 
@@ -193,13 +205,15 @@ class Renderer:
         _check_seed(self.spec, demonstration)
         self.env.reset(seed=demonstration.seed)  # for what is no part of the states, such as a peg of random length
         steps = frame_steps(demonstration.num_steps, self.spec.stride, self.spec.phase)
-        images = []
-        for step in steps:
+        images, extra = [], []
+        for step in range(demonstration.num_steps + 1) if self.spec.extra else steps:
             self.set_state(demonstration.states, int(step))
-            images.append(self.frames())
+            extra.append(self.extra())
+            if step in steps:
+                images.append(self.frames())
         attributes = _attributes(self.spec, demonstration.seed, demonstration.episode_id, self.base.control_mode)
         proprioception = demonstration.joint_positions(self.robot)
-        return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes)
+        return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes, _stack(extra))
 
     def render_random_motion(self, index: int) -> Episode:
         """Steps a smooth random walk of the arm from a random initial state; the episode has no actions.
@@ -215,9 +229,10 @@ class Renderer:
         steps = frame_steps(self.spec.motion_steps, self.spec.stride, self.spec.phase)
         target = self.base.agent.robot.get_qpos()[0, :size].cpu().numpy()
         velocity = np.zeros(size, np.float32)
-        images, positions = [], np.zeros((self.spec.motion_steps + 1, dof), np.float32)
+        images, extra, positions = [], [], np.zeros((self.spec.motion_steps + 1, dof), np.float32)
         for step in range(self.spec.motion_steps + 1):
             positions[step] = self.base.agent.robot.get_qpos()[0].cpu().numpy()
+            extra.append(self.extra())
             if step in steps:
                 images.append(self.frames())
             if step < self.spec.motion_steps:
@@ -225,7 +240,7 @@ class Renderer:
                 target = np.clip(target + velocity, low, high)
                 self.env.step(target)
         attributes = _attributes(self.spec, seed, index, self.base.control_mode)
-        return Episode(_stack(images), steps, positions, None, attributes)
+        return Episode(_stack(images), steps, positions, None, attributes, _stack(extra))
 
 
 def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, index: int) -> Episode:
@@ -235,14 +250,14 @@ def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, index: int)
         UserError: the file holds no such images, is damaged, or starts from one of the protocol's states.
     """
     steps = frame_steps(trajectories.num_steps(index), spec.stride, spec.phase)
-    recording = trajectories.read_recording(index, spec.cameras, steps)
+    recording = trajectories.read_recording(index, spec.cameras, steps, spec.extra)
     _check_seed(spec, recording)
     frames = {
         camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in images])
         for camera, images in recording.images.items()
     }
     attributes = _attributes(spec, recording.seed, recording.episode_id, trajectories.control_mode)
-    return Episode(frames, steps, recording.positions, recording.actions, attributes)
+    return Episode(frames, steps, recording.positions, recording.actions, attributes, recording.extra)
 
 
 def _check_seed(spec: RenderSpec, episode: Demonstration | Recording) -> None:
@@ -264,8 +279,8 @@ def _attributes(spec: RenderSpec, seed: int, source_episode: int, control_mode: 
     }
 
 
-def _stack(images: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {camera: np.stack([image[camera] for image in images]) for camera in images[0]}
+def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def episode_path(folder: Path, index: int) -> Path:
@@ -320,11 +335,13 @@ def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
     """
     totals = {"frames": 0, "steps": 0}
     statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}
+    extra: dict[str, int] = {}
     for index in range(spec.num_episodes):
         episode = read_episode(episode_path(folder, index), frames=False)
         totals["frames"] += len(episode.frame_steps)
         totals["steps"] += len(episode.proprioception) - 1
         statistics["proprioception"].add(episode.proprioception)
+        extra.update({name: values.shape[1] for name, values in episode.extra.items()})
         if episode.actions is not None:
             statistics["actions"].add(np.asarray(episode.actions))
     if not statistics["actions"].count:
@@ -334,5 +351,6 @@ def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
         "num_episodes": spec.num_episodes,
         "num_frames": totals["frames"],
         "num_steps": totals["steps"],
+        **({"extra": extra} if extra else {}),
         "statistics": {name: value.result() for name, value in statistics.items()},
     }

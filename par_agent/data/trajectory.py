@@ -58,6 +58,8 @@ class Recording:
     """(T + 1, P) float32 joint positions in radians (gripper fingers in metres)."""
     images: dict[str, np.ndarray]
     """Camera -> (K, H, W, 3) uint8 RGB of the steps asked for."""
+    extra: dict[str, np.ndarray]
+    """Name -> (T + 1, n) float32 extra observations."""
 
 
 class TrajectoryFile:
@@ -136,8 +138,11 @@ class TrajectoryFile:
         """
         return len(self._group(index)["actions"])
 
-    def read_recording(self, index: int, cameras: tuple[str, ...], steps: np.ndarray) -> Recording:
-        """Reads episode number ``index`` as it was observed, with the images of control steps ``steps``, ascending.
+    def read_recording(
+        self, index: int, cameras: tuple[str, ...], steps: np.ndarray, extra: tuple[str, ...] = ()
+    ) -> Recording:
+        """Reads episode number ``index`` as it was observed, with the images of control steps ``steps``, ascending, and
+        those of the extra observations that it has.
 
         Raises:
             UserError: the episode's data is damaged, or was recorded without images of these cameras.
@@ -154,6 +159,7 @@ class TrajectoryFile:
         try:
             images = {camera: group[f"obs/sensor_data/{camera}/rgb"][steps] for camera in cameras}
             positions, actions = np.asarray(group["obs/agent/qpos"]), np.asarray(group["actions"])
+            observed = {name: np.asarray(group[f"obs/extra/{name}"]) for name in extra if f"obs/extra/{name}" in group}
             seed = info["episode_seed"]
         except (OSError, KeyError, RuntimeError, IndexError, TypeError) as error:
             raise UserError(f"{where} is damaged ({error}); copy or make the file again") from None
@@ -162,7 +168,8 @@ class TrajectoryFile:
                 f"{where} holds {len(actions)} actions and {len(positions)} observations; expected one more: record it "
                 "again"
             )
-        return Recording(info["episode_id"], seed, actions, positions, images)
+        rows = {name: values.reshape(len(positions), -1).astype(np.float32) for name, values in observed.items()}
+        return Recording(info["episode_id"], seed, actions, positions, images, rows)
 
     def _group(self, index: int) -> h5py.Group:
         name = f"traj_{self.episodes[index]['episode_id']}"

@@ -1,7 +1,8 @@
 """Training windows: consecutive chunk boundaries of rendered episodes, with the chunks before and after each.
 
 Letters: K usable chunk boundaries of an episode, N steps a window, B windows a batch, L actions a chunk, T with
-foresight, A numbers per action, P joint positions, C latent channels of h x w.
+foresight, A numbers per action, P numbers of proprioception (joint positions, then extra observations), C latent
+channels of h x w.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from par_agent.errors import UserError
 
 @dataclass(frozen=True)
 class Windows:
-    """A batch of windows; joint positions in radians, actions in the controller's units."""
+    """A batch of windows; joint positions in radians, extra observations in ManiSkill's units, actions in the
+    controller's."""
 
     latents: Tensor
     """(B, N, C, h, w) float32 frames at the chunk boundaries."""
     next_latents: Tensor
     """(B, N, C, h, w) float32 frames at the next boundaries, or at the episode's end."""
     positions: Tensor
-    """(B, N, P) float32 joint positions at the boundaries."""
+    """(B, N, P) float32 proprioception at the boundaries."""
     before: Tensor
     """(B, N, L, A) float32 chunk executed before each boundary."""
     before_positions: Tensor
-    """(B, N, P) float32 joint positions when that chunk began."""
+    """(B, N, P) float32 proprioception when that chunk began."""
     before_known: Tensor
     """(B, N) bool; False at an episode's start."""
     after: Tensor

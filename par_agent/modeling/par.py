@@ -5,8 +5,8 @@ are the conditions ``Z_{n+1}``: the frame path of :class:`~par_agent.modeling.no
 the Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other half.
 
 Letters: B batch, N steps, C latent channels of h x w, F frame tokens a step (joint positions included), L actions a
-chunk, T actions predicted together (the chunk's and those of foresight), A numbers per action, P joint positions, D
-width, S prefix tokens.
+chunk, T actions predicted together (the chunk's and those of foresight), A numbers per action, P numbers of
+proprioception (joint positions first), D width, S prefix tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
@@ -133,6 +134,20 @@ class PARModel(nn.Module):
         model.nova, model.frame_regression = self.nova, self.frame_regression
         model.action_tokenizer = ActionTokenizer(config.action, config.nova.video_encoder.width)
         model.action_detokenizer = _action_detokenizer(config)
+        return model.train(self.training)
+
+    def with_proprioception(self, size: int) -> PARModel:
+        """An equal model that reads ``size`` numbers of proprioception; those past this one's count nothing at first.
+
+        Raises:
+            UserError: this model reads none, or already more than that.
+        """
+        known = self.config.action.proprioception_size
+        if not 0 < known <= size:
+            raise UserError(f"the model reads {known} numbers of proprioception; that cannot become {size}")
+        model = PARModel(self.config.for_robot(self.config.action.action_size, size))
+        weights, name = self.state_dict(), "action_tokenizer.proprioception.weight"
+        model.load_state_dict(weights | {name: F.pad(weights[name], (0, size - known))})
         return model.train(self.training)
 
     # --- tokens ---------------------------------------------------------------------------------------------------

@@ -86,7 +86,9 @@ class ModelOptions:
     preset: str = "par-mini"
     """Sizes of a model that starts from scratch."""
     new_robot: bool = False
-    """With --init: fits action parts and statistics anew, for another robot, camera or crop than the checkpoint's."""
+    """With --init: fits action parts and statistics anew, for another robot than the checkpoint's."""
+    new_camera: bool = False
+    """With --init: goes on with all weights on the data's camera, crop, size and extra observations."""
     foresight: tuple[int, ...] | None = None
     """Control steps past the chunk whose actions are predicted too, never executed; as in the preset or checkpoint if
     not given."""
@@ -252,6 +254,8 @@ class FinetuneConfig(LossOptions, WeightsOptions, ModelOptions, TrainingConfig):
             raise UserError("--train lora without --lora-targets would train nothing")
         if self.new_robot and self.init is None:
             raise UserError("--new-robot keeps the video parts of a checkpoint: give it with --init FOLDER")
+        if self.new_camera and (self.init is None or self.new_robot or not self.has_actions):
+            raise UserError("--new-camera goes on with a policy: give it with --init FOLDER, without --new-robot")
         if self.init is not None and self.vae is not None:
             raise UserError(f"the checkpoint {self.init} brings its own frame encoder: leave --vae out")
         if self.has_actions:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from par_agent.checkpoint import Acting, Checkpoint, make_text_encoder
 from par_agent.data.augmentation import Augmentation
-from par_agent.data.conventions import check_conventions, check_frames, fit_transforms
+from par_agent.data.conventions import check_conventions, check_frames, extra_observations, fit_transforms
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSource, LatentSpec, cached_latents, file_hash
@@ -61,6 +61,8 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     indices, transforms = _index(config, datasets, start)
     model = start.model
     if config.has_actions and transforms is not None:
+        if config.new_camera:
+            model = model.with_proprioception(transforms.proprioception_size)
         model = _for_robot(model, transforms, fresh=config.new_robot)
     choose_weights(model, config, fresh_actions=start.transforms is None)
     for instruction in sorted({text for index in indices for text in index.instructions}):
@@ -144,12 +146,15 @@ def _index(
 ) -> tuple[Sequence[EpisodeIndex], Transforms | None]:
     """What the datasets hold, and the transforms to read it with.
 
-    These are the checkpoint's own where it was trained on actions before; else they are fitted to the data. A model
-    that was only trained on videos has none.
+    These are the checkpoint's own where it was trained on actions before, for a new camera with the data's frames; else
+    they are fitted to the data. A model that was only trained on videos has none.
     """
     action, name = start.model.config.action, f"the checkpoint {config.init}"
-    if start.transforms is not None and config.camera != start.transforms.camera:
-        raise UserError(f"--camera {config.camera}: {name} sees through {start.transforms.camera}")
+    if start.transforms is not None and config.camera != start.transforms.camera and not config.new_camera:
+        raise UserError(
+            f"--camera {config.camera}: {name} sees through {start.transforms.camera}; give --new-camera to go on with "
+            "another one"
+        )
     if not config.has_actions:
         if not start.model.config.imagination:
             raise UserError(f"{start.model.config.name} has no frame path, which is all that videos can train")
@@ -158,10 +163,13 @@ def _index(
         if start.transforms is not None:
             check_frames(videos, start.transforms, name)
         return videos, start.transforms
-    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight) for dataset in datasets]
+    extra = start.transforms.extra if start.transforms and not config.new_camera else extra_observations(datasets)
+    indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight, extra) for dataset in datasets]
     fitted = fit_transforms(indices, config.camera, image_size(datasets[0], config.camera), config.demos)
     if start.transforms is None:
         return indices, fitted
+    if config.new_camera:
+        start.transforms = start.transforms.with_camera_of(fitted)
     check_conventions(indices, start.transforms, name)
     return indices, start.transforms.with_foresight_of(fitted, action.chunk_length)
 
