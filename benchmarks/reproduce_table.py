@@ -1,7 +1,7 @@
 """Rebuilds the table and the figure of all methods from the records of finished runs; nothing is simulated.
 
 python benchmarks/reproduce_table.py                                # of benchmarks/reported, into benchmarks/reported
-python benchmarks/reproduce_table.py --runs benchmarks/results --out /tmp/table
+python benchmarks/reproduce_table.py --runs benchmarks/results --out table
 """
 
 from __future__ import annotations

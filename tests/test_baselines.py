@@ -14,20 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from baselines import NAMES, find_policy
+from baselines.checkpoint import METHODS, BaselineCheckpoint
+from baselines.common import past_mask, recent
+from baselines.policy import BaselinePolicy
+from baselines.training import BaselineConfig, measure, prepare, train
+from par_agent.errors import UserError
+from par_agent.modeling.frame_encoder import save_frame_encoder
+from par_agent.tasks import TASKS
+from par_agent.training.checkpoint import latest_checkpoint
+from tiny import LENGTH, option_words, tiny_checkpoint, tiny_dataset
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from baselines import NAMES, find_policy  # noqa: E402
-from baselines.checkpoint import METHODS, BaselineCheckpoint  # noqa: E402
-from baselines.common import past_mask, recent  # noqa: E402
-from baselines.policy import BaselinePolicy  # noqa: E402
-from baselines.training import BaselineConfig, measure, prepare, train  # noqa: E402
-from par_agent.errors import UserError  # noqa: E402
-from par_agent.modeling.frame_encoder import save_frame_encoder  # noqa: E402
-from par_agent.tasks import TASKS  # noqa: E402
-from par_agent.training.checkpoint import latest_checkpoint  # noqa: E402
-from tiny import LENGTH, tiny_checkpoint, tiny_dataset  # noqa: E402
-
 SMALL = ("width=32", "heads=2", "patch=4", "stem_widths=[8,16]", f"chunk_length={LENGTH}")
 SIZES = {
     "act": ("horizon=8", "style_layers=1", "encoder_layers=1", "decoder_layers=1", "style_size=4", "dropout=0.0"),
@@ -208,14 +206,7 @@ def test_a_killed_run_that_goes_on_equals_one_that_was_not_killed(method: str, t
 
 def command(config: BaselineConfig) -> list[str]:
     """The command line of a run."""
-    words = [sys.executable, str(ROOT / "benchmarks" / "train_baseline.py")]
-    for name, value in dataclasses.asdict(config).items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        elif value is not None and value != ():
-            words += [f"--{option}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
+    return [sys.executable, str(ROOT / "benchmarks" / "train_baseline.py"), *option_words(config)]
 
 
 def test_temporal_ensembling_averages_what_was_predicted_of_a_moment(tmp_path: Path) -> None:

@@ -54,6 +54,12 @@ def test_guidance_changes_the_clip(nova):
     assert not torch.equal(generate(nova, guidance=1.0), generate(nova, guidance=2.0))
 
 
+def test_temperature_scales_the_noise_and_nothing_else(nova):
+    assert not torch.equal(generate(nova, temperature=0.5), generate(nova))
+    cold, again = (generate(nova, temperature=0.0, mask_steps=1, seed=seed) for seed in (0, 1))
+    torch.testing.assert_close(cold, again)
+
+
 def test_a_given_first_frame_is_kept_and_changes_the_next(nova):
     frames = [torch.full((1, 4, 8, 12), value) for value in (0.0, 1.0)]
     clips = [generate(nova, first_frame=frame) for frame in frames]
@@ -64,6 +70,8 @@ def test_a_given_first_frame_is_kept_and_changes_the_next(nova):
 def test_bad_numbers_of_frames_and_steps_are_refused(nova):
     with pytest.raises(UserError, match="mask_steps is 0"):
         GenerationConfig(mask_steps=0)
+    with pytest.raises(UserError, match="temperature is 2"):
+        GenerationConfig(temperature=2.0)
     with pytest.raises(UserError, match="2000 denoising steps"):
         generate(nova, diffusion_steps=2000)
     with pytest.raises(UserError, match="0 frames"):

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reproduce_table import TableConfig, main, read_runs, table, table_rows
+
+from baselines import ABLATIONS, NAMES, find_policy
+from par_agent.errors import UserError
+from par_agent.evaluation.statistics import wilson_interval
+from par_agent.files import write_json
+from par_agent.tasks import PAPER_TASKS
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from reproduce_table import TableConfig, main, read_runs, table, table_rows  # noqa: E402
-
-from baselines import ABLATIONS, NAMES, find_policy  # noqa: E402
-from par_agent.errors import UserError  # noqa: E402
-from par_agent.evaluation.statistics import wilson_interval  # noqa: E402
-from par_agent.files import write_json  # noqa: E402
-from par_agent.tasks import PAPER_TASKS  # noqa: E402
 
 
 def write_run(

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import throughput
 import torch
 
 from par_agent.errors import UserError
 from tiny import tiny_checkpoint, tiny_dataset
 
 
-@pytest.fixture
-def throughput(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    return importlib.import_module("throughput")
-
-
 @pytest.mark.parametrize("cache", [True, False])
-def test_every_figure_is_printed(
-    throughput: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: bool
-) -> None:
+def test_every_figure_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: bool) -> None:
     tiny_checkpoint().save(tmp_path / "policy")
     data = tiny_dataset(tmp_path / "data")
     before = torch.get_num_threads()
@@ -41,9 +32,7 @@ def test_every_figure_is_printed(
     assert (data / "latents").exists() == cache
 
 
-def test_operations_of_the_transformer_are_three_times_those_of_its_forward_pass(
-    throughput: ModuleType, tmp_path: Path
-) -> None:
+def test_operations_of_the_transformer_are_three_times_those_of_its_forward_pass(tmp_path: Path) -> None:
     tiny_checkpoint().save(tmp_path / "policy")
     config = throughput.ThroughputConfig((tiny_dataset(tmp_path / "data"),), tmp_path / "policy", device="cpu", steps=1)
     training = throughput.Training(config, throughput.Checkpoint.load(tmp_path / "policy"))
@@ -53,6 +42,6 @@ def test_operations_of_the_transformer_are_three_times_those_of_its_forward_pass
     assert throughput.count_flops(training.transformer) == 3 * forward > 0
 
 
-def test_bad_options_are_named(throughput: ModuleType) -> None:
+def test_bad_options_are_named() -> None:
     with pytest.raises(UserError, match="--batch-size is 0"):
         throughput.ThroughputConfig(batch_size=0)

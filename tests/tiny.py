@@ -18,7 +18,7 @@ from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConf
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.par import PARModel, PhysicalTokens
 from par_agent.modeling.text_encoder import HashTextEncoder
-from par_agent.training.config import FinetuneConfig
+from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.transforms import Transforms
 
 LENGTH, SIZE, JOINTS = 4, 8, 9
@@ -158,7 +158,12 @@ def tiny_run(folder: Path, **options: Any) -> FinetuneConfig:
 
 def command(config: FinetuneConfig) -> list[str]:
     """The command line of a training run."""
-    words = [sys.executable, "-m", "par_agent", "finetune"]
+    return [sys.executable, "-m", "par_agent", "finetune", *option_words(config)]
+
+
+def option_words(config: TrainingConfig) -> list[str]:
+    """A training run's options as words of a command line."""
+    words = []
     for name, value in dataclasses.asdict(config).items():
         option = name.replace("_", "-")
         if isinstance(value, bool):

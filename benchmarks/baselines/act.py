@@ -69,7 +69,7 @@ class ACT(Method):
 
     def conditions(self, history: History) -> Tensor:
         """The present observation's tokens and one of the instruction, last; before it that of the joint positions."""
-        text = history.text.mean(1)[:, None, None].expand(-1, history.tokens.shape[1], -1, -1)
+        text = history.summary[:, :, None]
         return torch.cat([history.tokens, text], 2)
 
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class BCT(Method):
 
     def conditions(self, history: History) -> Tensor:
         visible = history.visible.clamp(max=self.config.history)
-        x = self.fuse(F.gelu(self.reduce(history.tokens)).flatten(2)) + history.text.mean(1)[:, None]
+        x = self.fuse(F.gelu(self.reduce(history.tokens)).flatten(2)) + history.summary
         x = x + self.positions[(visible - 1).clamp(min=0)]
         mask = past_mask(visible)
         for block in self.blocks:

@@ -107,6 +107,11 @@ class History:
     text: Tensor
     """(B, S, D) text tokens."""
 
+    @property
+    def summary(self) -> Tensor:
+        """(B, N, D) mean of the text tokens, at each step."""
+        return self.text.mean(1)[:, None].expand(-1, self.tokens.shape[1], -1)
+
 
 class Stem(nn.Module):
     """Latents to frame tokens as in ``par-mini``, joint positions to one more, words to text tokens."""

@@ -73,7 +73,7 @@ class DP(Method):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.action_size))
 
     def conditions(self, history: History) -> Tensor:
-        text = history.text.mean(1)[:, None, None].expand(-1, history.tokens.shape[1], -1, -1)
+        text = history.summary[:, :, None]
         tokens = torch.cat([text, recent(history.tokens, history.visible, self.config.frames)], 2)
         return self.condition_mlp(tokens + self.condition_positions[1:])
 

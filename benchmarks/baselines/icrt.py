@@ -77,7 +77,7 @@ class ICRT(Method):
         there = history.visible > 0
         place = (there.cumsum(1) - 1).clamp(0, self.config.steps - 1)
         chunk = torch.where(history.past_known[..., None], self.chunk(history.past.flatten(2)), self.begin)
-        state = self._pool(history.tokens) + history.text.mean(1)[:, None]
+        state = self._pool(history.tokens) + history.summary
         tokens = (torch.stack([chunk, state], 2) + self.positions[place]).flatten(1, 2)
         count = tokens.shape[1]
         causal = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()

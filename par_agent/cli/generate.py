@@ -39,6 +39,8 @@ class GenerateConfig:
     """Sets that the patches of a frame are drawn in, at most."""
     diffusion_steps: int = 25
     """Denoising steps per set."""
+    temperature: float = 1.0
+    """Scale of the noise that frames are drawn from, 0 to 1; lower: closer to the likeliest frame."""
     flow: float = 5.0
     """Strength of motion."""
     fps: float = 12.0
@@ -67,7 +69,7 @@ def main(config: GenerateConfig) -> int:
     check_video_path(config.out, config.frames)
     if not config.fps > 0:
         raise UserError(f"--fps is {config.fps}; it must be above 0")
-    steps = GenerationConfig(config.mask_steps, config.diffusion_steps, config.guidance)
+    steps = GenerationConfig(config.mask_steps, config.diffusion_steps, config.guidance, config.temperature)
     device, dtype = usable_device(config.device), getattr(torch, config.dtype)
     require_parts(config.model, config.text_cache)
     vae = AutoencoderKLOpenSora.from_pretrained(config.model / "vae", device=device, dtype=dtype)

@@ -84,8 +84,12 @@ class RunConfig:
     @property
     def is_protocol(self) -> bool:
         """Whether the run is the whole protocol: all of its initial states and policy seeds."""
-        complete = self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS
-        return self.state_seed is None and self.variation == "none" and complete
+        return self.is_comparable and self._has_all_states
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether each rollout is one of the protocol's."""
+        return self.state_seed is None and self.variation == "none"
 
     @property
     def protocol_label(self) -> str:
@@ -95,11 +99,15 @@ class RunConfig:
         return self._states_label
 
     @property
+    def _has_all_states(self) -> bool:
+        return self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS
+
+    @property
     def _states_label(self) -> str:
         if self.state_seed is not None:
             last = self.state_seed + self.states - 1
             return f"NOT THE PROTOCOL: initial states from seeds {self.state_seed} to {last}"
-        if self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS:
+        if self._has_all_states:
             return "the protocol"
         return (
             f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, {self.policy_seeds} policy "
@@ -275,7 +283,7 @@ class BenchmarkRun:
             "track": config.track,
             "variation": config.variation,
             "backend": config.backend,
-            "protocol": config.state_seed is None and config.variation == "none",
+            "protocol": config.is_comparable,
             "state": reply.state,
             "env_seed": self._env_seeds[reply.state],
             "policy_seed": job.policy_seed,

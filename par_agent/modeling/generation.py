@@ -59,6 +59,8 @@ class GenerationConfig:
     """Denoising steps per set."""
     guidance: float = 5.0
     """Classifier-free guidance; 1 or less: none, and half the work."""
+    temperature: float = 1.0
+    """Scale of the noise that frames are drawn from; below 1 they come closer to the likeliest one (Li et al. 2024)."""
 
     def __post_init__(self) -> None:
         for name in ("mask_steps", "diffusion_steps"):
@@ -66,6 +68,8 @@ class GenerationConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not math.isfinite(self.guidance):
             raise UserError(f"guidance is {self.guidance}; it must be a finite number")
+        if not 0 <= self.temperature <= 1:
+            raise UserError(f"temperature is {self.temperature}; it must be from 0 to 1")
 
     @property
     def guided(self) -> bool:
@@ -96,6 +100,7 @@ def denoise(
     noise: NoiseSource,
     ids: Tensor,
     guidance: float | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Draws patches by running the de-tokenizer's reverse process.
 
@@ -106,6 +111,7 @@ def denoise(
         noise: random numbers.
         ids: (B, n) int64, the patches to draw.
         guidance: strength; None: unguided.
+        temperature: scale of the noise.
 
     Returns:
         (B, F, p p C) patch vectors, float32 or finer. Those outside ``ids`` hold nothing of use: for them the process
@@ -114,13 +120,13 @@ def denoise(
     copies = 1 if guidance is None else 2
     shape = (len(ids), nova.config.latent_channels, *nova.config.latent_size)
     # The network may run in a half type; the sample is kept in float32 at least.
-    x = nova.patchify(noise.start(shape)).to(torch.promote_types(z.dtype, torch.float32))
+    x = temperature * nova.patchify(noise.start(shape)).to(torch.promote_types(z.dtype, torch.float32))
     wanted = gather_tokens(z, ids.repeat(copies, 1))
     for j, time in enumerate(sampler.times):
         tokens = gather_tokens(x, ids).repeat(copies, 1, 1)
         output = nova.image_decoder(tokens, torch.full((len(tokens),), time, device=x.device), wanted).to(x.dtype)
         output = output if guidance is None else guide(output, guidance)
-        fresh = nova.patchify(noise.step(shape)).to(x.dtype) if sampler.noise[j] else None
+        fresh = temperature * nova.patchify(noise.step(shape)).to(x.dtype) if sampler.noise[j] else None
         x = sampler.step(j, x, scatter_tokens(x, ids, output), fresh)
     return x
 
@@ -141,7 +147,7 @@ def generate_frame(
         condition: (B, M, D) condition tokens of the frame; with guidance (2 B, M, D), those with prompt first.
         noise: random numbers.
         order: (B, F) int64, the order in which patches are drawn.
-        config: numbers of steps and guidance.
+        config: numbers of steps, guidance and temperature.
         process: noise process; None: the model's own.
     """
     process = noise_process(nova.config.diffusion) if process is None else process
@@ -156,7 +162,8 @@ def generate_frame(
         known, ids = order[:, :done], order[:, done : done + count]
         latents = nova.unpatchify(frame).repeat(copies, 1, 1, 1)
         z = nova.encode_frame(latents, condition, known.repeat(copies, 1))
-        drawn = denoise(nova, z, sampler, noise, ids, config.guidance if config.guided else None)
+        guidance = config.guidance if config.guided else None
+        drawn = denoise(nova, z, sampler, noise, ids, guidance, config.temperature)
         frame = scatter_tokens(frame, ids, gather_tokens(drawn, ids))
         done += count
     return nova.unpatchify(frame)

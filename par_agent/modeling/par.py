@@ -374,7 +374,8 @@ class PARModel(nn.Module):
         Args:
             z_frame: from :meth:`forward` or :meth:`step`.
             noise: random numbers.
-            config: numbers of steps, without guidance; None: few. Not used by a model with regression de-tokenizers.
+            config: numbers of steps, without guidance; None: few, at a low temperature. Not used by a model with
+                regression de-tokenizers.
 
         Raises:
             UserError: the model has no frame path, or guidance was asked for.
@@ -385,7 +386,7 @@ class PARModel(nn.Module):
             nothing = torch.zeros(len(z_frame), 0, dtype=torch.long, device=z_frame.device)
             blank = z_frame.new_zeros(len(z_frame), self.config.nova.latent_channels, *self.config.nova.latent_size)
             return self.nova.unpatchify(self.frame_regression(self.nova.encode_frame(blank, z_frame, nothing)))
-        config = config or GenerationConfig(8, min(10, self.config.nova.diffusion.train_steps), 1.0)
+        config = config or GenerationConfig(4, min(10, self.config.nova.diffusion.train_steps), 1.0, temperature=0.15)
         if config.guided:
             raise UserError(f"guidance is {config.guidance}; frames of a rollout are drawn without: set it to 1")
         order = noise.order(len(z_frame), self.config.nova.image_tokens)

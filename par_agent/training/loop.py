@@ -273,10 +273,9 @@ class TrainingLoop(abc.ABC):
 
     def _roll_out(self, monitor: Monitor) -> None:
         """Evaluates the averaged model in simulation; a failure there does not end the training."""
-        policy = self.policy()
+        self.save_policy()
         if not self.accelerator.is_main_process or self._rollouts is None:
             return
-        policy.save(self.config.out / "policy")
         try:
             metrics = self._rollouts(self.config.out / "policy")
         except UserError as error:
