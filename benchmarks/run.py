@@ -26,7 +26,7 @@ from par_agent.evaluation.policies import parse_options, search_folder
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
-from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
+from par_agent.tasks import BUNDLED, PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -38,9 +38,9 @@ class BenchmarkConfig:
 
     tasks: tuple[str, ...] = PAPER_TASKS
     """Tasks by name, or module:NAME for a TaskSpec of your own."""
-    policy: str = "par-mini"
+    policy: str | None = None
     """A bundled checkpoint's name, a checkpoint folder, module:Class, or a row of the paper's tables: act, bc-t, dp,
-    icrt, rdt, par-noar, par-discrete."""
+    icrt, rdt, par-noar, par-discrete. Default: the track's bundled checkpoint, par-mini or par-mini-native."""
     policy_checkpoint: Path | None = None
     """Weights of a row of the paper's tables (default: runs/NAME/policy) or of module:Class."""
     policy_kwargs: tuple[str, ...] = ()
@@ -87,9 +87,10 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
     if config.num_states is not None and config.state_seed is None:
         raise UserError("--num-states is for other states than the protocol's and needs --state-seed; or give --states")
     device = config.device or ("cuda" if config.backend == "gpu" else "cpu")
+    policy = config.policy or BUNDLED[config.track]
     return RunConfig(
         tasks=config.tasks,
-        policy=find_policy(config.policy, parse_options(config.policy_kwargs), device, config.policy_checkpoint),
+        policy=find_policy(policy, parse_options(config.policy_kwargs), device, config.policy_checkpoint),
         out=config.out,
         track=config.track,
         variation=config.variation,

@@ -22,6 +22,9 @@ TRACKS = ("paper", "native")
 """What the policy sees: ``paper`` is the image of the task's render camera and the joint positions, ``native`` is what
 ManiSkill itself gives for ``obs_mode="rgb"``."""
 
+BUNDLED = {"paper": "par-mini", "native": "par-mini-native"}
+"""Name of the bundled checkpoint of each track."""
+
 
 @dataclass(frozen=True)
 class TaskSpec:

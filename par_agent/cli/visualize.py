@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from par_agent.errors import UserError
+from par_agent.tasks import BUNDLED
 
 if TYPE_CHECKING:
     from par_agent.evaluation.policies import PolicySource
@@ -22,8 +23,8 @@ class StageOptions:
     """Number of the protocol's initial state, from 0."""
     seed: int = 0
     """Policy seed; the rollout is the one that the benchmark makes of it."""
-    policy: str = "par-mini"
-    """A bundled checkpoint's name or a checkpoint folder."""
+    policy: str | None = None
+    """A bundled checkpoint's name or a checkpoint folder. Default: the track's bundled checkpoint."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value."""
     track: Literal["paper", "native"] = "paper"
@@ -69,7 +70,7 @@ def policy_source(config: StageOptions) -> PolicySource:
 
     search_folder(os.getcwd())
     usable_device(config.device)
-    return PolicySource(config.policy, parse_options(config.policy_kwargs), config.device)
+    return PolicySource(config.policy or BUNDLED[config.track], parse_options(config.policy_kwargs), config.device)
 
 
 def file_stem(config: StageOptions) -> str:
