@@ -1,4 +1,4 @@
-"""Writes the table of results in README and in the model card from the result files in `benchmarks/reported`.
+"""Writes the table of results in README and in the model cards from the result files in `benchmarks/reported`.
 
 python benchmarks/readme_table.py            # writes
 python benchmarks/readme_table.py --check    # exits 1 if a document is not what it would write
@@ -29,7 +29,7 @@ class TableConfig:
 
     reported: Path = ROOT / "benchmarks" / "reported"
     """Folders of finished runs of the protocol; those of `make benchmark-robustness` lie in `robustness`."""
-    documents: tuple[Path, ...] = (ROOT / "README.md", ROOT / "par_agent" / "checkpoints" / "par-mini" / "README.md")
+    documents: tuple[Path, ...] = (ROOT / "README.md", *sorted((ROOT / "par_agent").glob("checkpoints/*/README.md")))
     """Files with the two marks that the table stands between."""
     check: bool = False
     """Only compare."""
@@ -52,7 +52,8 @@ def table(reported: Path, base: Path) -> str:
         provenance = content["provenance"]
         found = {result["task"]: result for result in content["results"]}
         link = os.path.relpath(folder / "results.md", base)
-        name = f"[{Path(provenance['policy']).name}]({link}), measured here"
+        track = "" if provenance["track"] == "paper" else f" on the {provenance['track']} track"
+        name = f"[{Path(provenance['policy']).name}]({link}), measured here{track}"
         lines.append(f"| {name} | {' | '.join(cell(found.get(task)) for task in PAPER_TASKS)} |")
         commands.append(f"`{provenance['command']}`")
     for method in ("PAR-Full", "DP", "RDT"):
