@@ -182,9 +182,21 @@ class Renderer:
         if "render_camera" in self.spec.cameras:
             images["render_camera"] = self.base.render_rgb_array("render_camera")[0].cpu().numpy()
         if sensors := [camera for camera in self.spec.cameras if camera != "render_camera"]:
-            observed = self.base._get_obs_sensor_data()
-            images.update({camera: observed[camera]["rgb"][0].cpu().numpy() for camera in sensors})
+            images.update(self._sensor_images(sensors))
         return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
+
+    def _sensor_images(self, cameras: list[str]) -> dict[str, np.ndarray]:
+        """What ManiSkill's observation shows of these cameras, without rendering the others."""
+        for hidden in self.base._hidden_objects:
+            hidden.hide_visual()
+        self.base.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        images = {}
+        for camera in cameras:
+            sensor = self.base.scene.sensors[camera]
+            sensor.capture()
+            observed = sensor.get_obs(rgb=True, depth=False, position=False, segmentation=False)
+            images[camera] = observed["rgb"][0].cpu().numpy()
+        return images
 
     def extra(self) -> dict[str, np.ndarray]:
         """Extra observation -> (n,) float32 of the present state; what tells of contacts needs a step and is not known
