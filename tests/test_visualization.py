@@ -77,18 +77,19 @@ def test_a_rollout_is_drawn_as_strip_and_video(tmp_path: Path, capsys: Any) -> N
 
 
 @pytest.fixture
-def failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished run of two failures, of a task that has rules here."""
+def failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A finished run of two failures, of a task that has rules here; its parameter is the run's variation."""
     monkeypatch.setitem(TASKS, "NudgeCube", NUDGE_CUBE)
     monkeypatch.setitem(GOALS, "NudgeCube", GOALS["PushCube"])
     task_checkpoint().save(tmp_path / "policy")
     source = PolicySource(str(tmp_path / "policy"))
-    config = RunConfig(("harness_task:NUDGE_CUBE",), source, tmp_path / "out", states=2, policy_seeds=2)
-    run = BenchmarkRun(config)
+    options: dict[str, Any] = {"states": 2, "policy_seeds": 2, "variation": getattr(request, "param", "none")}
+    run = BenchmarkRun(RunConfig(("harness_task:NUDGE_CUBE",), source, tmp_path / "out", **options))
     write_results(run, run.run(lambda found: None, lambda record: None))
     return run.folder
 
 
+@pytest.mark.parametrize("failed_run", ["none", "delay"], indirect=True)
 def test_failures_are_repeated_to_the_bit_drawn_once_and_reported(failed_run: Path, capsys: Any) -> None:
     assert main(["visualize", "failures", str(failed_run)]) == 0
     records = [json.loads(path.read_text()) for path in sorted((failed_run / "failures").glob("*.json"))]

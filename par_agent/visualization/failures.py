@@ -118,7 +118,9 @@ class FailedRun:
         self, spec: TaskSpec, groups: list[list[Record]], on_failure: Callable[[Failure], None]
     ) -> list[Failure]:
         failures: list[Failure] = []
-        with Stage(spec, self.source, self.identity["track"], self.states_file(spec), imagines=False) as stage:
+        variation = self.identity.get("variation", "none")  # runs of earlier versions have none
+        states = self.states_file(spec)
+        with Stage(spec, self.source, self.identity["track"], states, imagines=False, variation=variation) as stage:
             for group in groups:
                 first = group[0]
                 seeds = tuple(record["policy_seed"] for record in group)

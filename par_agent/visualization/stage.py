@@ -32,10 +32,11 @@ class Stage:
         track: ``paper`` or ``native``.
         states_file: initial states; None: the protocol's.
         imagines: whether the policy has to have a frame path.
+        variation: one of :data:`par_agent.evaluation.variations.VARIATIONS`.
 
     Raises:
         UserError: the policy is no PAR policy, has no frame path where it is needed, or does not fit the task; or there
-            are no such states.
+            are no such states, or no such variation.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Stage:
         states_file: Path | None = None,
         *,
         imagines: bool = True,
+        variation: str = "none",
     ) -> None:
         import logging
 
@@ -58,7 +60,7 @@ class Stage:
         elif not isinstance(policy, PARPolicy):
             raise UserError(f"policy {type(policy).__name__} is no PAR checkpoint, and only these can be drawn")
         self.policy: PARPolicy = policy
-        self.env = TaskEnvironment(spec, track)
+        self.env = TaskEnvironment(spec, track, variation=variation)
 
     def __enter__(self) -> Stage:
         return self
