@@ -9,6 +9,7 @@ from typing import Any
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import torch
 from lxml import html
 
 from harness_task import NUDGE_CUBE
@@ -21,6 +22,7 @@ from par_agent.tasks import TASKS
 from par_agent.visualization import causes
 from par_agent.visualization.causes import GOALS, ObjectTrace, propose_cause
 from par_agent.visualization.failures import FailedRun
+from par_agent.visualization.stage import Stage
 from tiny import task_checkpoint
 
 STEPS = 100
@@ -104,6 +106,18 @@ def test_failures_are_repeated_to_the_bit_drawn_once_and_reported(failed_run: Pa
     assert len(page.xpath("//h2[text()='Why rollouts failed']")) == 1
     assert page.xpath("//table[@id='causes']/tbody/tr/td/text()")[0] == "NudgeCube"
     assert all((failed_run / source).exists() for source in page.xpath("//details/img/@src"))
+
+
+def test_rollouts_are_computed_with_one_thread_as_in_the_benchmark(tmp_path: Path) -> None:
+    task_checkpoint().save(tmp_path / "policy")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Stage(NUDGE_CUBE, PolicySource(str(tmp_path / "policy")), imagines=False):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_failures_of_another_policy_are_refused(failed_run: Path) -> None:

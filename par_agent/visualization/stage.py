@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Stage:
-    """Use it as a context manager.
+    """Use it as a context manager; within it torch computes with one thread, as in the benchmark.
 
     Args:
         spec: the task.
@@ -63,9 +63,12 @@ class Stage:
         self.env = TaskEnvironment(spec, track, variation=variation)
 
     def __enter__(self) -> Stage:
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as the benchmark's workers do: sums in another order end in other rollouts
         return self
 
     def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self._threads)
         self.env.close()
 
     def roll_out(self, state: int, policy_seed: int, observers: Sequence[RolloutObserver]) -> Record:
