@@ -108,12 +108,12 @@ def test_failures_are_repeated_to_the_bit_drawn_once_and_reported(failed_run: Pa
     assert all((failed_run / source).exists() for source in page.xpath("//details/img/@src"))
 
 
-def test_rollouts_are_computed_with_one_thread_as_in_the_benchmark(tmp_path: Path) -> None:
-    task_checkpoint().save(tmp_path / "policy")
+def test_rollouts_are_computed_with_one_thread_as_in_the_benchmark(failed_run: Path) -> None:
+    run = FailedRun(failed_run)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with Stage(NUDGE_CUBE, PolicySource(str(tmp_path / "policy")), imagines=False):
+        with Stage(NUDGE_CUBE, run.source, states_file=run.states_file(NUDGE_CUBE), imagines=False):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:
