@@ -180,6 +180,11 @@ class Page:
         return imageio.imread(self._image.screenshot_as_png)
 
     @property
+    def predicted_width(self) -> int:
+        """Pixels of the predicted frame, 0 without one; the test's policy and par-mini predict other sizes."""
+        return int(self.browser.execute_script("return document.querySelector('#predicted img')?.naturalWidth ?? 0"))
+
+    @property
     def script_errors(self) -> list[str]:
         """What went wrong in the browser; that its own requests outside of the page get a 403 is meant."""
         log = self.browser.get_log("browser")
@@ -263,16 +268,23 @@ def test_the_cube_is_dragged_and_the_menus_choose_and_a_killed_page_leaves_no_pr
     page.drag(start, end)  # from where it no longer is
     page.until(lambda: "did not begin on the object" in browser.page_source)
 
-    page.click("step")
-    page.until(lambda: page.steps == 1)
-    first = page.position
+    page.click("run")
+    page.until(lambda: page.steps >= 1)
+    dropped = page.position
+    page.drag(blue_centre(page.image), end + np.array([60, 0]))  # as it runs
+    page.until(lambda: np.linalg.norm(page.position - dropped) > 3)
+    assert page.script_errors == []
     page.type_state(3)
-    page.until(lambda: page.steps == 0 and np.linalg.norm(page.position - first) > 1)
+    page.until(lambda: page.steps == 0 and page.predicted_width == 0)
+    pushing = page.image.astype(int)
     page.choose("task", "PickCube")
-    page.until(lambda: not page.browser.find_elements("css selector", "#predicted img"))
-    page.choose("policy", "par-mini")
+    page.until(lambda: np.abs(page.image - pushing).max() > 100)
     page.click("step")
-    page.until(lambda: page.steps == 1)
+    page.until(lambda: page.predicted_width == 16)
+    page.choose("policy", "par-mini")
+    page.until(lambda: page.steps == 0 and page.predicted_width == 0)
+    page.click("step")
+    page.until(lambda: page.predicted_width > 16)
     assert page.script_errors == []
 
     page.click("run")

@@ -21,8 +21,8 @@ from par_agent.visualization.stage import Stage
 
 REACH = 0.85
 """How far from the robot's base an object may be put, metres."""
-GRASP = 0.04
-"""How far from an object's centre the ray of a pixel may pass that shows it, metres."""
+RADIUS = 0.04
+"""How far from an object's centre the ray of a pixel that shows it may pass, metres."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class _Rollout:
         moved = self._object
         origin, direction = self._ray(*start)
         centre = moved.pose.sp.p
-        if np.linalg.norm(np.cross(centre - origin, direction)) > GRASP:
+        if np.linalg.norm(np.cross(centre - origin, direction)) > RADIUS:
             raise UserError("the drag did not begin on the object: press on it, or click where it should be")
         seized = _meet(origin, direction, centre[2]) - centre
         return self._move(moved, _meet(*self._ray(*end), self._lying.p[2]) - seized)
