@@ -262,7 +262,10 @@ def test_the_cube_is_dragged_and_the_menus_choose_and_a_killed_page_leaves_no_pr
     page.until(lambda: page.image.std() > 10)
     before, start = page.position, blue_centre(page.image)
     end = start + np.array([60, 30])
-    page.drag(start, end)
+    image = "document.querySelector('#image img')"
+    browser.execute_script(f"Object.defineProperty({image}, 'naturalWidth', {{value: 0, configurable: true}})")
+    page.drag(start, end)  # as it is while the browser loads the next picture
+    browser.execute_script(f"delete {image}.naturalWidth")
     page.until(lambda: np.linalg.norm(page.position - before) > 3)
     page.until(lambda: np.abs(blue_centre(page.image) - end).max() < 4)
     page.drag(start, end)  # from where it no longer is
