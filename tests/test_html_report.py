@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,24 +78,6 @@ def test_a_cell_with_a_video_is_a_link_to_it(tmp_path: Path) -> None:
     (link,) = page(run, ALL_RECORDS).xpath("//a[@data-rollout]")
     assert link.get("data-rollout") == "PickCube, state 1, policy seed 0"
     assert (run.folder / link.get("href")) == video
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    """Headless Chromium."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no Chromium with its driver (Debian's packages: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'browser'}")
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    yield browser
-    browser.quit()
 
 
 def test_a_click_on_a_cell_shows_the_rollout_and_plays_its_video(tmp_path: Path, browser: Any) -> None:

@@ -1,4 +1,4 @@
-"""`par-agent play`: a local page on which a policy acts; one can watch, pause, step, move the object and reset."""
+"""`par-agent play`: a local page on which a policy acts; one can watch, pause, step, drag the object and reset."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ class PlayConfig:
 
 def main(config: PlayConfig) -> int:
     """Serves until Ctrl-C."""
+    import os
+    import signal
+    import tempfile
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C
+    with tempfile.TemporaryDirectory(prefix="par-agent-play-") as pictures:
+        os.environ["GRADIO_TEMP_DIR"] = pictures  # gradio shows pictures from files; read when it is imported
+        _serve(config)
+    return 0
+
+
+def _serve(config: PlayConfig) -> None:
     import contextlib
     import os
     import secrets
@@ -60,4 +72,3 @@ def main(config: PlayConfig) -> int:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
-    return 0

@@ -19,6 +19,11 @@ from par_agent.visualization.attention import frame_weights
 from par_agent.visualization.causes import GOALS
 from par_agent.visualization.stage import Stage
 
+REACH = 0.85
+"""How far from the robot's base an object may be put, metres."""
+RADIUS = 0.04
+"""How far from an object's centre the ray of a pixel that shows it may pass, metres."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -37,12 +42,15 @@ class View:
     """Whether the task was solved after any step."""
     finished: bool
     """Whether it is solved, or out of steps."""
+    position: np.ndarray | None
+    """(3,) metres: the centre of the task's object; None where none is known."""
 
     @property
     def status(self) -> str:
-        """Step and outcome, in words."""
+        """Step, outcome and place of the object, in words."""
         outcome = ", success" if self.solved else ", out of steps" if self.finished else ""
-        return f"step {self.steps}{outcome}"
+        where = "" if self.position is None else "; object at {:.1f}, {:.1f}, {:.1f} cm".format(*100 * self.position)
+        return f"step {self.steps}{outcome}{where}"
 
 
 class Live:
@@ -89,6 +97,19 @@ class Live:
             UserError: the task has no object that is known here, or the pixel shows no place within reach.
         """
         return self._do(lambda: self._current.put_object(x, y))
+
+    def drag_object(self, start: tuple[float, float], end: tuple[float, float]) -> View:
+        """Drags the task's object over the table, wherever it is now, as the simulator's image shows it.
+
+        Args:
+            start: (x, y) of a pixel that shows the object.
+            end: (x, y) of the pixel to which that point of it goes.
+
+        Raises:
+            UserError: the task has no object that is known here, ``start`` does not show it, or ``end`` shows no place
+                within reach.
+        """
+        return self._do(lambda: self._current.drag_object(start, end))
 
     def close(self) -> None:
         """Frees the simulation; again at no cost."""
@@ -137,8 +158,7 @@ class _Rollout:
         self._predicted = self._attention = None
         self._steps, self._solved = 0, False
         if self._stage.spec.name in GOALS:
-            moved = GOALS[self._stage.spec.name].moved
-            self._height = float(self._stage.env.simulation.scene.actors[moved].pose.p[0, 2])
+            self._lying = self._object.pose.sp  # objects lie on the table at the start
         return self.view()
 
     def step(self, count: int) -> View:
@@ -155,25 +175,53 @@ class _Rollout:
 
     def view(self) -> View:
         image = self._stage.env.render()[0]
-        return View(image, self._predicted, self._attention, self._steps, self._solved, self._finished)
+        position = self._object.pose.sp.p if self._stage.spec.name in GOALS else None
+        return View(image, self._predicted, self._attention, self._steps, self._solved, self._finished, position)
 
     def put_object(self, x: float, y: float) -> View:
-        if self._stage.spec.name not in GOALS:
-            raise UserError(f"{self._stage.spec.name} has no object that can be moved here; {', '.join(GOALS)} have")
+        return self._move(self._object, _meet(*self._ray(x, y), self._lying.p[2]))
+
+    def drag_object(self, start: tuple[float, float], end: tuple[float, float]) -> View:
+        moved = self._object
+        origin, direction = self._ray(*start)
+        centre = moved.pose.sp.p
+        if np.linalg.norm(np.cross(centre - origin, direction)) > RADIUS:
+            raise UserError("the drag did not begin on the object: press on it, or click where it should be")
+        seized = _meet(origin, direction, centre[2]) - centre
+        return self._move(moved, _meet(*self._ray(*end), self._lying.p[2]) - seized)
+
+    @property
+    def _object(self) -> Any:
+        """The task's object, as ManiSkill's actor."""
+        task = self._stage.spec.name
+        if task not in GOALS:
+            raise UserError(f"{task} has no object that can be moved here; {', '.join(GOALS)} have")
+        return self._stage.env.simulation.scene.actors[GOALS[task].moved]
+
+    def _move(self, moved: Any, place: np.ndarray) -> View:
+        """Lays an object at rest somewhere, turned as at the start.
+
+        Args:
+            moved: ManiSkill's actor.
+            place: (3,) of its centre, metres; not finite where there is no such place.
+        """
         import sapien
 
-        base = self._stage.env.simulation
-        actor = base.scene.actors[GOALS[self._stage.spec.name].moved]
-        height = self._height  # objects lie on the table at the start
-        camera = base.scene.human_render_cameras[self._stage.spec.camera].get_params()
-        place = _on_plane(x, y, height, camera["extrinsic_cv"][0].numpy(), camera["intrinsic_cv"][0].numpy())
-        reach = base.agent.robot.pose.p[0, :2].numpy()
-        if place is None or np.linalg.norm(place[:2] - reach) > 0.85:
+        base = self._stage.env.simulation.agent.robot.pose.sp.p
+        if not np.linalg.norm(place[:2] - base[:2]) <= REACH:  # also what is not a number
             raise UserError("there is no place on the table within the robot's reach")
-        actor.set_pose(sapien.Pose(place))
-        actor.set_linear_velocity(np.zeros(3))
-        actor.set_angular_velocity(np.zeros(3))
+        moved.set_pose(sapien.Pose(place, self._lying.q))
+        moved.set_linear_velocity(np.zeros(3))
+        moved.set_angular_velocity(np.zeros(3))
         return self.view()
+
+    def _ray(self, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
+        """Where the render camera is, (3,) in metres, and the direction (3,) of length 1 in which it sees a pixel."""
+        camera = self._stage.env.simulation.scene.human_render_cameras[self._stage.spec.camera].get_params()
+        extrinsic, intrinsic = camera["extrinsic_cv"][0].numpy(), camera["intrinsic_cv"][0].numpy()
+        rotation, translation = extrinsic[:3, :3], extrinsic[:3, 3]  # world to camera, in OpenCV's convention
+        ray = rotation.T @ np.linalg.solve(intrinsic, np.array([x, y, 1.0]))
+        return -rotation.T @ translation, ray / np.linalg.norm(ray)
 
     @property
     def _finished(self) -> bool:
@@ -193,21 +241,10 @@ class _Rollout:
             self._predicted = frames[0].cpu().numpy()
 
 
-def _on_plane(x: float, y: float, height: float, extrinsic: np.ndarray, intrinsic: np.ndarray) -> np.ndarray | None:
-    """The point (3,) in metres at which the ray through a pixel meets the plane z = height; None: behind the camera.
-
-    Args:
-        x: column of the pixel.
-        y: row of the pixel.
-        height: of the plane, metres.
-        extrinsic: (3, 4) world to camera, in OpenCV's convention.
-        intrinsic: (3, 3).
-    """
-    rotation, translation = extrinsic[:3, :3], extrinsic[:3, 3]
-    origin = -rotation.T @ translation
-    ray = rotation.T @ np.linalg.solve(intrinsic, np.array([x, y, 1.0]))
-    distance = (height - origin[2]) / ray[2]
-    return None if distance <= 0 else origin + distance * ray
+def _meet(origin: np.ndarray, direction: np.ndarray, height: float) -> np.ndarray:
+    """The point (3,) in metres at which a ray meets the plane z = height; NaN where it never does."""
+    distance = (height - origin[2]) / direction[2]
+    return origin + (distance if distance > 0 else np.nan) * direction
 
 
 def _overlay(frame: np.ndarray, weights: np.ndarray) -> np.ndarray:

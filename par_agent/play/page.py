@@ -1,6 +1,7 @@
 """The page of `par-agent play`: gradio components around a :class:`~par_agent.play.live.Live`, behind a token."""
 
 import hmac
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
@@ -15,6 +16,10 @@ TICK = 0.2
 """Seconds between two pictures while it runs."""
 STEPS_A_TICK = 4
 """Control steps between them."""
+CLICK = 4
+"""Pixels of the image that the pointer may move in a click."""
+KEPT = 60
+"""Seconds for which gradio keeps the files of the pictures that it has shown."""
 
 
 def import_gradio() -> Any:
@@ -41,7 +46,7 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
     """
     gr = import_gradio()
     tasks = [task, *(name for name in GOALS if name != task)]
-    with gr.Blocks(title="par_agent", analytics_enabled=False) as page:
+    with gr.Blocks(title="par_agent", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         with gr.Row():
             chosen_policy = gr.Dropdown([*policies], value=next(iter(policies)), label="policy", elem_id="policy")
             chosen_task = gr.Dropdown(tasks, value=task, label="task", elem_id="task")
@@ -51,10 +56,11 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
             pause = gr.Button("pause", elem_id="pause")
             step = gr.Button("step", elem_id="step")
             reset = gr.Button("reset", elem_id="reset")
-        status = gr.Textbox(label="rollout", interactive=False, elem_id="status")
+        status = gr.Textbox(show_label=False, container=False, interactive=False, elem_id="status")
         with gr.Row():
             shown: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png"}
-            image = gr.Image(label="simulator: a click puts the object there", elem_id="image", **shown)
+            with _draggable(gr) as draggable:
+                image = gr.Image(label="simulator: drag the object, or click where to put it", elem_id="image", **shown)
             predicted = gr.Image(label="predicted: the end of this chunk", elem_id="predicted", **shown)
             attended = gr.Image(label="attention in the frame read last", elem_id="attention", **shown)
         timer = gr.Timer(TICK, active=False)
@@ -63,8 +69,11 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
         def load(policy: str, task: str, state: float) -> Any:
             return _shown(_told(gr, lambda: live.load(policies[policy], task, int(state))))
 
-        def place(event: gr.SelectData) -> Any:  # type: ignore[name-defined]  # gradio needs a type here, not text
-            return _shown(_told(gr, lambda: live.put_object(*event.index)))
+        def drag(event: gr.EventData) -> Any:  # type: ignore[name-defined]  # gradio needs a type here, not text
+            (x, y), end = event.start, event.end
+            if abs(end[0] - x) <= CLICK and abs(end[1] - y) <= CLICK:
+                return _shown(_told(gr, lambda: live.put_object(*end)))
+            return _shown(_told(gr, lambda: live.drag_object((x, y), end)))
 
         def tick() -> Any:
             view = live.step(STEPS_A_TICK)
@@ -80,8 +89,20 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
         for event in (reset.click, chosen_policy.input, chosen_task.input, chosen_state.release):
             stopped = event(lambda: gr.Timer(active=False), None, timer)
             stopped.then(load, [chosen_policy, chosen_task, chosen_state], outputs, **one)
-        image.select(place, None, outputs, **one)
+        draggable.release(drag, None, outputs, **one)
     return page
+
+
+def _draggable(gr: Any) -> Any:
+    """What goes around an image; its release event has the pixels ``start`` and ``end`` of a drag, [x, y] each."""
+    marked = "@children<div class='marker'></div>"
+    looks: dict[str, Any] = {"html_template": marked, "css_template": "gap: 0;", "min_width": 160}
+    return gr.HTML(js_on_load=_read("drag.js"), elem_id="draggable", **looks)
+
+
+def _read(name: str) -> str:
+    """A file of the page."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _shown(view: "View") -> tuple[Any, ...]:
@@ -131,5 +152,6 @@ def guarded(page: Any, token: str) -> Any:
 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    mounted = gr.mount_gradio_app(app, page, path=f"/{token}", theme=theme, ssr_mode=False, footer_links=[])
+    looks: dict[str, Any] = {"theme": theme, "css": _read("page.css"), "footer_links": []}
+    mounted = gr.mount_gradio_app(app, page, path=f"/{token}", ssr_mode=False, **looks)
     return TokenGate(mounted, token)
