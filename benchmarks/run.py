@@ -3,6 +3,7 @@
 python benchmarks/run.py          # the bundled checkpoint, three tasks, 125 rollouts each
 python benchmarks/run.py --tasks PushCube --policy runs/my-checkpoint --policy-seeds 1
 python benchmarks/run.py --policy dp --policy-checkpoint runs/dp/policy
+python benchmarks/run.py --policy vla-eval:ws://127.0.0.1:8000
 python benchmarks/run.py --policy my_package.my_module:MyPolicy --policy-kwargs chunk=8 device=cpu
 """
 
@@ -39,12 +40,14 @@ class BenchmarkConfig:
     tasks: tuple[str, ...] = PAPER_TASKS
     """Tasks by name, or module:NAME for a TaskSpec of your own."""
     policy: str | None = None
-    """A bundled checkpoint's name, a checkpoint folder, module:Class, or a row of the paper's tables: act, bc-t, dp,
-    icrt, rdt, par-noar, par-discrete. Default: the track's bundled checkpoint, par-mini or par-mini-native."""
+    """A bundled checkpoint's name, a checkpoint folder, module:Class, a vla-eval model server as vla-eval:ws://HOST:PORT,
+    or a row of the paper's tables: act, bc-t, dp, icrt, rdt, par-noar, par-discrete. Default: the track's bundled
+    checkpoint, par-mini or par-mini-native."""
     policy_checkpoint: Path | None = None
     """Weights of a row of the paper's tables (default: runs/NAME/policy) or of module:Class."""
     policy_kwargs: tuple[str, ...] = ()
-    """Options of the policy as key=value: for a checkpoint those of PARPolicy.from_pretrained, else the class's."""
+    """Options of the policy as key=value: for a checkpoint those of PARPolicy.from_pretrained, else the class's. For a
+    model server those of par_agent.vla_eval.client.ModelServerPolicy, and name=... for tables and folders."""
     track: Literal["paper", "native"] = "paper"
     """What the policy sees: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
     variation: Literal["none", "camera", "dim", "bright", "color", "delay"] = "none"

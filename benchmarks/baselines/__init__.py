@@ -13,6 +13,7 @@ from typing import Any
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.files import read_object
+from par_agent.vla_eval.client import PREFIX, model_server_source
 
 NAMES = ("act", "bc-t", "dp", "icrt", "rdt")
 """The baselines, as ``--method`` and ``--policy`` call them."""
@@ -24,7 +25,8 @@ _POLICY = "baselines.policy:BaselinePolicy"
 
 
 def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint: Path | None = None) -> PolicySource:
-    """What ``--policy`` names: a row of the paper's tables, a folder of any checkpoint, or ``module:Class``.
+    """What ``--policy`` names: a row of the paper's tables, a folder of any checkpoint, ``module:Class``, or a model
+    server as ``vla-eval:ws://HOST:PORT``.
 
     Args:
         reference: as given.
@@ -33,8 +35,12 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
         checkpoint: as given with ``--policy-checkpoint``.
 
     Raises:
-        UserError: the checkpoint was not trained yet, or is of another method.
+        UserError: the checkpoint was not trained yet, or is of another method; or no model server answers.
     """
+    if reference.startswith(PREFIX):
+        if checkpoint is not None:
+            raise UserError("--policy-checkpoint does not reach a model server; give the checkpoint to the server")
+        return model_server_source(reference, options)
     if reference in NAMES + ABLATIONS or (reference == "par-mini" and checkpoint is not None):
         folder = checkpoint or Path("runs") / reference / "policy"
         if not folder.is_dir():

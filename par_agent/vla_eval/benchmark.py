@@ -1,0 +1,182 @@
+"""`ManiSkill3Benchmark`: the tasks with their frozen initial states, on either track, as a vla-eval benchmark.
+
+vla-eval run --config benchmarks/vla-eval/paper.yaml
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import torch
+
+from par_agent.errors import UserError
+from par_agent.evaluation.environment import TaskEnvironment
+from par_agent.evaluation.policies import resolve_task, search_folder
+from par_agent.evaluation.protocol import InitialState, load_states, protocol_file
+from par_agent.evaluation.rollout import derive_seed
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec
+from par_agent.vla_eval import MISSING
+from par_agent.vla_eval.interface import action_interface, observation_interface
+from par_agent.vla_eval.messages import read_actions, to_message
+
+try:
+    from vla_eval.benchmarks.base import StepBenchmark, StepResult
+    from vla_eval.specs import DimSpec
+except ImportError as error:
+    raise ImportError(MISSING.format(error)) from error
+
+
+class ManiSkill3Benchmark(StepBenchmark):
+    """Rolls a model server out as `benchmarks/run.py` does: the same initial states, seeds, images and end.
+
+    Episode i of a task starts from initial state ``i % states`` with policy seed ``i // states``, so the protocol is
+    125 episodes a task. An episode ends with the first success or after the task's step limit. Beside ``success`` its
+    metrics hold ``env_seed``, ``policy_seed`` and ``actions_sha256``, to be compared with ``rollouts.jsonl``.
+
+    Args:
+        tasks: by name, or ``module:NAME`` for a `TaskSpec` of your own.
+        track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
+        variation: one of :data:`par_agent.evaluation.variations.VARIATIONS`.
+        states: initial states per task, the protocol's first ones.
+        send_state: whether observations hold joint positions.
+        frame_every: send images in every n-th observation of an episode only, for a server that executes n actions of
+            its own before it looks again. A PAR server sets it.
+
+    Raises:
+        UserError: a value out of range, or tasks with different actions.
+    """
+
+    render_backends = frozenset({"cpu"})
+    _ALL_RECORD_FIELDS = frozenset({"reward", "success"})
+
+    def __init__(
+        self,
+        tasks: list[str] | None = None,
+        track: str = "paper",
+        *,
+        variation: str = "none",
+        states: int = PROTOCOL_STATES,
+        send_state: bool = True,
+        frame_every: int = 1,
+    ) -> None:
+        super().__init__()
+        search_folder(os.getcwd())
+        if not 1 <= states <= PROTOCOL_STATES:
+            raise UserError(f"states is {states}; the protocol has {PROTOCOL_STATES}")
+        if frame_every < 1:
+            raise UserError(f"frame_every is {frame_every}; it must be at least 1")
+        self._specs = {spec.name: spec for spec in map(resolve_task, tasks or PAPER_TASKS)}
+        if len({(spec.action_size, spec.control_mode, spec.joint_count) for spec in self._specs.values()}) > 1:
+            raise UserError(f"{', '.join(self._specs)} are of different robots or controllers; run them one by one")
+        self._states = {name: load_states(protocol_file(spec), spec)[:states] for name, spec in self._specs.items()}
+        self._track, self._variation = track, variation
+        self._send_state, self._frame_every = send_state, frame_every
+        self._environment: TaskEnvironment | None = None
+        self._start_rollout(next(iter(self._specs.values())), 0)
+
+    @classmethod
+    def configure_render(cls, mode: str) -> dict[str, str]:
+        """Images are rendered on the CPU, as in `benchmarks/run.py`; nothing has to be set."""
+        return {}
+
+    def get_tasks(self) -> list[dict[str, Any]]:
+        """The tasks, each with the policy's seed of every episode."""
+        return [
+            {"name": name, "suite": self._track, "env_id": spec.env_id, "seeds": self._seeds(name)}
+            for name, spec in self._specs.items()
+        ]
+
+    def get_metadata(self) -> dict[str, Any]:
+        """The step limit and the number of episodes."""
+        return {
+            "max_steps": max(spec.max_steps for spec in self._specs.values()),
+            "max_episodes_per_task": PROTOCOL_POLICY_SEEDS * len(next(iter(self._states.values()))),
+        }
+
+    def get_action_spec(self) -> dict[str, DimSpec]:
+        """Joint targets."""
+        return action_interface(self._spec.action_size, self._spec.control_mode)
+
+    def get_observation_spec(self) -> dict[str, DimSpec]:
+        """Images, joint positions and the instruction."""
+        spec = observation_interface(self._spec.joint_count)
+        return spec if self._send_state else {key: value for key, value in spec.items() if key != "state"}
+
+    def reset(self, task: dict[str, Any]) -> None:
+        """Puts a freshly built scene into the episode's initial state.
+
+        Raises:
+            UserError: more episodes than the protocol has.
+        """
+        spec, episode = self._specs[task["name"]], int(task["episode_idx"])
+        most = len(self._seeds(spec.name))
+        if episode >= most:
+            raise UserError(f"episode {episode} of {spec.name}: there are {most}; set episodes_per_task to {most}")
+        if self._environment is None or self._environment.spec is not spec:
+            self.cleanup()
+            self._environment = TaskEnvironment(spec, self._track, variation=self._variation)
+        self._start_rollout(spec, episode)
+        self._environment.reset([self._state])
+
+    def step(self, action: dict[str, Any]) -> StepResult:
+        """Executes one action.
+
+        Raises:
+            UserError: an action that does not fit, or a chunk.
+        """
+        assert self._environment is not None
+        actions = read_actions(action, self._spec)
+        if len(actions) > 1:
+            raise UserError(
+                f"the model server answered with a chunk of {len(actions)} actions; set its chunk_size, so that it "
+                "keeps the chunk and answers every observation with one action"
+            )
+        self._digest.update(actions.tobytes())
+        result = self._environment.step(torch.from_numpy(actions))
+        self._steps += 1
+        self._success = result.success[0]
+        reward = 0.0 if result.reward is None else result.reward[0]
+        self._recorder.record_step(reward=reward, success=self._success)
+        return StepResult(None, reward, self._success or self._steps >= self._spec.max_steps, {})
+
+    def make_obs(self, raw_obs: None, task: dict[str, Any]) -> dict[str, Any]:
+        """Observes the scene, with images where they are due."""
+        assert self._environment is not None
+        due = self._steps % self._frame_every == 0
+        message = to_message(self._environment.observe(with_frame=due), self._spec.instruction)
+        if due:
+            self._recorder.record_video(next(iter(message["images"].values())))
+        if not self._send_state:
+            del message["state"]
+        return message
+
+    def get_step_result(self, step_result: StepResult) -> dict[str, Any]:
+        """Success, and what the episode can be found by in other results."""
+        return {
+            "success": self._success,
+            "env_seed": self._state.env_seed,
+            "policy_seed": self._policy_seed,
+            "actions_sha256": self._digest.hexdigest()[:16],
+        }
+
+    def cleanup(self) -> None:
+        """Frees the simulation."""
+        if self._environment is not None:
+            self._environment.close()
+            self._environment = None
+
+    def _start_rollout(self, spec: TaskSpec, episode: int) -> None:
+        """Notes what the episode is, and that nothing happened yet."""
+        states = self._states[spec.name]
+        self._spec = spec
+        self._state: InitialState = states[episode % len(states)]
+        self._policy_seed = episode // len(states)
+        self._steps, self._success = 0, False
+        self._digest: Any = hashlib.sha256()
+
+    def _seeds(self, name: str) -> list[int]:
+        """The policy's seed of every episode of a task."""
+        states = self._states[name]
+        return [derive_seed(seed, state.env_seed) for seed in range(PROTOCOL_POLICY_SEEDS) for state in states]

@@ -1,0 +1,251 @@
+"""`ModelServerPolicy`: any vla-eval model server as a policy of the benchmark."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import warnings
+from collections import deque
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource, hash_content
+from par_agent.vla_eval import MISSING
+from par_agent.vla_eval.messages import read_actions, to_message
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from par_agent.tasks import TaskSpec
+
+PREFIX = "vla-eval:"
+"""What ``--policy`` starts with where it names a model server; its address follows."""
+IMAGE_FORMATS = ("raw", "png", "jpeg")
+"""How images travel; ``jpeg`` alone changes them."""
+
+
+def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource:
+    """The policy that ``vla-eval:ws://HOST:PORT`` names. The server is asked who it is, so it has to run already.
+
+    Args:
+        reference: as given.
+        options: arguments of :class:`ModelServerPolicy`, and ``name`` for tables and folders (default: the class of the
+            server).
+
+    Raises:
+        UserError: no such address, nobody answers there, or ``vla-eval`` is not installed.
+    """
+    url = reference.removeprefix(PREFIX)
+    connection = _Connection(url, float(options.get("timeout", 60)))
+    try:
+        identity, server = connection.identity, connection.server
+    finally:
+        connection.close()
+    options = {"url": url, "server": identity, **options}
+    name = str(options.pop("name", server.get("model_server", "model-server")))
+    return PolicySource("par_agent.vla_eval.client:ModelServerPolicy", options, name=name)
+
+
+class ModelServerPolicy:
+    """Acts with the model behind a vla-eval model server: sends observations, executes the actions that come back.
+
+    A server may answer with one action or with a chunk; a chunk is executed before the server is asked again. Which
+    weights it serves it does not tell: where two servers look the same, the option ``name`` keeps their results apart.
+
+    Args:
+        url: ``ws://HOST:PORT``.
+        task: gives the instruction and what an action has to look like.
+        server: refuse another server than the one that calls itself this (see :func:`model_server_source`).
+        execute: actions executed of a chunk; None: all.
+        frame_every: send images in every n-th observation of an episode only, for a server that executes n actions of
+            its own before it looks again; None: what the server asks for, else 1.
+        image_format: one of :data:`IMAGE_FORMATS`.
+        timeout: seconds to wait for an answer.
+
+    Raises:
+        UserError: nobody or another server answers, an option is out of range, or ``vla-eval`` is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        task: TaskSpec,
+        *,
+        server: str | None = None,
+        execute: int | None = None,
+        frame_every: int | None = None,
+        image_format: str = "raw",
+        timeout: float = 60,
+    ) -> None:
+        if image_format not in IMAGE_FORMATS:
+            raise UserError(f"image_format is {image_format!r}; it must be one of {', '.join(IMAGE_FORMATS)}")
+        for name, value in (("execute", execute), ("frame_every", frame_every)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        self._task, self._execute = task, execute
+        self._connection = _Connection(url, timeout)
+        if server not in (None, self._connection.identity):
+            self._connection.close()
+            raise UserError(
+                f"another model server answers at {url} than when the run began; start that one again, or run the "
+                "benchmark anew"
+            )
+        from vla_eval.protocol.numpy_codec import set_image_format
+
+        set_image_format(image_format)
+        asked = self._connection.server.get("observation_params") or {}
+        self._frame_every = int(frame_every or asked.get("frame_every", 1))
+        self._answered = 0
+        self._queue: deque[np.ndarray] = deque()
+        self.action_size = task.action_size
+
+    def check(self, spec: TaskSpec, track: str = "paper") -> None:
+        """Warns where what the server declares about actions and observations does not fit the task."""
+        from vla_eval.specs import DimSpec, check_specs
+
+        from par_agent.vla_eval.interface import action_interface, observation_interface
+
+        declared = [
+            {key: DimSpec.from_dict(value) for key, value in (self._connection.server.get(name) or {}).items()}
+            for name in ("action_spec", "observation_spec")
+        ]
+        actions, observations = (
+            action_interface(spec.action_size, spec.control_mode),
+            observation_interface(spec.joint_count),
+        )
+        for mismatch in check_specs(declared[0], actions, declared[1], observations):
+            warnings.warn(f"task {spec.name} and the model server: {mismatch}", stacklevel=2)
+
+    @property
+    def needs_frame(self) -> bool:
+        """Whether the next :meth:`act` sends images."""
+        return not self._queue and self._answered % self._frame_every == 0
+
+    def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
+        """Starts an episode; the server is told the seed, which is its to use.
+
+        Raises:
+            UserError: nobody answers.
+        """
+        self._queue.clear()
+        self._answered = 0
+        task = {"name": self._task.name, "env_id": self._task.env_id, "episode_idx": 0}
+        self._connection.start_episode({"task": {**task, **({} if seed is None else {"seeds": [seed]})}})
+
+    def act(self, obs: dict[str, Any]) -> torch.Tensor:
+        """The next action (1, action_size) float32 of the one environment.
+
+        Raises:
+            UserError: the server answers with an error, with actions that do not fit, too late or not at all; or there
+                is more than one environment.
+        """
+        import torch
+
+        if len(obs["agent"]["qpos"]) != 1:
+            raise UserError("a model server acts in one environment at a time: use --backend cpu")
+        if not self._queue:
+            answer = self._connection.act(to_message(obs, self._task.instruction))
+            self._queue.extend(read_actions(answer, self._task)[: self._execute])
+            self._answered += 1
+        return torch.from_numpy(self._queue.popleft())[None]
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._connection.close()
+
+
+class _Connection:
+    """vla-eval's own connection, to be used without an event loop.
+
+    After any failure it is closed, since a late answer would be taken for that to the next observation, and since the
+    server forgets the episode with the connection; the next episode connects anew.
+
+    Raises:
+        UserError: ``vla-eval`` is not installed, or no server of its protocol answers.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        try:
+            from vla_eval.connection import Connection
+        except ImportError as error:
+            raise UserError(MISSING.format(error)) from None
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise UserError(f"{url!r} is not the address of a model server; expected {PREFIX}ws://HOST:PORT")
+        self._url, self._timeout = url, timeout
+        self._in_episode = False
+        self._loop = asyncio.new_event_loop()
+        self._connection: Any = Connection(url, timeout=timeout, max_retries=1)
+        self._connect()
+
+    @property
+    def server(self) -> dict[str, Any]:
+        """What the server said of itself."""
+        found: dict[str, Any] = self._connection.server_info
+        return found
+
+    @property
+    def identity(self) -> str:
+        """Hash of what the server said of itself."""
+        return hash_content(self.server)
+
+    def start_episode(self, start: dict[str, Any]) -> None:
+        """Ends the episode that goes on, if any, and starts another."""
+        if not self._connection.is_connected:
+            self._connect()
+        elif self._in_episode:
+            self._run(self._connection.end_episode({}))
+        self._run(self._connection.start_episode(start))
+        self._in_episode = True
+
+    def act(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer to an observation."""
+        if not self._connection.is_connected:
+            raise UserError(f"the connection to {self._url} was lost during the episode")
+        answer: dict[str, Any] = self._run(self._connection.act(message))
+        return answer
+
+    def close(self) -> None:
+        """Closes the connection; the next episode opens it again."""
+        if not self._loop.is_closed():
+            with contextlib.suppress(Exception):
+                self._loop.run_until_complete(self._connection.close())
+            self._loop.close()
+
+    def _connect(self) -> None:
+        from vla_eval.protocol.messages import PROTOCOL_VERSION
+
+        if self._loop.is_closed():
+            self._loop = asyncio.new_event_loop()
+        self._run(self._connection.connect(benchmark="par_agent"))
+        version = self.server.get("protocol_version")
+        if version != PROTOCOL_VERSION:
+            self.close()
+            raise UserError(
+                f"the server at {self._url} speaks version {version} of the protocol, the vla-eval installed here "
+                f"version {PROTOCOL_VERSION}: install the same vla-eval on both sides"
+            )
+
+    def _run(self, call: Coroutine[Any, Any, Any]) -> Any:
+        """What a call to the server returns; every failure closes the connection."""
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            return self._loop.run_until_complete(call)
+        except TimeoutError:
+            problem = f"no answer from {self._url} within {self._timeout:g} s; --policy-kwargs timeout=N waits longer"
+        except ConnectionClosed as error:
+            problem = f"{self._url} closed the connection ({error}); the server's log says why"
+        except ConnectionError as error:
+            reason = error.__cause__ or error
+            problem = (
+                f"no model server answers at {self._url} ({type(reason).__name__}: {reason}); start one, and wait "
+                "until it has loaded its model"
+            )
+        except (RuntimeError, ValueError) as error:  # what vla-eval makes of an error message, or of one not its own
+            problem = f"the model server at {self._url} failed: {error}"
+        self.close()
+        raise UserError(problem)

@@ -1,0 +1,91 @@
+"""What a benchmark and a model server tell each other: vla-eval's own conventions for observations and actions.
+
+An observation is ``{"images": {camera: (H, W, 3) uint8}, "state": (joints,) float32 radians, "task_description":
+text}`` and, on the ``native`` track, ``"extra": {name: float32}``. The answer is ``{"actions": (A,) or (n, A)}``, one
+action or a chunk of n. This package adds two things. An episode starts with ``{"task": {"seeds": [...], "episode_idx":
+i}}``, the i-th seed being the policy's. A server whose observation parameters hold ``frame_every: n`` reads images in
+every n-th observation of an episode only, and ``images`` is empty in the others: a rendered image costs as much as some
+fifty control steps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from par_agent.errors import UserError
+
+if TYPE_CHECKING:
+    from par_agent.tasks import TaskSpec
+
+
+def to_message(observation: dict[str, Any], instruction: str) -> dict[str, Any]:
+    """The message of one environment's observation.
+
+    Args:
+        observation: a ManiSkill observation of one environment, tensors or arrays with a leading 1, with or without
+            images.
+        instruction: the task's.
+    """
+    message: dict[str, Any] = {
+        "images": {name: _array(camera["rgb"]) for name, camera in observation.get("sensor_data", {}).items()},
+        "state": _array(observation["agent"]["qpos"]).astype(np.float32),
+        "task_description": instruction,
+    }
+    if "extra" in observation:
+        message["extra"] = {name: _array(value).astype(np.float32) for name, value in observation["extra"].items()}
+    return message
+
+
+def from_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A ManiSkill observation of one environment, arrays with a leading 1, out of its message.
+
+    Raises:
+        UserError: there is no state; PAR reads joint positions.
+    """
+    state = message.get("state", message.get("states"))
+    if state is None:
+        raise UserError("the observation has no state; the benchmark has to send joint positions (send_state: true)")
+    observation: dict[str, Any] = {"agent": {"qpos": np.asarray(state, np.float32)[None]}}
+    if message.get("images"):
+        observation["sensor_data"] = {
+            name: {"rgb": np.asarray(image)[None]} for name, image in message["images"].items()
+        }
+    if "extra" in message:
+        observation["extra"] = {name: np.asarray(value)[None] for name, value in message["extra"].items()}
+    return observation
+
+
+def read_actions(answer: dict[str, Any], spec: TaskSpec) -> np.ndarray:
+    """The actions (n, action_size) float32 of a model server's answer.
+
+    Raises:
+        UserError: no actions, of another size, or numbers that are not finite.
+    """
+    if not isinstance(answer, dict) or answer.get("actions") is None:
+        found = ", ".join(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
+        raise UserError(f'the model server\'s answer has no "actions" (it holds: {found or "nothing"})')
+    actions = np.asarray(answer["actions"], dtype=np.float32)
+    chunk = actions[None] if actions.ndim == 1 else actions
+    if chunk.ndim != 2 or not len(chunk) or chunk.shape[1] != spec.action_size:
+        raise UserError(
+            f"the model server answered with actions of shape {actions.shape}; task {spec.name} takes actions of "
+            f"{spec.action_size} numbers ({spec.control_mode}), one or a chunk of them: serve a policy that was "
+            "trained for this robot and controller"
+        )
+    if not np.isfinite(chunk).all():
+        raise UserError(f"the model server answered with an action that is not finite: {actions.tolist()}")
+    return chunk
+
+
+def episode_seed(start: dict[str, Any]) -> int | None:
+    """The policy's seed of an episode that starts with this message; None where the benchmark gave none."""
+    task = start.get("task") or {}
+    seeds, index = task.get("seeds"), task.get("episode_idx", 0)
+    return int(seeds[index]) if seeds and 0 <= index < len(seeds) else None
+
+
+def _array(value: Any) -> np.ndarray:
+    """A tensor or array with a leading 1, without it."""
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)[0]

@@ -1,0 +1,102 @@
+"""`PARModelServer`: a PAR checkpoint as a vla-eval model server.
+
+    python -m par_agent.vla_eval.server --args.checkpoint par-mini --address 127.0.0.1:8000
+
+or `vla-eval serve --config benchmarks/vla-eval/par-mini.yaml`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from par_agent.evaluation.policies import PolicySource, checkpoint_folder
+from par_agent.policy import PARPolicy
+from par_agent.vla_eval import MISSING
+from par_agent.vla_eval.interface import action_interface, observation_interface
+from par_agent.vla_eval.messages import episode_seed, from_message
+
+try:
+    from vla_eval.model_servers.base import SessionContext
+    from vla_eval.model_servers.predict import PredictModelServer
+    from vla_eval.model_servers.serve import run_server
+    from vla_eval.specs import DimSpec
+except ImportError as error:
+    raise ImportError(MISSING.format(error)) from error
+
+
+class PARModelServer(PredictModelServer):
+    """Serves a checkpoint to any number of benchmarks; every session has an episode of its own.
+
+    It answers every observation with one action. Images are read where a chunk is planned, once in as many control
+    steps as are executed of a chunk, and the benchmark is told so (``frame_every``). Actions follow from the seed that
+    the episode starts with, and are those of `PARPolicy` itself.
+
+    Args:
+        checkpoint: a bundled checkpoint's name or a folder.
+        device: where the model runs.
+        seed: of episodes that start without one.
+        acting: fields of :class:`par_agent.checkpoint.Acting` that differ from the checkpoint's.
+
+    Raises:
+        UserError: no such checkpoint, or an option that it does not take.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "par-mini",
+        device: str = "cpu",
+        *,
+        seed: int = 0,
+        acting: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        folder = checkpoint_folder(checkpoint)
+        self._description = f"checkpoint {folder.name} {PolicySource(checkpoint).fingerprint()}"
+        self._acting, self._device, self._seed = acting or {}, device, seed
+        first = PARPolicy.from_pretrained(folder, device=device, **self._acting)
+        self._checkpoint, self._execute = first.checkpoint, first.execute
+        self._transforms = first.transforms
+        self._seeds: dict[str, int] = {}
+        self._policies: dict[str, PARPolicy] = {}
+
+    def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
+        """The next action (action_size,) float32 of the session's episode."""
+        policy = self._policies.get(ctx.session_id)
+        if policy is None:
+            policy = self._policies[ctx.session_id] = PARPolicy(
+                self._checkpoint,
+                str(obs.get("task_description", "")),
+                device=self._device,
+                seed=self._seeds.get(ctx.session_id, self._seed),
+                **self._acting,
+            )
+        return {"actions": policy.act(from_message(obs))[0].cpu().numpy()}
+
+    async def on_episode_start(self, config: dict[str, Any], ctx: SessionContext) -> None:
+        """Forgets the session's last episode."""
+        await super().on_episode_start(config, ctx)
+        self._policies.pop(ctx.session_id, None)
+        seed = episode_seed(config)
+        self._seeds[ctx.session_id] = self._seed if seed is None else seed
+
+    async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
+        """Forgets the session's episode."""
+        await super().on_episode_end(result, ctx)
+        self._policies.pop(ctx.session_id, None)
+        self._seeds.pop(ctx.session_id, None)
+
+    def get_observation_params(self) -> dict[str, Any]:
+        """How often an image is read."""
+        return {"frame_every": self._execute, "send_state": True}
+
+    def get_action_spec(self) -> dict[str, DimSpec]:
+        """Joint targets; the description tells checkpoints apart."""
+        return action_interface(self._transforms.action_size, "pd_joint_pos", self._description)
+
+    def get_observation_spec(self) -> dict[str, DimSpec]:
+        """What is read."""
+        return observation_interface(self._transforms.joint_count)
+
+
+if __name__ == "__main__":
+    run_server(PARModelServer)
