@@ -211,8 +211,10 @@ def test_addresses_and_options_that_cannot_be(serve: Any) -> None:
     for url in ("127.0.0.1:8000", "http://127.0.0.1:8000", "ws://"):
         with pytest.raises(UserError, match="is not the address of a model server; expected vla-eval:ws://HOST:PORT"):
             model_server_source(f"vla-eval:{url}", {})
-    with pytest.raises(UserError, match="execute is 0; it must be at least 1"):
+    with pytest.raises(UserError, match="execute is 0; it must be a whole number of at least 1"):
         ModelServerPolicy(handle.url, PUSH, execute=0)
+    with pytest.raises(UserError, match="timeout is 'soon'; it must be a number of seconds above 0"):
+        model_server_source(f"vla-eval:{handle.url}", {"timeout": "soon"})
     with pytest.raises(UserError, match="image_format is 'bmp'"):
         ModelServerPolicy(handle.url, PUSH, image_format="bmp")
     policy = ModelServerPolicy(handle.url, PUSH)
@@ -287,6 +289,24 @@ def test_the_benchmark_checks_its_parameters() -> None:
     assert len({seed for task in tasks for seed in task["seeds"]}) == 15
     with pytest.raises(UserError, match="episode 15 of PushCube: there are 15; set episodes_per_task to 15"):
         benchmark.reset({**tasks[0], "episode_idx": 15})
+
+
+@pytest.mark.slow
+def test_the_documented_commands_have_the_options_that_they_are_given() -> None:
+    pytest.importorskip("vla_eval")
+    text = (ROOT / "benchmarks" / "README.md").read_text().split("## Policies with packages of their own")[1]
+    commands = [line.strip() for line in text.split("\n## ")[0].splitlines() if line.startswith("    ")]
+    servers = {
+        "-m par_agent.vla_eval.server": ["-m", "par_agent.vla_eval.server"],
+        "-m vla_eval.model_servers.lerobot": ["-m", "vla_eval.model_servers.lerobot"],
+        "PATH/TO/benchmarks/vla-eval/rdt_server.py": [str(ROOT / "benchmarks" / "vla-eval" / "rdt_server.py")],
+        "vla-eval run": ["-c", "from vla_eval.cli.main import main; main()", "run"],
+    }
+    for name, arguments in servers.items():
+        (command,) = (command.split("#")[0] for command in commands if name in command)
+        options = [word.split("=")[0] for word in command.split() if word.startswith("--")]
+        help_text = subprocess.run([sys.executable, *arguments, "--help"], capture_output=True, text=True, check=True)
+        assert len(options) >= 1 and all(option in help_text.stdout for option in options), (name, options)
 
 
 # --- end to end, the server in an environment of its own --------------------------------------------------------------

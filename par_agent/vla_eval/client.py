@@ -39,7 +39,7 @@ def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource
         UserError: no such address, nobody answers there, or ``vla-eval`` is not installed.
     """
     url = reference.removeprefix(PREFIX)
-    connection = _Connection(url, float(options.get("timeout", 60)))
+    connection = _Connection(url, options.get("timeout", 60))
     try:
         identity, server = connection.identity, connection.server
     finally:
@@ -83,8 +83,8 @@ class ModelServerPolicy:
         if image_format not in IMAGE_FORMATS:
             raise UserError(f"image_format is {image_format!r}; it must be one of {', '.join(IMAGE_FORMATS)}")
         for name, value in (("execute", execute), ("frame_every", frame_every)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
         self._task, self._execute = task, execute
         self._connection = _Connection(url, timeout)
         if server not in (None, self._connection.identity):
@@ -175,6 +175,8 @@ class _Connection:
         parts = urlsplit(url)
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
             raise UserError(f"{url!r} is not the address of a model server; expected {PREFIX}ws://HOST:PORT")
+        if not isinstance(timeout, (int, float)) or timeout <= 0:
+            raise UserError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
         self._url, self._timeout = url, timeout
         self._in_episode = False
         self._loop = asyncio.new_event_loop()
