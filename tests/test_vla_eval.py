@@ -252,7 +252,8 @@ def test_par_as_a_model_server_acts_as_the_policy_does_in_every_session(serve: A
             assert one.needs_frame == other.needs_frame == (step % 3 == 0)
             obs = observation(10 * step + row, frame=one.needs_frame)
             action = other.act(obs)
-            assert action.shape == (1, SIZE) and torch.equal(one.act(obs), action)
+            assert action.shape == (1, SIZE)
+            torch.testing.assert_close(action, one.act(obs))  # the server's thread may sum in another order
     for policy in served:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
