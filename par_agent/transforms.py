@@ -23,6 +23,11 @@ Extra = tuple[tuple[str, int], ...]
 """Names of entries of ManiSkill's ``obs["extra"]``, and how many numbers each has."""
 
 
+def extra_size(extra: Extra) -> int:
+    """Numbers of all of them."""
+    return sum(size for _, size in extra)
+
+
 def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] | None) -> np.ndarray:
     """Crops (top, left, height, width) and resizes (height, width) an image (H, W, 3) uint8.
 
@@ -113,7 +118,7 @@ class Transforms:
     @property
     def joint_count(self) -> int:
         """How many of them are joint positions."""
-        return self.proprioception_size - sum(size for _, size in self.extra)
+        return self.proprioception_size - extra_size(self.extra)
 
     @property
     def frame_size(self) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from par_agent.observations import proprioception
 from par_agent.policy import PARPolicy
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
+from par_agent.training.setup import with_proprioception
 from tiny import JOINTS, tiny_checkpoint, tiny_dataset, tiny_features, tiny_inputs, tiny_model, tiny_run
 
 
@@ -71,7 +72,7 @@ def test_a_policy_goes_on_with_a_goal_that_one_of_its_tasks_has(run: FinetuneCon
 
 def test_more_proprioception_counts_nothing_at_first() -> None:
     model, inputs, features = tiny_model(), tiny_inputs(2, 1), tiny_features(2)
-    wider = model.with_proprioception(JOINTS + 3)
+    wider = with_proprioception(model, JOINTS + 3)
     assert wider.config.action.proprioception_size == JOINTS + 3
     more = dataclasses.replace(inputs, proprioception=torch.cat([inputs.proprioception, torch.ones(2, 1, 3)], -1))
     rows = torch.arange(2)
@@ -81,7 +82,7 @@ def test_more_proprioception_counts_nothing_at_first() -> None:
     for old, new in zip(before, after, strict=True):
         torch.testing.assert_close(old, new)
     with pytest.raises(UserError, match=r"reads 12 numbers of proprioception; that cannot become 9"):
-        wider.with_proprioception(JOINTS)
+        with_proprioception(wider, JOINTS)
 
 
 def test_extra_observations_follow_the_joints_whatever_their_shape() -> None:

@@ -36,9 +36,8 @@ from par_agent.transforms import crop_and_resize
 from recordings import Views, make_environment, record, require_renderer
 
 LENGTHS = (7, 10, 4, 5, 6, 5, 4, 6)
-CAMERAS = ("base_camera", "render_camera")  # the second takes time, in which a command can be stopped
 BOUNDARIES = {0: [0, 5, 7], 1: [0, 5, 10]}
-CAMERAS = ("render_camera", "base_camera")
+CAMERAS = ("render_camera", "base_camera")  # the first takes time, in which a command can be stopped
 COMMAND = [sys.executable, "-c", "import sys; from par_agent.cli import main; sys.exit(main())", "render"]
 
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import throughput
-import torch
 
 from par_agent.errors import UserError
 from tiny import tiny_checkpoint, tiny_dataset
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_every_figure_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: bool) -> None:
+def test_every_figure_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: bool, torch_threads: Any
+) -> None:
     tiny_checkpoint().save(tmp_path / "policy")
     data = tiny_dataset(tmp_path / "data")
-    before = torch.get_num_threads()
     config = throughput.ThroughputConfig(
         (data,), tmp_path / "policy", batch_size=3, window=2, cache=cache, steps=2, device="cpu"
     )
     throughput.main(config)
-    torch.set_num_threads(before)
     text = capsys.readouterr().out
     assert "tiny, batch 3, window 2 (72 tokens of the causal transformer), float32, CPU" in text
     rows = dict(re.findall(r"^\| ([a-z, ]+) \| ([0-9.,]+) \|", text, flags=re.MULTILINE))

@@ -108,16 +108,12 @@ def test_failures_are_repeated_to_the_bit_drawn_once_and_reported(failed_run: Pa
     assert all((failed_run / source).exists() for source in page.xpath("//details/img/@src"))
 
 
-def test_rollouts_are_computed_with_one_thread_as_in_the_benchmark(failed_run: Path) -> None:
+def test_rollouts_are_computed_with_one_thread_as_in_the_benchmark(failed_run: Path, torch_threads: Any) -> None:
     run = FailedRun(failed_run)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with Stage(NUDGE_CUBE, run.source, states_file=run.states_file(NUDGE_CUBE), imagines=False):
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    torch_threads(2)
+    with Stage(NUDGE_CUBE, run.source, states_file=run.states_file(NUDGE_CUBE), imagines=False):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
 
 
 def test_failures_of_another_policy_are_refused(failed_run: Path) -> None:

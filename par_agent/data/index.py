@@ -12,7 +12,7 @@ import numpy as np
 
 from par_agent.data.episodes import Episode, RenderedDataset, damaged_episode, read_episode
 from par_agent.errors import UserError
-from par_agent.transforms import Extra
+from par_agent.transforms import Extra, extra_size
 
 HELD_OUT = 20
 """One episode in this many is kept for validation."""
@@ -89,7 +89,7 @@ class EpisodeIndex:
     @property
     def joint_count(self) -> int:
         """Joint positions of the robot."""
-        return int(self.columns["positions"].shape[1]) - sum(size for _, size in self.extra)
+        return int(self.columns["positions"].shape[1]) - extra_size(self.extra)
 
     def file_of(self, row: int) -> tuple[Path, int]:
         """The episode file that frame ``row`` of the dataset is in, and the row of that file's first frame."""
@@ -128,8 +128,7 @@ class EpisodeIndex:
             )
         if columns["after"]:
             found = episode.actions.shape[1], episode.proprioception.shape[1]
-            extra = sum(size for _, size in self.extra)
-            wanted = columns["after"][0].shape[2], columns["positions"][0].shape[1] - extra
+            wanted = columns["after"][0].shape[2], columns["positions"][0].shape[1] - extra_size(self.extra)
             if found != wanted:
                 raise UserError(
                     f"episode file {path} has {found[0]} numbers per action and {found[1]} joints, those before it "

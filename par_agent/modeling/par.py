@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
@@ -134,20 +133,6 @@ class PARModel(nn.Module):
         model.nova, model.frame_regression = self.nova, self.frame_regression
         model.action_tokenizer = ActionTokenizer(config.action, config.nova.video_encoder.width)
         model.action_detokenizer = _action_detokenizer(config)
-        return model.train(self.training)
-
-    def with_proprioception(self, size: int) -> PARModel:
-        """An equal model that reads ``size`` numbers of proprioception; those past this one's count nothing at first.
-
-        Raises:
-            UserError: this model reads none, or already more than that.
-        """
-        known = self.config.action.proprioception_size
-        if not 0 < known <= size:
-            raise UserError(f"the model reads {known} numbers of proprioception; that cannot become {size}")
-        model = PARModel(self.config.for_robot(self.config.action.action_size, size))
-        weights, name = self.state_dict(), "action_tokenizer.proprioception.weight"
-        model.load_state_dict(weights | {name: F.pad(weights[name], (0, size - known))})
         return model.train(self.training)
 
     # --- tokens ---------------------------------------------------------------------------------------------------

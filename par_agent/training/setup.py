@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from par_agent.checkpoint import Acting, Checkpoint, make_text_encoder
@@ -62,7 +64,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     model = start.model
     if config.has_actions and transforms is not None:
         if config.new_camera:
-            model = model.with_proprioception(transforms.proprioception_size)
+            model = with_proprioception(model, transforms.proprioception_size)
         model = _for_robot(model, transforms, fresh=config.new_robot)
     choose_weights(model, config, fresh_actions=start.transforms is None)
     for instruction in sorted({text for index in indices for text in index.instructions}):
@@ -135,10 +137,29 @@ def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARMo
     """The same weights predicting other actions beside the chunk; None: as it was."""
     if foresight is None or foresight == model.config.action.foresight:
         return model
-    action = dataclasses.replace(model.config.action, foresight=foresight)
-    changed = PARModel(dataclasses.replace(model.config, action=action))
-    changed.load_state_dict(model.state_dict())
-    return changed
+    return _rebuilt(model, model.state_dict(), foresight=foresight)
+
+
+def with_proprioception(model: PARModel, size: int) -> PARModel:
+    """An equal model that reads ``size`` numbers of proprioception; those that are new count nothing at first.
+
+    Raises:
+        UserError: the model reads none, or already more than that.
+    """
+    known = model.config.action.proprioception_size
+    if not 0 < known <= size:
+        raise UserError(f"the model reads {known} numbers of proprioception; that cannot become {size}")
+    weights, name = model.state_dict(), "action_tokenizer.proprioception.weight"
+    wider = weights | {name: F.pad(weights[name], (0, size - known))}
+    return _rebuilt(model, wider, proprioception_size=size)
+
+
+def _rebuilt(model: PARModel, weights: dict[str, Tensor], **changes: Any) -> PARModel:
+    """The model with a changed action path, holding ``weights``."""
+    action = dataclasses.replace(model.config.action, **changes)
+    rebuilt = PARModel(dataclasses.replace(model.config, action=action))
+    rebuilt.load_state_dict(weights)
+    return rebuilt.train(model.training)
 
 
 def _index(
