@@ -1,4 +1,4 @@
-"""Writes the table of results in README and in the model cards from the result files in `benchmarks/reported`.
+"""Writes the tables of results in the READMEs and in the model cards from the result files in `benchmarks/reported`.
 
 python benchmarks/readme_table.py            # writes
 python benchmarks/readme_table.py --check    # exits 1 if a document is not what it would write
@@ -20,7 +20,6 @@ from par_agent.files import atomic_path, read_json
 from par_agent.tasks import PAPER_TASKS
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,15 @@ class TableConfig:
     """Where the results are and where the table goes."""
 
     reported: Path = ROOT / "benchmarks" / "reported"
-    """Folders of finished runs of the protocol; those of `make benchmark-robustness` lie in `robustness`."""
-    documents: tuple[Path, ...] = (ROOT / "README.md", *sorted((ROOT / "par_agent").glob("checkpoints/*/README.md")))
-    """Files with the two marks that the table stands between."""
+    """Folders of finished runs of the protocol; those of `make benchmark-robustness` lie in `robustness`, those of one
+    checkpoint that acts on more or less of the past in `context`."""
+    documents: tuple[Path, ...] = (
+        ROOT / "README.md",
+        ROOT / "benchmarks" / "README.md",
+        *sorted((ROOT / "par_agent").glob("checkpoints/*/README.md")),
+    )
+    """Files with pairs of marks, `<!-- results -->` and `<!-- /results -->` or the same of `context`, that a table
+    stands between."""
     check: bool = False
     """Only compare."""
 
@@ -44,8 +49,8 @@ def cell(result: dict[str, Any] | None) -> str:
 
 
 def table(reported: Path, base: Path) -> str:
-    """The Markdown between the marks of a document in the folder ``base``."""
-    lines = [f"| success rate in % | {' | '.join(PAPER_TASKS)} |", f"| --- |{' --- |' * len(PAPER_TASKS)}"]
+    """The protocol's results, as Markdown for a document in the folder ``base``, and what robustness was measured."""
+    lines = header("success rate in %")
     commands = []
     for folder in sorted(path.parent for path in reported.glob("*/results.json")):
         content = read_json(folder / "results.json")
@@ -64,22 +69,53 @@ def table(reported: Path, base: Path) -> str:
 
 def robustness(folder: Path) -> list[str]:
     """The lines of a second table: successes with one thing changed at a time."""
-    contents = [read_json(path) for path in sorted(folder.glob("*/results.json"))]
-    if not contents:
+    rows = []
+    for content in finished(folder):
+        variation = content["provenance"]["variation"]
+        change = VARIATIONS[variation].description if variation != "none" else "initial states never used before"
+        rows.append(counts(change, content))
+    if not rows:
         return []
-    lines = [
-        "What the same checkpoint does, 25 rollouts a task, when one thing is not as in training:",
-        "",
-        f"| | {' | '.join(PAPER_TASKS)} |",
-        f"| --- |{' --- |' * len(PAPER_TASKS)}",
-    ]
-    for content in contents:
-        provenance = content["provenance"]
-        found = {result["task"]: f"{result['successes']}/{result['rollouts']}" for result in content["results"]}
-        variation = VARIATIONS[provenance["variation"]].description
-        change = variation if provenance["variation"] != "none" else "initial states never used before"
-        lines.append(f"| {change} | {' | '.join(found.get(task, '–') for task in PAPER_TASKS)} |")
-    return [*lines, "", "Measured with `make benchmark-robustness`.", ""]
+    title = "What `par-mini` does, 25 rollouts a task, when one thing is not as in training:"
+    return [title, "", *header(""), *rows, "", "Measured with `make benchmark-robustness`.", ""]
+
+
+def context_table(reported: Path, base: Path) -> str:
+    """Successes by the number of physical tokens that the policy remembers; nothing in it depends on ``base``."""
+    runs = sorted(
+        (content["provenance"]["policy_options"]["context"], content) for content in finished(reported / "context")
+    )
+    rows = [counts(str(context), content) for context, content in runs]
+    return "\n".join([*header("physical tokens"), *rows, ""])
+
+
+def finished(folder: Path) -> list[dict[str, Any]]:
+    """What the result files of the runs in a folder hold, in the order of their names."""
+    return [read_json(path) for path in sorted(folder.glob("*/results.json"))]
+
+
+def header(first: str) -> list[str]:
+    """The first two lines of a table with a column for every task."""
+    return [f"| {first} | {' | '.join(PAPER_TASKS)} |", f"| --- |{' --- |' * len(PAPER_TASKS)}"]
+
+
+def counts(name: str, content: dict[str, Any]) -> str:
+    """A line of successes and rollouts."""
+    found = {result["task"]: f"{result['successes']}/{result['rollouts']}" for result in content["results"]}
+    return f"| {name} | {' | '.join(found.get(task, '–') for task in PAPER_TASKS)} |"
+
+
+TABLES = {"results": table, "context": context_table}
+
+
+def filled(text: str, reported: Path, base: Path) -> str:
+    """A document's text with the tables between its marks as they should be."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if begin in text:
+            before, rest = text.split(begin)
+            text = before + begin + make(reported, base) + end + rest.split(end)[1]
+    return text
 
 
 def main(config: TableConfig) -> int:
@@ -87,9 +123,7 @@ def main(config: TableConfig) -> int:
     differing = 0
     for document in config.documents:
         text = document.read_text()
-        before, rest = text.split(BEGIN)
-        after = rest.split(END)[1]
-        wanted = before + BEGIN + table(config.reported, document.resolve().parent) + END + after
+        wanted = filled(text, config.reported, document.resolve().parent)
         if config.check and wanted != text:
             print(f"{document} does not show benchmarks/reported; run python benchmarks/readme_table.py")
             differing += 1

@@ -32,6 +32,7 @@ def test_targets_of_a_displaced_robot_lead_to_where_they_led(tmp_path: Path) -> 
     moved = after.positions - before.positions
     expected = 0.5 * torch.tensor(transforms.action_std[LENGTH - 1])
     torch.testing.assert_close(moved.std((0, 1))[:7], expected[:7], rtol=0.3, atol=0)
+    torch.testing.assert_close(moved, moved[:, :1].expand_as(moved))  # the past does not tell by how much
     assert not moved[..., 7:].any()  # the fingers, which no action moves relative to their positions
     targets = transforms.normalise_actions(after.after, after.positions)
     torch.testing.assert_close(transforms.denormalise_actions(targets, after.positions), before.after)

@@ -38,6 +38,7 @@ def displaced(
 ) -> Windows:
     """Windows in which the robot is said to be a little beside where it was, and its targets are where they were.
 
+    All steps of a window are displaced by the same, so that the past does not tell by how much: only the image does.
     Joints that actions do not move relative to their positions stay.
 
     Args:
@@ -53,5 +54,5 @@ def displaced(
     relative = torch.tensor(transforms.relative[:shared])
     scale[:shared] = torch.tensor(transforms.action_std[length - 1][:shared]) * relative
     device = positions.device if generator is None else generator.device
-    noise = torch.randn(positions.shape, generator=generator, device=device).to(positions)
+    noise = torch.randn(len(positions), 1, len(scale), generator=generator, device=device).to(positions)
     return dataclasses.replace(windows, positions=positions + spread * scale * noise)
