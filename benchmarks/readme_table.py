@@ -82,10 +82,8 @@ def robustness(folder: Path) -> list[str]:
 
 def context_table(reported: Path, base: Path) -> str:
     """Successes by the number of physical tokens that the policy remembers; nothing in it depends on ``base``."""
-    runs = sorted(
-        (content["provenance"]["policy_options"]["context"], content) for content in finished(reported / "context")
-    )
-    rows = [counts(str(context), content) for context, content in runs]
+    runs = {content["provenance"]["policy_options"]["context"]: content for content in finished(reported / "context")}
+    rows = [counts(str(context), runs[context]) for context in sorted(runs)]
     return "\n".join([*header("physical tokens"), *rows, ""])
 
 

@@ -45,6 +45,22 @@ def test_changes_that_were_measured_stand_below_the_results(tmp_path: Path) -> N
     assert "| every action one control step late | 11/25 | 11/25 | 11/25 |" in document.read_text()
 
 
+def test_success_by_context_length_is_in_order_of_the_length(tmp_path: Path) -> None:
+    content = json.loads((REPORTED / "par-mini" / "results.json").read_text())
+    for context, solved in ((16, 7), (4, 9)):
+        content["provenance"]["policy_options"] = {"context": context}
+        for result in content["results"]:
+            result |= {"rollouts": 25, "successes": solved}
+        (tmp_path / "context" / str(context)).mkdir(parents=True)
+        (tmp_path / "context" / str(context) / "results.json").write_text(json.dumps(content))
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- context -->\n<!-- /context -->\nafter\n")
+    assert run("--reported", str(tmp_path), "--documents", str(document)).returncode == 0
+    lines = document.read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after"
+    assert lines[4:6] == ["| 4 | 9/25 | 9/25 | 9/25 |", "| 16 | 7/25 | 7/25 | 7/25 |"]
+
+
 def test_the_examples_of_a_policy_and_a_task_of_ones_own_run_as_written(tmp_path: Path) -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for section, module in (("Your own policy", "my_policy"), ("Your own task", "my_task")):
