@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,26 +41,16 @@ class TableConfig:
     """Only compare."""
 
 
-def cell(result: dict[str, Any] | None) -> str:
-    """`123/125 = 98.4 (94.4–99.6)`: successes, rollouts, rate in % and Wilson interval."""
-    if result is None:
-        return "–"
-    low, high = (100 * result["wilson"][side] for side in ("low", "high"))
-    return f"{result['successes']}/{result['rollouts']} = **{100 * result['rate']:.1f}** ({low:.1f}–{high:.1f})"
-
-
 def table(reported: Path, base: Path) -> str:
     """The protocol's results, as Markdown for a document in the folder ``base``, and what robustness was measured."""
     lines = header("success rate in %")
     commands = []
-    for folder in sorted(path.parent for path in reported.glob("*/results.json")):
-        content = read_json(folder / "results.json")
+    for folder, content in finished(reported).items():
         provenance = content["provenance"]
-        found = {result["task"]: result for result in content["results"]}
         link = os.path.relpath(folder / "results.md", base)
         track = "" if provenance["track"] == "paper" else f" on the {provenance['track']} track"
         name = f"[{Path(provenance['policy']).name}]({link}), measured here{track}"
-        lines.append(f"| {name} | {' | '.join(cell(found.get(task)) for task in PAPER_TASKS)} |")
+        lines.append(row(name, content, rate))
         commands.append(f"`{provenance['command']}`")
     for method in ("PAR-Full", "DP", "RDT"):
         figures = " | ".join(f"{PAPER_RESULTS[method][task]:g}" for task in PAPER_TASKS)
@@ -69,27 +60,31 @@ def table(reported: Path, base: Path) -> str:
 
 def robustness(folder: Path) -> list[str]:
     """The lines of a second table: successes with one thing changed at a time."""
+    contents = list(finished(folder).values())
+    if not contents:
+        return []
     rows = []
-    for content in finished(folder):
+    for content in contents:
         variation = content["provenance"]["variation"]
         change = VARIATIONS[variation].description if variation != "none" else "initial states never used before"
-        rows.append(counts(change, content))
-    if not rows:
-        return []
-    title = "What `par-mini` does, 25 rollouts a task, when one thing is not as in training:"
+        rows.append(row(change, content, count))
+    policy = Path(contents[0]["provenance"]["policy"]).name
+    title = f"What `{policy}` does, 25 rollouts a task, when one thing is not as in training:"
     return [title, "", *header(""), *rows, "", "Measured with `make benchmark-robustness`.", ""]
 
 
-def context_table(reported: Path, base: Path) -> str:
-    """Successes by the number of physical tokens that the policy remembers; nothing in it depends on ``base``."""
-    runs = {content["provenance"]["policy_options"]["context"]: content for content in finished(reported / "context")}
-    rows = [counts(str(context), runs[context]) for context in sorted(runs)]
-    return "\n".join([*header("physical tokens"), *rows, ""])
+def context_table(reported: Path) -> str:
+    """Successes by the number of physical tokens that the policy remembers."""
+    contents = finished(reported / "context").values()
+    runs = {content["provenance"]["policy_options"]["context"]: content for content in contents}
+    return "\n".join(
+        [*header("physical tokens"), *(row(str(number), runs[number], count) for number in sorted(runs)), ""]
+    )
 
 
-def finished(folder: Path) -> list[dict[str, Any]]:
-    """What the result files of the runs in a folder hold, in the order of their names."""
-    return [read_json(path) for path in sorted(folder.glob("*/results.json"))]
+def finished(folder: Path) -> dict[Path, dict[str, Any]]:
+    """What the result files of the runs in a folder hold, by the runs' folders and in the order of their names."""
+    return {path.parent: read_json(path) for path in sorted(folder.glob("*/results.json"))}
 
 
 def header(first: str) -> list[str]:
@@ -97,13 +92,24 @@ def header(first: str) -> list[str]:
     return [f"| {first} | {' | '.join(PAPER_TASKS)} |", f"| --- |{' --- |' * len(PAPER_TASKS)}"]
 
 
-def counts(name: str, content: dict[str, Any]) -> str:
-    """A line of successes and rollouts."""
-    found = {result["task"]: f"{result['successes']}/{result['rollouts']}" for result in content["results"]}
+def row(name: str, content: dict[str, Any], show: Callable[[dict[str, Any]], str]) -> str:
+    """A run's line in a table, a task's result as ``show`` writes it."""
+    found = {result["task"]: show(result) for result in content["results"]}
     return f"| {name} | {' | '.join(found.get(task, '–') for task in PAPER_TASKS)} |"
 
 
-TABLES = {"results": table, "context": context_table}
+def rate(result: dict[str, Any]) -> str:
+    """`123/125 = 98.4 (94.4–99.6)`: successes, rollouts, rate in % and Wilson interval."""
+    low, high = (100 * result["wilson"][side] for side in ("low", "high"))
+    return f"{count(result)} = **{100 * result['rate']:.1f}** ({low:.1f}–{high:.1f})"
+
+
+def count(result: dict[str, Any]) -> str:
+    """Successes and rollouts."""
+    return f"{result['successes']}/{result['rollouts']}"
+
+
+TABLES = {"results": table, "context": lambda reported, _: context_table(reported)}
 
 
 def filled(text: str, reported: Path, base: Path) -> str:
