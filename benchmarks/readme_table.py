@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from reproduce_table import methods, read_runs, table_rows
 
 from par_agent.evaluation.results import PAPER_RESULTS
 from par_agent.evaluation.variations import VARIATIONS
@@ -29,14 +30,16 @@ class TableConfig:
 
     reported: Path = ROOT / "benchmarks" / "reported"
     """Folders of finished runs of the protocol; those of `make benchmark-robustness` lie in `robustness`, those of one
-    checkpoint that acts on more or less of the past in `context`."""
+    checkpoint that acts on more or less of the past in `context`, those of all methods after the same training in
+    `rows`."""
     documents: tuple[Path, ...] = (
         ROOT / "README.md",
         ROOT / "benchmarks" / "README.md",
+        ROOT / "benchmarks" / "baselines" / "README.md",
         *sorted((ROOT / "par_agent").glob("checkpoints/*/README.md")),
     )
-    """Files with pairs of marks, `<!-- results -->` and `<!-- /results -->` or the same of `context`, that a table
-    stands between."""
+    """Files with pairs of marks, `<!-- results -->` and `<!-- /results -->` or the same of `context` or `rows`, that a
+    table stands between."""
     check: bool = False
     """Only compare."""
 
@@ -82,6 +85,11 @@ def context_table(reported: Path) -> str:
     )
 
 
+def rows_table(reported: Path) -> str:
+    """All methods after the same training."""
+    return "\n".join([*methods(table_rows(read_runs(reported / "rows"))), ""])
+
+
 def finished(folder: Path) -> dict[Path, dict[str, Any]]:
     """What the result files of the runs in a folder hold, by the runs' folders and in the order of their names."""
     return {path.parent: read_json(path) for path in sorted(folder.glob("*/results.json"))}
@@ -109,7 +117,11 @@ def count(result: dict[str, Any]) -> str:
     return f"{result['successes']}/{result['rollouts']}"
 
 
-TABLES = {"results": table, "context": lambda reported, _: context_table(reported)}
+TABLES: dict[str, Callable[[Path, Path], str]] = {
+    "results": table,
+    "context": lambda reported, _: context_table(reported),
+    "rows": lambda reported, _: rows_table(reported),
+}
 
 
 def filled(text: str, reported: Path, base: Path) -> str:

@@ -1,6 +1,6 @@
 """Rebuilds the table and the figure of all methods from the records of finished runs; nothing is simulated.
 
-python benchmarks/reproduce_table.py                                # of benchmarks/reported, into benchmarks/reported
+python benchmarks/reproduce_table.py                                # of the runs in benchmarks/reported/rows
 python benchmarks/reproduce_table.py --runs benchmarks/results --out table
 """
 
@@ -21,7 +21,8 @@ from par_agent.evaluation.statistics import compare_paired
 from par_agent.files import atomic_path, cannot_write, read_json
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
 
-ROOT = Path(__file__).parents[1]
+REPORTED = Path(__file__).parent / "reported" / "rows"
+"""Runs of all methods after the same training."""
 ROWS = {
     "par-mini": "PAR-Full",
     "par-noar": "PAR-NoAR",
@@ -40,9 +41,9 @@ NOTHING = "–"
 class TableConfig:
     """Where the runs are and where table and figures go."""
 
-    runs: Path = ROOT / "benchmarks" / "reported"
+    runs: Path = REPORTED
     """Folder of the runs' folders, as benchmarks/run.py writes them."""
-    out: Path = ROOT / "benchmarks" / "reported"
+    out: Path = REPORTED
     """Folder that table.md and the figures are written to."""
     reference: str = "par-mini"
     """Policy that the others are tested against."""
@@ -128,10 +129,7 @@ def table(rows: Mapping[str, Run], reference: str) -> str:
         "here. Minutes are those of the training steps on the machine that trained (processor minutes in brackets); "
         "a chunk's time is one planning `act()`, frame encoder included.",
         "",
-        *_markdown(
-            ("method", *PAPER_TASKS, "parameters", "training min", "ms per chunk"),
-            [line for name, run in rows.items() for line in _method_lines(name, run)] + _unmeasured(rows),
-        ),
+        *methods(rows),
         "",
         f"## Against {reference}",
         "",
@@ -152,6 +150,14 @@ def table(rows: Mapping[str, Run], reference: str) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def methods(rows: Mapping[str, Run]) -> list[str]:
+    """Lines of the table in Markdown: every method, and below it what the paper prints of it."""
+    return _markdown(
+        ("method", *PAPER_TASKS, "parameters", "training min", "ms per chunk"),
+        [line for name, run in rows.items() for line in _method_lines(name, run)] + _unmeasured(rows),
+    )
 
 
 def _method_lines(name: str, run: Run) -> list[tuple[str, ...]]:

@@ -41,10 +41,10 @@ class BenchmarkConfig:
     """Tasks by name, or module:NAME for a TaskSpec of your own."""
     policy: str | None = None
     """A bundled checkpoint's name, a checkpoint folder, module:Class, a vla-eval model server as vla-eval:ws://HOST:PORT,
-    or a row of the paper's tables: act, bc-t, dp, icrt, rdt, par-noar, par-discrete. Default: the track's bundled
-    checkpoint, par-mini or par-mini-native."""
+    or a row of the table of methods: act, bc-t, dp, icrt, rdt, par-noar, par-discrete, par-noimagine. Default: the
+    track's bundled checkpoint, par-mini or par-mini-native."""
     policy_checkpoint: Path | None = None
-    """Weights of a row of the paper's tables (default: runs/NAME/policy) or of module:Class."""
+    """Weights of a row of the table of methods (default: runs/NAME/policy) or of module:Class."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value: for a checkpoint those of PARPolicy.from_pretrained, else the class's. For a
     model server those of par_agent.vla_eval.client.ModelServerPolicy, and name=... for tables and folders."""

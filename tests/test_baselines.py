@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from baselines import NAMES, find_policy
 from baselines.checkpoint import METHODS, BaselineCheckpoint
 from baselines.common import past_mask, recent
+from baselines.dp import DP, DPConfig
 from baselines.policy import BaselinePolicy
 from baselines.training import BaselineConfig, measure, prepare, train
 from par_agent.errors import UserError
@@ -165,12 +166,35 @@ def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConf
         torch.testing.assert_close(model.conditions(short)[:, -1], one, rtol=1e-4, atol=1e-5)
 
 
+def test_dp_denoises_on_the_schedule_that_it_learnt() -> None:
+    sizes = DPConfig(train_steps=100, sampling_steps=16)
+    model = DP(sizes)
+    clean, noise = torch.randn(2, 3, sizes.horizon, sizes.action_size, generator=torch.Generator().manual_seed(0))
+
+    def perfect(x: torch.Tensor, time: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        assert int(time.max()) < sizes.train_steps
+        total = model.noising.alphas_cumprod[time][:, None, None]
+        return (x - total.sqrt() * clean) / (1 - total).sqrt()
+
+    model._noise = perfect  # type: ignore[method-assign]
+    torch.testing.assert_close(model.draw(torch.zeros(3, 1, sizes.width), noise), clean, atol=1e-3, rtol=0)
+
+
+def test_windows_that_a_method_cannot_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="BC-T was given 5 steps; it looks at 4 observations at most"):
+        train(run(tmp_path / "a", "bc-t", window=5))
+    with pytest.raises(
+        UserError, match="--batch-size 2 of --window 3 are fewer steps than one sequence of the model, 8"
+    ):
+        train(run(tmp_path / "b", "icrt", window=3, batch_size=2))
+
+
 @pytest.mark.parametrize("method", NAMES)
 def test_a_handful_of_episodes_is_learnt_by_heart(method: str, tmp_path: Path) -> None:
     rate = {"learning_rate": 4e-3, "recovery_noise": 0.0, "variants": 1, "weight_decay": 0.0, "ema": 0.9}
     few = {
         "episodes": 3,
-        "steps": 500 if method == "dp" else 200,
+        "steps": 300 if method == "dp" else 200,
         "validate_every": 1000,
         "checkpoint_minutes": 60.0,
         "warmup": 10,

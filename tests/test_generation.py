@@ -100,11 +100,14 @@ def test_samplers_step_as_diffusers_schedulers_do(config):
         torch.testing.assert_close(x, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("config", [FLOW, DDPM])
+@pytest.mark.parametrize(
+    "config", [FLOW, DDPM, DiffusionConfig("flow", train_steps=60), DiffusionConfig("ddpm", train_steps=60)]
+)
 def test_a_perfect_network_recovers_the_clean_sample(config):
     process = noise_process(config)
     clean, noise = torch.randn(4, 3), torch.randn(4, 3)
     sampler = process.sampler(50)
+    assert max(sampler.times) <= config.train_steps
     x = process.noised(clean, noise, torch.zeros(4, dtype=torch.long)).x if config.kind == "flow" else noise
     for j, time in enumerate(sampler.times):
         if config.kind == "flow":

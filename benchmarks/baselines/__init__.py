@@ -17,8 +17,8 @@ from par_agent.vla_eval.client import PREFIX, model_server_source
 
 NAMES = ("act", "bc-t", "dp", "icrt", "rdt")
 """The baselines, as ``--method`` and ``--policy`` call them."""
-ABLATIONS = ("par-noar", "par-discrete")
-"""The paper's ablations of PAR, which are presets of `par-agent finetune`."""
+ABLATIONS = ("par-noar", "par-discrete", "par-noimagine")
+"""Ablations of PAR, which are presets of `par-agent finetune`: the paper's two, and PAR without its frame path."""
 
 _TASKS = "--task PushCube PickCube StackCube --vae runs/vae/vae"
 _POLICY = "baselines.policy:BaselinePolicy"

@@ -9,7 +9,8 @@ Deviations: frames exist at every 8th control step, so that a token stands for 8
 chunk of the next 8 actions as a whole (5 components, as there), and the history of 4 observations spans 32 control
 steps, not 10; the image feature is a projection of all patch tokens of the shared stem, not of spatial keypoints; the
 instruction is added to each token, because one model learns all tasks; means are not squashed, since actions are
-normalised to unit variance; deviations are at least 0.01, not 0.0001. Sizes are smaller.
+normalised to unit variance; deviations are at least 0.05, not 0.0001, so that one gripper that closes early does not
+weigh more than all else in a batch. Sizes are smaller.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.common import Block, History, Method, MethodConfig, past_mask
+from par_agent.errors import UserError
 from par_agent.modeling.embeddings import learned
 
 
@@ -37,7 +39,7 @@ class BCTConfig(MethodConfig):
     """Numbers that each patch contributes to the token of its frame."""
     components: int = 5
     """Gaussians of the mixture."""
-    least_deviation: float = 0.01
+    least_deviation: float = 0.05
     """Smallest standard deviation of a Gaussian, in those of the data."""
 
 
@@ -58,7 +60,12 @@ class BCT(Method):
         self.head = nn.Linear(width, config.components * (1 + 2 * size))
 
     def conditions(self, history: History) -> Tensor:
-        visible = history.visible.clamp(max=self.config.history)
+        if (length := history.visible.shape[1]) > self.config.history:
+            raise UserError(
+                f"BC-T was given {length} steps; it looks at {self.config.history} observations at most: give a "
+                "shorter --window or context, or --model history=N"
+            )
+        visible = history.visible
         x = self.fuse(F.gelu(self.reduce(history.tokens)).flatten(2)) + history.summary
         x = x + self.positions[(visible - 1).clamp(min=0)]
         mask = past_mask(visible)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import CrossAttention
 from par_agent.modeling.blocks import MLP, Attention
-from par_agent.modeling.embeddings import PatchEmbedding, TextEmbedding, learned
+from par_agent.modeling.embeddings import PatchEmbedding, TextEmbedding, space_embedding
 from par_agent.modeling.par import PhysicalTokens, Targets
 
 
@@ -120,7 +120,9 @@ class Stem(nn.Module):
         super().__init__()
         self.patch_embed = PatchEmbedding(config.latent_channels, config.patch, config.width, config.stem_widths)
         self.proprioception = nn.Linear(config.proprioception_size, config.width)
-        self.positions = learned(config.frame_tokens, config.width)
+        rows, columns = (size // config.patch for size in config.latent_size)
+        places = space_embedding(rows, columns, config.width)
+        self.positions = nn.Parameter(torch.cat([places, torch.zeros(1, config.width)]))
         self.norm = nn.LayerNorm(config.width)
         self.words = TextEmbedding(config.text_dim, config.width, config.text_length, config.text_length)
 

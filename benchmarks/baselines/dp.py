@@ -60,7 +60,7 @@ class DP(Method):
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
         with torch.device("cpu"):  # not on the meta device, where a model may be under construction
-            self.noising = DDPMScheduler(config.train_steps, beta_schedule="squaredcos_cap_v2")
+            self.noising = DDPMScheduler(num_train_timesteps=config.train_steps, beta_schedule="squaredcos_cap_v2")
             self.sampling = DDIMScheduler.from_config(self.noising.config, clip_sample_range=CLIP)
             self.sampling.set_timesteps(config.sampling_steps)
         width = config.width

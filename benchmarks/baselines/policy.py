@@ -210,7 +210,9 @@ class BaselinePolicy:
             known = "; ".join(map(repr, sorted(checkpoint.prompts)))
             raise UserError(f"this checkpoint has no demonstration of {instruction!r} as prompt; it has: {known}")
         prompt = checkpoint.prompts[instruction]
-        tokens = self.model.stem(prompt.latents[None].float().to(self.device), prompt.proprioception[None])
+        tokens = self.model.stem(
+            prompt.latents[None].float().to(self.device), prompt.proprioception[None].to(self.device)
+        )
         visible = torch.arange(1, len(prompt.past) + 1, device=self.device)[None]
         past = prompt.past[None].to(self.device)
         return History(tokens, past, prompt.past_known[None].to(self.device), visible, self._text)

@@ -11,7 +11,7 @@ Deviations: 10 blocks of width 256, not 28 of 2,048, and no pretraining on other
 128-number action space and no control-frequency token; images are latents of the shared encoder behind the stem that
 all baselines share, in place of SigLIP's, and words are hashed, in place of T5's; one camera; frames lie 8 control
 steps apart, and 8 of the 64 actions are executed before the next frame; image and text are hidden with probability
-0.1 each by zeroing their tokens. A third of a batch's steps enter the loss, since 64 actions cost far more than the
+0.1 each by zeroing their tokens. Half of a batch's steps enter the loss, since 64 actions cost far more than the
 frame that they follow.
 """
 
@@ -36,7 +36,7 @@ class RDTConfig(MethodConfig):
 
     horizon: int = 64
     """Actions predicted together."""
-    share: float = 0.34
+    share: float = 0.5
     """Share of a batch's steps that enter the loss."""
     layers: int = 10
     """Blocks; those with an even number look at the images, the others at the text."""
@@ -101,7 +101,10 @@ class RDT(Method):
 
         with torch.device("cpu"):  # not on the meta device, where a model may be under construction
             self.noising = DDPMScheduler(
-                config.train_steps, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False
+                num_train_timesteps=config.train_steps,
+                beta_schedule="squaredcos_cap_v2",
+                prediction_type="sample",
+                clip_sample=False,
             )
         width = config.width
         self.time = Projection(2 * TIME_FREQUENCIES, width)

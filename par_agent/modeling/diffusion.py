@@ -161,12 +161,14 @@ def noise_process(config: DiffusionConfig) -> NoiseProcess:
                 FlowMatchEulerDiscreteScheduler,
             )
 
-            return NoiseProcess(FlowMatchEulerDiscreteScheduler(config.train_steps, shift=config.shift))
+            return NoiseProcess(
+                FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.train_steps, shift=config.shift)
+            )
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
         return NoiseProcess(
             DDPMScheduler(
-                config.train_steps,
+                num_train_timesteps=config.train_steps,
                 beta_schedule="squaredcos_cap_v2",
                 clip_sample=False,
                 steps_offset=config.steps_offset,

@@ -38,8 +38,8 @@ def displaced(
 ) -> Windows:
     """Windows in which the robot is said to be a little beside where it was, and its targets are where they were.
 
-    All steps of a window are displaced by the same, so that the past does not tell by how much: only the image does.
-    Joints that actions do not move relative to their positions stay.
+    All steps of an episode in a window are displaced by the same, so that the past does not tell by how much: only the
+    image does. Joints that actions do not move relative to their positions stay.
 
     Args:
         windows: as they were demonstrated.
@@ -54,5 +54,7 @@ def displaced(
     relative = torch.tensor(transforms.relative[:shared])
     scale[:shared] = torch.tensor(transforms.action_std[length - 1][:shared]) * relative
     device = positions.device if generator is None else generator.device
-    noise = torch.randn(len(positions), 1, len(scale), generator=generator, device=device).to(positions)
+    noise = torch.randn(positions.shape, generator=generator, device=device).to(positions)
+    episode = (windows.visible == 1).cumsum(1) - 1  # the number in the window: it counts from 1 in each of them
+    noise = noise.gather(1, episode[..., None].expand_as(noise))
     return dataclasses.replace(windows, positions=positions + spread * scale * noise)

@@ -100,7 +100,12 @@ def open_samplers(
         UserError: frames that do not give such latents, or fewer demonstrations than asked for.
     """
     window = config.window if window is None else window
-    batch_size = max(1, config.batch_size * config.window // window)
+    batch_size = config.batch_size * config.window // window
+    if batch_size < 1:
+        raise UserError(
+            f"--batch-size {config.batch_size} of --window {config.window} are fewer steps than one sequence of the "
+            f"model, {window}: give a larger --batch-size"
+        )
     augmentation = Augmentation(config.shift, config.color_jitter)
     spec = LatentSpec(config.camera, file_hash(find_weights(encoder_folder)), shape, config.variants, augmentation)
     splits = [index.split(config.demos) for index in indices]
