@@ -119,6 +119,13 @@ def test_a_perfect_network_recovers_the_clean_sample(config):
     torch.testing.assert_close(x, clean, atol=1e-3, rtol=0)
 
 
+def test_a_schedulers_length_counts_however_it_was_given():
+    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+    for scheduler in (FlowMatchEulerDiscreteScheduler(60), DDPMScheduler(60, clip_sample=False)):
+        assert max(NoiseProcess(scheduler).sampler(50).times) <= 60
+
+
 @pytest.mark.parametrize("config", [FLOW, DDPM])
 def test_noising_keeps_the_variance_and_training_times_stay_in_range(config):
     process, generator = noise_process(config), torch.Generator().manual_seed(0)

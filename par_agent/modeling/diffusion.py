@@ -8,6 +8,7 @@ same.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -81,7 +82,7 @@ class NoiseProcess:
                 "without clipping"
             )
         self.train_steps: int = config.num_train_timesteps
-        self._scheduler_class, self._scheduler_config = type(scheduler), config
+        self._scheduler = scheduler
         table = scheduler.alphas_cumprod if self.kind == "ddpm" else scheduler.sigmas
         self.table: Tensor = table.detach().to("cpu", torch.float32)
 
@@ -124,7 +125,7 @@ class NoiseProcess:
         if not 1 <= steps <= self.train_steps:
             raise UserError(f"{steps} denoising steps were asked for; allowed: 1 to {self.train_steps}")
         with torch.device("cpu"):
-            scheduler = self._scheduler_class.from_config(self._scheduler_config)
+            scheduler = copy.deepcopy(self._scheduler)  # from_config drops what was given by position
             scheduler.set_timesteps(steps)
         times = tuple(scheduler.timesteps.tolist())
         if self.kind == "ddpm":

@@ -97,7 +97,8 @@ def open_samplers(
         window: steps a window; None: as in the options. As many fewer windows make a batch as they are longer.
 
     Raises:
-        UserError: frames that do not give such latents, or fewer demonstrations than asked for.
+        UserError: frames that do not give such latents, fewer demonstrations than asked for, or a batch of fewer steps
+            than a window.
     """
     window = config.window if window is None else window
     batch_size = config.batch_size * config.window // window
