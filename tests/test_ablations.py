@@ -23,7 +23,8 @@ ABLATIONS = pytest.mark.parametrize("ablation", ["noar", "discrete", "noimagine"
 def ablated(ablation: str, nova_layout: bool = False) -> PARConfig:
     config = tiny_config(nova_layout)
     if ablation == "discrete":
-        return dataclasses.replace(config, detokenizers="regression")
+        action = dataclasses.replace(config.action, conditions="actions")
+        return dataclasses.replace(config, action=action, detokenizers="regression")
     if ablation == "noar":
         encoder = dataclasses.replace(config.nova.video_encoder, depth=0)
         config = dataclasses.replace(
@@ -140,12 +141,15 @@ def test_presets_are_the_small_size_and_configurations_of_earlier_versions_still
     for name in ("par-noar", "par-discrete", "par-noimagine"):
         config = preset(name)
         assert PARConfig.from_json(config.to_json()) == config
-        foresight = () if config.detokenizers == "regression" else mini.action.foresight
-        assert config.action == dataclasses.replace(mini.action, foresight=foresight)
+        changes = {"foresight": (), "conditions": "actions"} if config.detokenizers == "regression" else {}
+        assert config.action == dataclasses.replace(mini.action, **changes)
         assert PRESETS[name].text_encoder == "hash"
     content = mini.to_json()
     del content["detokenizers"], content["imagination"]
     assert PARConfig.from_json(content) == mini
+    del content["action"]["conditions"], content["nova"]["video_encoder"]["branch_start"]
+    assert PARConfig.from_json(content).action.conditions == "actions"
+    assert PARConfig.from_json(content).nova.video_encoder.branch_start == 1.0
 
 
 def test_impossible_combinations_are_refused() -> None:
@@ -157,6 +161,12 @@ def test_impossible_combinations_are_refused() -> None:
         dataclasses.replace(preset("par-mini"), detokenizers="vq")
     with pytest.raises(UserError, match="depth is -1"):
         dataclasses.replace(encoder, depth=-1)
+    with pytest.raises(UserError, match="branch_start is 0"):
+        dataclasses.replace(encoder, branch_start=0.0)
+    with pytest.raises(UserError, match="conditions is 'frame'; allowed: 'actions', 'token'"):
+        dataclasses.replace(preset("par-mini").action, conditions="frame")
+    with pytest.raises(UserError, match="action.conditions to 'actions'"):
+        dataclasses.replace(preset("par-mini"), detokenizers="regression")
 
 
 @pytest.mark.parametrize("nova_layout", [False, True], ids=["mini", "nova"])

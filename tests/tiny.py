@@ -26,13 +26,14 @@ LENGTH, SIZE, JOINTS = 4, 8, 9
 
 def tiny_config(nova_layout: bool = False) -> PARConfig:
     """The layout of ``par-mini``, or that of NOVA (slot 0, motion, mixer, absolute time), in a few thousand numbers."""
+    encoder = EncoderConfig(2, 32, 1, branch_start=1.0 if nova_layout else 0.1)
     nova = NOVAConfig(
         latent_channels=2,
         latent_size=(8, 8),
         video_patch=4,
         image_patch=2,
-        video_encoder=EncoderConfig(2, 32, 1),
-        image_encoder=EncoderConfig(2, 32, 1),
+        video_encoder=encoder,
+        image_encoder=encoder,
         decoder_depth=1,
         decoder_width=16,
         text_dim=8,
@@ -53,6 +54,7 @@ def tiny_config(nova_layout: bool = False) -> PARConfig:
         width=32,
         depth=2,
         heads=2,
+        conditions="actions" if nova_layout else "token",
         diffusion=DiffusionConfig("flow", sampling_steps=4),
     )
     return PARConfig("tiny", nova, action)

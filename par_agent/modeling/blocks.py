@@ -58,6 +58,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.width)
         self.mlp = MLP(config.width, config.mlp_ratio * config.width)
         self.norm2 = nn.LayerNorm(config.width)
+        for norm in (self.norm1, self.norm2):
+            nn.init.constant_(norm.weight, config.branch_start)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
         """Tokens (B, S, D) to tokens; ``mask`` broadcasts to (B, heads, S, S), True: may attend."""

@@ -38,11 +38,15 @@ class EncoderConfig:
     """Attention heads; must divide the width."""
     mlp_ratio: int = 4
     """Hidden width of the MLP over the token width."""
+    branch_start: float = 1.0
+    """Weight that the norm behind every branch starts training with: below 1, tokens start out close to themselves."""
 
     def __post_init__(self) -> None:
         _positive(self, "width", "heads", "mlp_ratio")
         if self.depth < 0:
             raise UserError(f"EncoderConfig.depth is {self.depth}; it must be 0 or more")
+        if self.branch_start <= 0:
+            raise UserError(f"EncoderConfig.branch_start is {self.branch_start}; it must be above 0")
         if self.width % self.heads:
             raise UserError(f"EncoderConfig.heads is {self.heads}; it must divide the width {self.width}")
 
@@ -180,6 +184,9 @@ class ActionConfig:
     """Blocks of the Action-DiT."""
     heads: int = 8
     """Attention heads of the Action-DiT."""
+    conditions: Literal["actions", "token"] = "actions"
+    """Outputs of the causal transformer that the Action-DiT attends to: at the chunk's actions, as in the paper, or at
+    all of the physical token, its frame included."""
     rotary_base: float = 100.0
     """Base of the rotary frequencies for the position inside a chunk."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -191,6 +198,8 @@ class ActionConfig:
             raise UserError(f"ActionConfig.proprioception_size is {self.proprioception_size}; it must be 0 or more")
         if self.width % self.heads:
             raise UserError(f"ActionConfig.heads is {self.heads}; it must divide the width {self.width}")
+        if self.conditions not in ("actions", "token"):
+            raise UserError(f"ActionConfig.conditions is {self.conditions!r}; allowed: 'actions', 'token'")
         if any(later <= earlier for earlier, later in pairwise((self.chunk_length - 1, *self.foresight))):
             raise UserError(
                 f"ActionConfig.foresight is {self.foresight}; it must be rising numbers from the chunk length "
@@ -233,8 +242,11 @@ class PARConfig:
                 "a temporal encoder of depth 0 gives the action de-tokenizer raw text and frame tokens; it goes with "
                 "imagination=False and detokenizers='diffusion' only"
             )
-        if self.action.foresight and self.detokenizers == "regression":
-            raise UserError("regression gives one action per condition, those of the chunk: set action.foresight to ()")
+        if self.detokenizers == "regression" and (self.action.foresight or self.action.conditions != "actions"):
+            raise UserError(
+                "regression gives one action per condition, those of the chunk: set action.foresight to () and "
+                "action.conditions to 'actions'"
+            )
         if self.version > CONFIG_VERSION:
             raise UserError(_newer(self.version))
 

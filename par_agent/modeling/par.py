@@ -195,7 +195,8 @@ class PARModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Conditions ``(Z^O, Z^A)`` of the next steps under teacher forcing: (B, N, F, D) and (B, N, L, D).
 
-        The ablation NoAR has (B, N, text length + F, D) in place of the latter: the raw text and frame tokens.
+        In place of the latter, a model whose Action-DiT attends to whole physical tokens has (B, N, F + L, D), and the
+        ablation NoAR (B, N, text length + F, D), the raw text and frame tokens.
 
         Args:
             features: per row (length, text_dim) text features.
@@ -231,6 +232,8 @@ class PARModel(nn.Module):
         if not self.config.autoregressive:
             text = prefix[:, None, : self.config.nova.text_length].expand(-1, frames.shape[1], -1, -1)
             return frames, torch.cat([text, frames], 2)
+        if self.config.action.conditions == "token":
+            actions = outputs
         mixer = self.nova.video_encoder.mixer
         if mixer is not None and self.config.nova.bos_slot:
             patches = self.config.nova.video_tokens
@@ -319,7 +322,7 @@ class PARModel(nn.Module):
         return PARStream(cache, outputs)
 
     def step(self, stream: PARStream, inputs: PhysicalTokens, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Reads one more physical token (N = 1): conditions (B, F, D) and (B, L, D) of the next step.
+        """Reads one more physical token (N = 1): conditions of the next step, as :meth:`forward` gives them, without N.
 
         Args:
             stream: the past; it is extended.
@@ -341,7 +344,8 @@ class PARModel(nn.Module):
     def sample_actions(
         self, z_action: Tensor, start: Tensor, *, steps: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws normalised chunks (B, L, A) float32 from conditions (B, L, D) and starting noise (B, T, A).
+        """Draws normalised chunks (B, L, A) float32 from conditions (B, L, D), or others that :meth:`forward` gives for
+        actions, and starting noise (B, T, A).
 
         The T actions drawn are the chunk's and those of the model's foresight. A model with regression
         de-tokenizers has one answer, whatever the noise.

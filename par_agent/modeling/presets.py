@@ -26,15 +26,16 @@ def par_mini() -> PARConfig:
     """Small enough to be trained from scratch on two CPU cores; frames of 320x320 pixels, latents of 8x40x40.
 
     A frame is 25 tokens behind a convolutional stem; the Action-DiT flows from noise to actions in 10 steps, and in
-    training to four more that lie up to six chunks ahead.
+    training to four more that lie up to six chunks ahead. It attends to the frame's outputs too, and the blocks'
+    branches start out small: from scratch, both make it learn faster (benchmarks/EXPERIMENTS.md, section 17).
     """
     nova = NOVAConfig(
         latent_channels=8,
         latent_size=(40, 40),
         video_patch=8,
         image_patch=8,
-        video_encoder=EncoderConfig(4, 192, 6),
-        image_encoder=EncoderConfig(2, 192, 6),
+        video_encoder=EncoderConfig(4, 192, 6, branch_start=0.1),
+        image_encoder=EncoderConfig(2, 192, 6, branch_start=0.1),
         decoder_depth=2,
         decoder_width=256,
         text_dim=64,
@@ -48,7 +49,9 @@ def par_mini() -> PARConfig:
         stem_widths=(48, 64, 128),
         diffusion=DiffusionConfig("flow", sampling_steps=25),
     )
-    action = ActionConfig(foresight=(15, 23, 31, 47), tokenizer_widths=(96,), width=192, depth=3, heads=6)
+    action = ActionConfig(
+        foresight=(15, 23, 31, 47), tokenizer_widths=(96,), width=192, depth=3, heads=6, conditions="token"
+    )
     return PARConfig("par-mini", nova, action)
 
 
@@ -82,7 +85,7 @@ def par_noar() -> PARConfig:
 def par_discrete() -> PARConfig:
     """Ablation PAR-Discrete in the small size: regression in place of both diffusion de-tokenizers."""
     full = par_mini()
-    action = replace(full.action, foresight=())  # one answer per condition leaves none for more actions
+    action = replace(full.action, foresight=(), conditions="actions")  # one answer per condition, those of the chunk
     return replace(full, name="par-discrete", action=action, detokenizers="regression")
 
 
