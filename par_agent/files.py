@@ -17,13 +17,18 @@ from par_agent.errors import UserError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it to ``path`` if the block succeeds, deletes it otherwise.
 
-    The name carries the process id, so that two processes never write the same temporary file.
+    The name carries the process id, so that two processes never write the same temporary file. The file gets the
+    permissions of any new one, whatever wrote it (safetensors would keep it to its owner).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

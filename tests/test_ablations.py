@@ -165,7 +165,7 @@ def test_impossible_combinations_are_refused() -> None:
         dataclasses.replace(encoder, branch_start=0.0)
     with pytest.raises(UserError, match="conditions is 'frame'; allowed: 'actions', 'token'"):
         dataclasses.replace(preset("par-mini").action, conditions="frame")
-    with pytest.raises(UserError, match="action.conditions to 'actions'"):
+    with pytest.raises(UserError, match=r"action\.conditions to 'actions'"):
         dataclasses.replace(preset("par-mini"), detokenizers="regression")
 
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, claim_folder, only_process, read_json, write_json
@@ -22,6 +24,13 @@ def test_a_file_appears_only_when_its_block_has_ended(tmp_path):
         temporary.write_text("content")
         assert temporary.parent == target.parent and not target.exists()
     assert target.read_text() == "content" and names(target.parent) == ["file.txt"]
+
+
+def test_weights_are_as_readable_as_any_new_file(tmp_path):
+    with atomic_path(tmp_path / "weights.safetensors") as temporary:
+        save_file({"weight": torch.zeros(2)}, temporary)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_failed_block_leaves_the_older_file(tmp_path):
