@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import Block, History, Method, MethodConfig, past_mask
+from baselines.common import Block, FrameToken, History, Method, MethodConfig, past_mask
 from par_agent.errors import UserError
 from par_agent.modeling.embeddings import learned
 
@@ -52,8 +52,7 @@ class BCT(Method):
     def __init__(self, config: BCTConfig) -> None:
         super().__init__(config)
         width, size = config.width, config.horizon * config.action_size
-        self.reduce = nn.Linear(width, config.patch_width)
-        self.fuse = nn.Linear(config.frame_tokens * config.patch_width, width)
+        self.frame_token = FrameToken(config, config.patch_width)
         self.positions = learned(config.history, width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
@@ -66,7 +65,7 @@ class BCT(Method):
                 "shorter --window or context, or --model history=N"
             )
         visible = history.visible
-        x = self.fuse(F.gelu(self.reduce(history.tokens)).flatten(2)) + history.summary
+        x = self.frame_token(history.tokens) + history.summary
         x = x + self.positions[(visible - 1).clamp(min=0)]
         mask = past_mask(visible)
         for block in self.blocks:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
@@ -158,6 +159,18 @@ class Block(nn.Module):
         if self.cross is not None and self.norm2 is not None:
             x = x + self.dropout(self.cross(self.norm2(x), *self.cross.keys_and_values(memory)))
         return x + self.dropout(self.mlp(self.norm3(x)))
+
+
+class FrameToken(nn.Module):
+    """All tokens of an observation (..., F, D) as one (..., D): each gives ``size`` numbers, projected together."""
+
+    def __init__(self, config: MethodConfig, size: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(config.width, size)
+        self.fuse = nn.Linear(config.frame_tokens * size, config.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fuse(F.gelu(self.reduce(tokens)).flatten(-2))
 
 
 class Method(nn.Module, abc.ABC):

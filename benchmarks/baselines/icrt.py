@@ -3,11 +3,12 @@
 A causal transformer reads whole trajectories of one task, one after another, as a sequence of observation and action
 tokens; from each observation's token the next actions are predicted, with the L1 loss. The first trajectory is the
 prompt and enters no loss. When acting, a demonstration from the training data is the prompt, and the robot's own
-episode follows it. Observations are pooled into one token by attention with a learned query.
+episode follows it.
 
 Deviations: the transformer is trained from scratch and small; a step is 8 control steps, since there are frames only
 there, and its action token is the chunk of 8 actions; 16 actions are predicted, as in the paper, of which 8 are
-executed before the next frame; the encoder is the stem that all baselines share; the instruction, which ICRT does
+executed before the next frame; the encoder is the stem that all baselines share, whose tokens become one by a
+projection, not by attention pooling, from which it did not learn to see the cube; the instruction, which ICRT does
 without, is added to the observation, as every method has it; a sequence is 32 steps, two to three trajectories, and
 one that is cut off at the start of a window serves as prompt too; learned positions in place of rotary ones.
 """
@@ -20,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import Block, History, Method, MethodConfig, weighted_mean
-from par_agent.modeling.action_detokenizer import CrossAttention
+from baselines.common import Block, FrameToken, History, Method, MethodConfig, weighted_mean
 from par_agent.modeling.embeddings import learned
 
 
@@ -33,6 +33,8 @@ class ICRTConfig(MethodConfig):
     """Actions predicted together."""
     layers: int = 6
     """Transformer layers."""
+    patch_width: int = 48
+    """Numbers that each patch contributes to the token of its frame."""
     steps: int = 32
     """Most steps of a sequence, the prompt's included."""
 
@@ -48,10 +50,7 @@ class ICRT(Method):
     def __init__(self, config: ICRTConfig) -> None:
         super().__init__(config)
         width = config.width
-        self.query = learned(1, width)
-        self.pool = CrossAttention(width, config.heads)
-        self.pool_mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU())
-        self.pool_out = nn.Linear(4 * width, width)
+        self.frame_token = FrameToken(config, config.patch_width)
         self.chunk = nn.Sequential(
             nn.Linear(config.chunk_length * config.action_size, width), nn.GELU(), nn.Linear(width, width)
         )
@@ -77,7 +76,7 @@ class ICRT(Method):
         there = history.visible > 0
         place = (there.cumsum(1) - 1).clamp(0, self.config.steps - 1)
         chunk = torch.where(history.past_known[..., None], self.chunk(history.past.flatten(2)), self.begin)
-        state = self._pool(history.tokens) + history.summary
+        state = self.frame_token(history.tokens) + history.summary
         tokens = (torch.stack([chunk, state], 2) + self.positions[place]).flatten(1, 2)
         count = tokens.shape[1]
         causal = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()
@@ -92,10 +91,3 @@ class ICRT(Method):
 
     def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
         return self.head(z[:, 0]).float().unflatten(-1, (self.config.horizon, self.config.action_size))
-
-    def _pool(self, tokens: Tensor) -> Tensor:
-        """One token (B, N, D) of every observation (B, N, F, D)."""
-        flat = tokens.flatten(0, 1)
-        pooled = self.pool(self.query.expand(len(flat), 1, -1), *self.pool.keys_and_values(flat))[:, 0]
-        pooled = pooled + self.pool_out(self.pool_mlp(pooled))
-        return pooled.unflatten(0, tokens.shape[:2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from par_agent.data.windows import Windows
 from par_agent.modeling.par import PhysicalTokens, Targets
@@ -33,13 +34,18 @@ def tensors(
     return inputs, targets, [features[text] for text in windows.instructions]
 
 
+KEPT = 0.8
+"""Share of a displacement that is left one step later; the rest is drawn anew."""
+
+
 def displaced(
     windows: Windows, transforms: Transforms, length: int, spread: float, generator: torch.Generator | None
 ) -> Windows:
-    """Windows in which the robot is said to be a little beside where it was, and its targets are where they were.
+    """Windows in which the robot has drifted a little beside where it was, and its targets are where they were.
 
-    All steps of an episode in a window are displaced by the same, so that the past does not tell by how much: only the
-    image does. Joints that actions do not move relative to their positions stay.
+    The displacement wanders from step to step, and the chunks executed before lead from one to the next: the past
+    looks as if the robot had been told to go there, so that only the image says where it should be. Joints that actions
+    do not move relative to their positions stay.
 
     Args:
         windows: as they were demonstrated.
@@ -48,13 +54,33 @@ def displaced(
         spread: displacement in standard deviations of a chunk's last targets.
         generator: source of the noise; None: torch's own.
     """
-    positions = windows.positions
-    scale = positions.new_zeros(positions.shape[-1])
+    scale = torch.zeros(windows.positions.shape[-1])
     shared = min(transforms.action_size, len(scale))
     relative = torch.tensor(transforms.relative[:shared])
-    scale[:shared] = torch.tensor(transforms.action_std[length - 1][:shared]) * relative
-    device = positions.device if generator is None else generator.device
-    noise = torch.randn(positions.shape, generator=generator, device=device).to(positions)
-    episode = (windows.visible == 1).cumsum(1) - 1  # the number in the window: it counts from 1 in each of them
-    noise = noise.gather(1, episode[..., None].expand_as(noise))
-    return dataclasses.replace(windows, positions=positions + spread * scale * noise)
+    scale[:shared] = spread * torch.tensor(transforms.action_std[length - 1][:shared]) * relative
+    drift = scale * _drift(windows.visible, len(scale), generator)
+    earlier, now = drift[:, :-1], drift[:, 1:]
+    share = (torch.arange(length) + 1)[:, None] / length
+    before = windows.before.clone()
+    before[..., :shared] += torch.lerp(earlier[:, :, None], now[:, :, None], share)[..., :shared]
+    return dataclasses.replace(
+        windows, positions=windows.positions + now, before=before, before_positions=windows.before_positions + earlier
+    )
+
+
+def _drift(visible: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    """Noise (B, N + 1, size) of unit variance that wanders within each episode, from the step before the window on.
+
+    Args:
+        visible: (B, N) as in :class:`Windows`.
+        size: numbers a step.
+        generator: source of the noise; None: torch's own.
+    """
+    device = visible.device if generator is None else generator.device
+    fresh = torch.randn(len(visible), visible.shape[1] + 1, size, generator=generator, device=device).to(visible.device)
+    drift = [fresh[:, 0]]
+    for step in range(visible.shape[1]):
+        follows = (visible[:, step : step + 1] > 1) | (step == 0)
+        wandered = KEPT * drift[-1] + (1 - KEPT**2) ** 0.5 * fresh[:, step + 1]
+        drift.append(torch.where(follows, wandered, fresh[:, step + 1]))
+    return torch.stack(drift, 1)

@@ -125,8 +125,9 @@ class LossOptions:
     proprioception_noise: float = 0.0
     """Noise on joint positions, in standard deviations of the data."""
     recovery_noise: float = 0.25
-    """Displacement of a window's joint positions, from which targets start, in standard deviations of a chunk's last
-    targets: the policy learns to come back to where the demonstration goes, and to look where that is."""
+    """Displacement of joint positions, from which targets start, in standard deviations of a chunk's last targets; it
+    wanders from step to step, and the chunks of the past with it: the policy learns to come back to where the
+    demonstration goes, and to look where that is."""
     frame_fraction: float = 0.25
     """Share of steps that enter the frame loss; 0 leaves it out."""
 
