@@ -10,7 +10,8 @@ import torch
 
 from par_agent import PARPolicy
 from par_agent.errors import UserError
-from par_agent.modeling.config import PARConfig
+from par_agent.modeling.blocks import Block
+from par_agent.modeling.config import EncoderConfig, PARConfig
 from par_agent.modeling.generation import RandomNoise
 from par_agent.modeling.par import PARModel, PhysicalTokens, Targets
 from par_agent.modeling.presets import PRESETS, preset
@@ -150,6 +151,16 @@ def test_presets_are_the_small_size_and_configurations_of_earlier_versions_still
     del content["action"]["conditions"], content["nova"]["video_encoder"]["branch_start"]
     assert PARConfig.from_json(content).action.conditions == "actions"
     assert PARConfig.from_json(content).nova.video_encoder.branch_start == 1.0
+
+
+def test_branches_start_as_small_as_the_configuration_says() -> None:
+    tokens = torch.randn(2, 5, 32)
+    added = []
+    for start in (1.0, 0.1):
+        torch.manual_seed(0)
+        block = Block(EncoderConfig(1, 32, 1, branch_start=start))
+        added.append((block.norm1(block.attn(tokens))).std())
+    torch.testing.assert_close(added[1], 0.1 * added[0])
 
 
 def test_impossible_combinations_are_refused() -> None:

@@ -3,7 +3,7 @@ Learning from Offline Human Demonstrations for Robot Manipulation"; the transfor
 
 Each observation becomes one token, a causal transformer reads the tokens of a short history, and a mixture of
 Gaussians over actions is fitted by maximum likelihood. When acting a component is drawn and its mean executed
-(robomimic's low-noise evaluation).
+(robomimic's low-noise evaluation); the table's row acts by the likeliest component, ``deterministic=true``.
 
 Deviations: frames exist at every 8th control step, so that a token stands for 8 steps and its mixture is over the
 chunk of the next 8 actions as a whole (5 components, as there), and the history of 4 observations spans 32 control

@@ -91,7 +91,7 @@ class ActionDetokenizer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def conditions(self, z: Tensor) -> KeysAndValues:
-        """Cross-attention keys and values of conditions (B, L, D): computed once, used by every denoising step."""
+        """Cross-attention keys and values of any number of conditions (B, S, D): once, for all denoising steps."""
         z = self.condition_proj(z)
         z = z + sincos(torch.arange(z.shape[1], device=z.device), z.shape[2] // 2).to(z)
         return [block.cross_attn.keys_and_values(z) for block in self.blocks]  # type: ignore[union-attr, operator]
@@ -127,7 +127,7 @@ def action_loss(
 
     Args:
         head: the Action-DiT.
-        z: (B, L, D) conditions.
+        z: (B, S, D) conditions, as many as there are.
         actions: (B, L, A) clean normalised chunks.
         weights: (B, L) float, 0 for padding.
         process: noise process.
@@ -153,7 +153,7 @@ def sample_actions(
 
     Args:
         head: the Action-DiT.
-        z: (B, L, D) conditions.
+        z: (B, S, D) conditions, as many as there are.
         sampler: steps of the reverse process.
         start: (B, L, A) noise to start from; zeros give the deterministic policy.
         fresh: source of the noise that a stochastic (DDPM) step adds; None: no such noise.

@@ -2,7 +2,7 @@
 
 The sequence is ``prefix, O_0, BOA, O_1, A_1, …`` (paper sections 3 and 4). Outputs at the positions of ``[O_n; A_n]``
 are the conditions ``Z_{n+1}``: the frame path of :class:`~par_agent.modeling.nova.NOVA` draws ``O_{n+1}`` from one,
-the Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other half.
+the Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other half or from both.
 
 Letters: B batch, N steps, C latent channels of h x w, F frame tokens a step (joint positions included), L actions a
 chunk, T actions predicted together (the chunk's and those of foresight), A numbers per action, P numbers of
@@ -344,8 +344,7 @@ class PARModel(nn.Module):
     def sample_actions(
         self, z_action: Tensor, start: Tensor, *, steps: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws normalised chunks (B, L, A) float32 from conditions (B, L, D), or others that :meth:`forward` gives for
-        actions, and starting noise (B, T, A).
+        """Draws normalised chunks (B, L, A) float32 from :meth:`step`'s conditions and starting noise (B, T, A).
 
         The T actions drawn are the chunk's and those of the model's foresight. A model with regression
         de-tokenizers has one answer, whatever the noise.

@@ -80,6 +80,7 @@ def _drift(visible: Tensor, size: int, generator: torch.Generator | None) -> Ten
     fresh = torch.randn(len(visible), visible.shape[1] + 1, size, generator=generator, device=device).to(visible.device)
     drift = [fresh[:, 0]]
     for step in range(visible.shape[1]):
+        # before an episode's first step no chunk is known, so that it does not matter what that step's drift follows
         follows = (visible[:, step : step + 1] > 1) | (step == 0)
         wandered = KEPT * drift[-1] + (1 - KEPT**2) ** 0.5 * fresh[:, step + 1]
         drift.append(torch.where(follows, wandered, fresh[:, step + 1]))
