@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from baselines import NAMES, find_policy
 from baselines.checkpoint import METHODS, BaselineCheckpoint
-from baselines.common import past_mask, recent
+from baselines.common import KeysAndValues, past_mask, recent
 from baselines.dp import DP, DPConfig
 from baselines.policy import BaselinePolicy
 from baselines.training import BaselineConfig, measure, prepare, train
@@ -171,13 +171,34 @@ def test_dp_denoises_on_the_schedule_that_it_learnt() -> None:
     model = DP(sizes)
     clean, noise = torch.randn(2, 3, sizes.horizon, sizes.action_size, generator=torch.Generator().manual_seed(0))
 
-    def perfect(x: torch.Tensor, time: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def perfect(x: torch.Tensor, time: torch.Tensor, observed: list[KeysAndValues]) -> torch.Tensor:
         assert int(time.max()) < sizes.train_steps
         total = model.noising.alphas_cumprod[time][:, None, None]
         return (x - total.sqrt() * clean) / (1 - total).sqrt()
 
     model._noise = perfect  # type: ignore[method-assign]
     torch.testing.assert_close(model.draw(torch.zeros(3, 1, sizes.width), noise), clean, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_compiled_blocks_learn_what_they_would_otherwise(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+
+    def without_code_generation(function: Any, compiler: Any = torch.compile) -> Any:
+        compiled.append(function)
+        return compiler(function, backend="aot_eager")
+
+    plain = run(tmp_path, method, out=tmp_path / "plain", steps=2)
+    train(plain)
+    assert not compiled
+    monkeypatch.setattr(torch, "compile", without_code_generation)
+    train(dataclasses.replace(plain, out=tmp_path / "compiled", compile=True))
+    assert compiled
+    weights = load_file(tmp_path / "compiled" / "policy" / "model.safetensors")
+    for name, value in load_file(plain.out / "policy" / "model.safetensors").items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_windows_that_a_method_cannot_read_are_refused(tmp_path: Path) -> None:

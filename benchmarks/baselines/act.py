@@ -101,5 +101,5 @@ class ACT(Method):
         memory = self.encoder_norm(memory)
         x = self.queries.expand(len(z), -1, -1)
         for block in self.decoder:
-            x = block(x, memory)
+            x = block(x, block.cross.keys_and_values(memory))
         return self.head(x)

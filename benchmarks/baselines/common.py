@@ -93,6 +93,10 @@ class MethodConfig:
         return dataclasses.asdict(self)
 
 
+KeysAndValues = tuple[Tensor, Tensor]
+"""Keys and values of a cross-attention, (B, heads, n, D / heads) each."""
+
+
 @dataclass(frozen=True)
 class History:
     """What a method knows at each step of a batch of windows."""
@@ -153,11 +157,14 @@ class Block(nn.Module):
         self.mlp = MLP(width, 4 * width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, n, D) to tokens; ``mask`` broadcasts to (B, heads, n, n), True: may attend."""
+    def forward(self, x: Tensor, memory: KeysAndValues | None = None, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, n, D) to tokens; ``mask`` broadcasts to (B, heads, n, n), True: may attend.
+
+        ``memory``: what :meth:`CrossAttention.keys_and_values` of :attr:`cross` gives for what is attended to.
+        """
         x = x + self.dropout(self.attn(self.norm1(x), mask))
-        if self.cross is not None and self.norm2 is not None:
-            x = x + self.dropout(self.cross(self.norm2(x), *self.cross.keys_and_values(memory)))
+        if self.cross is not None and self.norm2 is not None and memory is not None:
+            x = x + self.dropout(self.cross(self.norm2(x), *memory))
         return x + self.dropout(self.mlp(self.norm3(x)))
 
 
@@ -207,6 +214,13 @@ class Method(nn.Module, abc.ABC):
 
         ``start`` (M, H, A) is the N(0, 1) noise that all randomness comes from; None: the deterministic answer.
         """
+
+    def compile_for_training(self) -> None:
+        """From now on runs transformer blocks by ``torch.compile``; what they compute stays the same."""
+        for blocks in self.children():
+            if isinstance(blocks, nn.ModuleList):
+                for block in blocks:
+                    block.compile()
 
     def counted(self, visible: Tensor) -> Tensor:
         """(B, N) bool, the steps that enter the loss, of ``visible`` (B, N)."""

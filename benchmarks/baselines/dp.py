@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import Block, History, Method, MethodConfig, recent, weighted_mean
+from baselines.common import Block, History, KeysAndValues, Method, MethodConfig, recent, weighted_mean
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
 
@@ -79,26 +79,32 @@ class DP(Method):
 
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
         count = self.config.noise_samples
-        z, actions, weights = z.repeat(count, 1, 1), actions.repeat(count, 1, 1), weights.repeat(count, 1)
+        observed = [(k.repeat(count, 1, 1, 1), v.repeat(count, 1, 1, 1)) for k, v in self._keys_and_values(z)]
+        actions, weights = actions.repeat(count, 1, 1), weights.repeat(count, 1)
         noise = torch.randn_like(actions)
         time = torch.randint(self.config.train_steps, (len(actions),), device=actions.device)
         noised = self.noising.add_noise(actions, noise, time)
-        return weighted_mean(F.mse_loss(self._noise(noised, time, z).float(), noise, reduction="none"), weights)
+        return weighted_mean(F.mse_loss(self._noise(noised, time, observed).float(), noise, reduction="none"), weights)
 
     def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
         config = self.config
         x = z.new_zeros(len(z), config.horizon, config.action_size).float() if start is None else start
+        observed = self._keys_and_values(z)
         for time in self.sampling.timesteps:
-            noise = self._noise(x, time.expand(len(z)).to(z.device), z).float()
+            noise = self._noise(x, time.expand(len(z)).to(z.device), observed).float()
             x = self.sampling.step(noise, time, x).prev_sample
         return x
 
-    def _noise(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
+    def _keys_and_values(self, memory: Tensor) -> list[KeysAndValues]:
+        """What each block's cross-attention makes of tokens (M, n, D): of the observations once for all times."""
+        return [block.cross.keys_and_values(memory) for block in self.decoder]  # type: ignore[union-attr, operator]
+
+    def _noise(self, x: Tensor, time: Tensor, observed: list[KeysAndValues]) -> Tensor:
         """Predicted noise (M, H, A) of noised actions (M, H, A) at diffusion times (M,)."""
-        embedded = self.time(timestep_frequencies(time).to(z))[:, None]
-        memory = torch.cat([self.condition_mlp(embedded + self.condition_positions[:1]), z], 1)
+        embedded = self.time(timestep_frequencies(time).to(self.head[1].weight))[:, None]
+        timed = self._keys_and_values(self.condition_mlp(embedded + self.condition_positions[:1]))
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         x = self.actions(x) + self.positions
-        for block in self.decoder:
-            x = block(x, memory, mask)
+        for block, (k, v), (time_k, time_v) in zip(self.decoder, observed, timed, strict=True):
+            x = block(x, (torch.cat([time_k, k], 2), torch.cat([time_v, v], 2)), mask)
         return self.head(x)

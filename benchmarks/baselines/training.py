@@ -53,6 +53,9 @@ class BaselineOptions:
     """Noise on joint positions, in standard deviations of the data."""
     recovery_noise: float = 0.25
     """Displacement of the joint positions that targets start from; see `par-agent finetune`."""
+    compile: bool = False
+    """Compiles the transformer's blocks with torch.compile, which needs a C++ compiler: RDT trains nearly twice as fast
+    on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,8 @@ class BaselineTraining(TrainingLoop):
 
     def __init__(self, config: BaselineConfig, setup: BaselineSetup, accelerator: Accelerator) -> None:
         self.setup = setup
+        if config.compile:
+            setup.model.compile_for_training()
         objective = BaselineObjective(setup.model, setup.transforms, config)
         super().__init__(config, objective, setup.train, accelerator)
 
