@@ -16,6 +16,7 @@ from typing import Any
 import tyro
 from reproduce_table import methods, read_runs, table_rows
 
+from par_agent.errors import UserError
 from par_agent.evaluation.results import PAPER_RESULTS
 from par_agent.evaluation.variations import VARIATIONS
 from par_agent.files import atomic_path, read_json
@@ -150,4 +151,8 @@ def main(config: TableConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(TableConfig)))
+    try:
+        sys.exit(main(tyro.cli(TableConfig)))
+    except UserError as error:
+        print(f"benchmarks/readme_table.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
