@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 from baselines import NAMES, find_policy
 from baselines.checkpoint import METHODS, BaselineCheckpoint
-from baselines.common import KeysAndValues, past_mask, recent
+from baselines.common import past_mask, recent
 from baselines.dp import DP, DPConfig
 from baselines.policy import BaselinePolicy
 from baselines.training import BaselineConfig, measure, prepare, train
 from par_agent.errors import UserError
+from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.frame_encoder import save_frame_encoder
 from par_agent.tasks import TASKS
 from par_agent.training.checkpoint import latest_checkpoint
@@ -171,7 +172,7 @@ def test_dp_denoises_on_the_schedule_that_it_learnt() -> None:
     model = DP(sizes)
     clean, noise = torch.randn(2, 3, sizes.horizon, sizes.action_size, generator=torch.Generator().manual_seed(0))
 
-    def perfect(x: torch.Tensor, time: torch.Tensor, observed: list[KeysAndValues]) -> torch.Tensor:
+    def perfect(x: torch.Tensor, time: torch.Tensor, observed: KeysAndValues) -> torch.Tensor:
         assert int(time.max()) < sizes.train_steps
         total = model.noising.alphas_cumprod[time][:, None, None]
         return (x - total.sqrt() * clean) / (1 - total).sqrt()

@@ -93,10 +93,6 @@ class MethodConfig:
         return dataclasses.asdict(self)
 
 
-KeysAndValues = tuple[Tensor, Tensor]
-"""Keys and values of a cross-attention, (B, heads, n, D / heads) each."""
-
-
 @dataclass(frozen=True)
 class History:
     """What a method knows at each step of a batch of windows."""
@@ -157,7 +153,7 @@ class Block(nn.Module):
         self.mlp = MLP(width, 4 * width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, memory: KeysAndValues | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, n, D) to tokens; ``mask`` broadcasts to (B, heads, n, n), True: may attend.
 
         ``memory``: what :meth:`CrossAttention.keys_and_values` of :attr:`cross` gives for what is attended to.

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import Block, History, KeysAndValues, Method, MethodConfig, recent, weighted_mean
+from baselines.common import Block, History, Method, MethodConfig, recent, weighted_mean
+from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
 
@@ -95,11 +96,11 @@ class DP(Method):
             x = self.sampling.step(noise, time, x).prev_sample
         return x
 
-    def _keys_and_values(self, memory: Tensor) -> list[KeysAndValues]:
+    def _keys_and_values(self, memory: Tensor) -> KeysAndValues:
         """What each block's cross-attention makes of tokens (M, n, D): of the observations once for all times."""
         return [block.cross.keys_and_values(memory) for block in self.decoder]  # type: ignore[union-attr, operator]
 
-    def _noise(self, x: Tensor, time: Tensor, observed: list[KeysAndValues]) -> Tensor:
+    def _noise(self, x: Tensor, time: Tensor, observed: KeysAndValues) -> Tensor:
         """Predicted noise (M, H, A) of noised actions (M, H, A) at diffusion times (M,)."""
         embedded = self.time(timestep_frequencies(time).to(self.head[1].weight))[:, None]
         timed = self._keys_and_values(self.condition_mlp(embedded + self.condition_positions[:1]))
