@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from reproduce_table import methods, read_runs, table_rows
+from finished_runs import curves, read_runs, table_rows
+from reproduce_table import demonstrations, methods
 
 from par_agent.errors import UserError
 from par_agent.evaluation.results import PAPER_RESULTS
@@ -32,14 +33,14 @@ class TableConfig:
     reported: Path = ROOT / "benchmarks" / "reported"
     """Folders of finished runs of the protocol; those of `make benchmark-robustness` lie in `robustness`, those of one
     checkpoint that acts on more or less of the past in `context`, those of all methods after the same training in
-    `rows`."""
+    `rows`, those of policies trained on fewer demonstrations in `demonstrations`."""
     documents: tuple[Path, ...] = (
         ROOT / "README.md",
         ROOT / "benchmarks" / "README.md",
         ROOT / "benchmarks" / "baselines" / "README.md",
         *sorted((ROOT / "par_agent").glob("checkpoints/*/README.md")),
     )
-    """Files with pairs of marks, `<!-- results -->` and `<!-- /results -->` or the same of `context` or `rows`, that a
+    """Files with pairs of marks, `<!-- results -->` and `<!-- /results -->` or the same of another of TABLES, that a
     table stands between."""
     check: bool = False
     """Only compare."""
@@ -91,6 +92,11 @@ def rows_table(reported: Path) -> str:
     return "\n".join([*methods(table_rows(read_runs(reported / "rows"))), ""])
 
 
+def demonstrations_table(reported: Path) -> str:
+    """Success by number of demonstrations."""
+    return "\n".join([*demonstrations(curves(read_runs(reported / "demonstrations"))), ""])
+
+
 def finished(folder: Path) -> dict[Path, dict[str, Any]]:
     """What the result files of the runs in a folder hold, by the runs' folders and in the order of their names."""
     return {path.parent: read_json(path) for path in sorted(folder.glob("*/results.json"))}
@@ -122,6 +128,7 @@ TABLES: dict[str, Callable[[Path, Path], str]] = {
     "results": table,
     "context": lambda reported, _: context_table(reported),
     "rows": lambda reported, _: rows_table(reported),
+    "demonstrations": lambda reported, _: demonstrations_table(reported),
 }
 
 

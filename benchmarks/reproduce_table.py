@@ -1,39 +1,28 @@
-"""Rebuilds the table and the figure of all methods from the records of finished runs; nothing is simulated.
+"""Rebuilds the table of all methods and its figures from the records of finished runs; nothing is simulated.
 
-python benchmarks/reproduce_table.py                                # of the runs in benchmarks/reported/rows
+python benchmarks/reproduce_table.py                                # of the runs in benchmarks/reported
 python benchmarks/reproduce_table.py --runs benchmarks/results --out table
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
+from figures import draw_curves, draw_table
+from finished_runs import ROWS, Point, Run, curves, read_runs, table_rows
 
 from par_agent.errors import UserError
-from par_agent.evaluation.records import Record, read_records, record_key
-from par_agent.evaluation.results import PAPER_RESULTS, TaskResult, summarise
+from par_agent.evaluation.records import record_key
+from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.evaluation.statistics import compare_paired
-from par_agent.files import atomic_path, cannot_write, read_json
-from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
+from par_agent.files import atomic_path, cannot_write
+from par_agent.tasks import PAPER_TASKS
 
-REPORTED = Path(__file__).parent / "reported" / "rows"
-"""Runs of all methods after the same training."""
-ROWS = {
-    "par-mini": "PAR-Full",
-    "par-noar": "PAR-NoAR",
-    "par-discrete": "PAR-Discrete",
-    "act": "ACT",
-    "bc-t": "BC-T",
-    "dp": "DP",
-    "icrt": "ICRT",
-    "rdt": "RDT",
-}
-"""Names of policies -> rows of the paper's Tables 2 and 3."""
+REPORTED = Path(__file__).parent / "reported"
 NOTHING = "–"
 
 
@@ -41,82 +30,16 @@ NOTHING = "–"
 class TableConfig:
     """Where the runs are and where table and figures go."""
 
-    runs: Path = REPORTED
-    """Folder of the runs' folders, as benchmarks/run.py writes them."""
-    out: Path = REPORTED
+    runs: tuple[Path, ...] = (REPORTED / "rows", REPORTED / "demonstrations")
+    """Folders of the runs' folders, as benchmarks/run.py writes them."""
+    out: Path = REPORTED / "rows"
     """Folder that table.md and the figures are written to."""
     reference: str = "par-mini"
     """Policy that the others are tested against."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One finished run, as its folder tells it."""
-
-    name: str
-    """The policy's."""
-    folder: Path
-    records: list[Record]
-    about: dict[str, Any]
-    """The provenance in its results.json."""
-    state_seed: int | None
-    """First environment seed of its initial states; None: the protocol's."""
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """How the policy was trained, as far as its checkpoint says."""
-        return self.about.get("training") or {}
-
-    @property
-    def demos(self) -> int | None:
-        """The option --demos of the training; None: all demonstrations, or unknown."""
-        return self.training.get("options", {}).get("demos")
-
-    def results(self) -> dict[str, TaskResult]:
-        """By task."""
-        planned = PROTOCOL_STATES * PROTOCOL_POLICY_SEEDS
-        return {result.task: result for result in summarise(self.records, list(PAPER_TASKS), planned)}
-
-
-def read_runs(folder: Path) -> list[Run]:
-    """All runs below a folder, in the order of the paper's rows.
-
-    Raises:
-        UserError: there are none, a file is damaged, or two runs of the protocol are of the same policy.
-    """
-    runs = []
-    for path in sorted(folder.glob("*/rollouts.jsonl")):
-        identity, about = read_json(path.parent / "run.json"), read_json(path.parent / "results.json")["provenance"]
-        if identity["track"] == "paper" and identity.get("variation", "none") == "none":
-            run = Run(identity["policy"], path.parent, read_records(path), about, identity["state_seed"])
-            runs.append(run)
-    if not runs:
-        raise UserError(f"{folder} holds no finished run of the paper track; make one with benchmarks/run.py")
-    order = list(ROWS)
-    return sorted(runs, key=lambda run: order.index(run.name) if run.name in order else len(order))
-
-
-def table_rows(runs: list[Run]) -> dict[str, Run]:
-    """The runs that the table shows: of the protocol, trained on all demonstrations.
-
-    Raises:
-        UserError: two of them are of the same policy.
-    """
-    rows: dict[str, Run] = {}
-    for run in runs:
-        if run.state_seed is not None or run.demos is not None:
-            continue
-        if run.name in rows:
-            raise UserError(
-                f"{rows[run.name].folder} and {run.folder} are both of {run.name}; the table has one row for each "
-                "policy: move one of them elsewhere"
-            )
-        rows[run.name] = run
-    return rows
-
-
-def table(rows: Mapping[str, Run], reference: str) -> str:
-    """The page in Markdown.
+def table(rows: Mapping[str, Run], reference: str, points: Mapping[tuple[str, str], Sequence[Point]]) -> str:
+    """The page in Markdown; ``points`` are those of :func:`finished_runs.curves`.
 
     Raises:
         UserError: there is no run of the reference.
@@ -139,6 +62,7 @@ def table(rows: Mapping[str, Run], reference: str) -> str:
         "",
         *_markdown(("method", *PAPER_TASKS), _comparisons(rows, reference)),
         "",
+        *(["## By number of demonstrations", "", *demonstrations(points), ""] if points else []),
         "## Where this comes from",
         "",
         *_markdown(
@@ -158,6 +82,17 @@ def methods(rows: Mapping[str, Run]) -> list[str]:
         ("method", *PAPER_TASKS, "parameters", "training min", "ms per chunk"),
         [line for name, run in rows.items() for line in _method_lines(name, run)] + _unmeasured(rows),
     )
+
+
+def demonstrations(points: Mapping[tuple[str, str], Sequence[Point]]) -> list[str]:
+    """Lines of the table in Markdown: a row for every task and policy, a column for every number."""
+    numbers = sorted({point.demonstrations for found in points.values() for point in found})
+    lines = []
+    for (task, label), found in points.items():
+        cells = {point.demonstrations: _cell(point.result) for point in found}
+        steps = "/".join(str(steps) for steps in sorted({point.steps for point in found}))
+        lines.append((task, label, steps, *(cells.get(number, NOTHING) for number in numbers)))
+    return _markdown(("task", "policy", "training steps", *(f"{number} demonstrations" for number in numbers)), lines)
 
 
 def _method_lines(name: str, run: Run) -> list[tuple[str, ...]]:
@@ -221,77 +156,18 @@ def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]
     return [f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows)]
 
 
-def draw_table(rows: Mapping[str, Run], reference: str, path: Path) -> None:
-    """Bars of the measured rates with Wilson intervals by task; the paper's figures as open marks."""
-    figure, axes = _axes(len(PAPER_TASKS))
-    for axis, task in zip(axes, PAPER_TASKS, strict=True):
-        for place, (name, run) in enumerate(rows.items()):
-            if (result := run.results().get(task)) is not None:
-                rate = 100 * result.rate
-                error = [[rate - 100 * result.wilson.low], [100 * result.wilson.high - rate]]
-                axis.bar(place, rate, yerr=error, capsize=3, color="tab:blue" if name == reference else "tab:gray")
-            if name in ROWS:
-                axis.plot(place, PAPER_RESULTS[ROWS[name]][task], "o", mfc="none", color="tab:red")
-        axis.set_title(task)
-        axis.set_xticks(range(len(rows)), rows, rotation=45, ha="right")
-    axes[0].set_ylabel("success rate, %")
-    axes[-1].plot([], [], "o", mfc="none", color="tab:red", label="printed in the paper")
-    axes[-1].legend(loc="upper right")
-    _save(figure, path)
-
-
-def draw_demos(runs: list[Run], path: Path) -> bool:
-    """Rates by the number of demonstrations trained on, with Wilson intervals; False: no run was trained on fewer."""
-    few = {run.name for run in runs if run.demos is not None}
-    curves: dict[tuple[str, str], list[tuple[int, TaskResult]]] = {}
-    for run in runs:
-        if run.state_seed is None and run.name in few:
-            for task, result in run.results().items():
-                if (count := run.training.get("demonstrations", {}).get(task)) is not None:
-                    curves.setdefault((task, run.name), []).append((count, result))
-    if not curves:
-        return False
-    tasks = sorted({task for task, _ in curves})
-    figure, axes = _axes(len(tasks))
-    for (task, name), points in sorted(curves.items()):
-        axis = axes[tasks.index(task)]
-        points.sort(key=lambda point: point[0])
-        rates = [100 * result.rate for _, result in points]
-        below = [rate - 100 * result.wilson.low for rate, (_, result) in zip(rates, points, strict=True)]
-        above = [100 * result.wilson.high - rate for rate, (_, result) in zip(rates, points, strict=True)]
-        axis.errorbar([count for count, _ in points], rates, yerr=[below, above], marker="o", capsize=3, label=name)
-        axis.set(title=task, xscale="log", xlabel="demonstrations")
-        axis.legend()
-    axes[0].set_ylabel("success rate, %")
-    _save(figure, path)
-    return True
-
-
-def _axes(count: int) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * count, 4), layout="constrained")
-    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    axes[0].set_ylim(0, 105)
-    return figure, axes
-
-
-def _save(figure: Any, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-
-
 def main(config: TableConfig) -> int:
     """Reads the runs, writes table.md, table.png and, where there are such runs, demonstrations.png."""
-    runs = read_runs(config.runs)
-    rows = table_rows(runs)
-    page = table(rows, config.reference)
+    runs = [run for folder in config.runs for run in read_runs(folder)]
+    rows, points = table_rows(runs), curves(runs)
+    page = table(rows, config.reference, points)
+    written = ["table.md", "table.png"]
     try:
         with atomic_path(config.out / "table.md") as temporary:
             temporary.write_text(page)
         draw_table(rows, config.reference, config.out / "table.png")
-        written = ["table.md", "table.png"]
-        if draw_demos(runs, config.out / "demonstrations.png"):
+        if points:
+            draw_curves(points, config.out / "demonstrations.png")
             written.append("demonstrations.png")
     except OSError as error:
         raise UserError(cannot_write(config.out, error)) from error

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reproduce_table import TableConfig, main, read_runs, table, table_rows
+from finished_runs import curves, read_runs, table_rows
+from reproduce_table import TableConfig, main, table
 
 from baselines import ABLATIONS, NAMES, find_policy
 from par_agent.errors import UserError
@@ -22,7 +23,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def write_run(
-    folder: Path, policy: str, solved: int, *, demos: int | None = None, state_seed: int | None = None
+    folder: Path,
+    policy: str,
+    solved: int,
+    *,
+    demos: int | None = None,
+    init: str | None = None,
+    state_seed: int | None = None,
 ) -> None:
     """A run of 4 initial states and 2 policy seeds a task; the first ``solved`` states are solved in every task."""
     records = [
@@ -39,7 +46,8 @@ def write_run(
     (folder / "rollouts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     write_json(folder / "run.json", {"policy": policy, "track": "paper", "state_seed": state_seed})
     counts = dict.fromkeys(PAPER_TASKS, demos or 950)
-    training = {"minutes": 12.4, "processor_minutes": 20.6, "demonstrations": counts, "options": {"demos": demos}}
+    options = {"demos": demos, "init": init}
+    training = {"minutes": 12.4, "processor_minutes": 20.6, "demonstrations": counts, "steps": 400, "options": options}
     about = {"command": "python run.py", "checkpoint": "0123", "parameters": 7_500_000, "training": training}
     write_json(folder / "results.json", {"results": [], "provenance": about})
 
@@ -49,7 +57,7 @@ def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> 
     write_run(tmp_path / "b", "dp", 1)
     write_run(tmp_path / "c", "dp", 0, demos=50)
     write_run(tmp_path / "d", "dp", 4, state_seed=555000)
-    page = table(table_rows(read_runs(tmp_path)), "par-mini")
+    page = table(table_rows(read_runs(tmp_path)), "par-mini", {})
     wilson = wilson_interval(6, 8)
     cell = f"**75.0** 6/8, {100 * wilson.low:.1f}–{100 * wilson.high:.1f} ["
     lines = page.splitlines()
@@ -64,7 +72,7 @@ def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> 
 def test_figures_are_drawn_and_nothing_else_is_written(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", "par-mini", 3)
     write_run(tmp_path / "runs" / "b", "act", 2)
-    config = TableConfig(runs=tmp_path / "runs", out=tmp_path / "out")
+    config = TableConfig(runs=(tmp_path / "runs",), out=tmp_path / "out")
     assert main(config) == 0
     assert {path.name for path in config.out.iterdir()} == {"table.md", "table.png"}
     write_run(tmp_path / "runs" / "c", "act", 1, demos=50)
@@ -73,12 +81,38 @@ def test_figures_are_drawn_and_nothing_else_is_written(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 5000 for path in config.out.glob("*.png"))
 
 
+def test_curves_are_of_runs_on_a_number_of_demonstrations_by_what_they_began_with(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "par-mini", 4)
+    write_run(tmp_path / "b", "par-mini", 3, demos=300)
+    write_run(tmp_path / "c", "par-mini", 1, demos=100)
+    write_run(tmp_path / "d", "par-mini", 2, demos=100, init="runs/video/policy")
+    write_run(tmp_path / "e", "par-mini", 4, demos=50, state_seed=555000)
+    runs = read_runs(tmp_path)
+    points = curves(runs)
+    shown = {key: [(point.demonstrations, point.result.successes) for point in found] for key, found in points.items()}
+    assert shown == {
+        (task, label): found
+        for task in PAPER_TASKS
+        for label, found in (
+            ("par-mini", [(100, 2), (300, 6)]),
+            ("par-mini, --init runs/video/policy", [(100, 4)]),
+        )
+    }
+    lines = table(table_rows(runs), "par-mini", points).splitlines()
+    line = next(
+        line
+        for line in lines
+        if line.startswith("| PickCube | par-mini, --init runs/video/policy | 400 | **50.0** 4/8")
+    )
+    assert line.endswith("| – |")
+
+
 def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no finished run of the paper track"):
         read_runs(tmp_path)
     write_run(tmp_path / "b", "dp", 1)
     with pytest.raises(UserError, match="no run of the protocol is of 'par-mini'; there are: dp"):
-        table(table_rows(read_runs(tmp_path)), "par-mini")
+        table(table_rows(read_runs(tmp_path)), "par-mini", {})
     write_run(tmp_path / "c", "dp", 1)
     with pytest.raises(UserError, match="are both of dp"):
         table_rows(read_runs(tmp_path))

@@ -80,6 +80,12 @@ def test_before_the_first_step_there_are_no_moments_to_keep(tmp_path):
     assert latest_checkpoint(tmp_path) == tmp_path / "step_00000000"
 
 
+def test_all_files_of_a_checkpoint_are_as_readable_as_any_new_file(tmp_path):
+    (tmp_path / "other").touch()
+    modes = {file.stat().st_mode for file in Run().save(tmp_path, 0).iterdir()}
+    assert modes == {(tmp_path / "other").stat().st_mode}
+
+
 def test_the_newest_stay(tmp_path):
     run = Run()
     for step in (5, 30, 200, 1000):

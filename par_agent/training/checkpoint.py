@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
+from par_agent.files import atomic_path, read_json, write_json
 
 
 def save_checkpoint(
@@ -61,7 +61,8 @@ def save_checkpoint(
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
-            save_file(tensors, temporary / f"{name}.safetensors")
+            with atomic_path(temporary / f"{name}.safetensors") as file:
+                save_file(tensors, file)
         write_json(temporary / "state.json", {"step": step, **state})
         if final.exists():
             _remove(final)

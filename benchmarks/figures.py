@@ -1,0 +1,74 @@
+"""Figures of the table of methods and of success by number of demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finished_runs import ROWS, Point, Run
+
+from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
+from par_agent.files import atomic_path
+from par_agent.tasks import PAPER_TASKS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw_table(rows: Mapping[str, Run], reference: str, path: Path) -> None:
+    """Bars of the measured rates with Wilson intervals by task; the paper's figures as open marks."""
+    figure, axes = _axes(len(PAPER_TASKS))
+    for axis, task in zip(axes, PAPER_TASKS, strict=True):
+        for place, (name, run) in enumerate(rows.items()):
+            if (result := run.results().get(task)) is not None:
+                below, above = _error(result)
+                color = "tab:blue" if name == reference else "tab:gray"
+                axis.bar(place, 100 * result.rate, yerr=[[below], [above]], capsize=3, color=color)
+            if name in ROWS:
+                axis.plot(place, PAPER_RESULTS[ROWS[name]][task], "o", mfc="none", color="tab:red")
+        axis.set_title(task)
+        axis.set_xticks(range(len(rows)), list(rows), rotation=45, ha="right")
+    axes[-1].plot([], [], "o", mfc="none", color="tab:red", label="printed in the paper")
+    axes[-1].legend(loc="upper right")
+    _save(figure, path)
+
+
+def draw_curves(curves: Mapping[tuple[str, str], Sequence[Point]], path: Path) -> None:
+    """Rates by the number of demonstrations trained on, with Wilson intervals, a panel for each task."""
+    tasks = list(dict.fromkeys(task for task, _ in curves))
+    figure, axes = _axes(len(tasks))
+    for (task, label), points in curves.items():
+        axis = axes[tasks.index(task)]
+        counts = [point.demonstrations for point in points]
+        errors = list(zip(*(_error(point.result) for point in points), strict=True))
+        rates = [100 * point.result.rate for point in points]
+        axis.errorbar(counts, rates, yerr=errors, marker="o", capsize=3, label=label)
+    for axis, task in zip(axes, tasks, strict=True):
+        counts = sorted({point.demonstrations for (of, _), points in curves.items() if of == task for point in points})
+        axis.set(title=task, xscale="log", xlabel="demonstrations")
+        axis.set_xticks(counts, [str(count) for count in counts])
+        axis.minorticks_off()
+        axis.legend(loc="lower right", fontsize="small")
+    _save(figure, path)
+
+
+def _error(result: TaskResult) -> tuple[float, float]:
+    """What the Wilson interval reaches below and above the rate, in points."""
+    return 100 * (result.rate - result.wilson.low), 100 * (result.wilson.high - result.rate)
+
+
+def _axes(count: int) -> tuple[Figure, Sequence[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * count if count > 1 else 6, 4), layout="constrained")
+    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    axes[0].set_ylim(0, 105)
+    axes[0].set_ylabel("success rate, %")
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,126 @@
+"""Finished runs as `benchmarks/run.py` leaves them, read back for tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from par_agent.errors import UserError
+from par_agent.evaluation.records import Record, read_records
+from par_agent.evaluation.results import TaskResult, summarise
+from par_agent.files import read_json
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
+
+ROWS = {
+    "par-mini": "PAR-Full",
+    "par-noar": "PAR-NoAR",
+    "par-discrete": "PAR-Discrete",
+    "act": "ACT",
+    "bc-t": "BC-T",
+    "dp": "DP",
+    "icrt": "ICRT",
+    "rdt": "RDT",
+}
+"""Names of policies -> rows of the paper's Tables 2 and 3."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run, as its folder tells it."""
+
+    name: str
+    """The policy's."""
+    folder: Path
+    records: list[Record]
+    about: dict[str, Any]
+    """The provenance in its results.json."""
+    state_seed: int | None
+    """First environment seed of its initial states; None: the protocol's."""
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How the policy was trained, as far as its checkpoint says."""
+        return self.about.get("training") or {}
+
+    @property
+    def demos(self) -> int | None:
+        """The option --demos of the training; None: all demonstrations, or unknown."""
+        return self.training.get("options", {}).get("demos")
+
+    @property
+    def init(self) -> str | None:
+        """The checkpoint that the training began with; None: from scratch, or unknown."""
+        return self.training.get("options", {}).get("init")
+
+    def results(self) -> dict[str, TaskResult]:
+        """By task."""
+        planned = PROTOCOL_STATES * PROTOCOL_POLICY_SEEDS
+        return {result.task: result for result in summarise(self.records, list(PAPER_TASKS), planned)}
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All runs of the paper track below a folder, in the order of the paper's rows.
+
+    Raises:
+        UserError: there are none, or a file is damaged.
+    """
+    runs = []
+    for path in sorted(folder.glob("*/rollouts.jsonl")):
+        identity, about = read_json(path.parent / "run.json"), read_json(path.parent / "results.json")["provenance"]
+        if identity["track"] == "paper" and identity.get("variation", "none") == "none":
+            run = Run(identity["policy"], path.parent, read_records(path), about, identity["state_seed"])
+            runs.append(run)
+    if not runs:
+        raise UserError(f"{folder} holds no finished run of the paper track; make one with benchmarks/run.py")
+    order = list(ROWS)
+    return sorted(runs, key=lambda run: order.index(run.name) if run.name in order else len(order))
+
+
+def table_rows(runs: Iterable[Run]) -> dict[str, Run]:
+    """The runs that the table of methods shows: of the protocol, trained on all demonstrations.
+
+    Raises:
+        UserError: two of them are of the same policy.
+    """
+    rows: dict[str, Run] = {}
+    for run in runs:
+        if run.state_seed is not None or run.demos is not None:
+            continue
+        if run.name in rows:
+            raise UserError(
+                f"{rows[run.name].folder} and {run.folder} are both of {run.name}; the table has one row for each "
+                "policy: move one of them elsewhere"
+            )
+        rows[run.name] = run
+    return rows
+
+
+@dataclass(frozen=True)
+class Point:
+    """Success after training on so many demonstrations."""
+
+    demonstrations: int
+    steps: int
+    """Of training."""
+    result: TaskResult
+
+
+def curves(runs: Iterable[Run]) -> dict[tuple[str, str], list[Point]]:
+    """Success by number of demonstrations, of the protocol's runs whose policies were trained with --demos.
+
+    Returns:
+        By task and policy, in whose name the checkpoint stands that its training began with: points by number.
+    """
+    found: dict[tuple[str, str], list[Point]] = {}
+    for run in runs:
+        if run.state_seed is not None or run.demos is None:
+            continue
+        label = run.name if run.init is None else f"{run.name}, --init {run.init}"
+        for task, result in run.results().items():
+            if (count := run.training["demonstrations"].get(task)) is not None:
+                found.setdefault((task, label), []).append(Point(count, run.training["steps"], result))
+    for points in found.values():
+        points.sort(key=lambda point: point.demonstrations)
+    return dict(sorted(found.items()))
