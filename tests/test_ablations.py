@@ -122,6 +122,22 @@ def test_regression_has_one_answer_for_actions_and_frames() -> None:
     assert torch.equal(*frames) and frames[0].shape == (2, 2, 8, 8)
 
 
+def test_regression_learns_from_foresight_what_it_does_not_execute() -> None:
+    config = ablated("discrete")
+    config = dataclasses.replace(config, action=dataclasses.replace(config.action, foresight=(9, 15)))
+    torch.manual_seed(0)
+    model = PARModel(config)
+    chunk, wanted = targets(2, 2), torch.randn(2, 2, LENGTH + 2, SIZE)
+    losses = []
+    for weights in ([1.0] * LENGTH + [0.0, 0.0], [0.0] * LENGTH + [1.0, 0.0], [0.0] * LENGTH + [0.0, 1.0]):
+        ahead = dataclasses.replace(chunk, actions=wanted, action_weights=torch.tensor(weights).expand(2, 2, -1))
+        loss = model.loss(tiny_features(2), tiny_inputs(2, 2), torch.arange(2).expand(2, 2), ahead)
+        (gradient,) = torch.autograd.grad(loss.action, model.action_tokenizer.boa)
+        losses.append((loss.action.item(), gradient.abs().sum().item()))
+    assert len({value for value, _ in losses}) == 3 and all(size > 0 for _, size in losses)
+    assert model.sample_actions(torch.randn(2, LENGTH, 32), wanted[:, 0]).shape == (2, LENGTH, SIZE)
+
+
 @ABLATIONS
 def test_ablated_policies_act_and_survive_saving(ablation: str, tmp_path: Path) -> None:
     model = model_of(ablation).eval()
@@ -142,7 +158,7 @@ def test_presets_are_the_small_size_and_configurations_of_earlier_versions_still
     for name in ("par-noar", "par-discrete", "par-noimagine"):
         config = preset(name)
         assert PARConfig.from_json(config.to_json()) == config
-        changes = {"foresight": (), "conditions": "actions"} if config.detokenizers == "regression" else {}
+        changes = {"conditions": "actions"} if config.detokenizers == "regression" else {}
         assert config.action == dataclasses.replace(mini.action, **changes)
         assert PRESETS[name].text_encoder == "hash"
     content = mini.to_json()

@@ -208,7 +208,7 @@ class ActionConfig:
 
     @property
     def targets(self) -> int:
-        """Actions that the Action-DiT draws together: the chunk's ``L``, then those of :attr:`foresight`."""
+        """Actions that the de-tokenizer predicts together: the chunk's ``L``, then those of :attr:`foresight`."""
         return self.chunk_length + len(self.foresight)
 
 
@@ -242,10 +242,9 @@ class PARConfig:
                 "a temporal encoder of depth 0 gives the action de-tokenizer raw text and frame tokens; it goes with "
                 "imagination=False and detokenizers='diffusion' only"
             )
-        if self.detokenizers == "regression" and (self.action.foresight or self.action.conditions != "actions"):
+        if self.detokenizers == "regression" and self.action.conditions != "actions":
             raise UserError(
-                "regression gives one action per condition, those of the chunk: set action.foresight to () and "
-                "action.conditions to 'actions'"
+                "regression gives an action for each of the chunk's conditions: set action.conditions to 'actions'"
             )
         if self.version > CONFIG_VERSION:
             raise UserError(_newer(self.version))

@@ -267,7 +267,8 @@ class PARModel(nn.Module):
         if targets.actions is None:
             return z_action.new_zeros(())
         if isinstance(self.action_detokenizer, RegressionHead):
-            return regression_loss(self.action_detokenizer(z_action), targets.actions, targets.action_weights)
+            prediction = self.action_detokenizer(z_action, len(self.config.action.foresight))
+            return regression_loss(prediction, targets.actions, targets.action_weights)
         return action_loss(
             self.action_detokenizer,
             z_action.flatten(0, 1),

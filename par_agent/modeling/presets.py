@@ -85,7 +85,7 @@ def par_noar() -> PARConfig:
 def par_discrete() -> PARConfig:
     """Ablation PAR-Discrete in the small size: regression in place of both diffusion de-tokenizers."""
     full = par_mini()
-    action = replace(full.action, foresight=(), conditions="actions")  # one answer per condition, those of the chunk
+    action = replace(full.action, conditions="actions")  # an answer for each of them; there is nothing that attends
     return replace(full, name="par-discrete", action=action, detokenizers="regression")
 
 

@@ -3,7 +3,10 @@ place of diffusion, for actions and for frames."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from par_agent.modeling.embeddings import sincos
 
 
 class RegressionHead(nn.Module):
@@ -24,8 +27,14 @@ class RegressionHead(nn.Module):
             condition_width = width
         self.mlp = nn.Sequential(*layers, nn.Linear(condition_width, size))
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Values (..., size) of conditions (..., D)."""
+    def forward(self, z: Tensor, ahead: int = 0) -> Tensor:
+        """Values (..., S + ahead, size) of conditions (..., S, D), ``D`` even.
+
+        Those ahead (foresight) are asked of the last condition, with their place behind it added.
+        """
+        if ahead:
+            places = sincos(torch.arange(1, ahead + 1, device=z.device), z.shape[-1] // 2).to(z)
+            z = torch.cat([z, z[..., -1:, :] + places], -2)
         return self.mlp(z)
 
 
