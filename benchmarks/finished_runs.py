@@ -67,11 +67,11 @@ def read_runs(folder: Path) -> list[Run]:
         UserError: there are none, or a file is damaged.
     """
     runs = []
-    for path in sorted(folder.glob("*/rollouts.jsonl")):
-        identity, about = read_json(path.parent / "run.json"), read_json(path.parent / "results.json")["provenance"]
+    for path in sorted(folder.glob("*/results.json")):  # written when a run is finished
+        identity, about = read_json(path.parent / "run.json"), read_json(path)["provenance"]
         if identity["track"] == "paper" and identity.get("variation", "none") == "none":
-            run = Run(identity["policy"], path.parent, read_records(path), about, identity["state_seed"])
-            runs.append(run)
+            records = read_records(path.parent / "rollouts.jsonl")
+            runs.append(Run(identity["policy"], path.parent, records, about, identity["state_seed"]))
     if not runs:
         raise UserError(f"{folder} holds no finished run of the paper track; make one with benchmarks/run.py")
     order = list(ROWS)
@@ -112,14 +112,23 @@ def curves(runs: Iterable[Run]) -> dict[tuple[str, str], list[Point]]:
 
     Returns:
         By task and policy, in whose name the checkpoint stands that its training began with: points by number.
+
+    Raises:
+        UserError: two runs make the same point.
     """
     found: dict[tuple[str, str], list[Point]] = {}
+    folders: dict[tuple[str, str, int], Path] = {}
     for run in runs:
         if run.state_seed is not None or run.demos is None:
             continue
         label = run.name if run.init is None else f"{run.name}, --init {run.init}"
         for task, result in run.results().items():
             if (count := run.training["demonstrations"].get(task)) is not None:
+                if (other := folders.setdefault((task, label, count), run.folder)) != run.folder:
+                    raise UserError(
+                        f"{other} and {run.folder} are both of {label} after {count} demonstrations of {task}: move "
+                        "one of them elsewhere"
+                    )
                 found.setdefault((task, label), []).append(Point(count, run.training["steps"], result))
     for points in found.values():
         points.sort(key=lambda point: point.demonstrations)

@@ -138,6 +138,8 @@ def filled(text: str, reported: Path, base: Path) -> str:
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if begin in text:
             before, rest = text.split(begin)
+            if end not in rest:
+                raise UserError(f"a document in {base} has the mark {begin.strip()} without {end}")
             text = before + begin + make(reported, base) + end + rest.split(end)[1]
     return text
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import nn
@@ -58,6 +58,8 @@ class Acting:
     """Whether denoising starts from random noise; otherwise from zero, which makes the policy deterministic."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            check(name, getattr(self, name), hint)
         for name in ("context", "execute", "denoising_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

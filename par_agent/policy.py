@@ -77,6 +77,11 @@ class PARPolicy:
         self.execute = self.acting.execute or length
         if self.execute > length:
             raise UserError(f"execute is {self.execute}; this checkpoint plans chunks of {length} actions")
+        if self.acting.past_actions and self.execute < length:
+            raise UserError(
+                f"execute is {self.execute} and past_actions is on: the model knows whole chunks of {length} actions "
+                "that were executed; leave execute out, or give past_actions=False"
+            )
         most = checkpoint.model.config.max_context
         if self.acting.context > most:
             raise UserError(

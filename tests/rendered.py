@@ -31,7 +31,8 @@ def made_up_episode(number: int, spec: RenderSpec, size: tuple[int, int], num_st
         "source_episode": number,
         "control_mode": "pd_joint_pos",
     }
-    return Episode(dict.fromkeys(spec.cameras, frames), steps, walk, actions, attributes)
+    extra = dict.fromkeys(spec.extra, walk[:, :3] + 1)
+    return Episode(dict.fromkeys(spec.cameras, frames), steps, walk, actions, attributes, extra)
 
 
 def write_dataset(folder: Path, episodes: int = 3, size: tuple[int, int] = (16, 24), **fields) -> RenderSpec:

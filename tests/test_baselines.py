@@ -19,6 +19,7 @@ from baselines.checkpoint import METHODS, BaselineCheckpoint
 from baselines.common import past_mask, recent
 from baselines.dp import DP, DPConfig
 from baselines.policy import BaselinePolicy
+from baselines.rdt import RDT, RDTConfig
 from baselines.training import BaselineConfig, measure, prepare, train
 from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import KeysAndValues
@@ -181,6 +182,34 @@ def test_dp_denoises_on_the_schedule_that_it_learnt() -> None:
     torch.testing.assert_close(model.draw(torch.zeros(3, 1, sizes.width), noise), clean, atol=1e-3, rtol=0)
 
 
+def test_rdt_denoises_on_the_schedule_that_it_learnt() -> None:
+    sizes = RDTConfig(layers=2)
+    model = RDT(sizes)
+    clean, noise = torch.randn(2, 3, sizes.horizon, sizes.action_size, generator=torch.Generator().manual_seed(0))
+    levels = []
+
+    def perfect(x: torch.Tensor, time: torch.Tensor, z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        total = model.noising.alphas_cumprod[time][:, None, None]
+        levels.append(((x - total.sqrt() * clean) / (1 - total).sqrt() - noise).abs().max().item())
+        return clean
+
+    model._clean = perfect  # type: ignore[method-assign]
+    torch.testing.assert_close(model.draw(torch.zeros(3, 1, sizes.width), noise), clean, atol=1e-3, rtol=0)
+    assert len(levels) == sizes.sampling_steps and max(levels) < 0.05
+
+
+def test_rdts_blocks_look_at_text_first_then_at_images_in_turns() -> None:
+    model = RDT(RDTConfig(layers=4))
+    seen: list[int] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].shape[1]))
+    text, images = model.config.text_length, model.image_positions.shape[0]
+    z, x = torch.randn(1, text + 1 + images, model.config.width), torch.randn(1, 64, 8)
+    clean = model._clean(x, torch.tensor([500]), z, torch.ones(2, 1, 1, 1))
+    assert seen == [text, images, text, images]
+    assert clean.shape == x.shape and not clean.any()  # the last layer starts from zero
+
+
 @pytest.mark.parametrize("method", NAMES)
 def test_compiled_blocks_learn_what_they_would_otherwise(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -293,8 +322,8 @@ def test_a_step_sees_its_own_episode_and_nothing_later() -> None:
 
 def test_icrt_learns_from_what_follows_the_prompt() -> None:
     model = METHODS["icrt"](METHODS["icrt"].Config(width=32, heads=2))
-    visible = torch.tensor([[1, 2, 1, 2, 0], [3, 4, 1, 2, 3], [4, 5, 6, 7, 8]])
-    expected = [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    visible = torch.tensor([[1, 2, 1, 2, 0], [1, 2, 3, 1, 2], [1, 2, 3, 4, 5]])
+    expected = [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
     assert torch.equal(model.counted(visible).int(), torch.tensor(expected, dtype=torch.int32))
 
 
@@ -307,6 +336,7 @@ def test_icrt_learns_from_what_follows_the_prompt() -> None:
         ({"demos": 21}, r"has 19 episodes to train on, not 21 \(21 with the held-out ones\)"),
         ({"demos": 0}, "demos is 0; it must be at least 1"),
         ({"method": "pi0"}, "method is 'pi0'; it must be one of act, bc-t, dp, icrt, rdt"),
+        ({"rollout_every": 10}, "--rollout-every rolls out PAR only"),
         ({"model": ("wide=3",)}, "unknown fields in ACTConfig: wide"),
         ({"model": (*SMALL, "horizon=2")}, "a chunk of 4 actions is executed"),
         ({"model": ("width=32", "heads=3")}, "must divide the width 32"),

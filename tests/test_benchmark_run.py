@@ -382,3 +382,24 @@ def test_the_speed_comparison_prints_a_ratio_for_every_contestant() -> None:
     finished = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert len(re.findall(r"\d\.\dx", finished.stdout)) == 2 * 4  # by the clock and in processor time
+
+
+def test_records_that_stay_survive_a_stop_while_others_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = [{"task": "PushCube", "state": state, "error": "died" if state == 1 else None} for state in range(4)]
+    with RunFolder(tmp_path / "run", {"policy": "par-mini"}) as folder:
+        for record in failed:
+            folder.append(record)
+
+        def stopped(records: list[Any]) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(folder, "_write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            folder.discard(lambda record: record["error"] is not None)
+    assert read_records(folder.records_file) == []
+    for _ in range(2):
+        with RunFolder(tmp_path / "run", {"policy": "par-mini"}) as folder:
+            assert [record["state"] for record in folder.records] == [0, 2, 3]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["rollouts.jsonl", "run.json"]

@@ -18,6 +18,7 @@ from par_agent.data.index import EpisodeIndex
 from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
+from par_agent.files import read_json, write_json
 from tiny import LENGTH, tiny_dataset, tiny_transforms
 
 SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=2, augmentation=Augmentation(1))
@@ -59,6 +60,35 @@ def test_a_damaged_episode_in_the_middle_is_named_with_the_flag_that_skips_it(tm
     windows = WindowSampler(index, frames, list(range(6)), 1, seed=0)
     with pytest.raises(UserError, match=r"episode_000003\.h5 is damaged"):
         windows.sample(0, len(windows))
+
+
+def test_latents_of_frames_that_were_rendered_anew_are_computed_anew(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path)
+    encoded: list[int] = []
+
+    def counting(frames: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(frames))
+        return pixels(frames)
+
+    for again in (False, True):
+        first = cached_latents(EpisodeIndex(RenderedDataset(tmp_path), LENGTH), SPEC, counting)
+        assert bool(encoded) != again, "what is there is not computed twice"
+        encoded.clear()
+    spec = read_json(tmp_path / "spec.json")
+    write_json(tmp_path / "spec.json", spec | {"crop": [0, 8, 16, 16]})
+    second = cached_latents(EpisodeIndex(RenderedDataset(tmp_path), LENGTH), SPEC, counting)
+    assert sum(encoded) == first.shape[0] * first.shape[1] and second.shape == first.shape
+
+
+def test_two_processes_do_not_compute_the_same_latents(tmp_path: Path) -> None:
+    index = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path)), LENGTH)
+
+    def meanwhile(frames: torch.Tensor) -> torch.Tensor:
+        with pytest.raises(UserError, match=r"another process computes the latents of .* now; wait for it to end"):
+            cached_latents(index, SPEC, pixels)
+        return pixels(frames)
+
+    assert cached_latents(index, SPEC, meanwhile).shape[1] == index.num_frames
 
 
 def test_skipping_leaves_out_the_damaged_ones_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -61,8 +61,13 @@ def test_foresight_is_learnt_beside_the_chunk_and_never_executed(config: Finetun
     policy = PARPolicy.from_pretrained(config.out / "policy", "push cube 1")
     plan = policy.plan(observation())
     assert plan.actions.shape == (1, LENGTH, 8)
-    again = finetune(dataclasses.replace(config, init=config.out / "policy", foresight=(), out=config.out / "without"))
-    assert again.transforms is not None and again.transforms.targets == LENGTH
+    start = dataclasses.replace(config, init=config.out / "policy", demos=2)
+    again = finetune(dataclasses.replace(start, out=config.out / "again"))
+    assert again.transforms == trained.transforms, "statistics of what is predicted already stay"
+    other = finetune(dataclasses.replace(start, foresight=(5, 6), out=config.out / "other"))
+    assert other.transforms is not None and other.transforms.action_std != trained.transforms.action_std
+    without = finetune(dataclasses.replace(start, foresight=(), out=config.out / "without"))
+    assert without.transforms is not None and without.transforms.targets == LENGTH
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])

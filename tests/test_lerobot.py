@@ -207,6 +207,20 @@ def test_action_free_video_is_exported_and_imported(tmp_path: Path) -> None:
     assert not RenderedDataset(tmp_path / "back").has_actions
 
 
+def test_extra_observations_come_back(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", episodes=2, extra=("goal_pos",))
+    original = RenderedDataset(tmp_path / "data")
+    export_lerobot(original, tmp_path / "out")
+    info = json.loads((tmp_path / "out/meta/info.json").read_text())
+    assert info["features"]["observation.extra.goal_pos"]["names"] == ["goal_pos_0", "goal_pos_1", "goal_pos_2"]
+    import_lerobot(LeRobotFolder(tmp_path / "out"), tmp_path / "back", LeRobotRequest())
+    back = RenderedDataset(tmp_path / "back")
+    assert back.extra == original.extra == {"goal_pos": 3}
+    for a, b in zip(back.paths, original.paths, strict=True):
+        np.testing.assert_array_equal(read_episode(a).extra["goal_pos"], read_episode(b).extra["goal_pos"])
+        assert read_episode(a).extra["goal_pos"].any()
+
+
 def test_bad_exports_are_refused_and_leave_nothing(rendered: RenderedDataset, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there exists; choose another --out"):

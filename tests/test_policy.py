@@ -204,6 +204,13 @@ def test_options_are_checked() -> None:
         policy(contxt=2)
     with pytest.raises(UserError, match="execute is 9; this checkpoint plans chunks of 4"):
         policy(execute=9)
+    with pytest.raises(UserError, match="execute is 2 and past_actions is on"):
+        policy(execute=2, past_actions=True)
+    assert policy(execute=LENGTH, past_actions=True).execute == LENGTH
+    with pytest.raises(UserError, match="past_actions is 'False'; expected true or false"):
+        policy(past_actions="False")
+    with pytest.raises(UserError, match="context is 'all'; expected a whole number"):
+        policy(context="all")
     with pytest.raises(UserError, match="context is 0"):
         policy(context=0)
     with pytest.raises(UserError, match="context is 17; this checkpoint remembers 16 physical tokens at most"):

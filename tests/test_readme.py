@@ -77,6 +77,8 @@ def test_the_examples_of_a_policy_and_a_task_of_ones_own_run_as_written(tmp_path
 
 
 def test_links_lead_somewhere() -> None:
-    for document in (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("par_agent/checkpoints/*/*.md")):
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("par_agent/**/*.md")]
+    assert ROOT / "README.md" in documents and ROOT / "benchmarks" / "EXPERIMENTS.md" in documents
+    for document in documents:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from finished_runs import curves, read_runs, table_rows
-from reproduce_table import TableConfig, main, table
+from reproduce_table import REPORTED, TableConfig, main, table
 
 from baselines import ABLATIONS, NAMES, find_policy
 from par_agent.errors import UserError
@@ -113,14 +113,17 @@ def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:
     write_run(tmp_path / "b", "dp", 1)
     with pytest.raises(UserError, match="no run of the protocol is of 'par-mini'; there are: dp"):
         table(table_rows(read_runs(tmp_path)), "par-mini", {})
+    write_run(tmp_path / "unfinished", "dp", 1)
+    (tmp_path / "unfinished" / "results.json").unlink()
+    assert len(read_runs(tmp_path)) == 1
     write_run(tmp_path / "c", "dp", 1)
     with pytest.raises(UserError, match="are both of dp"):
         table_rows(read_runs(tmp_path))
 
 
-def test_the_reported_runs_make_a_table(tmp_path: Path) -> None:
+def test_the_reported_table_is_that_of_the_reported_runs(tmp_path: Path) -> None:
     assert main(TableConfig(out=tmp_path)) == 0
-    assert "| par-mini | **" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "table.md").read_text() == (REPORTED / "rows" / "table.md").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES + ABLATIONS)
@@ -137,14 +140,19 @@ def test_policies_are_found_by_name_by_folder_and_by_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_json(tmp_path / "runs" / "dp" / "policy" / "baseline.json", {"method": "dp"})
-    (tmp_path / "runs" / "par-noar" / "policy").mkdir(parents=True)
+    for name in ("par-noar", "par-mini"):
+        write_json(tmp_path / "runs" / name / "policy" / "config.json", {"name": name})
     named = find_policy("dp", {}, "cpu")
     assert named.label == "dp" and named.folder == Path("runs/dp/policy")
     assert dataclasses.replace(find_policy("runs/dp/policy", {}, "cpu"), checkpoint=named.checkpoint) == named
     ablation = find_policy("par-noar", {}, "cpu")
     assert ablation.label == "par-noar" and ablation.folder == Path("runs/par-noar/policy")
     assert find_policy("par-mini", {}, "cpu").label == "par-mini"
-    assert find_policy("par-mini", {}, "cpu", Path("runs/par-noar/policy")).label == "par-mini"
+    assert find_policy("par-mini", {}, "cpu", Path("runs/par-mini/policy")).label == "par-mini"
+    with pytest.raises(UserError, match="holds par-noar, not par-mini"):
+        find_policy("par-mini", {}, "cpu", Path("runs/par-noar/policy"))
+    with pytest.raises(UserError, match="holds no policy of PAR, not par-noar"):
+        find_policy("par-noar", {}, "cpu", Path("runs/dp/policy"))
     with pytest.raises(UserError, match="holds dp, not act"):
         find_policy("act", {}, "cpu", Path("runs/dp/policy"))
     with pytest.raises(UserError, match="holds no baseline, not act"):

@@ -16,7 +16,7 @@ from par_agent.files import read_object
 from par_agent.vla_eval.client import PREFIX, model_server_source
 
 NAMES = ("act", "bc-t", "dp", "icrt", "rdt")
-"""The baselines, as ``--method`` and ``--policy`` call them."""
+"""The baselines, as ``--method`` and ``--policy`` call them: the names of ``baselines.checkpoint.METHODS``."""
 ABLATIONS = ("par-noar", "par-discrete", "par-noimagine")
 """Ablations of PAR, which are presets of `par-agent finetune`: the paper's two, and PAR without its frame path."""
 
@@ -45,12 +45,11 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
         folder = checkpoint or Path("runs") / reference / "policy"
         if not folder.is_dir():
             raise UserError(f"no policy {reference!r}: {folder} does not exist; train it with: {_command(reference)}")
+        if (found := _method(folder) if reference in NAMES else _preset(folder)) != reference:
+            found = found or ("no baseline" if reference in NAMES else "no policy of PAR")
+            raise UserError(f"{folder} holds {found}, not {reference}; give another --policy-checkpoint")
         if reference not in NAMES:
             return PolicySource(str(folder), options, device, name=reference)
-        if (found := _method(folder)) != reference:
-            raise UserError(
-                f"{folder} holds {found or 'no baseline'}, not {reference}; give another --policy-checkpoint"
-            )
         return PolicySource(_POLICY, options, device, folder, reference)
     if ":" in reference:
         return PolicySource(reference, options, device, checkpoint)
@@ -66,6 +65,12 @@ def _method(folder: Path) -> str | None:
     """Which baseline a folder holds."""
     about = folder / "baseline.json"
     return str(read_object(about).get("method")) if about.is_file() else None
+
+
+def _preset(folder: Path) -> str | None:
+    """Which preset of PAR a folder's policy was made from."""
+    config = folder / "config.json"
+    return str(read_object(config).get("name")) if config.is_file() else None
 
 
 def _command(name: str) -> str:

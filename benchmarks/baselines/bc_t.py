@@ -10,7 +10,8 @@ chunk of the next 8 actions as a whole (5 components, as there), and the history
 steps, not 10; the image feature is a projection of all patch tokens of the shared stem, not of spatial keypoints; the
 instruction is added to each token, because one model learns all tasks; means are not squashed, since actions are
 normalised to unit variance; deviations are at least 0.05, not 0.0001, so that one gripper that closes early does not
-weigh more than all else in a batch. Sizes are smaller.
+weigh more than all else in a batch; every step of a window is supervised, robomimic's default is the last; dropout is
+behind the branches only. Sizes are smaller.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ there, and its action token is the chunk of 8 actions; 16 actions are predicted,
 executed before the next frame; the encoder is the stem that all baselines share, whose tokens become one by a
 projection, not by attention pooling, from which it did not learn to see the cube; the instruction, which ICRT does
 without, is added to the observation, as every method has it; a sequence is 32 steps, two to three trajectories, and
-one that is cut off at the start of a window serves as prompt too; learned positions in place of rotary ones.
+one that is cut off at the start of a window serves as prompt too; when acting, the oldest of 16 observations leave and
+the robot's episode then begins midway behind the prompt, which training does not show; learned positions in place of
+rotary ones.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.common import Block, FrameToken, History, Method, MethodConfig, weighted_mean
+from par_agent.errors import UserError
 from par_agent.modeling.embeddings import learned
 
 
@@ -68,13 +71,18 @@ class ICRT(Method):
 
     def counted(self, visible: Tensor) -> Tensor:
         """All steps after the first trajectory; all of a window that holds only one."""
-        trajectory = (visible == 1).cumsum(1) + (visible[:, :1] > 1)
+        trajectory = (visible == 1).cumsum(1)  # the first one's number is 1, also where the window cuts its start off
         return (visible > 0) & ((trajectory > 1) | (trajectory.amax(1, keepdim=True) == 1))
 
     def conditions(self, history: History) -> Tensor:
         """The outputs at the observations' tokens; each comes behind the token of the chunk that led to it."""
+        if (length := history.visible.shape[1]) > self.config.steps:
+            raise UserError(
+                f"ICRT was given {length} steps, prompt included; it reads {self.config.steps} at most: give a smaller "
+                "context, or --model steps=N"
+            )
         there = history.visible > 0
-        place = (there.cumsum(1) - 1).clamp(0, self.config.steps - 1)
+        place = (there.cumsum(1) - 1).clamp(min=0)
         chunk = torch.where(history.past_known[..., None], self.chunk(history.past.flatten(2)), self.begin)
         state = self.frame_token(history.tokens) + history.summary
         tokens = (torch.stack([chunk, state], 2) + self.positions[place]).flatten(1, 2)

@@ -17,6 +17,7 @@ from baselines.checkpoint import BaselineCheckpoint
 from baselines.common import History
 from par_agent.episode import row_generator
 from par_agent.errors import UserError
+from par_agent.json_fields import check
 from par_agent.observations import camera_images, check_task, proprioception
 from par_agent.tasks import TaskSpec
 
@@ -71,6 +72,10 @@ class BaselinePolicy:
         deterministic: bool = False,
         ensemble: float | None = None,
     ) -> None:
+        check("context", context, int | None)
+        check("execute", execute, int | None)
+        check("deterministic", deterministic, bool)
+        check("ensemble", ensemble, float | None)
         loaded = BaselineCheckpoint.load(checkpoint, device)
         self.model, self.transforms, self.encoder = loaded.model, loaded.transforms, loaded.encoder
         config = self.model.config
@@ -82,6 +87,11 @@ class BaselinePolicy:
             raise UserError(f"context is {self.context}; it must be at least 1")
         if not 1 <= self.execute <= config.horizon:
             raise UserError(f"execute is {self.execute}; this checkpoint predicts {config.horizon} actions")
+        if self.model.prompted and self.execute != config.chunk_length:
+            raise UserError(
+                f"execute is {self.execute}; {loaded.method} reads the chunks that it executed, which have "
+                f"{config.chunk_length} actions: leave execute out"
+            )
         self.deterministic, self.ensemble = deterministic, ensemble
         with torch.inference_mode():
             features = loaded.text_encoder.encode(task.instruction).to(self.device)

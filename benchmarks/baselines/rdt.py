@@ -2,17 +2,18 @@
 Manipulation"), small and from scratch.
 
 A diffusion transformer over 64 actions. Diffusion time, joint positions and noisy actions are tokens of one sequence;
-blocks cross-attend to the image tokens of the last two observations and to the text tokens in turns. Root-mean-square
-norms, normalised queries and keys, and an MLP as the last layer, as in the paper. The network predicts the clean
-actions (DDPM noise, 1,000 steps, squared cosine) and acts in 5 steps of DPM-Solver++; both are diffusers' own
-schedulers.
+blocks cross-attend to the text tokens and to the image tokens of the last two observations in turns. Root-mean-square
+norms, normalised queries and keys, and an MLP as the last layer, which starts from zero, as in the paper and its code.
+The network predicts the clean actions (DDPM noise, 1,000 steps, squared cosine) and acts in 5 steps of DPM-Solver++;
+both are diffusers' own schedulers.
 
 Deviations: 10 blocks of width 256, not 28 of 2,048, and no pretraining on other robots; one robot, hence no unified
-128-number action space and no control-frequency token; images are latents of the shared encoder behind the stem that
-all baselines share, in place of SigLIP's, and words are hashed, in place of T5's; one camera; frames lie 8 control
-steps apart, and 8 of the 64 actions are executed before the next frame; image and text are hidden with probability
-0.1 each by zeroing their tokens. Half of a batch's steps enter the loss, since 64 actions cost far more than the
-frame that they follow.
+128-number action space and no control-frequency token; joint positions and actions, which are not numbers of one space
+here, have an adaptor each; images are latents of the shared encoder behind the stem that all baselines share, in place
+of SigLIP's, and words are hashed, in place of T5's; one camera; a short text is padded with learned features, which are
+attended to; frames lie 8 control steps apart, and 8 of the 64 actions are executed before the next frame; image and
+text are hidden with probability 0.1 each by zeroing their tokens. Half of a batch's steps enter the loss, since 64
+actions cost far more than the frame that they follow.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class RDTConfig(MethodConfig):
     share: float = 0.5
     """Share of a batch's steps that enter the loss."""
     layers: int = 10
-    """Blocks; those with an even number look at the images, the others at the text."""
+    """Blocks; those with an even number, the first one too, look at the text, the others at the images."""
     frames: int = 2
     """Observations looked at."""
     train_steps: int = 1000
@@ -108,13 +109,15 @@ class RDT(Method):
             )
         width = config.width
         self.time = Projection(2 * TIME_FREQUENCIES, width)
-        self.text, self.state, self.images = (_adaptor(width, width) for _ in range(3))
+        self.text, self.state, self.images = (_adaptor(width, width, width) for _ in range(3))
         self.image_positions = learned(config.frames * (config.frame_tokens - 1), width)
         self.text_positions = learned(config.text_length, width)
-        self.actions = _adaptor(config.action_size, width)
+        self.actions = _adaptor(config.action_size, width, width)
         self.positions = learned(config.horizon + 2, width)
         self.blocks = nn.ModuleList(RDTBlock(width, config.heads) for _ in range(config.layers))
-        self.head = nn.Sequential(nn.RMSNorm(width), MLP(width, width), nn.Linear(width, config.action_size))
+        self.head = nn.Sequential(nn.RMSNorm(width), _adaptor(width, width, config.action_size))
+        for parameter in self.head[1][-1].parameters():
+            nn.init.zeros_(parameter)
 
     def conditions(self, history: History) -> Tensor:
         """Text tokens, then one of the joint positions, then image tokens, all of them adapted."""
@@ -150,11 +153,11 @@ class RDT(Method):
         text, state, images = z.split([self.config.text_length, 1, self.image_positions.shape[0]], 1)
         embedded = self.time(timestep_frequencies(time).to(z))[:, None]
         x = torch.cat([embedded, state, self.actions(x)], 1) + self.positions
-        turns = (images * kept[0], text * kept[1])
+        turns = (text * kept[1], images * kept[0])
         for number, block in enumerate(self.blocks):
             x = block(x, turns[number % 2])
         return self.head(x[:, 2:])
 
 
-def _adaptor(size: int, width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))
+def _adaptor(size: int, width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, out))

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -45,8 +44,8 @@ STEP_SEEDS = 1_000_003
 class BaselineOptions:
     """Which method, and of which size."""
 
-    method: Literal["act", "bc-t", "dp", "icrt", "rdt"] = "act"
-    """What to train."""
+    method: str = "act"
+    """What to train: act, bc-t, dp, icrt, rdt, or a method of your own (`benchmarks/baselines/README.md`)."""
     model: tuple[str, ...] = ()
     """Sizes that differ from the method's own, as key=value: width=128 horizon=16."""
     proprioception_noise: float = 0.0
@@ -68,6 +67,8 @@ class BaselineConfig(BaselineOptions, TrainingConfig):
         super().__post_init__()
         if self.method not in METHODS:
             raise UserError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
+        if self.rollout_every:
+            raise UserError("--rollout-every rolls out PAR only; roll a baseline out with benchmarks/run.py")
 
     def sizes(self, **data: object) -> MethodConfig:
         """The method's sizes, with those that follow from the ``data``."""

@@ -3,6 +3,7 @@
 ::
 
     dataset/latents/<camera>-<VAE hash>-<variants>x<shift>.npy   (variants, frames, C, h, w) float16, memory-mapped
+                                                          .json  of which frames: the dataset's spec and their number
 
 Variant 0 holds the frames as they are; in every further variant each episode is changed at random
 (:mod:`par_agent.data.augmentation`), all of its frames alike. Without the cache every window is changed anew.
@@ -14,7 +15,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from par_agent.data.augmentation import Augmentation, Change
 from par_agent.data.episodes import RenderedDataset, read_episode, read_frames
 from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
+from par_agent.files import only_process, read_json, write_json
 
 Encoder = Callable[[Tensor], Tensor]
 """Frames (B, H, W, 3) uint8 to scaled latents (B, C, h, w)."""
@@ -143,29 +144,39 @@ def check_camera(dataset: RenderedDataset, camera: str) -> None:
 def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> np.ndarray:
     """Latents (variants, frames of all episodes, C, h, w) float16, memory-mapped; computed where they are missing.
 
-    Computing resumes where it was stopped; the file has its final name only when complete.
+    Computing resumes where it was stopped; the file has its final name only when complete. Latents of a dataset that
+    was rendered anew in another way are computed anew.
 
     Raises:
-        UserError: the dataset lacks the camera, its frames do not give latents of the expected shape, or an episode is
-            damaged.
+        UserError: the dataset lacks the camera, its frames do not give latents of the expected shape, an episode is
+            damaged, or another process computes them now.
     """
     dataset = index.dataset
     check_camera(dataset, spec.camera)
     final = dataset.folder / "latents" / f"{spec.name(dataset)}.npy"
-    if not final.exists():
-        _compute(index, spec, encode, final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    frames = {"spec": dataset.spec, "frames": index.num_frames}
+    if not _complete(final, frames):
+        with only_process(final.with_suffix(".lock"), f"computes the latents of {dataset.folder}"):
+            _compute(index, spec, encode, final, frames)
     return np.load(final, mmap_mode="r")
 
 
-def _compute(index: EpisodeIndex, spec: LatentSpec, encode: Encoder, final: Path) -> None:
+def _complete(final: Path, frames: dict[str, Any]) -> bool:
+    """Whether the latents are there and, as far as is known, those of ``frames``."""
+    about = final.with_suffix(".json")
+    return final.exists() and (not about.exists() or read_json(about) == frames)
+
+
+def _compute(index: EpisodeIndex, spec: LatentSpec, encode: Encoder, final: Path, frames: dict[str, Any]) -> None:
     partial, record = final.with_suffix(".partial"), final.with_suffix(".progress.json")
     shape = (spec.variants, index.num_frames, *spec.shape)
-    if partial.exists() and record.exists():
-        content = read_json(record)
-        episode, row = int(content["episodes"]), int(content["frames"])
+    final.unlink(missing_ok=True)
+    begun = read_json(record) if partial.exists() and record.exists() else {}
+    if begun.get("of") == frames:
+        episode, row = int(begun["episodes"]), int(begun["frames"])
         array = open_memmap(partial, mode="r+")
     else:
-        final.parent.mkdir(parents=True, exist_ok=True)
         episode = row = 0
         array = open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
     paths = index.dataset.paths[episode:]
@@ -174,8 +185,9 @@ def _compute(index: EpisodeIndex, spec: LatentSpec, encode: Encoder, final: Path
         episode += 1
         if episode % 50 == 0:
             array.flush()
-            write_json(record, {"episodes": episode, "frames": row})
+            write_json(record, {"of": frames, "episodes": episode, "frames": row})
     array.flush()
+    write_json(final.with_suffix(".json"), frames)
     partial.replace(final)
     record.unlink(missing_ok=True)
 

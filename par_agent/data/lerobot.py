@@ -29,7 +29,7 @@ FILES_PER_CHUNK = 1000
 DATA_MEGABYTES, VIDEO_ROWS = 100, 20_000
 """A file of rows, or of frames, that has grown past this gets no further episode."""
 
-STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+STATE, ACTION, IMAGES, EXTRA = "observation.state", "action", "observation.images.", "observation.extra."
 IS_NEW, DONE = "frame_is_new", "next.done"
 """Whether a row has a frame of its own, or shows the last one again; whether a row is an episode's last."""
 

@@ -122,6 +122,7 @@ class _Writer:
         columns: dict[str, Any] = {lerobot.STATE: episode.proprioception}
         if episode.actions is not None:
             columns[lerobot.ACTION] = episode.actions[np.minimum(rows, len(episode.actions) - 1)]
+        columns |= {f"{lerobot.EXTRA}{name}": values for name, values in episode.extra.items()}
         return {
             **columns,
             lerobot.IS_NEW: np.isin(rows, episode.frame_steps),
@@ -259,6 +260,8 @@ def _features(episode: Episode, fps: int, images: bool) -> dict[str, dict[str, A
         targets = joint_targets(str(episode.attributes.get("control_mode", "")), size, len(joints))
         names = [joints[n] if target else f"command_{n}" for n, target in enumerate(targets)]
         features[lerobot.ACTION] = lerobot.vector(names)
+    for name, values in episode.extra.items():
+        features[f"{lerobot.EXTRA}{name}"] = lerobot.vector([f"{name}_{number}" for number in range(values.shape[1])])
     for camera, frames in episode.frames.items():
         height, width = frames.shape[1:3]
         if not images and (height % 2 or width % 2):

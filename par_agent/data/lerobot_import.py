@@ -65,6 +65,8 @@ class LeRobotFolder:
         if lerobot.STATE not in kinds or not self.cameras:
             raise UserError(f"{folder} lacks {lerobot.STATE} or images; it has the features {', '.join(kinds)}")
         self.has_actions = lerobot.ACTION in kinds
+        self.extra = {name.removeprefix(lerobot.EXTRA): name for name in kinds if name.startswith(lerobot.EXTRA)}
+        """Names of the extra observations -> their columns."""
         tasks = self._read(folder / lerobot.TASKS)
         texts = tasks["task" if "task" in tasks.column_names else "__index_level_0__"].to_pylist()
         self.tasks: dict[int, str] = dict(zip(tasks["task_index"].to_pylist(), texts, strict=True))
@@ -94,12 +96,14 @@ class LeRobotFolder:
             raise UserError(f"{path} is missing or damaged ({error}); copy or download the dataset again") from None
 
     def rows(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Columns of an episode: ``state`` (K, P), ``action`` (K, A) or None, ``task``, and images as PNG files."""
+        """Columns of an episode: ``state`` (K, P), ``action`` (K, A) or None, ``extra`` (K, n) by name, ``task``, and
+        images as PNG files."""
         path = self.info["data_path"].format(
             chunk_index=record["data/chunk_index"], file_index=record["data/file_index"]
         )
         images = [name for name in self.cameras.values() if self.features[name]["dtype"] == "image"]
-        names = [lerobot.STATE, "task_index", "frame_index", *images] + [lerobot.ACTION] * self.has_actions
+        names = [lerobot.STATE, "task_index", "frame_index", *images, *self.extra.values()]
+        names += [lerobot.ACTION] * self.has_actions
         table = self._read(self.folder / path, names, int(record["episode_index"])).sort_by("frame_index")
         if table.num_rows != record["length"] or table.num_rows < 2:
             raise UserError(
@@ -109,6 +113,7 @@ class LeRobotFolder:
         return {
             "state": _matrix(table[lerobot.STATE]),
             "action": _matrix(table[lerobot.ACTION]) if self.has_actions else None,
+            "extra": {name: _matrix(table[column]) for name, column in self.extra.items()},
             "task": self.tasks[table["task_index"][0].as_py()],
             "images": {name: table[name] for name in images},
         }
@@ -210,7 +215,7 @@ def _episode(
     if source.ours is not None:
         attributes |= source.ours["episodes"][number]
     actions = None if rows["action"] is None else rows["action"][:-1]
-    return Episode(images, steps, rows["state"], actions, attributes | {"instruction": rows["task"]})
+    return Episode(images, steps, rows["state"], actions, attributes | {"instruction": rows["task"]}, rows["extra"])
 
 
 class _Frames:

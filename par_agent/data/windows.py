@@ -79,9 +79,9 @@ class _Read(NamedTuple):
 class WindowSampler:
     """Random windows of one dataset, every episode once an epoch, in an order fixed by the seed.
 
-    An episode of at least N steps is cut into ``ceil(K / N)`` windows whose starts are jittered, so that all steps, the
-    first and the last included, are seen about equally often. Shorter episodes, those of one instruction, are lined up
-    in another order every epoch and the line is cut into windows; no step sees another episode
+    An episode of at least N steps is cut into ``ceil(K / N)`` windows whose starts are jittered, so that every step is
+    seen, an episode's first ones two thirds as often as the others. Shorter episodes, those of one instruction, are
+    lined up in another order every epoch and the line is cut into windows; no step sees another episode
     (:attr:`Windows.visible`).
 
     Args:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from par_agent.errors import UserError
-from par_agent.files import cannot_write, read_json, write_json
+from par_agent.files import atomic_path, cannot_write, read_json, write_json
 
 Record = dict[str, Any]
 """One line of rollouts.jsonl: plain numbers, text and None by field name."""
@@ -71,6 +71,10 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
+def _lines(records: list[Record]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
 class RunFolder:
     """The folder of one run, open for writing by one process at a time. Use it as a context manager.
 
@@ -109,6 +113,7 @@ class RunFolder:
         except OSError:
             self._file.close()
             raise UserError(f"another process is writing to {self.path}; wait for it or end it") from None
+        self._restore_kept()
         self._drop_cut_off_line()
         self.records = read_records(self.records_file)
         return self
@@ -130,10 +135,24 @@ class RunFolder:
         """Removes records, for their rollouts to be run again."""
         kept = [record for record in self.records if not unwanted(record)]
         if len(kept) < len(self.records):
+            with atomic_path(self._kept_file) as temporary:
+                temporary.write_bytes(_lines(kept))
+            self._restore_kept()
+            self.records = kept
+
+    @property
+    def _kept_file(self) -> Path:
+        """What is left of the records while others are being removed."""
+        return self.path / ".rollouts.kept.jsonl"
+
+    def _restore_kept(self) -> None:
+        """Replaces the records by those of the kept file, if there is one; may be stopped and done again."""
+        if self._kept_file.exists():
             assert self._file is not None, "the run folder is not open"
+            kept = read_records(self._kept_file)
             self._file.truncate(0)
             self._write(kept)
-            self.records = kept
+            self._kept_file.unlink()
 
     def log_error(self, record: Record, traceback: str) -> None:
         """Appends a rollout's traceback to errors.log."""
@@ -143,7 +162,7 @@ class RunFolder:
     def _write(self, records: list[Record]) -> None:
         assert self._file is not None, "the run folder is not open"
         try:
-            content = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+            content = _lines(records)
             while content:
                 content = content[self._file.write(content) :]
             os.fsync(self._file.fileno())

@@ -119,9 +119,9 @@ class LossOptions:
     """What the model is made to do without, and what it is asked to predict."""
 
     single_step: float = 0.5
-    """Share of steps that see no past at all; the others see a random number of past steps of their window."""
+    """Share of steps that see no earlier step; the others see a random number of them, as far as their window goes."""
     past_action_dropout: float = 0.5
-    """Share of past chunks that begin-of-action takes the place of."""
+    """Share of steps, alone or not, in which begin-of-action takes the place of the chunk executed before the frame."""
     proprioception_noise: float = 0.0
     """Noise on joint positions, in standard deviations of the data."""
     recovery_noise: float = 0.25

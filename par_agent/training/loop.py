@@ -272,7 +272,7 @@ class TrainingLoop(abc.ABC):
             policy.save(self.config.out / "policy-best")
 
     def _roll_out(self, monitor: Monitor) -> None:
-        """Evaluates the averaged model in simulation; a failure there does not end the training."""
+        """Evaluates the averaged model in simulation; a UserError there does not end the training."""
         self.save_policy()
         if not self.accelerator.is_main_process or self._rollouts is None:
             return
@@ -281,10 +281,7 @@ class TrainingLoop(abc.ABC):
         except UserError as error:
             monitor.say(f"step {self.progress.step}: no rollouts: {error}")
             return
-        monitor.log("rollout", metrics, self.progress.step)
-        monitor.say(
-            f"step {self.progress.step}: " + ", ".join(f"{name} {value:.1%}" for name, value in metrics.items())
-        )
+        monitor.rolled_out(self.progress.step, metrics)
 
     def _save_checkpoint(self) -> None:
         """Writes what the run goes on from."""

@@ -11,7 +11,7 @@ from par_agent.errors import UserError
 
 
 def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; matrices decay, biases, norms and embeddings of one vector do not."""
+    """AdamW over all trainable parameters; matrices decay, vectors (biases and norms among them) do not."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},

@@ -198,6 +198,8 @@ def _index(
     if config.new_camera:
         start.transforms = start.transforms.with_camera_of(fitted)
     check_conventions(indices, start.transforms, name)
+    if config.foresight is None:
+        return indices, start.transforms
     return indices, start.transforms.with_foresight_of(fitted, action.chunk_length)
 
 
