@@ -10,7 +10,7 @@ there, and its action token is the chunk of 8 actions; 16 actions are predicted,
 executed before the next frame; the encoder is the stem that all baselines share, whose tokens become one by a
 projection, not by attention pooling, from which it did not learn to see the cube; the instruction, which ICRT does
 without, is added to the observation, as every method has it; a sequence is 32 steps, two to three trajectories, and
-one that is cut off at the start of a window serves as prompt too; when acting, the oldest of 16 observations leave and
+one that is cut off at the start of a window serves as prompt too; when acting, the oldest of 16 observations leaves and
 the robot's episode then begins midway behind the prompt, which training does not show; learned positions in place of
 rotary ones.
 """
@@ -46,7 +46,6 @@ class ICRT(Method):
     """In-Context Robot Transformer."""
 
     Config = ICRTConfig
-    context = 16
     prompted = True
     config: ICRTConfig
 
@@ -68,6 +67,11 @@ class ICRT(Method):
     @property
     def sequence(self) -> int:
         return self.config.steps
+
+    @property
+    def context(self) -> int:  # type: ignore[override]
+        """Half of a sequence; the prompt has the other."""
+        return self.config.steps // 2
 
     def counted(self, visible: Tensor) -> Tensor:
         """All steps after the first trajectory; all of a window that holds only one."""
