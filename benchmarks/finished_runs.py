@@ -102,8 +102,7 @@ class Point:
     """Success after training on so many demonstrations."""
 
     demonstrations: int
-    steps: int
-    """Of training."""
+    run: Run
     result: TaskResult
 
 
@@ -116,20 +115,17 @@ def curves(runs: Iterable[Run]) -> dict[tuple[str, str], list[Point]]:
     Raises:
         UserError: two runs make the same point.
     """
-    found: dict[tuple[str, str], list[Point]] = {}
-    folders: dict[tuple[str, str, int], Path] = {}
+    found: dict[tuple[str, str], dict[int, Point]] = {}
     for run in runs:
         if run.state_seed is not None or run.demos is None:
             continue
         label = run.name if run.init is None else f"{run.name}, --init {run.init}"
         for task, result in run.results().items():
-            if (count := run.training["demonstrations"].get(task)) is not None:
-                if (other := folders.setdefault((task, label, count), run.folder)) != run.folder:
-                    raise UserError(
-                        f"{other} and {run.folder} are both of {label} after {count} demonstrations of {task}: move "
-                        "one of them elsewhere"
-                    )
-                found.setdefault((task, label), []).append(Point(count, run.training["steps"], result))
-    for points in found.values():
-        points.sort(key=lambda point: point.demonstrations)
-    return dict(sorted(found.items()))
+            count, points = run.training["demonstrations"][task], found.setdefault((task, label), {})
+            if count in points:
+                raise UserError(
+                    f"{points[count].run.folder} and {run.folder} are both of {label} after {count} demonstrations of "
+                    f"{task}: move one of them elsewhere"
+                )
+            points[count] = Point(count, run, result)
+    return {key: [points[count] for count in sorted(points)] for key, points in sorted(found.items())}

@@ -90,7 +90,7 @@ def demonstrations(points: Mapping[tuple[str, str], Sequence[Point]]) -> list[st
     lines = []
     for (task, label), found in points.items():
         cells = {point.demonstrations: _cell(point.result) for point in found}
-        steps = "/".join(str(steps) for steps in sorted({point.steps for point in found}))
+        steps = "/".join(str(steps) for steps in sorted({point.run.training["steps"] for point in found}))
         lines.append((task, label, steps, *(cells.get(number, NOTHING) for number in numbers)))
     return _markdown(("task", "policy", "training steps", *(f"{number} demonstrations" for number in numbers)), lines)
 

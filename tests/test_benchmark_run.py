@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
-from par_agent.evaluation.records import RunFolder, read_records
+from par_agent.evaluation.records import read_records
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import ROLLOUT_CODE, TIMING_FIELDS
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
@@ -317,36 +316,6 @@ def test_another_policy_option_or_track_starts_another_folder(tmp_path: Path) ->
     assert more.folder == runs[0].folder
 
 
-def test_a_folder_of_another_run_or_in_use_is_refused(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run", {"policy": "a"}) as folder:
-        folder.append({"task": "PushCube", "state": 0, "policy_seed": 0, "error": None})
-        with pytest.raises(UserError, match="another process is writing"), RunFolder(tmp_path / "run", {"policy": "a"}):
-            pass
-    with pytest.raises(UserError, match="results of another policy, task or version"), RunFolder(tmp_path / "run", {}):
-        pass
-
-
-def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
-    (tmp_path / "rollouts.jsonl").write_text('{"task": \n{"task": "PushCube"}\n')
-    with pytest.raises(UserError, match=r"rollouts.jsonl, line 1 is damaged"):
-        read_records(tmp_path / "rollouts.jsonl")
-
-
-def test_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
-    record = {"task": "PushCube", "state": 0, "policy_seed": 0, "error": None}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with RunFolder(tmp_path / "run", {}) as folder:
-        folder.append(record)
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (folder.records_file.stat().st_size + 10, limits[1]))
-            with pytest.raises(UserError, match="File too large; once that is solved, the same command resumes"):
-                folder.append({**record, "state": 1})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with RunFolder(tmp_path / "run", {}) as folder:
-        assert folder.records == [record]
-
-
 def test_policy_options_are_read_as_json_or_text() -> None:
     assert parse_options(["context=4", "execute=null", "name=a=b", "fast=true", "ratio=0.5"]) == {
         "context": 4,
@@ -382,24 +351,3 @@ def test_the_speed_comparison_prints_a_ratio_for_every_contestant() -> None:
     finished = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert len(re.findall(r"\d\.\dx", finished.stdout)) == 2 * 4  # by the clock and in processor time
-
-
-def test_records_that_stay_survive_a_stop_while_others_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed = [{"task": "PushCube", "state": state, "error": "died" if state == 1 else None} for state in range(4)]
-    with RunFolder(tmp_path / "run", {"policy": "par-mini"}) as folder:
-        for record in failed:
-            folder.append(record)
-
-        def stopped(records: list[Any]) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(folder, "_write", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            folder.discard(lambda record: record["error"] is not None)
-    assert read_records(folder.records_file) == []
-    for _ in range(2):
-        with RunFolder(tmp_path / "run", {"policy": "par-mini"}) as folder:
-            assert [record["state"] for record in folder.records] == [0, 2, 3]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["rollouts.jsonl", "run.json"]

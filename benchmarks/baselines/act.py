@@ -46,7 +46,6 @@ class ACT(Method):
     """Action Chunking with Transformers."""
 
     Config = ACTConfig
-    context = 1
     config: ACTConfig
 
     def __init__(self, config: ACTConfig) -> None:

@@ -59,6 +59,10 @@ class BCT(Method):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.components * (1 + 2 * size))
 
+    @property
+    def context(self) -> int:
+        return self.config.history
+
     def conditions(self, history: History) -> Tensor:
         if (length := history.visible.shape[1]) > self.config.history:
             raise UserError(

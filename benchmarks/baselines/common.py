@@ -181,8 +181,6 @@ class Method(nn.Module, abc.ABC):
 
     Config: ClassVar[type[MethodConfig]]
     """Its sizes."""
-    context: ClassVar[int] = 4
-    """Observations remembered when it acts unless told otherwise."""
     prompted: ClassVar[bool] = False
     """Whether a demonstration of the task comes first, in training and when it acts."""
 
@@ -190,6 +188,11 @@ class Method(nn.Module, abc.ABC):
         super().__init__()
         self.config = config
         self.stem = Stem(config)
+
+    @property
+    def context(self) -> int:
+        """Observations remembered when it acts unless told otherwise."""
+        return 1
 
     @property
     def sequence(self) -> int | None:

@@ -52,7 +52,6 @@ class DP(Method):
     """Diffusion Policy with a transformer."""
 
     Config = DPConfig
-    context = 2
     config: DPConfig
 
     def __init__(self, config: DPConfig) -> None:
@@ -72,6 +71,10 @@ class DP(Method):
         self.positions = learned(config.horizon, width)
         self.decoder = nn.ModuleList(Block(config, cross=True) for _ in range(config.layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.action_size))
+
+    @property
+    def context(self) -> int:
+        return self.config.frames
 
     def conditions(self, history: History) -> Tensor:
         text = history.summary[:, :, None]

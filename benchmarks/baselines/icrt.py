@@ -69,7 +69,7 @@ class ICRT(Method):
         return self.config.steps
 
     @property
-    def context(self) -> int:  # type: ignore[override]
+    def context(self) -> int:
         """Half of a sequence; the prompt has the other."""
         return self.config.steps // 2
 

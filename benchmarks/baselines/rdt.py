@@ -93,7 +93,6 @@ class RDT(Method):
     """Robotics Diffusion Transformer."""
 
     Config = RDTConfig
-    context = 2
     config: RDTConfig
 
     def __init__(self, config: RDTConfig) -> None:
@@ -118,6 +117,10 @@ class RDT(Method):
         self.head = nn.Sequential(nn.RMSNorm(width), _adaptor(width, width, config.action_size))
         for parameter in self.head[1][-1].parameters():
             nn.init.zeros_(parameter)
+
+    @property
+    def context(self) -> int:
+        return self.config.frames
 
     def conditions(self, history: History) -> Tensor:
         """Text tokens, then one of the joint positions, then image tokens, all of them adapted."""

@@ -43,9 +43,12 @@ class Policy(Protocol):
 
 
 def search_folder(folder: str) -> None:
-    """Lets ``module:name`` be found in a folder too, here and in worker processes started from here."""
+    """Lets ``module:name`` be found in a folder too, here and in worker processes started from here.
+
+    What is installed comes first: a worker must not import another copy of a package than the process that started it.
+    """
     if os.path.isdir(folder) and folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
 
 
 def load_object(reference: str) -> Any:

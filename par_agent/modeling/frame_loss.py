@@ -87,3 +87,15 @@ def frame_loss(
     per_frame = errors.unflatten(0, (-1, total)).sum((0, 2))
     first, later = per_frame[0] * total, per_frame[1:].sum() * (total / (total - 1))
     return FrameLoss(first + later, first, later, noised, prediction)
+
+
+def draw_known_patches(rows: int, patches: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Patches (rows, k) int64 that the frame loss gives away; all others are masked.
+
+    The mask ratio follows NOVA: a normal of mean 1 and deviation 0.25, truncated to 0.7 … 1, drawn once per batch.
+    """
+    low, high = (torch.special.ndtr(torch.tensor((bound - 1) / 0.25)) for bound in (0.7, 1.0))
+    uniform = torch.rand((), generator=generator, device=device).cpu()
+    ratio = 1 + 0.25 * torch.special.ndtri(low + (high - low) * uniform)
+    known = round((1 - ratio.clamp(0.7, 1.0).item()) * patches)
+    return torch.rand(rows, patches, generator=generator, device=device).argsort(1)[:, :known]

@@ -23,7 +23,7 @@ from par_agent.modeling.attention_mask import limit_context, physical_token_mask
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.diffusion import noise_process, sampler
 from par_agent.modeling.embeddings import space_embedding
-from par_agent.modeling.frame_loss import frame_loss
+from par_agent.modeling.frame_loss import draw_known_patches, frame_loss
 from par_agent.modeling.generation import GenerationConfig, NoiseSource, generate_frame
 from par_agent.modeling.kv_cache import KVCache
 from par_agent.modeling.nova import NOVA
@@ -387,15 +387,3 @@ def _action_detokenizer(config: PARConfig) -> ActionDetokenizer | RegressionHead
     if config.detokenizers == "regression":
         return RegressionHead(width, action.width, action.depth, action.action_size)
     return ActionDetokenizer(action, width)
-
-
-def draw_known_patches(rows: int, patches: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Patches (rows, k) int64 that the frame loss gives away; all others are masked.
-
-    The mask ratio follows NOVA: a normal of mean 1 and deviation 0.25, truncated to 0.7 … 1, drawn once per batch.
-    """
-    low, high = (torch.special.ndtr(torch.tensor((bound - 1) / 0.25)) for bound in (0.7, 1.0))
-    uniform = torch.rand((), generator=generator, device=device).cpu()
-    ratio = 1 + 0.25 * torch.special.ndtri(low + (high - low) * uniform)
-    known = round((1 - ratio.clamp(0.7, 1.0).item()) * patches)
-    return torch.rand(rows, patches, generator=generator, device=device).argsort(1)[:, :known]
