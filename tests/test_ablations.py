@@ -136,6 +136,8 @@ def test_regression_learns_from_foresight_what_it_does_not_execute() -> None:
         losses.append((loss.action.item(), gradient.abs().sum().item()))
     assert len({value for value, _ in losses}) == 3 and all(size > 0 for _, size in losses)
     assert model.sample_actions(torch.randn(2, LENGTH, 32), wanted[:, 0]).shape == (2, LENGTH, SIZE)
+    near, far = model.action_detokenizer(torch.randn(1, 32), ahead=2)[1:]
+    assert not torch.equal(near, far), "further actions are told apart by their places alone"
 
 
 @ABLATIONS

@@ -15,6 +15,7 @@ from par_agent.data.index import EpisodeIndex
 from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents, changes
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
+from par_agent.files import read_json, write_json
 from tiny import LENGTH, SIZE, tiny_dataset
 
 SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=3, augmentation=Augmentation(2))
@@ -165,24 +166,36 @@ def test_unfit_data_is_refused(tmp_path: Path) -> None:
         cached_latents(dataset, LatentSpec("render_camera", "abc", (8, 2, 2)), pixels)
 
 
+class Stopped:
+    """An encoder whose latents are the pixels; stopped at episode ``at``, if it comes that far."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return pixels(frames)
+
+
 def test_latents_resume_where_they_were_stopped(tmp_path: Path) -> None:
     whole = cached_latents(EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path / "a", 60)), LENGTH), SPEC, pixels)
     dataset = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path / "b", 60)), LENGTH)
-    calls = 0
-
-    def stops(frames: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls > 55:
-            raise KeyboardInterrupt
-        return pixels(frames)
-
     with pytest.raises(KeyboardInterrupt):
-        cached_latents(dataset, SPEC, stops)
+        cached_latents(dataset, SPEC, Stopped(at=55))
     folder = dataset.dataset.folder / "latents"
     assert not list(folder.glob("*.npy")) and list(folder.glob("*.partial"))
-    calls = -1000
-    resumed = cached_latents(dataset, SPEC, stops)
-    assert calls == -1000 + 10  # 50 of 60 episodes were safe
+    resumed = cached_latents(dataset, SPEC, encoder := Stopped())
+    assert encoder.calls == 10, "50 of 60 episodes were safe"
     np.testing.assert_array_equal(resumed, whole)
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
+
+
+def test_latents_do_not_resume_with_those_of_other_frames(tmp_path: Path) -> None:
+    folder = tiny_dataset(tmp_path, 60)
+    with pytest.raises(KeyboardInterrupt):
+        cached_latents(EpisodeIndex(RenderedDataset(folder), LENGTH), SPEC, Stopped(at=55))
+    write_json(folder / "spec.json", read_json(folder / "spec.json") | {"crop": [0, 8, 16, 16]})
+    cached_latents(EpisodeIndex(RenderedDataset(folder), LENGTH), SPEC, encoder := Stopped())
+    assert encoder.calls == 60
