@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from par_agent.errors import UserError
-from par_agent.evaluation.records import RecordKey, read_records, record_key
+from par_agent.evaluation.records import Record, RecordKey, read_records, record_key
 from par_agent.evaluation.statistics import compare_paired
 from par_agent.files import read_json
 
@@ -26,8 +26,8 @@ class CompareConfig:
     """Folder of the run to compare it with."""
 
 
-def read_successes(folder: Path) -> dict[RecordKey, bool]:
-    """Success at any step by (task, state, policy seed).
+def read_rollouts(folder: Path) -> dict[RecordKey, Record]:
+    """Records by (task, state, policy seed).
 
     Raises:
         UserError: the folder holds no finished rollouts.
@@ -35,7 +35,7 @@ def read_successes(folder: Path) -> dict[RecordKey, bool]:
     records = read_records(folder / "rollouts.jsonl")
     if not records:
         raise UserError(f"{folder} holds no rollouts; give the folder that benchmarks/run.py printed")
-    return {record_key(record): bool(record["success_once"]) for record in records}
+    return {record_key(record): record for record in records}
 
 
 def comparison_table(config: CompareConfig) -> Table:
@@ -44,7 +44,7 @@ def comparison_table(config: CompareConfig) -> Table:
     Raises:
         UserError: a folder without rollouts, or runs on different initial states.
     """
-    first, second = read_successes(config.first), read_successes(config.second)
+    first, second = read_rollouts(config.first), read_rollouts(config.second)
     seeds = [read_json(folder / "run.json")["state_seed"] for folder in (config.first, config.second)]
     if seeds[0] != seeds[1]:
         raise UserError(f"the runs start from different initial states (state seeds {seeds[0]} and {seeds[1]})")
@@ -54,7 +54,7 @@ def comparison_table(config: CompareConfig) -> Table:
     for column in ("task", "pairs", "A only", "B only", "B - A", "95% by state", "McNemar"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for task in sorted({key[0] for key in first.keys() & second.keys()}):
-        result = compare_paired(*({k: v for k, v in run.items() if k[0] == task} for run in (first, second)))
+        result = compare_paired(*([r for key, r in run.items() if key[0] == task] for run in (first, second)))
         interval = f"{100 * result.interval.low:+.1f} to {100 * result.interval.high:+.1f}"
         counts = (str(result.pairs), str(result.only_first), str(result.only_second))
         table.add_row(task, *counts, f"{100 * result.risk_difference:+.1f}", interval, f"{result.p_value:.3g}")

@@ -113,19 +113,25 @@ def curves(runs: Iterable[Run]) -> dict[tuple[str, str], list[Point]]:
         By task and policy, in whose name the checkpoint stands that its training began with: points by number.
 
     Raises:
-        UserError: two runs make the same point.
+        UserError: two runs make the same point, or a run's policy was rolled out on none of its training's datasets.
     """
     found: dict[tuple[str, str], dict[int, Point]] = {}
     for run in runs:
         if run.state_seed is not None or run.demos is None:
             continue
         label = run.name if run.init is None else f"{run.name}, --init {run.init}"
-        for task, result in run.results().items():
-            count, points = run.training["demonstrations"][task], found.setdefault((task, label), {})
+        counts, results = run.training["demonstrations"], run.results()
+        if not counts.keys() & results.keys():
+            raise UserError(
+                f"{run.folder} rolled out {', '.join(results)} with a policy trained on datasets {', '.join(counts)}: "
+                "a curve needs folders named like the tasks"
+            )
+        for task in counts.keys() & results.keys():
+            count, points = counts[task], found.setdefault((task, label), {})
             if count in points:
                 raise UserError(
                     f"{points[count].run.folder} and {run.folder} are both of {label} after {count} demonstrations of "
                     f"{task}: move one of them elsewhere"
                 )
-            points[count] = Point(count, run, result)
+            points[count] = Point(count, run, results[task])
     return {key: [points[count] for count in sorted(points)] for key, points in sorted(found.items())}

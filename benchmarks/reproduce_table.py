@@ -47,18 +47,18 @@ def table(rows: Mapping[str, Run], reference: str, points: Mapping[tuple[str, st
     lines = [
         "# All methods",
         "",
-        "Success at any control step in %, with successes, rollouts and the 95% Wilson interval; in brackets the 95% "
-        "interval that draws whole initial states. Rows in italics are printed in the paper and were not measured "
-        "here. Minutes are those of the training steps on the machine that trained (processor minutes in brackets); "
-        "a chunk's time is one planning `act()`, frame encoder included.",
+        "Success at any control step in %, with successes, rollouts and the 95% Wilson interval over those that repeat "
+        "no other's actions; in brackets the 95% interval that draws whole initial states. Rows in italics are printed "
+        "in the paper and were not measured here. Minutes are those of the training steps on the machine that trained "
+        "(processor minutes in brackets); a chunk's time is one planning `act()`, frame encoder included.",
         "",
         *methods(rows),
         "",
         f"## Against {reference}",
         "",
         f"Difference of success rates in points ({reference} = 0), on the same initial states and policy seeds: 95% "
-        "interval by initial state, and the p-value of McNemar's exact test, which takes rollouts as independent. "
-        "Where the two disagree, trust the interval.",
+        "interval by initial state, and the p-value of McNemar's exact test, which takes rollouts as independent and, "
+        "of few of them, is cautious. An interval of one point says only that no state was solved by one alone.",
         "",
         *_markdown(("method", *PAPER_TASKS), _comparisons(rows, reference)),
         "",
@@ -139,10 +139,10 @@ def _comparisons(rows: Mapping[str, Run], reference: str) -> list[tuple[str, ...
         cells = []
         for task in PAPER_TASKS:
             first, second = (
-                {record_key(record): bool(record["success_once"]) for record in found if record["task"] == task}
+                [record for record in found if record["task"] == task]
                 for found in (rows[reference].records, run.records)
             )
-            if not first.keys() & second.keys():
+            if not {record_key(record) for record in first} & {record_key(record) for record in second}:
                 cells.append(NOTHING)
                 continue
             found = compare_paired(first, second)

@@ -22,4 +22,5 @@ def usable_device(name: str | torch.device) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"device {str(name)!r} cannot be used ({reason}); try cpu or cuda") from None
+        usable = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise UserError(f"device {str(name)!r} cannot be used ({reason}); this machine has: {usable}") from None

@@ -7,6 +7,7 @@ pixels a frame, C latent channels of h x w.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -199,3 +200,25 @@ def row_generator(seed: int, row: int) -> torch.Generator:
     """Each row draws from its own stream, so that a batch plays like its rows alone."""
     mixed = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed) >> 1)
+
+
+def next_seed(generators: list[torch.Generator]) -> int:
+    """A seed for the episodes that follow these rows' without one of their own."""
+    return int(torch.randint(2**31, (), generator=generators[0]))
+
+
+def chosen_rows(env_idx: Tensor | Sequence[int] | int, count: int, device: torch.device) -> Tensor:
+    """Rows (n,) int64 that ``env_idx`` names among ``count``: their numbers, or a mask (count,) bool.
+
+    Raises:
+        UserError: a row that does not exist, or a mask of another length.
+    """
+    rows = torch.as_tensor(env_idx, device=device).reshape(-1)
+    if rows.dtype == torch.bool:
+        if len(rows) != count:
+            raise UserError(f"env_idx is a mask of {len(rows)} rows; there are {count} environments")
+        return rows.nonzero()[:, 0]
+    rows = rows.long()
+    if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
+        raise UserError(f"env_idx {rows.tolist()} names rows that do not exist; there are {count} environments")
+    return rows

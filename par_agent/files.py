@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from par_agent.errors import UserError
 
@@ -45,15 +45,26 @@ def only_process(lock: Path, doing: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process {doing} now; wait for it to end") from None
+    with contextlib.closing(_lock(lock, doing)):
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _lock(lock: Path, doing: str) -> IO[str]:
+    """The file, made and locked."""
+    while True:
+        file = open(lock, "w")  # noqa: SIM115 the caller closes it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"another process {doing} now; wait for it to end") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                return file
+        file.close()  # its last holder removed it after it was opened here
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,9 +16,11 @@ from par_agent.episode import (
     Imagination,
     Plan,
     begin,
+    chosen_rows,
     imagine,
     next_frames,
     next_inputs,
+    next_seed,
     plan_chunks,
     row_generator,
 )
@@ -149,23 +151,22 @@ class PARPolicy:
         """Forgets episodes.
 
         Args:
-            env_idx: rows to forget; None: all, and the number of environments may change.
-            seed: new seed of these rows' randomness; None: it goes on as it is.
+            env_idx: rows to forget, their numbers or a mask (B,) bool; None: all, and the number of environments may
+                change.
+            seed: new seed of these rows' randomness; None: it goes on from where it is.
 
         Raises:
-            UserError: a row that does not exist.
+            UserError: a row that does not exist, or a mask of another length.
         """
+        state = self._state
         if seed is not None:
             self._seed = seed
-        if env_idx is None:
+        elif state is not None and env_idx is None:
+            self._seed = next_seed(state.generators)
+        if env_idx is None or state is None:
             self._state = self._seen = None
             return
-        rows = torch.as_tensor(env_idx, dtype=torch.long, device=self.device).reshape(-1)
-        if self._state is None:
-            return
-        state, count = self._state, len(self._state.used)
-        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
-            raise UserError(f"env_idx {rows.tolist()} names rows that do not exist; there are {count} environments")
+        rows = chosen_rows(env_idx, len(state.used), self.device)
         self._seen = state
         state.stream.cache.reset(rows)
         state.used[rows] = self.execute

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,10 @@ from safetensors.torch import load_file
 from baselines import NAMES, find_policy
 from baselines.checkpoint import METHODS, BaselineCheckpoint
 from baselines.common import past_mask, recent
-from baselines.dp import DP, DPConfig
 from baselines.policy import BaselinePolicy
-from baselines.rdt import RDT, RDTConfig
-from baselines.training import BaselineConfig, measure, prepare, train
+from baselines.training import BaselineConfig, measure, predict, prepare, train
+from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
-from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.frame_encoder import save_frame_encoder
 from par_agent.tasks import TASKS
 from par_agent.training.checkpoint import latest_checkpoint
@@ -124,6 +123,8 @@ def test_a_row_that_is_reset_starts_anew_and_the_others_go_on(trained: BaselineC
     assert policy.needs_frame
     again = torch.stack([policy.act(observation(2, seed=step)) for step in range(LENGTH)])
     torch.testing.assert_close(again[:, 1], first[:, 1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"env_idx \[2\] names rows that do not exist"):
+        policy.reset(env_idx=2)
 
 
 def test_frames_are_asked_for_once_a_chunk(trained: BaselineConfig) -> None:
@@ -140,7 +141,33 @@ def test_frames_are_asked_for_once_a_chunk(trained: BaselineConfig) -> None:
 
 def test_what_it_does_follows_from_the_seed(trained: BaselineConfig) -> None:
     policy = BaselinePolicy(str(trained.out / "policy"), TASK)
-    assert torch.equal(act(policy, 2, seed=3), act(policy, 2, seed=3))
+    drawn = act(policy, 2, seed=3)
+    assert torch.equal(act(policy, 2, seed=3), drawn)
+    by_chance = trained.method in ("bc-t", "dp", "rdt")
+    assert all(torch.equal(act(policy, 2, seed=seed), drawn) for seed in range(4, 12)) != by_chance
+    likeliest = BaselinePolicy(str(trained.out / "policy"), TASK, deterministic=True)
+    assert torch.equal(act(likeliest, 2, seed=3), act(likeliest, 2, seed=4))
+
+
+@pytest.mark.parametrize("trained", [name for name in NAMES if name != "icrt"], indirect=True)
+def test_an_episode_that_is_acted_in_is_read_as_in_training(trained: BaselineConfig) -> None:
+    setup = prepare(trained, torch.device("cpu"))
+    loaded = BaselineCheckpoint.load(trained.out / "policy")
+    sampler = WindowSampler(setup.train.samplers[0].index, setup.train.samplers[0].latents, [0], 3, seed=0)
+    windows = next(w for w in (sampler.sample(n, 1, augment=False) for n in range(9)) if not w.before_known[0, 0])
+    wanted = predict(loaded, windows, torch.device("cpu"))[0]
+    past = loaded.transforms.normalise_actions(windows.before, windows.before_positions)[0]
+    task = dataclasses.replace(TASK, instruction=windows.instructions[0])
+    policy = BaselinePolicy(str(trained.out / "policy"), task, deterministic=True)
+    for step in range(int((windows.weights[0, :, 0] > 0).sum())):
+        shown = observation()
+        shown["agent"]["qpos"] = windows.positions[:, step]
+        policy.encoder = SimpleNamespace(encode=lambda _, now=step: windows.latents[:, now])
+        if step:
+            policy._state.chunk = past[step : step + 1]  # as if the demonstrated chunk had been planned
+        acted = torch.cat([policy.act(shown) for _ in range(LENGTH)])
+        torch.testing.assert_close(acted, wanted[step], rtol=1e-4, atol=1e-4)
+    assert step > 0
 
 
 def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConfig) -> None:
@@ -166,48 +193,6 @@ def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConf
             **{name: getattr(whole, name)[:, there] for name in ("tokens", "past", "past_known", "visible")},
         )
         torch.testing.assert_close(model.conditions(short)[:, -1], one, rtol=1e-4, atol=1e-5)
-
-
-def test_dp_denoises_on_the_schedule_that_it_learnt() -> None:
-    sizes = DPConfig(train_steps=100, sampling_steps=16)
-    model = DP(sizes)
-    clean, noise = torch.randn(2, 3, sizes.horizon, sizes.action_size, generator=torch.Generator().manual_seed(0))
-
-    def perfect(x: torch.Tensor, time: torch.Tensor, observed: KeysAndValues) -> torch.Tensor:
-        assert int(time.max()) < sizes.train_steps
-        total = model.noising.alphas_cumprod[time][:, None, None]
-        return (x - total.sqrt() * clean) / (1 - total).sqrt()
-
-    model._noise = perfect  # type: ignore[method-assign]
-    torch.testing.assert_close(model.draw(torch.zeros(3, 1, sizes.width), noise), clean, atol=1e-3, rtol=0)
-
-
-def test_rdt_denoises_on_the_schedule_that_it_learnt() -> None:
-    sizes = RDTConfig(layers=2)
-    model = RDT(sizes)
-    clean, noise = torch.randn(2, 3, sizes.horizon, sizes.action_size, generator=torch.Generator().manual_seed(0))
-    levels = []
-
-    def perfect(x: torch.Tensor, time: torch.Tensor, z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        total = model.noising.alphas_cumprod[time][:, None, None]
-        levels.append(((x - total.sqrt() * clean) / (1 - total).sqrt() - noise).abs().max().item())
-        return clean
-
-    model._clean = perfect  # type: ignore[method-assign]
-    torch.testing.assert_close(model.draw(torch.zeros(3, 1, sizes.width), noise), clean, atol=1e-3, rtol=0)
-    assert len(levels) == sizes.sampling_steps and max(levels) < 0.05
-
-
-def test_rdts_blocks_look_at_text_first_then_at_images_in_turns() -> None:
-    model = RDT(RDTConfig(layers=4))
-    seen: list[int] = []
-    for block in model.blocks:
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].shape[1]))
-    text, images = model.config.text_length, model.image_positions.shape[0]
-    z, x = torch.randn(1, text + 1 + images, model.config.width), torch.randn(1, 64, 8)
-    clean = model._clean(x, torch.tensor([500]), z, torch.ones(2, 1, 1, 1))
-    assert seen == [text, images, text, images]
-    assert clean.shape == x.shape and not clean.any()  # the last layer starts from zero
 
 
 @pytest.mark.parametrize("method", NAMES)

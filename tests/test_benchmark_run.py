@@ -138,7 +138,7 @@ def test_the_table_says_what_was_run(finished: Path) -> None:
             f"NOT THE PROTOCOL: initial states from seeds {STATE_SEED} to {STATE_SEED + 1}"
             in (folder / name).read_text()
         )
-    assert "| PushCube | 2/4 | 50.0 |" in (folder / "results.md").read_text()
+    assert "| PushCube | 2/4 | 4 | 50.0 |" in (folder / "results.md").read_text()
     assert "| PAR-Full | paper | 100.0 | 73.0 |" in (folder / "results.md").read_text()
     provenance = json.loads((folder / "results.json").read_text())["provenance"]
     assert {"command", "git_commit", "checkpoint", "device", "renderer", "versions"} <= provenance.keys()
@@ -243,7 +243,7 @@ def test_a_policy_with_another_action_size_is_refused_before_anything_is_written
         ({"tasks": ("PushCub",)}, "unknown task 'PushCub'; known tasks: PushCube, PickCube"),
         ({"tasks": ("harness_policies:CHUNK",)}, "expected a par_agent.tasks.TaskSpec"),
         ({"tasks": ("harness_task:CLASHING",)}, "the name PushCube belongs to a registered task"),
-        ({"tasks": ("PushCube", "PushCube")}, "given twice"),
+        ({"tasks": ("PushCube", "PushCube-v1")}, "given twice"),
         ({"track": "video"}, "unknown track 'video'; known tracks: paper, native"),
         ({"variation": "fog"}, "unknown variation 'fog'; known variations: none, camera, dim"),
         ({"states": 26}, "the protocol has 25"),

@@ -33,6 +33,26 @@ def test_unknown_subcommand_fails_and_names_the_known_ones(capsys):
     assert "demos" in message and "doctor" in message
 
 
+def test_subcommands_of_two_words_are_listed_by_the_first(capsys):
+    assert main(["visualize", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "visualize rollout" in text and "finetune" not in text
+    assert main(["visualize", "rolout"]) == 2
+    assert "'visualize rolout' is no subcommand; known: visualize rollout, visualize" in capsys.readouterr().err
+    assert main(["finetun", "--task", "PushCube"]) == 2
+    assert "unknown subcommand 'finetun'; known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "message"), [("finetune", "the same command resumes"), ("doctor", "interrupted.\n")])
+def test_ctrl_c_says_whether_the_command_resumes(name, message, capsys, monkeypatch):
+    def interrupted(name, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("par_agent.cli.run_subcommand", interrupted)
+    assert main([name]) == 130
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_every_subcommand_explains_its_options(name, capsys):
     module_name, class_name = SUBCOMMANDS[name].target.split(":")

@@ -7,10 +7,12 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from par_agent.evaluation.statistics import cluster_bootstrap, compare_paired, wilson_interval
+from par_agent.evaluation.results import summarise
+from par_agent.evaluation.statistics import cluster_bootstrap, compare_paired, distinct_rollouts, wilson_interval
 from par_agent.files import write_json
 
 
@@ -46,9 +48,31 @@ def test_cluster_bootstrap_refuses_no_data() -> None:
         cluster_bootstrap({})
 
 
+def rollout(task: str, state: int, success: bool, seed: int = 0, actions: str | None = None) -> dict[str, Any]:
+    """What the statistics read of a record."""
+    empty = ("error", "success_at_end", "steps_to_success", "reward", "plan_ms", "renders", "seconds")
+    known = {"task": task, "state": state, "policy_seed": seed, "success_once": success, "actions_sha256": actions}
+    return {**known, **dict.fromkeys(empty)}
+
+
+def test_repeats_of_a_rollout_under_other_seeds_count_once() -> None:
+    first = [rollout("PushCube", state, state < 10, seed, f"a{state}") for state in range(25) for seed in range(5)]
+    second = [rollout("PushCube", state, state < 18, seed, f"b{state}") for state in range(25) for seed in range(5)]
+    assert len(distinct_rollouts(first)) == 25
+    (result,) = summarise(first, ["PushCube"], 125)
+    assert (result.successes, result.rollouts, result.distinct) == (50, 125, 25)
+    assert result.wilson == wilson_interval(10, 25)
+    comparison = compare_paired(first, second)
+    assert (comparison.pairs, comparison.only_second) == (25, 8)
+    drawn = [rollout("PushCube", state, True, seed, f"{state}, {seed}") for state in range(25) for seed in range(5)]
+    assert len(distinct_rollouts(drawn)) == compare_paired(first, drawn).pairs == 125
+    failed = [rollout("PushCube", 0, False, seed) for seed in range(5)]
+    assert len(distinct_rollouts(failed)) == compare_paired(failed, failed).pairs == 5
+
+
 def test_paired_comparison_counts_only_rollouts_that_both_runs_have() -> None:
-    first = {("PushCube", state, 0): state < 10 for state in range(25)}
-    second = {("PushCube", state, 0): state < 18 for state in range(25)} | {("PickCube", 0, 0): True}
+    first = [rollout("PushCube", state, state < 10) for state in range(25)]
+    second = [rollout("PushCube", state, state < 18) for state in range(25)] + [rollout("PickCube", 0, True)]
     comparison = compare_paired(first, second)
     assert (comparison.pairs, comparison.only_first, comparison.only_second) == (25, 0, 8)
     assert comparison.risk_difference == pytest.approx(8 / 25)
@@ -57,22 +81,19 @@ def test_paired_comparison_counts_only_rollouts_that_both_runs_have() -> None:
 
 
 def test_equal_runs_do_not_differ() -> None:
-    run = {("PushCube", state, 0): state % 2 == 0 for state in range(6)}
+    run = [rollout("PushCube", state, state % 2 == 0) for state in range(6)]
     comparison = compare_paired(run, run)
     assert (comparison.risk_difference, comparison.p_value) == (0.0, 1.0)
 
 
 def test_runs_without_a_common_rollout_are_refused() -> None:
     with pytest.raises(ValueError, match="no rollout in common"):
-        compare_paired({("PushCube", 0, 0): True}, {("PickCube", 0, 0): True})
+        compare_paired([rollout("PushCube", 0, True)], [rollout("PickCube", 0, True)])
 
 
 def write_run(folder: Path, state_seed: int | None, successes: dict[tuple[int, int], bool]) -> None:
     write_json(folder / "run.json", {"state_seed": state_seed})
-    records = [
-        {"task": "PushCube", "state": state, "policy_seed": seed, "success_once": success}
-        for (state, seed), success in successes.items()
-    ]
+    records = [rollout("PushCube", state, success, seed) for (state, seed), success in successes.items()]
     (folder / "rollouts.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
 
 

@@ -60,6 +60,20 @@ def test_a_lock_keeps_others_out_while_the_block_runs(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_lock_that_was_removed_while_it_was_taken_is_taken_again(tmp_path, monkeypatch):
+    lock, taken = tmp_path / "lock", []
+
+    def flock(file, how):  # the first time, its last holder ends in between
+        taken.append(file)
+        if len(taken) == 1:
+            lock.unlink()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with only_process(lock, "works here"):
+        assert len(taken) == 2 and taken[0].closed
+        assert lock.exists(), "others would not see that it is held"
+
+
 def test_a_lock_file_that_a_killed_process_left_holds_nothing(tmp_path):
     lock = tmp_path / "lock"
     with open(lock, "w") as left:

@@ -53,6 +53,21 @@ def test_training_ends_in_a_policy_that_acts(config: FinetuneConfig) -> None:
     assert list((config.out / "tensorboard").iterdir())
 
 
+@pytest.mark.parametrize(("dropout", "known"), [(0.3, True), (1.0, False)])
+def test_a_policy_acts_on_the_chunks_before_if_training_showed_them(
+    config: FinetuneConfig, dropout: float, known: bool
+) -> None:
+    trained = finetune(dataclasses.replace(config, steps=1, past_action_dropout=dropout))
+    assert trained.acting.past_actions == known
+    PARPolicy.from_pretrained(config.out / "policy", "push cube 1").act(observation())
+
+
+def test_an_unknown_task_is_refused_before_anything_is_written(config: FinetuneConfig) -> None:
+    with pytest.raises(UserError, match="unknown task 'PushCub'"):
+        finetune(dataclasses.replace(config, data=(), task=("PushCub",)))
+    assert not config.out.exists()
+
+
 def test_foresight_is_learnt_beside_the_chunk_and_never_executed(config: FinetuneConfig) -> None:
     trained = finetune(dataclasses.replace(config, foresight=(5, 7)))
     assert trained.transforms is not None

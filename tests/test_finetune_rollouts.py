@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from par_agent.cli.finetune import DEVELOPMENT_SEED, make_rollouts
+from par_agent.cli.finetune import DEVELOPMENT_SEED, _track_of, make_rollouts
 from par_agent.errors import UserError
 from par_agent.files import read_json, write_json
 from par_agent.tasks import PROTOCOL_SEED
@@ -21,6 +21,14 @@ def test_a_dataset_of_an_unknown_task_is_refused_before_training(tmp_path: Path)
     write_json(path, {**read_json(path), "env_id": "FoldTowel-v1"})
     with pytest.raises(UserError, match="episodes of FoldTowel-v1, which --rollout-every cannot evaluate"):
         make_rollouts(config)
+
+
+def test_the_camera_decides_the_track(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, rollout_every=1)
+    make_rollouts(dataclasses.replace(config, camera="base_camera"))
+    with pytest.raises(UserError, match="no track of the benchmark shows camera 'wrist' in PushCube: leave"):
+        make_rollouts(dataclasses.replace(config, camera="wrist"))
+    assert _track_of("base_camera", ("PushCube", "StackCube")) == "native"
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ def record(task: str, state: int, policy_seed: int) -> dict[str, Any]:
     return {
         **{"task": task, "state": state, "policy_seed": policy_seed, "env_seed": 7000 + state},
         **{"success_once": success, "success_at_end": None, "steps": 400 - 300 * success, "error": error},
+        "actions_sha256": None if error else f"{task}, {state}, {policy_seed}",
         **{"steps_to_success": 100 if success else None, "reward": 2.5, "renders": 9, "plan_ms": 8.0, "seconds": 1.5},
     }
 

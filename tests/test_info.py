@@ -13,7 +13,7 @@ from tiny import tiny_checkpoint
 
 
 def table(capsys: pytest.CaptureFixture[str], model: str) -> dict[str, list[str]]:
-    assert main(["info", model]) == 0
+    assert main(["info", "--preset", model]) == 0
     rows = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines() if line.endswith("M")]
     return {name.strip(): numbers for name, *numbers in rows}
 
@@ -45,17 +45,24 @@ def test_every_preset_has_a_table(capsys: pytest.CaptureFixture[str], name: str)
 
 def test_a_checkpoint_is_described_without_its_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint()
-    checkpoint.trained = {"steps": 1234}
+    checkpoint.trained = {"steps": 1234, "options": {"init": "runs/first/policy"}}
     checkpoint.save(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     assert main(["info", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "trained for 1,234 steps" in text and "latents 2x8x8" in text and "4 actions of 8 numbers" in text
+    assert (
+        "trained for 1,234 steps from runs/first/policy on" in text
+        and "latents 2x8x8" in text
+        and "4 actions of 8 numbers" in text
+    )
 
 
 def test_unknown_models_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["info", "par-huge"]) == 2
-    assert "no model 'par-huge': neither a checkpoint folder nor a preset (presets: par-mini" in capsys.readouterr().err
+    assert "no model 'par-huge'; presets: par-mini, " in (error := capsys.readouterr().err)
+    assert "bundled checkpoints: par-mini, par-mini-native" in error
+    assert main(["info", "--preset", "par-mini-native"]) == 2
+    assert "no preset 'par-mini-native'" in capsys.readouterr().err
     assert main(["info", str(tmp_path)]) == 2
     assert "is not a policy checkpoint (no policy.json)" in capsys.readouterr().err
     tiny_checkpoint().save(tmp_path)

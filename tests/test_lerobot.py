@@ -251,8 +251,9 @@ def test_bad_imports_are_explained(exported: Path, tmp_path: Path) -> None:
     source = LeRobotFolder(foreign(exported, tmp_path / "foreign"))
     with pytest.raises(UserError, match="has no camera 'wrist'; it has base_camera, render_camera"):
         import_lerobot(source, out, dataclasses.replace(request, cameras=("wrist",)))
-    with pytest.raises(UserError, match="cropped and resized before: leave --crop and --size out"):
-        import_lerobot(LeRobotFolder(exported), out, dataclasses.replace(request, size=(8, 8)))
+    for change in ({"size": (8, 8)}, {"stride": 4}, {"control_mode": "pd_joint_pos"}):
+        with pytest.raises(UserError, match="leave --crop, --size, --stride and --control-mode out"):
+            import_lerobot(LeRobotFolder(exported), out, dataclasses.replace(request, **change))
     assert not out.exists()
     path = source.folder / lerobot.numbered(lerobot.DATA, 0)
     content = path.read_bytes()

@@ -10,6 +10,7 @@ import pytest
 
 from par_agent.cli import main
 from par_agent.cli.options import parse, with_file
+from par_agent.cli.visualize_failures import FailuresConfig
 from par_agent.errors import UserError
 from par_agent.training.config import FinetuneConfig
 
@@ -41,6 +42,16 @@ def test_options_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
     config = read("--steps", 10, f"--config={path}", "--no-gradient-checkpointing", "--data", "c")
     assert config == FinetuneConfig(out=Path("x"), steps=10, data=(Path("c"),))
     assert read("--config", path, "--out", "y").gradient_checkpointing
+
+
+def test_what_is_given_by_position_may_come_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "options.json"
+    path.write_text(json.dumps({"run": "a", "limit": 2}))
+    for words, wanted in (
+        (["--config", str(path)], FailuresConfig(Path("a"), limit=2)),
+        (["b", "--config", str(path), "--limit", "3"], FailuresConfig(Path("b"), limit=3)),
+    ):
+        assert parse(FailuresConfig, words, "par-agent visualize failures", "Draws.") == wanted
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,19 @@ def test_same_seed_same_rollout_and_rows_alone(acting: dict[str, Any]) -> None:
     assert changed == bool(acting.get("random_start"))
 
 
+def test_without_a_new_seed_random_episodes_differ() -> None:
+    agent = policy(random_start=True)
+    agent.reset(seed=5)
+    first = roll(agent, 2, LENGTH)
+    agent.reset()
+    second = roll(agent, 2, LENGTH)
+    assert not torch.allclose(first, second)
+    agent.reset(seed=5)
+    roll(agent, 2, LENGTH)
+    agent.reset()
+    assert torch.equal(roll(agent, 2, LENGTH), second), "the first seed decides them all"
+
+
 def test_context_and_past_actions_matter() -> None:
     plain, remembering = policy(), policy(context=3, past_actions=True)
     a, b = roll(plain, 1, 2 * LENGTH), roll(remembering, 1, 2 * LENGTH)
@@ -81,10 +94,11 @@ def test_context_and_past_actions_matter() -> None:
     assert not torch.allclose(a[LENGTH:], b[LENGTH:])
 
 
-def test_rows_are_reset_alone() -> None:
+@pytest.mark.parametrize("mask", [False, True])
+def test_rows_are_reset_alone(mask: bool) -> None:
     agent = policy(context=3, past_actions=True)
     roll(agent, 2, LENGTH + 2)
-    agent.reset(env_idx=[1])
+    agent.reset(env_idx=torch.tensor([False, True]) if mask else [1])
     assert agent.needs_frame
     mixed = roll(agent, 2, LENGTH, first=LENGTH + 2)
     agent.reset()
@@ -92,6 +106,8 @@ def test_rows_are_reset_alone() -> None:
     torch.testing.assert_close(mixed[:, 0], whole[LENGTH + 2 :, 0], rtol=0, atol=1e-4)
     with pytest.raises(UserError, match=r"env_idx \[2\] names rows that do not exist; there are 2"):
         agent.reset(env_idx=2)
+    with pytest.raises(UserError, match="env_idx is a mask of 3 rows; there are 2"):
+        agent.reset(env_idx=[True, False, False])
 
 
 def test_unbatched_numpy_observations() -> None:

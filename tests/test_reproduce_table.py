@@ -16,7 +16,7 @@ from reproduce_table import REPORTED, TableConfig, main, table
 from baselines import ABLATIONS, NAMES, find_policy
 from par_agent.errors import UserError
 from par_agent.evaluation.statistics import wilson_interval
-from par_agent.files import write_json
+from par_agent.files import read_json, write_json
 from par_agent.tasks import PAPER_TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +37,7 @@ def write_run(
             **{"task": task, "state": state, "policy_seed": seed, "success_once": state < solved, "error": None},
             **dict.fromkeys(("success_at_end", "steps_to_success", "reward", "renders", "seconds")),
             "plan_ms": 20.0,
+            "actions_sha256": f"{policy}, {seed}",
         }
         for task in PAPER_TASKS
         for state in range(4)
@@ -105,6 +106,18 @@ def test_curves_are_of_runs_on_a_number_of_demonstrations_by_what_they_began_wit
         if line.startswith("| PickCube | par-mini, --init runs/video/policy | 400 | **50.0** 4/8")
     )
     assert line.endswith("| – |")
+
+
+def test_curves_leave_out_tasks_that_the_policy_was_not_trained_on(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "act", 3, demos=50)
+    about = read_json(tmp_path / "a" / "results.json")
+    about["provenance"]["training"]["demonstrations"] = {"PickCube": 50}
+    write_json(tmp_path / "a" / "results.json", about)
+    assert list(curves(read_runs(tmp_path))) == [("PickCube", "act")]
+    about["provenance"]["training"]["demonstrations"] = {"mine": 50}
+    write_json(tmp_path / "a" / "results.json", about)
+    with pytest.raises(UserError, match="trained on datasets mine: a curve needs folders named like the tasks"):
+        curves(read_runs(tmp_path))
 
 
 def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:

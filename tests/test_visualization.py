@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,13 @@ def test_rollouts_are_computed_with_one_thread_as_in_the_benchmark(failed_run: P
     with Stage(NUDGE_CUBE, run.source, states_file=run.states_file(NUDGE_CUBE), imagines=False):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
+
+
+def test_states_are_those_of_the_longest_run_in_the_folder(failed_run: Path) -> None:
+    (two,) = (failed_run / "states").iterdir()
+    for number in (9, 10):
+        shutil.copy(two, two.with_name(f"NudgeCube-{number}.safetensors"))
+    assert FailedRun(failed_run).states_file(NUDGE_CUBE).stem == "NudgeCube-10"
 
 
 def test_failures_of_another_policy_are_refused(failed_run: Path) -> None:

@@ -14,7 +14,7 @@ from par_agent.errors import UserError
 
 
 def prepare(base: int, folder: Path) -> DoJob:
-    """Runs in the worker: jobs 0 and 1 write a file, the others fail in three ways."""
+    """Runs in the worker: jobs 0 and 1 write a file, the others fail in four ways."""
     prepared = []
 
     def do_job(number: int, report: Report) -> Path:
@@ -25,6 +25,8 @@ def prepare(base: int, folder: Path) -> DoJob:
             raise OSError(errno.ENOSPC, "No space left on device")
         if number == 4:
             os._exit(1)
+        if number == 5:
+            raise KeyError("seed")
         report(base + number)
         (folder / str(number)).write_text(str(len(prepared)))
         return folder / str(number)
@@ -45,6 +47,8 @@ def test_jobs_report_and_errors_reach_the_user(tmp_path):
             do(2)
         with pytest.raises(UserError, match=rf"cannot write below {tmp_path}: .*No space left.*same command again"):
             do(3)
+        with pytest.raises(UserError, match=r"a worker process failed: KeyError: 'seed'\nTraceback"):
+            do(5)
         with pytest.raises(UserError, match=r"a worker process died.*par-agent doctor.*fewer workers"):
             do(4)
         with pytest.raises(UserError, match="a worker process died"):

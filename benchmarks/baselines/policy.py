@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baselines.checkpoint import BaselineCheckpoint
 from baselines.common import History
-from par_agent.episode import row_generator
+from par_agent.episode import chosen_rows, next_seed, row_generator
 from par_agent.errors import UserError
 from par_agent.json_fields import check
 from par_agent.observations import camera_images, check_task, proprioception
@@ -113,17 +113,25 @@ class BaselinePolicy:
 
     @torch.inference_mode()
     def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
-        """Forgets the episodes of some rows, or of all; ``seed`` decides what they draw from now on."""
-        self._seed = self._seed if seed is None else seed
-        if env_idx is None:
+        """Forgets the episodes of some rows, or of all; ``seed`` decides what they draw from now on.
+
+        Raises:
+            UserError: a row that does not exist.
+        """
+        state = self._state
+        if seed is not None:
+            self._seed = seed
+        elif state is not None and env_idx is None:
+            self._seed = next_seed(state.generators)
+        if env_idx is None or state is None:
             self._state = None
-        elif self._state is not None:
-            rows = torch.as_tensor(env_idx, dtype=torch.long, device=self.device).reshape(-1)
-            self._state.seen[rows] = 0
-            self._state.used[rows] = self.execute
-            if seed is not None:
-                for row in rows.tolist():
-                    self._state.generators[row] = row_generator(seed, row)
+            return
+        rows = chosen_rows(env_idx, len(state.used), self.device)
+        state.seen[rows] = 0
+        state.used[rows] = self.execute
+        if seed is not None:
+            for row in rows.tolist():
+                state.generators[row] = row_generator(seed, row)
 
     @torch.inference_mode()
     def act(self, obs: dict[str, Any]) -> Tensor:
@@ -174,7 +182,7 @@ class BaselinePolicy:
         z = self.model.conditions(self._history(state, rows))[:, -1]
         start = None
         if not self.deterministic:
-            shape = config.horizon, config.action_size
+            shape = self.model.noise_shape
             start = torch.stack([torch.randn(shape, generator=state.generators[row]) for row in rows.tolist()])
             start = start.to(self.device)
         actions = self.model.draw(z, start)

@@ -1,19 +1,20 @@
 """RDT: Robotics Diffusion Transformer (Liu et al. 2024, "RDT-1B: a Diffusion Foundation Model for Bimanual
 Manipulation"), small and from scratch.
 
-A diffusion transformer over 64 actions. Diffusion time, joint positions and noisy actions are tokens of one sequence;
-blocks cross-attend to the text tokens and to the image tokens of the last two observations in turns. Root-mean-square
-norms, normalised queries and keys, and an MLP as the last layer, which starts from zero, as in the paper and its code.
-The network predicts the clean actions (DDPM noise, 1,000 steps, squared cosine) and acts in 5 steps of DPM-Solver++;
-both are diffusers' own schedulers.
+A diffusion transformer over 64 tokens: 16 control steps, each interpolated fourfold, as in its authors' evaluation on
+ManiSkill, from which the paper's figures come. Diffusion time, joint positions and noisy actions are tokens of one
+sequence; blocks cross-attend to the text tokens and to the image tokens of the last two observations in turns.
+Root-mean-square norms, normalised queries and keys, and an MLP as the last layer, which starts from zero, as in the
+paper and its code. The network predicts the clean actions (DDPM noise, 1,000 steps, squared cosine) and acts in 5 steps
+of DPM-Solver++; both are diffusers' own schedulers.
 
 Deviations: 10 blocks of width 256, not 28 of 2,048, and no pretraining on other robots; one robot, hence no unified
 128-number action space and no control-frequency token; joint positions and actions, which are not numbers of one space
 here, have an adaptor each; images are latents of the shared encoder behind the stem that all baselines share, in place
-of SigLIP's, and words are hashed, in place of T5's; one camera; a short text is padded with learned features, which are
-attended to; frames lie 8 control steps apart, and 8 of the 64 actions are executed before the next frame; image and
-text are hidden with probability 0.1 each by zeroing their tokens. Half of a batch's steps enter the loss, since 64
-actions cost far more than the frame that they follow.
+of SigLIP's, and words are hashed, in place of T5's; one camera; a short text is padded with zeros, which are
+attended to; frames lie 8 control steps apart, and 8 of the 16 actions are executed before the next frame; text, joint
+positions and each observation are hidden with probability 0.1 by zeroing their tokens, where the original shows a
+background image. Half of a batch's steps enter the loss, since 64 tokens cost far more than the frame that they follow.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, t
 class RDTConfig(MethodConfig):
     """Sizes of RDT."""
 
-    horizon: int = 64
+    horizon: int = 16
     """Actions predicted together."""
+    substeps: int = 4
+    """Tokens of every action, of which those behind the first lead over to the next action."""
     share: float = 0.5
     """Share of a batch's steps that enter the loss."""
     layers: int = 10
@@ -48,7 +51,7 @@ class RDTConfig(MethodConfig):
     sampling_steps: int = 5
     """Denoising steps when it acts."""
     hidden: float = 0.1
-    """Share of samples whose images are hidden in training, and of those whose text is."""
+    """Share of samples in which, in training, the text is hidden, and the joint positions, and each observation."""
     noise_samples: int = 1
     """Draws of noise and time per chunk and training step."""
 
@@ -112,7 +115,7 @@ class RDT(Method):
         self.image_positions = learned(config.frames * (config.frame_tokens - 1), width)
         self.text_positions = learned(config.text_length, width)
         self.actions = _adaptor(config.action_size, width, width)
-        self.positions = learned(config.horizon + 2, width)
+        self.positions = learned(config.horizon * config.substeps + 2, width)
         self.blocks = nn.ModuleList(RDTBlock(width, config.heads) for _ in range(config.layers))
         self.head = nn.Sequential(nn.RMSNorm(width), _adaptor(width, width, config.action_size))
         for parameter in self.head[1][-1].parameters():
@@ -121,6 +124,10 @@ class RDT(Method):
     @property
     def context(self) -> int:
         return self.config.frames
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        return self.config.horizon * self.config.substeps, self.config.action_size
 
     def conditions(self, history: History) -> Tensor:
         """Text tokens, then one of the joint positions, then image tokens, all of them adapted."""
@@ -132,9 +139,10 @@ class RDT(Method):
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
         config, count = self.config, self.config.noise_samples
         z, actions, weights = z.repeat(count, 1, 1), actions.repeat(count, 1, 1), weights.repeat(count, 1)
+        actions, weights = self._with_substeps(actions), weights.repeat_interleave(config.substeps, 1)
         noise = torch.randn_like(actions)
         time = torch.randint(config.train_steps, (len(actions),), device=actions.device)
-        kept = (torch.rand(2, len(z), 1, 1, device=z.device) >= config.hidden).to(z)
+        kept = torch.rand(len(z), 2 + config.frames, device=z.device) >= config.hidden
         clean = self._clean(self.noising.add_noise(actions, noise, time), time, z, kept)
         return weighted_mean(F.mse_loss(clean.float(), actions, reduction="none"), weights)
 
@@ -144,21 +152,32 @@ class RDT(Method):
         config = self.config
         sampling = DPMSolverMultistepScheduler.from_config(self.noising.config)  # keeps the steps before, hence anew
         sampling.set_timesteps(config.sampling_steps)
-        x = z.new_zeros(len(z), config.horizon, config.action_size).float() if start is None else start
+        x = z.new_zeros(len(z), *self.noise_shape).float() if start is None else start
+        kept = torch.ones(1, 2 + config.frames, dtype=torch.bool, device=z.device)
         for time in sampling.timesteps:
-            clean = self._clean(x, time.expand(len(z)).to(z.device), z, z.new_ones(2, 1, 1, 1)).float()
+            clean = self._clean(x, time.expand(len(z)).to(z.device), z, kept).float()
             x = sampling.step(clean, time, x).prev_sample
-        return x
+        return x[:, :: config.substeps]
+
+    def _with_substeps(self, actions: Tensor) -> Tensor:
+        """Actions (M, H, A) and what leads over from each to the next, (M, H * substeps, A); the last one stays."""
+        ahead = torch.cat([actions[:, 1:], actions[:, -1:]], 1)
+        shares = torch.arange(self.config.substeps, device=actions.device) / self.config.substeps
+        return torch.lerp(actions[:, :, None], ahead[:, :, None], shares[:, None]).flatten(1, 2)
 
     def _clean(self, x: Tensor, time: Tensor, z: Tensor, kept: Tensor) -> Tensor:
-        """Clean actions (M, H, A) of noised ones at diffusion times (M,); ``kept`` (2, M or 1, 1, 1): 0 hides images,
-        text."""
+        """Clean tokens (M, H * substeps, A) of noised ones at diffusion times (M,).
+
+        ``kept`` (M or 1, 2 + frames) bool: False hides text, joint positions, observations.
+        """
         text, state, images = z.split([self.config.text_length, 1, self.image_positions.shape[0]], 1)
+        shown = kept.to(z)[..., None, None]
+        text, state = text * shown[:, 0], state * shown[:, 1]
+        images = (images.unflatten(1, (self.config.frames, -1)) * shown[:, 2:]).flatten(1, 2)
         embedded = self.time(timestep_frequencies(time).to(z))[:, None]
         x = torch.cat([embedded, state, self.actions(x)], 1) + self.positions
-        turns = (text * kept[1], images * kept[0])
         for number, block in enumerate(self.blocks):
-            x = block(x, turns[number % 2])
+            x = block(x, images if number % 2 else text)
         return self.head(x[:, 2:])
 
 

@@ -21,19 +21,23 @@ class Subcommand:
     """`module:Class` of its configuration; the module also has `main(config) -> int`."""
     summary: str
     """One line for `par-agent --help`."""
+    resumes: bool = False
+    """Whether the same command goes on where it was stopped."""
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {
-    "demos": Subcommand("par_agent.cli.demos:DemosConfig", "make demonstrations with ManiSkill's motion planner"),
-    "render": Subcommand("par_agent.cli.render:RenderConfig", "render a trajectory file into training data"),
-    "import-lerobot": Subcommand("par_agent.cli.import_lerobot:ImportLeRobotConfig", "read a LeRobot dataset"),
+    "demos": Subcommand("par_agent.cli.demos:DemosConfig", "make demonstrations with ManiSkill's motion planner", True),
+    "render": Subcommand("par_agent.cli.render:RenderConfig", "render a trajectory file into training data", True),
+    "import-lerobot": Subcommand("par_agent.cli.import_lerobot:ImportLeRobotConfig", "read a LeRobot dataset", True),
     "export-lerobot": Subcommand("par_agent.cli.export_lerobot:ExportLeRobotConfig", "write a LeRobot dataset"),
-    "train-vae": Subcommand("par_agent.cli.train_vae:TrainVAEConfig", "train the small latent frame encoder"),
-    "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data"),
+    "train-vae": Subcommand("par_agent.cli.train_vae:TrainVAEConfig", "train the small latent frame encoder", True),
+    "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data", True),
     "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
     "visualize rollout": Subcommand("par_agent.cli.visualize:RolloutConfig", "draw imagined against executed"),
     "visualize attention": Subcommand("par_agent.cli.visualize_attention:AttentionConfig", "draw what is attended to"),
-    "visualize failures": Subcommand("par_agent.cli.visualize_failures:FailuresConfig", "say why rollouts failed"),
+    "visualize failures": Subcommand(
+        "par_agent.cli.visualize_failures:FailuresConfig", "say why rollouts failed", True
+    ),
     "visualize gallery": Subcommand("par_agent.cli.visualize_gallery:GalleryConfig", "draw the README's pictures"),
     "play": Subcommand("par_agent.cli.play:PlayConfig", "serve a local page on which a policy acts"),
     "info": Subcommand("par_agent.cli.info:InfoConfig", "print the parts and sizes of a model or checkpoint"),
@@ -43,10 +47,14 @@ SUBCOMMANDS: dict[str, Subcommand] = {
 }
 
 
-def usage() -> str:
-    """The text of `par-agent --help`."""
-    width = max(map(len, SUBCOMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in SUBCOMMANDS.items()]
+HELP = ("-h", "--help", "help")
+
+
+def usage(first: str = "") -> str:
+    """The text of `par-agent --help`, or that of the subcommands of two words whose first is given."""
+    shown = {name: command.summary for name, command in SUBCOMMANDS.items() if not first or name in _pairs(first)}
+    width = max(map(len, shown))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in shown.items()]
     return "\n".join(
         [
             "usage: par-agent [--help] [--version] <subcommand> [options]",
@@ -58,17 +66,34 @@ def usage() -> str:
     )
 
 
-def run_subcommand(name: str, arguments: Sequence[str]) -> int:
-    """Parses `arguments` into the subcommand's configuration and runs it.
+def _pairs(first: str) -> list[str]:
+    """Subcommands of two words, the first of which is given."""
+    return [name for name in SUBCOMMANDS if name.startswith(f"{first} ")]
+
+
+def find_subcommand(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The name of a subcommand, one or two words, and the arguments behind it.
 
     Raises:
-        UserError: no such subcommand, or bad values.
+        UserError: no such subcommand.
+    """
+    first, pair = words[0], " ".join(words[:2])
+    if first in SUBCOMMANDS:
+        return first, words[1:]
+    if pair in SUBCOMMANDS:
+        return pair, words[2:]
+    if pairs := _pairs(first):
+        raise UserError(f"{pair!r} is no subcommand; known: {', '.join(pairs)}")
+    raise UserError(f"unknown subcommand {first!r}; known subcommands: {', '.join(SUBCOMMANDS)}")
+
+
+def run_subcommand(name: str, arguments: Sequence[str]) -> int:
+    """Parses `arguments` into the configuration of one of :data:`SUBCOMMANDS` and runs it.
+
+    Raises:
+        UserError: bad values.
         SystemExit: `--help`, or arguments that do not parse (printed by tyro).
     """
-    if name not in SUBCOMMANDS and arguments:  # a subcommand of two words
-        name, arguments = f"{name} {arguments[0]}", arguments[1:]
-    if name not in SUBCOMMANDS:
-        raise UserError(f"unknown subcommand {name!r}; known subcommands: {', '.join(SUBCOMMANDS)}")
     from par_agent.cli.options import parse
 
     command = SUBCOMMANDS[name]
@@ -82,7 +107,7 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status: 2 for bad input, 130 for Ctrl-C, else what the subcommand returns."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in HELP:
         print(usage())
         return 0 if arguments else EXIT_BAD_INPUT
     if arguments[0] == "--version":
@@ -90,11 +115,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"par-agent {par_agent.__version__}")
         return 0
+    if len(arguments) == 2 and arguments[1] in HELP and _pairs(arguments[0]):
+        print(usage(arguments[0]))
+        return 0
     try:
-        return run_subcommand(arguments[0], arguments[1:])
+        name, rest = find_subcommand(arguments)
+    except UserError as error:
+        print(f"par-agent: error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    try:
+        return run_subcommand(name, rest)
     except UserError as error:
         print(f"par-agent: error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("\npar-agent: interrupted; the same command resumes where this one stopped.", file=sys.stderr)
+        resumes = "; the same command resumes where this one stopped" if SUBCOMMANDS[name].resumes else ""
+        print(f"\npar-agent: interrupted{resumes}.", file=sys.stderr)
         return EXIT_INTERRUPTED

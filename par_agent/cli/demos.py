@@ -14,7 +14,7 @@ class DemosConfig:
     """Makes successful demonstrations of one task with ManiSkill's own motion planner."""
 
     task: str
-    """One of the registered tasks, for example PushCube, or another that ManiSkill has a motion planner for."""
+    """One of the registered tasks, for example PushCube."""
     num: int = 1000
     """Number of demonstrations; failed and too long attempts are not counted."""
     out: Path = Path("data/demos")

@@ -9,7 +9,7 @@ from pathlib import Path
 from par_agent.data.episodes import RenderedDataset
 from par_agent.errors import UserError
 from par_agent.files import cannot_write
-from par_agent.tasks import TASKS
+from par_agent.tasks import TASKS, TRACKS
 from par_agent.training.finetune import FinetuneConfig, finetune
 from par_agent.training.loop import Rollouts
 
@@ -34,18 +34,20 @@ def make_rollouts(config: FinetuneConfig) -> Rollouts:
     """Closed-loop evaluation by the benchmark's own harness, on initial states for development.
 
     Raises:
-        UserError: a dataset is not of a task that the benchmark knows.
+        UserError: a dataset is not of a task that the benchmark knows, or the camera is none of its tracks'.
     """
     from par_agent.evaluation.policies import PolicySource
     from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 
     tasks = tuple(dict.fromkeys(_task_of(folder) for folder in config.folders()))
+    track = _track_of(config.camera, tasks)
 
     def rollouts(policy: Path) -> dict[str, float]:
         run = RunConfig(
             tasks=tasks,
             policy=PolicySource(str(policy)),
             out=config.out / "rollouts",
+            track=track,
             states=config.rollout_states,
             state_seed=DEVELOPMENT_SEED,
             policy_seeds=1,
@@ -66,3 +68,13 @@ def _task_of(folder: Path) -> str:
         if spec.env_id == env_id:
             return name
     raise UserError(f"{folder} holds episodes of {env_id}, which --rollout-every cannot evaluate; leave it out")
+
+
+def _track_of(camera: str, tasks: tuple[str, ...]) -> str:
+    """The track on which policies see this camera."""
+    for track in TRACKS:
+        if all(camera in TASKS[task].cameras(track) for task in tasks):
+            return track
+    raise UserError(
+        f"no track of the benchmark shows camera {camera!r} in {', '.join(tasks)}: leave --rollout-every out"
+    )

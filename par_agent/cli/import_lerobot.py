@@ -19,8 +19,8 @@ class ImportLeRobotConfig:
     """Folder with `meta/info.json`."""
     out: Path
     """Dataset folder to create or to continue."""
-    stride: int = 8
-    """Rows between stored frames; the chunk length, or a divisor of it for more starting points."""
+    stride: int | None = None
+    """Rows between stored frames; the chunk length, or a divisor of it for more starting points. 8 if not given."""
     cameras: tuple[str, ...] = ()
     """Cameras, without `observation.images.`; all if not given."""
     crop: tuple[int, int, int, int] | None = None

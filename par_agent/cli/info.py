@@ -22,6 +22,8 @@ class InfoConfig:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Preset (par-mini, par-nova-0.6b, ...), bundled checkpoint or checkpoint folder."""
+    preset: bool = False
+    """Of a preset and a checkpoint with the same name, show the preset."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,16 @@ class Description:
 
 def main(config: InfoConfig) -> int:
     """Prints the table."""
-    print(report(describe(config.model)))
+    print(report(describe(config.model, preset=config.preset)))
     return 0
 
 
-def describe(name_or_folder: str) -> Description:
+def describe(name_or_folder: str, preset: bool = False) -> Description:
     """Looks a preset or a checkpoint up; a folder comes before a bundled checkpoint, and that before a preset.
+
+    Args:
+        name_or_folder: what to look up.
+        preset: look among the presets alone.
 
     Raises:
         UserError: neither, or a folder that is no policy checkpoint.
@@ -56,7 +62,7 @@ def describe(name_or_folder: str) -> Description:
     from par_agent.policy import CHECKPOINTS
 
     for folder in (Path(name_or_folder), CHECKPOINTS / name_or_folder):
-        if not folder.is_dir():
+        if preset or not folder.is_dir():
             continue
         policy = read_policy(folder)
         return Description(
@@ -65,10 +71,12 @@ def describe(name_or_folder: str) -> Description:
             policy["text_encoder"],
             f"checkpoint {folder}: {_training(policy)}",
         )
-    if (preset := PRESETS.get(name_or_folder)) is not None:
-        return Description(preset.model(), preset.frame_encoder, preset.text_encoder, f"preset {name_or_folder}")
+    if (found := PRESETS.get(name_or_folder)) is not None:
+        return Description(found.model(), found.frame_encoder, found.text_encoder, f"preset {name_or_folder}")
+    bundled = sorted(folder.name for folder in CHECKPOINTS.glob("*") if folder.is_dir())
     raise UserError(
-        f"no model {name_or_folder!r}: neither a checkpoint folder nor a preset (presets: {', '.join(PRESETS)})"
+        f"no {'preset' if preset else 'model'} {name_or_folder!r}; presets: {', '.join(PRESETS)}; bundled checkpoints: "
+        f"{', '.join(bundled)}; or give a checkpoint's folder"
     )
 
 
@@ -124,5 +132,7 @@ def _shapes(config: PARConfig) -> list[str]:
 def _training(policy: dict[str, Any]) -> str:
     if policy["transforms"] is None:
         return "video weights only, not trained to act yet"
-    steps = policy["trained"].get("steps")
-    return "trained" if steps is None else f"trained for {steps:,} steps"
+    steps, init = policy["trained"].get("steps"), policy["trained"].get("options", {}).get("init")
+    if steps is None:
+        return "trained"
+    return f"trained for {steps:,} steps" + (f" from {init} on" if init else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from par_agent.errors import UserError
 from par_agent.files import read_json
@@ -45,6 +45,8 @@ def with_file(cls: type, arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: the file is missing, not a JSON object of options, or names one that ``cls`` does not have.
     """
+    import tyro
+
     given = list(arguments)
     place = next((i for i, word in enumerate(given) if word.partition("=")[0] == FILE_OPTION), None)
     if place is None:
@@ -60,8 +62,13 @@ def with_file(cls: type, arguments: Sequence[str]) -> list[str]:
     if unknown := [name for name in content if name not in known]:
         raise UserError(f"{path} has the unknown option {unknown[0]!r}; known: {', '.join(known)}")
     spelled = {argument.partition("=")[0].replace("_", "-") for argument in given if argument.startswith("--")}
+    hints = get_type_hints(cls, include_extras=True)
     words: list[str] = []
     for name, value in content.items():
+        if tyro.conf.Positional in getattr(hints[name], "__metadata__", ()):
+            if not given or given[0].startswith("-"):
+                given.insert(0, str(value))
+            continue
         option = f"--{name.replace('_', '-')}"
         if option not in spelled and f"--no-{option[2:]}" not in spelled:
             words += _words(option, value)

@@ -69,7 +69,7 @@ def _serve(config: PlayConfig) -> None:
     usable_device(config.device)
     try:
         listening = socket.create_server((config.host, config.port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen on {config.host}:{config.port}: {error}; give another --port") from None
     given = PolicySource(config.policy, parse_options(config.policy_kwargs), config.device)
     policies = {given.label: given}

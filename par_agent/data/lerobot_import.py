@@ -24,13 +24,15 @@ from par_agent.errors import UserError
 from par_agent.files import cannot_write, claim_folder, only_process, read_json, write_json
 from par_agent.transforms import crop_and_resize
 
+DEFAULT_STRIDE = 8
+
 
 @dataclass(frozen=True)
 class LeRobotRequest:
     """What of a LeRobot dataset to take, and how."""
 
-    stride: int = 8
-    """Rows between stored frames; the chunk length, or a divisor of it for more starting points."""
+    stride: int | None = None
+    """Rows between stored frames; the chunk length, or a divisor of it for more starting points. 8 if not given."""
     cameras: tuple[str, ...] = ()
     """Cameras, without `observation.images.`; all if not given."""
     crop: tuple[int, int, int, int] | None = None
@@ -162,7 +164,7 @@ def make_spec(source: LeRobotFolder, request: LeRobotRequest) -> RenderSpec:
     """The spec of the imported dataset: the original one, where this package exported it.
 
     Raises:
-        UserError: no episodes, an unknown camera, or another crop for frames that were cropped before.
+        UserError: no episodes, an unknown camera, or options for what a dataset of this package's own says itself.
     """
     if not source.episodes:
         raise UserError(f"{source.folder} holds no episodes")
@@ -170,9 +172,10 @@ def make_spec(source: LeRobotFolder, request: LeRobotRequest) -> RenderSpec:
     if unknown := [camera for camera in cameras if camera not in source.cameras]:
         raise UserError(f"{source.folder} has no camera {unknown[0]!r}; it has {', '.join(source.cameras)}")
     if source.ours is not None:
-        if request.crop or request.size:
+        if request.crop or request.size or request.stride or request.control_mode:
             raise UserError(
-                f"{source.folder} holds frames that were cropped and resized before: leave --crop and --size out"
+                f"{source.folder} was exported by par_agent and knows its frames and actions: leave --crop, --size, "
+                "--stride and --control-mode out"
             )
         original = RenderSpec.from_json(source.ours["spec"])
         return dataclasses.replace(original, cameras=request.cameras or original.cameras)
@@ -184,8 +187,8 @@ def make_spec(source: LeRobotFolder, request: LeRobotRequest) -> RenderSpec:
         cameras=cameras,
         crop=request.crop,
         size=request.size,
-        chunk_length=request.stride,
-        stride=request.stride,
+        chunk_length=request.stride or DEFAULT_STRIDE,
+        stride=request.stride or DEFAULT_STRIDE,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -124,6 +125,9 @@ def serve(connection: Connection, prepare: Prepare, what: Any, folder: Path) -> 
                 connection.send(("error", str(error)))
             except OSError as error:
                 connection.send(("error", cannot_write(folder, error)))
+            except Exception as error:
+                text = f"a worker process failed: {type(error).__name__}: {error}"
+                connection.send(("error", f"{text}\n{traceback.format_exc()}"))
             else:
                 connection.send(("done", None))
     except (EOFError, BrokenPipeError):

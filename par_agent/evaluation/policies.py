@@ -119,14 +119,17 @@ class PolicySource:
     checkpoint: Path | None = None
     """Folder of weights for a class that has a parameter ``checkpoint``."""
     name: str | None = None
-    """Short name for tables and folders; None: that of the class or folder."""
+    """Short name for tables and folders; None: that of the class or folder, of a run's `policy` the run's."""
 
     @property
     def label(self) -> str:
         """Short name for tables and folders."""
         if self.name is not None:
             return self.name
-        return self.reference.rpartition(":")[2] if ":" in self.reference else Path(self.reference).name
+        if ":" in self.reference:
+            return self.reference.rpartition(":")[2]
+        folder = Path(self.reference).resolve()
+        return folder.parent.name if folder.name == "policy" else folder.name
 
     def build(self, spec: TaskSpec, track: str = "paper") -> Policy:
         """Makes the policy for one task and checks that it fits.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from par_agent.evaluation.runner import BenchmarkRun
 
-_TERMINAL_COLUMNS = ("task", "successes", "rate %", "95% Wilson", "95% by state", "errors", "plan ms")
+_TERMINAL_COLUMNS = ("task", "successes", "distinct", "rate %", "95% Wilson", "95% by state", "errors", "plan ms")
 """Those that fit a narrow terminal; the files have all."""
 
 
@@ -103,7 +103,9 @@ def _markdown(run: BenchmarkRun, results: list[TaskResult], tasks: list[str], so
     lines = [
         f"# {label}, {run.config.track} track",
         "",
-        f"Initial states: {run.config.protocol_label}. Success is success at any control step.",
+        f"Initial states: {run.config.protocol_label}. Success is success at any control step. Rollouts that repeat "
+        "another's actions from the same initial state, under another policy seed, are not distinct, and count once in "
+        "the intervals.",
         "",
         *table(RESULT_HEADER, [result_row(result) for result in results]),
         *(alignment if alignment_rows(results) else []),
@@ -126,17 +128,18 @@ def _markdown(run: BenchmarkRun, results: list[TaskResult], tasks: list[str], so
 def _csv(run: BenchmarkRun, results: list[TaskResult], tasks: list[str]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    fields = ("successes", "rollouts", "errors", "rate_percent", "wilson_low", "wilson_high", "state_low", "state_high")
+    fields = ("successes", "rollouts", "distinct", "errors", "rate_percent")
+    bounds_of = ("wilson_low", "wilson_high", "state_low", "state_high")
     alignment = ("psnr_db", "ssim", "path_cm") if any(r.alignment for r in results) else ()  # one chunk ahead
-    writer.writerow(("method", "source", "initial_states", "track", "task", *fields, *alignment))
+    writer.writerow(("method", "source", "initial_states", "track", "task", *fields, *bounds_of, *alignment))
     for r in results:
         bounds = (f"{100 * bound:.2f}" for bound in (r.wilson.low, r.wilson.high, r.cluster.low, r.cluster.high))
         head = (run.config.policy.label, "this run", run.config.protocol_label, run.config.track, r.task)
         ahead = [f"{values[0]:.4f}" if values else "" for values in ((r.alignment or {}).get(n) for n in alignment)]
-        writer.writerow((*head, r.successes, r.rollouts, r.errors, f"{100 * r.rate:.2f}", *bounds, *ahead))
+        writer.writerow((*head, r.successes, r.rollouts, r.distinct, r.errors, f"{100 * r.rate:.2f}", *bounds, *ahead))
     for method, rates in PAPER_RESULTS.items():
         for task in tasks:
             if task in rates:
                 empty = [""] * (4 + len(alignment))
-                writer.writerow((method, "paper", "the protocol", "paper", task, "", "", "", rates[task], *empty))
+                writer.writerow((method, "paper", "the protocol", "paper", task, "", "", "", "", rates[task], *empty))
     return buffer.getvalue()

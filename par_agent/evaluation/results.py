@@ -8,7 +8,7 @@ from typing import Any
 
 from par_agent.evaluation.alignment import ENCODER_PSNR, by_horizon
 from par_agent.evaluation.records import Record
-from par_agent.evaluation.statistics import Interval, cluster_bootstrap, wilson_interval
+from par_agent.evaluation.statistics import Interval, cluster_bootstrap, distinct_rollouts, wilson_interval
 
 PAPER_RESULTS: dict[str, dict[str, float]] = {
     "PAR-Full": {"PushCube": 100.0, "PickCube": 73.0, "StackCube": 48.0},
@@ -32,6 +32,9 @@ class TaskResult:
     """Rollouts finished, those with errors included."""
     planned: int
     """Rollouts in the run."""
+    distinct: int
+    """Rollouts that do not repeat another's actions from the same initial state, as those of other policy seeds do
+    where a policy draws no random numbers."""
     successes: int
     """Rollouts with success at any step (``success_once``)."""
     errors: int
@@ -39,7 +42,7 @@ class TaskResult:
     rate: float
     """Successes by rollouts, 0..1."""
     wilson: Interval
-    """95% interval over rollouts."""
+    """95% interval over distinct rollouts."""
     cluster: Interval
     """95% interval that draws whole initial states."""
     success_at_end: int | None
@@ -74,6 +77,7 @@ def summarise(records: list[Record], tasks: list[str], planned: int) -> list[Tas
 
 def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResult:
     successes = sum(record["success_once"] for record in records)
+    distinct = distinct_rollouts(records)
     by_state: dict[Any, list[float]] = {}
     for record in records:
         by_state.setdefault(record["state"], []).append(float(record["success_once"]))
@@ -89,10 +93,11 @@ def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResul
         task=task,
         rollouts=len(records),
         planned=planned,
+        distinct=len(distinct),
         successes=successes,
         errors=sum(record["error"] is not None for record in records),
         rate=successes / len(records),
-        wilson=wilson_interval(successes, len(records)),
+        wilson=wilson_interval(sum(record["success_once"] for record in distinct), len(distinct)),
         cluster=cluster_bootstrap(by_state),
         success_at_end=sum(values("success_at_end")) if values("success_at_end") else None,
         steps_to_success=average("steps_to_success"),
@@ -116,6 +121,7 @@ def _number(value: float | None, digits: int = 1) -> str:
 RESULT_HEADER = (
     "task",
     "successes",
+    "distinct",
     "rate %",
     "95% Wilson",
     "95% by state",
@@ -134,6 +140,7 @@ def result_row(result: TaskResult) -> tuple[str, ...]:
     return (
         result.task,
         f"{result.successes}/{result.rollouts}{unfinished}",
+        str(result.distinct),
         f"{100 * result.rate:.1f}",
         _percent(result.wilson),
         _percent(result.cluster),

@@ -62,8 +62,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UserError("no tasks given")
-        if len(set(self.tasks)) != len(self.tasks):
-            raise UserError(f"a task is given twice: {', '.join(self.tasks)}")
         if self.track not in TRACKS:
             raise UserError(f"unknown track {self.track!r}; known tracks: {', '.join(TRACKS)}")
         get_variation(self.variation)
@@ -122,12 +120,14 @@ class BenchmarkRun:
     """One benchmark run.
 
     Raises:
-        UserError: unknown task, policy or track, or an output folder that cannot be written.
+        UserError: unknown task, policy or track, a task given twice, or an output folder that cannot be written.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.specs: dict[str, TaskSpec] = {task: resolve_task(task) for task in config.tasks}
+        if len({spec.name for spec in self.specs.values()}) < len(config.tasks):
+            raise UserError(f"a task is given twice: {', '.join(config.tasks)}")
         check_backend(config.backend, list(self.specs.values()))
         if config.policy.device != "cpu":  # which needs no look, and no torch in this process
             usable_device(config.policy.device)

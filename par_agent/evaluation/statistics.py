@@ -1,17 +1,20 @@
 """Intervals and tests for success rates.
 
 Rollouts that share an initial state are not independent: five policy seeds on a hard state fail together. The Wilson
-interval treats all rollouts as independent and is the one that other papers' tables can be compared with; the cluster
-bootstrap draws whole initial states and is the honest one where the two differ.
+interval treats all distinct rollouts as independent and is the one that other papers' tables can be compared with; the
+cluster bootstrap draws whole initial states and is the honest one where the two differ. A policy that draws no random
+numbers does the same under every policy seed: such repeats are no rollouts of their own for either.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from par_agent.evaluation.records import Record, record_key
 
 BOOTSTRAP_DRAWS = 10_000
 _CONFIDENCE = 0.95
@@ -23,6 +26,15 @@ class Interval:
 
     low: float
     high: float
+
+
+def distinct_rollouts(records: Iterable[Record]) -> list[Record]:
+    """Without those that repeat another's actions from the same initial state; errors repeat nothing."""
+    found: dict[Hashable, Record] = {}
+    for record in records:
+        actions = record["actions_sha256"]
+        found.setdefault(record_key(record) if actions is None else (record["task"], record["state"], actions), record)
+    return list(found.values())
 
 
 def wilson_interval(successes: int, total: int) -> Interval:
@@ -69,7 +81,7 @@ class PairedComparison:
     """Two methods on the same rollouts: same task, initial state and policy seed."""
 
     pairs: int
-    """Rollouts that both methods have."""
+    """Rollouts that both methods have, without pairs that repeat another's actions."""
     only_first: int
     """Pairs in which only the first method succeeded."""
     only_second: int
@@ -79,12 +91,10 @@ class PairedComparison:
     interval: Interval
     """95% interval of the risk difference, cluster bootstrap over initial states."""
     p_value: float
-    """Exact two-sided McNemar test, which takes pairs as independent; where the interval disagrees, trust that."""
+    """Exact two-sided McNemar test, which takes pairs as independent and, of few of them, is cautious."""
 
 
-def compare_paired(
-    first: Mapping[tuple[str, int, int], bool], second: Mapping[tuple[str, int, int], bool]
-) -> PairedComparison:
+def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedComparison:
     """Compares two methods' successes by (task, state, policy seed); rollouts that only one of them has are left out.
 
     Raises:
@@ -92,20 +102,27 @@ def compare_paired(
     """
     from scipy.stats import binomtest
 
-    shared = sorted(first.keys() & second.keys())
-    if not shared:
+    partners = {record_key(record): record for record in second}
+    pairs: dict[Hashable, tuple[Record, Record]] = {}
+    for record in first:
+        if (partner := partners.get(record_key(record))) is not None:
+            actions = record["actions_sha256"], partner["actions_sha256"]
+            repeats = (record["task"], record["state"], *actions)
+            pairs.setdefault(record_key(record) if None in actions else repeats, (record, partner))
+    if not pairs:
         raise ValueError("the two runs have no rollout in common: compare runs of the same tasks and initial states")
+    outcomes = [(bool(a["success_once"]), bool(b["success_once"])) for a, b in pairs.values()]
     differences: dict[Hashable, list[float]] = {}
-    for key in shared:
-        differences.setdefault(key[:2], []).append(float(second[key]) - float(first[key]))
-    only_first = sum(first[key] and not second[key] for key in shared)
-    only_second = sum(second[key] and not first[key] for key in shared)
+    for (record, _), (one, other) in zip(pairs.values(), outcomes, strict=True):
+        differences.setdefault((record["task"], record["state"]), []).append(float(other) - float(one))
+    only_first = sum(one and not other for one, other in outcomes)
+    only_second = sum(other and not one for one, other in outcomes)
     discordant = only_first + only_second
     return PairedComparison(
-        pairs=len(shared),
+        pairs=len(pairs),
         only_first=only_first,
         only_second=only_second,
-        risk_difference=(only_second - only_first) / len(shared),
+        risk_difference=(only_second - only_first) / len(pairs),
         interval=cluster_bootstrap(differences),
         p_value=float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
     )

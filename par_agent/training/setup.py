@@ -75,7 +75,15 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     base = None
     if config.init is not None and not config.trains_all:
         base = file_hash(find_weights(config.init))
-    return Setup(model, encoder, transforms, start.text_encoder, start.acting, train, held, base)
+    return Setup(model, encoder, transforms, start.text_encoder, _acting(config, start), train, held, base)
+
+
+def _acting(config: FinetuneConfig, start: Checkpoint) -> Acting:
+    """As the start acts, on the chunks executed before if training shows them and whole chunks are executed."""
+    if not config.has_actions:
+        return start.acting
+    known = config.past_action_dropout < 1 and start.acting.execute is None
+    return dataclasses.replace(start.acting, past_actions=known)
 
 
 def open_samplers(

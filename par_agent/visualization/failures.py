@@ -74,7 +74,7 @@ class FailedRun:
         device: where the policy runs.
 
     Raises:
-        UserError: no run, no failures with rules, or another policy than the run's.
+        UserError: no run, or another policy than the run's.
     """
 
     def __init__(self, folder: Path, policy: str | None = None, device: str = "cpu") -> None:
@@ -97,9 +97,10 @@ class FailedRun:
         """Failed rollouts, those with equal actions together."""
 
     def states_file(self, spec: TaskSpec) -> Path:
-        """Initial states of a task."""
-        own = sorted((self.folder / "states").glob(f"{spec.name}-*.safetensors"))
-        return own[0] if own else protocol_file(spec)
+        """Initial states of a task; of several files of the run, the one with most states begins with the others'."""
+        own = (self.folder / "states").glob(f"{spec.name}-*.safetensors")
+        most = max(own, key=lambda path: int(path.stem.rpartition("-")[2]), default=None)
+        return most or protocol_file(spec)
 
     def draw(self, on_failure: Callable[[Failure], None], limit: int | None = None) -> list[Failure]:
         """Repeats and draws what has no files yet; all failures, sorted.
