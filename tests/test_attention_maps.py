@@ -61,7 +61,7 @@ def test_slots_know_their_steps_once_old_ones_leave() -> None:
             found.append(maps.steps[0].tolist())
             torch.testing.assert_close(maps.weights.sum(-1), torch.ones(maps.weights.shape[:-1]))
             for slot, held in enumerate(found[-1]):
-                assert bool((maps.of_slot(slot) > 0).any()) == (held >= 0)
+                assert bool((maps.weights[..., maps.tokens(slot)] > 0).any()) == (held >= 0)
         assert found == expected
 
 

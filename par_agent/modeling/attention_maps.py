@@ -40,10 +40,10 @@ class AttentionMaps:
         """Tokens of one physical token, ``F + L``."""
         return int(self.weights.shape[3])
 
-    def of_slot(self, slot: int) -> Tensor:
-        """Weights (layers, B, heads, F + L, F + L) on the tokens of one slot."""
+    def tokens(self, slot: int) -> slice:
+        """Where the ``F + L`` tokens of a slot lie among those attended to."""
         first = self.prefix + slot * self.block
-        return self.weights[..., first : first + self.block]
+        return slice(first, first + self.block)
 
 
 @torch.inference_mode()

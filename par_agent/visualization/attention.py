@@ -107,7 +107,7 @@ def shares(maps: AttentionMaps) -> np.ndarray:
     for slot, step in enumerate(steps):
         if step < 0:
             continue
-        part = weights[..., maps.prefix + slot * maps.block : maps.prefix + (slot + 1) * maps.block]
+        part = weights[..., maps.tokens(slot)]
         kind = 3 if step == max(steps) else 1 if step == 0 else 2
         found[..., kind] += part[..., :patches].sum(-1)
         found[..., 4] += part[..., patches : maps.frame_tokens].sum(-1)
@@ -208,8 +208,7 @@ def frame_weights(maps: AttentionMaps, layer: int | None, head: int | None) -> d
     found = {}
     for slot, step in enumerate(maps.steps[0].tolist()):
         if step >= 0:
-            first = maps.prefix + slot * maps.block
-            patches = chosen[first : first + maps.patches[0] * maps.patches[1]]
+            patches = chosen[maps.tokens(slot)][: maps.patches[0] * maps.patches[1]]
             found[step] = patches.reshape(maps.patches).cpu().numpy()
     return found
 
@@ -232,8 +231,8 @@ def _visible_keys(maps: AttentionMaps) -> tuple[np.ndarray, list[tuple[float, st
     order = sorted((step, slot) for slot, step in enumerate(steps) if step >= 0)
     keys, labels, edges = list(range(maps.prefix)), [(maps.prefix / 2 - 0.5, "text")], [maps.prefix - 0.5]
     for step, slot in order:
-        first, place = maps.prefix + slot * maps.block, len(keys)
-        keys += range(first, first + maps.block)
+        tokens, place = maps.tokens(slot), len(keys)
+        keys += range(tokens.start, tokens.stop)
         actions = maps.block - maps.frame_tokens
         labels.append((place + maps.frame_tokens / 2 - 0.5, f"frame {step}"))
         labels.append((place + maps.frame_tokens + actions / 2 - 0.5, "acts"))
