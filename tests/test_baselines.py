@@ -34,7 +34,7 @@ SIZES = {
     "bc-t": ("horizon=4", "layers=1", "patch_width=8", "components=2"),
     "dp": ("horizon=8", "layers=2", "train_steps=20", "sampling_steps=5"),
     "icrt": ("horizon=8", "layers=1", "steps=8"),
-    "rdt": ("horizon=8", "layers=2", "train_steps=50", "noise_samples=2"),
+    "rdt": ("horizon=8", "layers=2", "train_steps=50"),
 }
 TASK = dataclasses.replace(TASKS["PushCube"], instruction="push cube 1")
 
@@ -235,7 +235,12 @@ def test_a_handful_of_episodes_is_learnt_by_heart(method: str, tmp_path: Path) -
         "checkpoint_minutes": 60.0,
         "warmup": 10,
     }
-    sizes = {"act": ("kl_weight=0.1",), "bc-t": ("dropout=0.0",), "dp": ("dropout=0.0", "noise_samples=8")}
+    sizes = {
+        "act": ("kl_weight=0.1",),
+        "bc-t": ("dropout=0.0",),
+        "dp": ("dropout=0.0", "noise_samples=8"),
+        "rdt": ("hidden=0.0",),
+    }
     config = run(tmp_path, method, **rate, **few)
     config = dataclasses.replace(config, model=(*config.model, *sizes.get(method, ())))
     setup = prepare(config, torch.device("cpu"))

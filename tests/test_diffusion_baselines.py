@@ -26,29 +26,42 @@ def test_dp_denoises_on_the_schedule_that_it_learnt() -> None:
 def test_rdt_denoises_on_the_schedule_that_it_learnt() -> None:
     sizes = RDTConfig(layers=2)
     model = RDT(sizes)
-    noise = torch.randn(3, *model.noise_shape, generator=torch.Generator().manual_seed(0))
-    wanted = torch.randn(3, sizes.horizon, sizes.action_size, generator=torch.Generator().manual_seed(1))
-    clean = model._with_substeps(wanted)
-    torch.testing.assert_close(clean[:, 2:-4:4], torch.lerp(wanted[:, :-1], wanted[:, 1:], 0.5))
+    clean, noise = torch.randn(2, 3, sizes.horizon, sizes.action_size, generator=torch.Generator().manual_seed(0))
     levels = []
 
-    def perfect(x: torch.Tensor, time: torch.Tensor, z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    def perfect(x: torch.Tensor, time: torch.Tensor, state: torch.Tensor, observed: KeysAndValues) -> torch.Tensor:
         total = model.noising.alphas_cumprod[time][:, None, None]
         levels.append(((x - total.sqrt() * clean) / (1 - total).sqrt() - noise).abs().max().item())
         return clean
 
     model._clean = perfect  # type: ignore[method-assign]
-    torch.testing.assert_close(model.draw(torch.zeros(3, 1, sizes.width), noise), wanted, atol=1e-3, rtol=0)
+    z = torch.zeros(3, sizes.text_length + 1 + model.image_positions.shape[0], sizes.width)
+    torch.testing.assert_close(model.draw(z, noise), clean, atol=1e-3, rtol=0)
     assert len(levels) == sizes.sampling_steps and max(levels) < 0.05
 
 
 def test_rdts_blocks_look_at_text_first_then_at_images_in_turns() -> None:
     model = RDT(RDTConfig(layers=4))
-    seen: list[int] = []
-    for block in model.blocks:
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].shape[1]))
     text, images = model.config.text_length, model.image_positions.shape[0]
-    z, x = torch.randn(1, text + 1 + images, model.config.width), torch.randn(1, 64, 8)
-    clean = model._clean(x, torch.tensor([500]), z, torch.ones(1, 4, dtype=torch.bool))
-    assert seen == [text, images, text, images]
+    z, x = torch.randn(1, text + 1 + images, model.config.width), torch.randn(1, 16, 8)
+    state, observed = model._memory(z, torch.ones(1, 4, dtype=torch.bool))
+    assert [keys.shape[2] for keys, _ in observed] == [text, images, text, images]
+    clean = model._clean(x, torch.tensor([500]), state, observed)
     assert clean.shape == x.shape and not clean.any()  # the last layer starts from zero
+
+
+def test_rdt_hides_text_joints_and_observations_one_by_one() -> None:
+    model = RDT(RDTConfig(layers=2))
+    z = torch.randn(1, model.config.text_length + 1 + model.image_positions.shape[0], model.config.width)
+    half = model.image_positions.shape[0] // 2
+    shown = model._memory(z, torch.ones(1, 4, dtype=torch.bool))
+    for number in range(4):
+        state, observed = model._memory(z, torch.arange(4)[None] != number)
+        (text, _), (images, _) = observed
+        same = [
+            torch.equal(text, shown[1][0][0]),
+            torch.equal(state, shown[0]),
+            torch.equal(images[:, :, :half], shown[1][1][0][:, :, :half]),
+            torch.equal(images[:, :, half:], shown[1][1][0][:, :, half:]),
+        ]
+        assert same == [part != number for part in range(4)]

@@ -199,11 +199,6 @@ class Method(nn.Module, abc.ABC):
         """Steps of a training window, where the method decides them; None: the run's option does."""
         return None
 
-    @property
-    def noise_shape(self) -> tuple[int, int]:
-        """Shape of the noise that one chunk is drawn from; see :meth:`draw`."""
-        return self.config.horizon, self.config.action_size
-
     @abc.abstractmethod
     def conditions(self, history: History) -> Tensor:
         """(B, N, K, D) condition tokens of every step, from that step and those before it."""
@@ -216,7 +211,7 @@ class Method(nn.Module, abc.ABC):
     def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
         """Normalised actions (M, H, A) float32 of conditions (M, K, D).
 
-        ``start`` (M, *noise_shape) is the N(0, 1) noise that all randomness comes from; None: the deterministic answer.
+        ``start`` (M, H, A) is the N(0, 1) noise that all randomness comes from; None: the deterministic answer.
         """
 
     def compile_for_training(self) -> None:

@@ -182,7 +182,7 @@ class BaselinePolicy:
         z = self.model.conditions(self._history(state, rows))[:, -1]
         start = None
         if not self.deterministic:
-            shape = self.model.noise_shape
+            shape = config.horizon, config.action_size
             start = torch.stack([torch.randn(shape, generator=state.generators[row]) for row in rows.tolist()])
             start = start.to(self.device)
         actions = self.model.draw(z, start)

@@ -1,20 +1,21 @@
 """RDT: Robotics Diffusion Transformer (Liu et al. 2024, "RDT-1B: a Diffusion Foundation Model for Bimanual
 Manipulation"), small and from scratch.
 
-A diffusion transformer over 64 tokens: 16 control steps, each interpolated fourfold, as in its authors' evaluation on
-ManiSkill, from which the paper's figures come. Diffusion time, joint positions and noisy actions are tokens of one
-sequence; blocks cross-attend to the text tokens and to the image tokens of the last two observations in turns.
-Root-mean-square norms, normalised queries and keys, and an MLP as the last layer, which starts from zero, as in the
-paper and its code. The network predicts the clean actions (DDPM noise, 1,000 steps, squared cosine) and acts in 5 steps
-of DPM-Solver++; both are diffusers' own schedulers.
+A diffusion transformer over 16 actions. Diffusion time, joint positions and noisy actions are tokens of one sequence;
+blocks cross-attend to the text tokens and to the image tokens of the last two observations in turns. Root-mean-square
+norms, normalised queries and keys, and an MLP as the last layer, which starts from zero, as in the paper and its code.
+The network predicts the clean actions (DDPM noise, 1,000 steps, squared cosine) and acts in 5 steps of DPM-Solver++;
+both are diffusers' own schedulers.
 
 Deviations: 10 blocks of width 256, not 28 of 2,048, and no pretraining on other robots; one robot, hence no unified
-128-number action space and no control-frequency token; joint positions and actions, which are not numbers of one space
-here, have an adaptor each; images are latents of the shared encoder behind the stem that all baselines share, in place
-of SigLIP's, and words are hashed, in place of T5's; one camera; a short text is padded with zeros, which are
-attended to; frames lie 8 control steps apart, and 8 of the 16 actions are executed before the next frame; text, joint
-positions and each observation are hidden with probability 0.1 by zeroing their tokens, where the original shows a
-background image. Half of a batch's steps enter the loss, since 64 tokens cost far more than the frame that they follow.
+128-number action space and no control-frequency token; the chunk of 64 tokens, which in its authors' evaluation on
+ManiSkill are 16 control steps interpolated fourfold, is those 16: from scratch, neighbours that agree tell the chunk
+from its noise, and nothing learns to look at the images (lab book, section 25); joint positions and actions, which are
+not numbers of one space here, have an adaptor each; images are latents of the shared encoder behind the stem that all
+baselines share, in place of SigLIP's, and words are hashed, in place of T5's; one camera; a short text is padded with
+zeros, which are attended to; frames lie 8 control steps apart, and 8 of the 16 actions are executed before the next
+frame; text, joint positions and each observation are hidden with probability 0.1 by zeroing their tokens, where the
+original shows a background image; 4 draws of noise for every chunk. Half of a batch's steps enter the loss.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.common import History, Method, MethodConfig, recent, weighted_mean
+from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.attention import attention
 from par_agent.modeling.blocks import MLP
 from par_agent.modeling.embeddings import learned
@@ -38,8 +40,6 @@ class RDTConfig(MethodConfig):
 
     horizon: int = 16
     """Actions predicted together."""
-    substeps: int = 4
-    """Tokens of every action, of which those behind the first lead over to the next action."""
     share: float = 0.5
     """Share of a batch's steps that enter the loss."""
     layers: int = 10
@@ -52,7 +52,7 @@ class RDTConfig(MethodConfig):
     """Denoising steps when it acts."""
     hidden: float = 0.1
     """Share of samples in which, in training, the text is hidden, and the joint positions, and each observation."""
-    noise_samples: int = 1
+    noise_samples: int = 4
     """Draws of noise and time per chunk and training step."""
 
 
@@ -68,10 +68,14 @@ class NormedAttention(nn.Module):
         self.k_norm = nn.RMSNorm(width // heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (M, heads, n, head_dim) of what is attended to (M, n, D)."""
         k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.q_norm(q.float()).to(v), self.k_norm(k.float()).to(v)
+        return self.k_norm(k.float()).to(v), v
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = self.q_norm(q.float()).to(v)
         return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -85,10 +89,11 @@ class RDTBlock(nn.Module):
         self.cross = NormedAttention(width, heads)
         self.mlp = MLP(width, width)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Tokens (M, n, D) to tokens; ``k`` and ``v`` are the condition's keys and values of :attr:`cross`."""
         normed = self.norm1(x)
-        x = x + self.attn(normed, normed)
-        x = x + self.cross(self.norm2(x), condition)
+        x = x + self.attn(normed, *self.attn.keys_and_values(normed))
+        x = x + self.cross(self.norm2(x), k, v)
         return x + self.mlp(self.norm3(x))
 
 
@@ -115,7 +120,7 @@ class RDT(Method):
         self.image_positions = learned(config.frames * (config.frame_tokens - 1), width)
         self.text_positions = learned(config.text_length, width)
         self.actions = _adaptor(config.action_size, width, width)
-        self.positions = learned(config.horizon * config.substeps + 2, width)
+        self.positions = learned(config.horizon + 2, width)
         self.blocks = nn.ModuleList(RDTBlock(width, config.heads) for _ in range(config.layers))
         self.head = nn.Sequential(nn.RMSNorm(width), _adaptor(width, width, config.action_size))
         for parameter in self.head[1][-1].parameters():
@@ -124,10 +129,6 @@ class RDT(Method):
     @property
     def context(self) -> int:
         return self.config.frames
-
-    @property
-    def noise_shape(self) -> tuple[int, int]:
-        return self.config.horizon * self.config.substeps, self.config.action_size
 
     def conditions(self, history: History) -> Tensor:
         """Text tokens, then one of the joint positions, then image tokens, all of them adapted."""
@@ -138,12 +139,13 @@ class RDT(Method):
 
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
         config, count = self.config, self.config.noise_samples
-        z, actions, weights = z.repeat(count, 1, 1), actions.repeat(count, 1, 1), weights.repeat(count, 1)
-        actions, weights = self._with_substeps(actions), weights.repeat_interleave(config.substeps, 1)
+        kept = torch.rand(len(z), 2 + config.frames, device=z.device) >= config.hidden
+        state, observed = self._memory(z, kept)
+        state, observed = state.repeat(count, 1, 1), [(_repeat(k, count), _repeat(v, count)) for k, v in observed]
+        actions, weights = actions.repeat(count, 1, 1), weights.repeat(count, 1)
         noise = torch.randn_like(actions)
         time = torch.randint(config.train_steps, (len(actions),), device=actions.device)
-        kept = torch.rand(len(z), 2 + config.frames, device=z.device) >= config.hidden
-        clean = self._clean(self.noising.add_noise(actions, noise, time), time, z, kept)
+        clean = self._clean(self.noising.add_noise(actions, noise, time), time, state, observed)
         return weighted_mean(F.mse_loss(clean.float(), actions, reduction="none"), weights)
 
     def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
@@ -152,33 +154,36 @@ class RDT(Method):
         config = self.config
         sampling = DPMSolverMultistepScheduler.from_config(self.noising.config)  # keeps the steps before, hence anew
         sampling.set_timesteps(config.sampling_steps)
-        x = z.new_zeros(len(z), *self.noise_shape).float() if start is None else start
-        kept = torch.ones(1, 2 + config.frames, dtype=torch.bool, device=z.device)
+        x = z.new_zeros(len(z), config.horizon, config.action_size).float() if start is None else start
+        memory = self._memory(z, torch.ones(1, 2 + config.frames, dtype=torch.bool, device=z.device))
         for time in sampling.timesteps:
-            clean = self._clean(x, time.expand(len(z)).to(z.device), z, kept).float()
+            clean = self._clean(x, time.expand(len(z)).to(z.device), *memory).float()
             x = sampling.step(clean, time, x).prev_sample
-        return x[:, :: config.substeps]
+        return x
 
-    def _with_substeps(self, actions: Tensor) -> Tensor:
-        """Actions (M, H, A) and what leads over from each to the next, (M, H * substeps, A); the last one stays."""
-        ahead = torch.cat([actions[:, 1:], actions[:, -1:]], 1)
-        shares = torch.arange(self.config.substeps, device=actions.device) / self.config.substeps
-        return torch.lerp(actions[:, :, None], ahead[:, :, None], shares[:, None]).flatten(1, 2)
-
-    def _clean(self, x: Tensor, time: Tensor, z: Tensor, kept: Tensor) -> Tensor:
-        """Clean tokens (M, H * substeps, A) of noised ones at diffusion times (M,).
+    def _memory(self, z: Tensor, kept: Tensor) -> tuple[Tensor, KeysAndValues]:
+        """The token of joint positions (M, 1, D), and what each block attends to, once for all diffusion times.
 
         ``kept`` (M or 1, 2 + frames) bool: False hides text, joint positions, observations.
         """
         text, state, images = z.split([self.config.text_length, 1, self.image_positions.shape[0]], 1)
         shown = kept.to(z)[..., None, None]
-        text, state = text * shown[:, 0], state * shown[:, 1]
         images = (images.unflatten(1, (self.config.frames, -1)) * shown[:, 2:]).flatten(1, 2)
-        embedded = self.time(timestep_frequencies(time).to(z))[:, None]
+        turns = (text * shown[:, 0], images)
+        observed = [block.cross.keys_and_values(turns[i % 2]) for i, block in enumerate(self.blocks)]  # type: ignore[union-attr, operator]
+        return state * shown[:, 1], observed
+
+    def _clean(self, x: Tensor, time: Tensor, state: Tensor, observed: KeysAndValues) -> Tensor:
+        """Clean actions (M, H, A) of noised ones at diffusion times (M,)."""
+        embedded = self.time(timestep_frequencies(time).to(state))[:, None]
         x = torch.cat([embedded, state, self.actions(x)], 1) + self.positions
-        for number, block in enumerate(self.blocks):
-            x = block(x, images if number % 2 else text)
+        for block, (k, v) in zip(self.blocks, observed, strict=True):
+            x = block(x, k, v)
         return self.head(x[:, 2:])
+
+
+def _repeat(x: Tensor, count: int) -> Tensor:
+    return x.repeat(count, 1, 1, 1)
 
 
 def _adaptor(size: int, width: int, out: int) -> nn.Sequential:
