@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +40,11 @@ def draw_curves(curves: Mapping[tuple[str, str], Sequence[Point]], path: Path) -
     """Rates by the number of demonstrations trained on, with Wilson intervals, a panel for each task."""
     tasks = list(dict.fromkeys(task for task, _ in curves))
     figure, axes = _axes(len(tasks))
+    drawn = Counter[str]()
     for (task, label), points in curves.items():
-        axis = axes[tasks.index(task)]
-        counts = [point.demonstrations for point in points]
+        axis, beside = axes[tasks.index(task)], 1.03 ** drawn[task]  # intervals must not lie on one another
+        drawn[task] += 1
+        counts = [beside * point.demonstrations for point in points]
         errors = list(zip(*(_error(point.result) for point in points), strict=True))
         rates = [100 * point.result.rate for point in points]
         axis.errorbar(counts, rates, yerr=errors, marker="o", capsize=3, label=label)
