@@ -172,13 +172,14 @@ def make_spec(source: LeRobotFolder, request: LeRobotRequest) -> RenderSpec:
     if unknown := [camera for camera in cameras if camera not in source.cameras]:
         raise UserError(f"{source.folder} has no camera {unknown[0]!r}; it has {', '.join(source.cameras)}")
     if source.ours is not None:
-        if request.crop or request.size or request.stride or request.control_mode:
+        if any(value is not None for value in (request.crop, request.size, request.stride, request.control_mode)):
             raise UserError(
                 f"{source.folder} was exported by par_agent and knows its frames and actions: leave --crop, --size, "
                 "--stride and --control-mode out"
             )
         original = RenderSpec.from_json(source.ours["spec"])
         return dataclasses.replace(original, cameras=request.cameras or original.cameras)
+    stride = DEFAULT_STRIDE if request.stride is None else request.stride
     return RenderSpec(
         env_id=str(source.info.get("robot_type") or "unknown"),
         source=str(source.folder),
@@ -187,8 +188,8 @@ def make_spec(source: LeRobotFolder, request: LeRobotRequest) -> RenderSpec:
         cameras=cameras,
         crop=request.crop,
         size=request.size,
-        chunk_length=request.stride or DEFAULT_STRIDE,
-        stride=request.stride or DEFAULT_STRIDE,
+        chunk_length=stride,
+        stride=stride,
     )
 
 
