@@ -95,6 +95,7 @@ def train(config: BaselineConfig) -> BaselineCheckpoint:
             disk.
     """
     accelerator = make_accelerator(config)
+    config.folders()  # unknown ones are refused before anything is written
     accelerator.print(config.describe())
     with accelerator.main_process_first():
         config.claim(begun=latest_checkpoint(config.out / "checkpoints") is not None)

@@ -42,8 +42,8 @@ def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkp
     """
     if config.rollout_every and rollouts is None:
         raise UserError("rollout_every is for `par-agent finetune`; from Python also give finetune() its rollouts")
-    config.folders()  # unknown ones are refused before anything is written
     accelerator = make_accelerator(config)
+    config.folders()  # unknown ones are refused before anything is written
     accelerator.print(config.describe())
     with accelerator.main_process_first():
         config.claim(begun=latest_checkpoint(config.out / "checkpoints") is not None)
