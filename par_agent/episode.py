@@ -207,6 +207,13 @@ def next_seed(generators: list[torch.Generator]) -> int:
     return int(torch.randint(2**31, (), generator=generators[0]))
 
 
+def reseed(generators: list[torch.Generator], rows: Tensor, seed: int | None) -> None:
+    """Gives the rows (n,) int64 the streams of another seed; None: theirs go on."""
+    if seed is not None:
+        for row in rows.tolist():
+            generators[row] = row_generator(seed, row)
+
+
 def chosen_rows(env_idx: Tensor | Sequence[int] | int, count: int, device: torch.device) -> Tensor:
     """Rows (n,) int64 that ``env_idx`` names among ``count``: their numbers, or a mask (count,) bool.
 

@@ -22,7 +22,7 @@ from par_agent.episode import (
     next_inputs,
     next_seed,
     plan_chunks,
-    row_generator,
+    reseed,
 )
 from par_agent.errors import UserError
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
@@ -171,9 +171,7 @@ class PARPolicy:
         state.stream.cache.reset(rows)
         state.used[rows] = self.execute
         state.fresh[rows] = True
-        if seed is not None:
-            for row in rows.tolist():
-                state.generators[row] = row_generator(seed, row)
+        reseed(state.generators, rows, seed)
 
     @torch.inference_mode()
     def act(self, obs: dict[str, Any]) -> Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from reproduce_table import REPORTED, TableConfig, main, table
 
 from baselines import ABLATIONS, NAMES, find_policy
 from par_agent.errors import UserError
+from par_agent.evaluation.records import read_records
+from par_agent.evaluation.results import summarise
 from par_agent.evaluation.statistics import wilson_interval
 from par_agent.files import read_json, write_json
 from par_agent.tasks import PAPER_TASKS
@@ -137,6 +140,15 @@ def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:
 def test_the_reported_table_is_that_of_the_reported_runs(tmp_path: Path) -> None:
     assert main(TableConfig(out=tmp_path)) == 0
     assert (tmp_path / "table.md").read_text() == (REPORTED / "rows" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(REPORTED.glob("**/results.json")), ids=lambda path: path.parent.name)
+def test_reported_results_are_those_of_the_records_beside_them(path: Path) -> None:
+    results = read_json(path)["results"]
+    records = read_records(path.parent / "rollouts.jsonl")
+    again = [asdict(result) for result in summarise(records, [r["task"] for r in results], results[0]["planned"])]
+    for name in ("task", "successes", "rollouts", "rate", "wilson", "cluster", "errors"):
+        assert [result[name] for result in again] == [result[name] for result in results], name
 
 
 @pytest.mark.parametrize("name", NAMES + ABLATIONS)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.modeling.action_detokenizer import CrossAttention
+from par_agent.modeling.action_detokenizer import CrossAttention, KeysAndValues
 from par_agent.modeling.blocks import MLP, Attention
 from par_agent.modeling.embeddings import PatchEmbedding, TextEmbedding, space_embedding
 from par_agent.modeling.par import PhysicalTokens, Targets
@@ -262,6 +262,11 @@ def past_mask(visible: Tensor) -> Tensor:
     steps = torch.arange(visible.shape[1], device=visible.device)
     distance = steps[:, None] - steps
     return ((distance >= 0) & (distance < visible.clamp(min=1)[..., None]))[:, None]
+
+
+def repeated(observed: KeysAndValues, count: int) -> KeysAndValues:
+    """Keys and values (M, ...) of every block, for ``count`` draws of noise."""
+    return [(k.repeat(count, 1, 1, 1), v.repeat(count, 1, 1, 1)) for k, v in observed]
 
 
 def weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:

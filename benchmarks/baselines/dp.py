@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import Block, History, Method, MethodConfig, recent, weighted_mean
+from baselines.common import Block, History, Method, MethodConfig, recent, repeated, weighted_mean
 from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
@@ -83,7 +83,7 @@ class DP(Method):
 
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
         count = self.config.noise_samples
-        observed = [(k.repeat(count, 1, 1, 1), v.repeat(count, 1, 1, 1)) for k, v in self._keys_and_values(z)]
+        observed = repeated(self._keys_and_values(z), count)
         actions, weights = actions.repeat(count, 1, 1), weights.repeat(count, 1)
         noise = torch.randn_like(actions)
         time = torch.randint(self.config.train_steps, (len(actions),), device=actions.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baselines.checkpoint import BaselineCheckpoint
 from baselines.common import History
-from par_agent.episode import chosen_rows, next_seed, row_generator
+from par_agent.episode import chosen_rows, next_seed, reseed, row_generator
 from par_agent.errors import UserError
 from par_agent.json_fields import check
 from par_agent.observations import camera_images, check_task, proprioception
@@ -129,9 +129,7 @@ class BaselinePolicy:
         rows = chosen_rows(env_idx, len(state.used), self.device)
         state.seen[rows] = 0
         state.used[rows] = self.execute
-        if seed is not None:
-            for row in rows.tolist():
-                state.generators[row] = row_generator(seed, row)
+        reseed(state.generators, rows, seed)
 
     @torch.inference_mode()
     def act(self, obs: dict[str, Any]) -> Tensor:

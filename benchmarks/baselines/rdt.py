@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import History, Method, MethodConfig, recent, weighted_mean
+from baselines.common import History, Method, MethodConfig, recent, repeated, weighted_mean
 from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.attention import attention
 from par_agent.modeling.blocks import MLP
@@ -141,7 +141,7 @@ class RDT(Method):
         config, count = self.config, self.config.noise_samples
         kept = torch.rand(len(z), 2 + config.frames, device=z.device) >= config.hidden
         state, observed = self._memory(z, kept)
-        state, observed = state.repeat(count, 1, 1), [(_repeat(k, count), _repeat(v, count)) for k, v in observed]
+        state, observed = state.repeat(count, 1, 1), repeated(observed, count)
         actions, weights = actions.repeat(count, 1, 1), weights.repeat(count, 1)
         noise = torch.randn_like(actions)
         time = torch.randint(config.train_steps, (len(actions),), device=actions.device)
@@ -180,10 +180,6 @@ class RDT(Method):
         for block, (k, v) in zip(self.blocks, observed, strict=True):
             x = block(x, k, v)
         return self.head(x[:, 2:])
-
-
-def _repeat(x: Tensor, count: int) -> Tensor:
-    return x.repeat(count, 1, 1, 1)
 
 
 def _adaptor(size: int, width: int, out: int) -> nn.Sequential:

@@ -119,16 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage(arguments[0]))
         return 0
     try:
-        name, rest = find_subcommand(arguments)
-    except UserError as error:
-        print(f"par-agent: error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    try:
-        return run_subcommand(name, rest)
+        return run_subcommand(*find_subcommand(arguments))
     except UserError as error:
         print(f"par-agent: error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
+        name, _ = find_subcommand(arguments)
         resumes = "; the same command resumes where this one stopped" if SUBCOMMANDS[name].resumes else ""
         print(f"\npar-agent: interrupted{resumes}.", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -32,9 +32,14 @@ def distinct_rollouts(records: Iterable[Record]) -> list[Record]:
     """Without those that repeat another's actions from the same initial state; errors repeat nothing."""
     found: dict[Hashable, Record] = {}
     for record in records:
-        actions = record["actions_sha256"]
-        found.setdefault(record_key(record) if actions is None else (record["task"], record["state"], actions), record)
+        found.setdefault(_deeds(record), record)
     return list(found.values())
+
+
+def _deeds(*records: Record) -> Hashable:
+    """What a rollout, or a pair of one initial state and policy seed, shares with its repeats and nothing else."""
+    first, actions = records[0], tuple(record["actions_sha256"] for record in records)
+    return record_key(first) if None in actions else (first["task"], first["state"], *actions)
 
 
 def wilson_interval(successes: int, total: int) -> Interval:
@@ -106,9 +111,7 @@ def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedC
     pairs: dict[Hashable, tuple[Record, Record]] = {}
     for record in first:
         if (partner := partners.get(record_key(record))) is not None:
-            actions = record["actions_sha256"], partner["actions_sha256"]
-            repeats = (record["task"], record["state"], *actions)
-            pairs.setdefault(record_key(record) if None in actions else repeats, (record, partner))
+            pairs.setdefault(_deeds(record, partner), (record, partner))
     if not pairs:
         raise ValueError("the two runs have no rollout in common: compare runs of the same tasks and initial states")
     outcomes = [(bool(a["success_once"]), bool(b["success_once"])) for a, b in pairs.values()]
