@@ -47,10 +47,11 @@ def table(rows: Mapping[str, Run], reference: str, points: Mapping[tuple[str, st
     lines = [
         "# All methods",
         "",
-        "Success at any control step in %, with successes, rollouts and the 95% Wilson interval over those that repeat "
-        "no other's actions; in brackets the 95% interval that draws whole initial states. Rows in italics are printed "
-        "in the paper and were not measured here. Minutes are those of the training steps on the machine that trained "
-        "(processor minutes in brackets); a chunk's time is one planning `act()`, frame encoder included.",
+        "Success at any control step in %, with successes, rollouts and the 95% Wilson interval, as wide as for those "
+        "rollouts that repeat no other's actions; in brackets the 95% interval that draws whole initial states. Rows "
+        "in italics are printed in the paper and were not measured here. Minutes are those of the training steps on "
+        "the machine that trained (processor minutes in brackets); a chunk's time is one planning `act()`, frame "
+        "encoder included.",
         "",
         *methods(rows),
         "",
@@ -58,7 +59,8 @@ def table(rows: Mapping[str, Run], reference: str, points: Mapping[tuple[str, st
         "",
         f"Difference of success rates in points ({reference} = 0), on the same initial states and policy seeds: 95% "
         "interval by initial state, and the p-value of McNemar's exact test, which takes rollouts as independent and, "
-        "of few of them, is cautious. An interval of one point says only that no state was solved by one alone.",
+        "of few of them, is cautious; it is that of one cell, not corrected for their number. An interval of one point "
+        "says only that no state was solved by one alone.",
         "",
         *_markdown(("method", *PAPER_TASKS), _comparisons(rows, reference)),
         "",

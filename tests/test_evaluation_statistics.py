@@ -12,20 +12,26 @@ from typing import Any
 import pytest
 
 from par_agent.evaluation.results import summarise
-from par_agent.evaluation.statistics import cluster_bootstrap, compare_paired, distinct_rollouts, wilson_interval
+from par_agent.evaluation.statistics import (
+    Interval,
+    cluster_bootstrap,
+    compare_paired,
+    distinct_rollouts,
+    wilson_interval,
+)
 from par_agent.files import write_json
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 25), (1, 25), (73, 125), (124, 125), (125, 125)])
 def test_wilson_bounds_are_the_rates_that_a_score_test_just_does_not_reject(successes: int, total: int) -> None:
-    interval = wilson_interval(successes, total)
+    interval = wilson_interval(successes / total, total)
     assert (interval.low == 0) == (successes == 0) and (interval.high == 1) == (successes == total)
     for bound in {interval.low, interval.high} - {0.0, 1.0}:
         assert abs(successes / total - bound) / math.sqrt(bound * (1 - bound) / total) == pytest.approx(1.959964)
 
 
 def test_without_rollouts_the_wilson_interval_says_nothing() -> None:
-    assert (wilson_interval(0, 0).low, wilson_interval(0, 0).high) == (0.0, 1.0)
+    assert wilson_interval(0.5, 0) == Interval(0.0, 1.0)
 
 
 def test_seeds_that_fail_together_widen_the_interval_over_states() -> None:
@@ -33,7 +39,7 @@ def test_seeds_that_fail_together_widen_the_interval_over_states() -> None:
     independent = {rollout: [float(rollout < 65)] for rollout in range(125)}
     wide, narrow = cluster_bootstrap(together), cluster_bootstrap(independent)
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
-    wilson = wilson_interval(65, 125)
+    wilson = wilson_interval(65 / 125, 125)
     assert (narrow.low, narrow.high) == pytest.approx((wilson.low, wilson.high), abs=0.02)
 
 
@@ -61,13 +67,25 @@ def test_repeats_of_a_rollout_under_other_seeds_count_once() -> None:
     assert len(distinct_rollouts(first)) == 25
     (result,) = summarise(first, ["PushCube"], 125)
     assert (result.successes, result.rollouts, result.distinct) == (50, 125, 25)
-    assert result.wilson == wilson_interval(10, 25)
+    assert result.wilson == wilson_interval(10 / 25, 25)
     comparison = compare_paired(first, second)
     assert (comparison.pairs, comparison.only_second) == (25, 8)
     drawn = [rollout("PushCube", state, True, seed, f"{state}, {seed}") for state in range(25) for seed in range(5)]
     assert len(distinct_rollouts(drawn)) == compare_paired(first, drawn).pairs == 125
     failed = [rollout("PushCube", 0, False, seed) for seed in range(5)]
     assert len(distinct_rollouts(failed)) == compare_paired(failed, failed).pairs == 5
+
+
+def test_a_policy_that_only_sometimes_repeats_itself_keeps_its_rate() -> None:
+    solved = [rollout("PushCube", state, True, seed, f"a{state}") for state in range(24) for seed in range(5)]
+    mostly = [*solved, *(rollout("PushCube", 24, False, seed, f"failed {seed}") for seed in range(5))]
+    (result,) = summarise(mostly, ["PushCube"], 125)
+    assert (result.rate, result.distinct) == (0.96, 29)
+    assert result.wilson == wilson_interval(0.96, 29) and result.wilson.low < 0.96 < result.wilson.high
+    always = [rollout("PushCube", state, True, seed, f"b{state}") for state in range(25) for seed in range(5)]
+    comparison = compare_paired(mostly, always)
+    assert comparison.risk_difference == pytest.approx(0.04)
+    assert (comparison.pairs, comparison.only_second, comparison.only_first) == (29, 5, 0)
 
 
 def test_paired_comparison_counts_only_rollouts_that_both_runs_have() -> None:

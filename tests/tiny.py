@@ -115,17 +115,24 @@ def tiny_checkpoint(camera: str = "render_camera") -> Checkpoint:
     return Checkpoint(model, encoder.eval(), tiny_transforms(camera), text, acting)
 
 
-def tiny_dataset(folder: Path, episodes: int = 6, stride: int = LENGTH, actions: bool = True) -> Path:
-    """Writes a rendered dataset of random episodes of 5 to 5 + ``episodes`` control steps, frames of 16x16 pixels."""
+def tiny_dataset(
+    folder: Path, episodes: int = 6, stride: int = LENGTH, actions: bool = True, alike: bool = False
+) -> Path:
+    """Writes a rendered dataset of random episodes of 5 to 5 + ``episodes`` control steps, frames of 16x16 pixels.
+
+    ``alike``: the joint positions and instruction are the same in all episodes, which only frames tell apart then.
+    """
     totals = {"frames": 0, "steps": 0}
     for number in range(episodes):
         generator = np.random.default_rng(number)
         steps = 5 + number
         at = frame_steps(steps, stride, 0)
         frames = generator.integers(0, 256, (len(at), 16, 16, 3), dtype=np.uint8)
-        positions = generator.normal(size=(steps + 1, JOINTS)).astype(np.float32)
+        joints = np.random.default_rng(0) if alike else generator
+        positions = joints.normal(size=(steps + 1, JOINTS)).astype(np.float32)
         chunk = generator.normal(size=(steps, SIZE)).astype(np.float32) if actions else None
-        attributes = {"instruction": f"push cube {number % 2}", "seed": number, "env_id": "PushCube-v1"}
+        instruction = f"push cube {1 if alike else number % 2}"
+        attributes = {"instruction": instruction, "seed": number, "env_id": "PushCube-v1"}
         path = folder / "episodes" / f"episode_{number:06d}.h5"
         write_episode(path, Episode({"render_camera": frames}, at, positions, chunk, attributes))
         totals["frames"] += len(at)

@@ -10,7 +10,8 @@ Deviations from the paper: one camera, seen through latents and the stem that al
 norms before the branches, GELU and positions added once, as in the other baselines; the instruction is one more
 token, because one model learns all tasks; chunks of 32 actions at 20 Hz in place of 100 at 50 Hz, and a new one is
 predicted with every frame (each 8 control steps), so that ensembling averages up to 4 chunks; actions past an
-episode's end, which the paper masks, repeat the last one after the first 8, as in PAR's data. Sizes are smaller.
+episode's end, which the paper masks, repeat the last one after the first 8, as in PAR's data; dropout is behind the
+branches only. Sizes are smaller.
 """
 
 from __future__ import annotations

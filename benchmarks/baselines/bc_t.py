@@ -10,8 +10,8 @@ chunk of the next 8 actions as a whole (5 components, as there), and the history
 steps, not 10; the image feature is a projection of all patch tokens of the shared stem, not of spatial keypoints; the
 instruction is added to each token, because one model learns all tasks; means are not squashed, since actions are
 normalised to unit variance; deviations are at least 0.05, not 0.0001, so that one gripper that closes early does not
-weigh more than all else in a batch; every step of a window is supervised, robomimic's default is the last; dropout is
-behind the branches only. Sizes are smaller.
+weigh more than all else in a batch; every step of a window is supervised, robomimic's default is the last, so that
+three of four see a shorter history than when it acts; dropout is behind the branches only. Sizes are smaller.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.common import Block, FrameToken, History, Method, MethodConfig, past_mask
-from par_agent.errors import UserError
 from par_agent.modeling.embeddings import learned
 
 
@@ -63,12 +62,11 @@ class BCT(Method):
     def context(self) -> int:
         return self.config.history
 
+    @property
+    def most(self) -> int:
+        return self.config.history
+
     def conditions(self, history: History) -> Tensor:
-        if (length := history.visible.shape[1]) > self.config.history:
-            raise UserError(
-                f"BC-T was given {length} steps; it looks at {self.config.history} observations at most: give a "
-                "shorter --window or context, or --model history=N"
-            )
         visible = history.visible
         x = self.frame_token(history.tokens) + history.summary
         x = x + self.positions[(visible - 1).clamp(min=0)]

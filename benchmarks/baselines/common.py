@@ -195,6 +195,11 @@ class Method(nn.Module, abc.ABC):
         return 1
 
     @property
+    def most(self) -> int | None:
+        """Steps that it reads at most, a prompt's included; None: any number."""
+        return None
+
+    @property
     def sequence(self) -> int | None:
         """Steps of a training window, where the method decides them; None: the run's option does."""
         return None

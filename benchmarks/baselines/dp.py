@@ -10,7 +10,9 @@ Deviations: each of the two observations is all tokens of the shared stem, not o
 control steps apart, where there are frames; the prediction starts at the present step; the instruction is one more
 token, because one model learns all tasks; actions are normalised to unit variance, not into [-1, 1], and clean
 actions are clipped at 10 when sampling; no exponential moving average of its own, but the one that all methods share;
-dropout 0.1 everywhere, not 0.3 in attention; 2 draws of noise for every chunk (PAR has 4). Sizes are smaller.
+dropout 0.1 behind the branches, not 0.3 there, inside the MLP and on attention weights; 2 draws of noise for every
+chunk (PAR has 4); the first step of a training window sees its frame twice, as an episode's does. The table's row acts
+from zero, ``deterministic=true``, not from noise (lab book, section 25). Sizes are smaller.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ Deviations: the transformer is trained from scratch and small; a step is 8 contr
 there, and its action token is the chunk of 8 actions; 16 actions are predicted, as in the paper, of which 8 are
 executed before the next frame; the encoder is the stem that all baselines share, whose tokens become one by a
 projection, not by attention pooling, from which it did not learn to see the cube; the instruction, which ICRT does
-without, is added to the observation, as every method has it; a sequence is 32 steps, two to three trajectories, and
-one that is cut off at the start of a window serves as prompt too; when acting, the oldest of 16 observations leaves and
-the robot's episode then begins midway behind the prompt, which training does not show; learned positions in place of
-rotary ones.
+without, is added to the observation, as every method has it; predictions that overlap are not averaged, as its
+authors' code does; a sequence is 32 steps, two to four trajectories, and one that is cut off at the start of a window
+serves as prompt too; when acting, the oldest of 16 observations leaves and the robot's episode then begins midway
+behind the prompt, which training does not show; learned positions in place of rotary ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.common import Block, FrameToken, History, Method, MethodConfig, weighted_mean
-from par_agent.errors import UserError
 from par_agent.modeling.embeddings import learned
 
 
@@ -65,6 +64,10 @@ class ICRT(Method):
         )
 
     @property
+    def most(self) -> int:
+        return self.config.steps
+
+    @property
     def sequence(self) -> int:
         return self.config.steps
 
@@ -80,11 +83,6 @@ class ICRT(Method):
 
     def conditions(self, history: History) -> Tensor:
         """The outputs at the observations' tokens; each comes behind the token of the chunk that led to it."""
-        if (length := history.visible.shape[1]) > self.config.steps:
-            raise UserError(
-                f"ICRT was given {length} steps, prompt included; it reads {self.config.steps} at most: give a smaller "
-                "context, or --model steps=N"
-            )
         there = history.visible > 0
         place = (there.cumsum(1) - 1).clamp(min=0)
         chunk = torch.where(history.past_known[..., None], self.chunk(history.past.flatten(2)), self.begin)

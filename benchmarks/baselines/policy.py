@@ -52,10 +52,11 @@ class BaselinePolicy:
         task: gives the instruction.
         device: where the model runs.
         context: observations remembered; None: as many as the method was trained for.
-        execute: actions executed before the next frame; None: the chunk.
+        execute: actions executed before the next frame; None: the chunk, as far apart as frames were in training.
         deterministic: no random numbers: diffusion starts from zero, the likeliest Gaussian answers.
         ensemble: averages all predictions of an action, the weight of one falling by ``exp(-ensemble)`` for every frame
-            that it is younger (ACT's temporal ensembling); None: the newest alone counts.
+            that it is younger (ACT's temporal ensembling); None: the newest alone counts. Not for ICRT, which reads
+            what it predicted.
 
     Raises:
         UserError: an option out of range, or a checkpoint that is damaged or has no prompt for the instruction.
@@ -92,6 +93,11 @@ class BaselinePolicy:
                 f"execute is {self.execute}; {loaded.method} reads the chunks that it executed, which have "
                 f"{config.chunk_length} actions: leave execute out"
             )
+        if self.model.prompted and ensemble is not None:
+            raise UserError(
+                f"ensemble is {ensemble}; {loaded.method} reads the chunks that it executed, and averaged ones are not "
+                "those that it predicted: leave ensemble out"
+            )
         self.deterministic, self.ensemble = deterministic, ensemble
         with torch.inference_mode():
             features = loaded.text_encoder.encode(task.instruction).to(self.device)
@@ -99,6 +105,12 @@ class BaselinePolicy:
                 raise UserError(f"the instruction {task.instruction!r} holds no words")
             self._text = self.model.stem.text([features])
             self._prompt = self._read_prompt(loaded, task.instruction)
+        shown = 0 if self._prompt is None else self._prompt.visible.shape[1]
+        if self.model.most is not None and self.context + shown > self.model.most:
+            raise UserError(
+                f"context is {self.context}; {loaded.method} reads {self.model.most} steps at most, its prompt's "
+                f"{shown} included: give a context of {self.model.most - shown} or less"
+            )
         self._seed = 0
         self._state: _State | None = None
 

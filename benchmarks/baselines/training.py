@@ -129,6 +129,11 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     )
     torch.manual_seed(config.seed)
     model = METHODS[config.method](sizes).to(device)
+    if model.most is not None and model.sequence is None and config.window > model.most:
+        raise UserError(
+            f"--window is {config.window}; {config.method} reads {model.most} steps at most: give a shorter --window, "
+            "or a larger size by --model"
+        )
     model.stem.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     shape = (sizes.latent_channels, *sizes.latent_size)
     train, held_out = open_samplers(config, indices, encoder, config.vae, shape, model.sequence)

@@ -42,7 +42,7 @@ class TaskResult:
     rate: float
     """Successes by rollouts, 0..1."""
     wilson: Interval
-    """95% interval over distinct rollouts."""
+    """95% interval of the rate, as wide as for as many trials as there are distinct rollouts."""
     cluster: Interval
     """95% interval that draws whole initial states."""
     success_at_end: int | None
@@ -77,7 +77,7 @@ def summarise(records: list[Record], tasks: list[str], planned: int) -> list[Tas
 
 def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResult:
     successes = sum(record["success_once"] for record in records)
-    distinct = distinct_rollouts(records)
+    distinct = len(distinct_rollouts(records))
     by_state: dict[Any, list[float]] = {}
     for record in records:
         by_state.setdefault(record["state"], []).append(float(record["success_once"]))
@@ -93,11 +93,11 @@ def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResul
         task=task,
         rollouts=len(records),
         planned=planned,
-        distinct=len(distinct),
+        distinct=distinct,
         successes=successes,
         errors=sum(record["error"] is not None for record in records),
         rate=successes / len(records),
-        wilson=wilson_interval(sum(record["success_once"] for record in distinct), len(distinct)),
+        wilson=wilson_interval(successes / len(records), distinct),
         cluster=cluster_bootstrap(by_state),
         success_at_end=sum(values("success_at_end")) if values("success_at_end") else None,
         steps_to_success=average("steps_to_success"),

@@ -3,7 +3,8 @@
 Rollouts that share an initial state are not independent: five policy seeds on a hard state fail together. The Wilson
 interval treats all distinct rollouts as independent and is the one that other papers' tables can be compared with; the
 cluster bootstrap draws whole initial states and is the honest one where the two differ. A policy that draws no random
-numbers does the same under every policy seed: such repeats are no rollouts of their own for either.
+numbers does the same under every policy seed: such repeats add no evidence, neither to Wilson's interval nor to
+McNemar's test, but rates are those of all rollouts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -42,19 +44,20 @@ def _deeds(*records: Record) -> Hashable:
     return record_key(first) if None in actions else (first["task"], first["state"], *actions)
 
 
-def wilson_interval(successes: int, total: int) -> Interval:
+def wilson_interval(rate: float, trials: int) -> Interval:
     """Wilson's score interval for a proportion, 95%.
 
     Args:
-        successes: 0..total.
-        total: number of independent trials; with none, the interval is [0, 1].
+        rate: share of successes, 0..1; of all rollouts, so that it need not be a whole number of ``trials``.
+        trials: number of independent trials that the rate is worth; with none, the interval is [0, 1].
     """
-    from scipy.stats import binomtest
-
-    if total == 0:
+    if trials == 0:
         return Interval(0.0, 1.0)
-    interval = binomtest(successes, total).proportion_ci(_CONFIDENCE, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
+    z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
+    doubt = z * z / trials
+    center, reach = rate + doubt / 2, math.sqrt(doubt * (rate * (1 - rate) + doubt / 4))
+    low, high = (center - reach) / (1 + doubt), (center + reach) / (1 + doubt)
+    return Interval(0.0 if rate == 0 else low, 1.0 if rate == 1 else high)
 
 
 def cluster_bootstrap(values: Mapping[Hashable, Sequence[float]], seed: int = 0) -> Interval:
@@ -88,11 +91,11 @@ class PairedComparison:
     pairs: int
     """Rollouts that both methods have, without pairs that repeat another's actions."""
     only_first: int
-    """Pairs in which only the first method succeeded."""
+    """Of those, pairs in which only the first method succeeded."""
     only_second: int
-    """Pairs in which only the second method succeeded."""
+    """Of those, pairs in which only the second method succeeded."""
     risk_difference: float
-    """Success rate of the second method minus that of the first, -1..1."""
+    """Success rate of the second method minus that of the first over all rollouts that both have, -1..1."""
     interval: Interval
     """95% interval of the risk difference, cluster bootstrap over initial states."""
     p_value: float
@@ -108,24 +111,23 @@ def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedC
     from scipy.stats import binomtest
 
     partners = {record_key(record): record for record in second}
-    pairs: dict[Hashable, tuple[Record, Record]] = {}
-    for record in first:
-        if (partner := partners.get(record_key(record))) is not None:
-            pairs.setdefault(_deeds(record, partner), (record, partner))
-    if not pairs:
+    shared = [(record, partners[record_key(record)]) for record in first if record_key(record) in partners]
+    if not shared:
         raise ValueError("the two runs have no rollout in common: compare runs of the same tasks and initial states")
-    outcomes = [(bool(a["success_once"]), bool(b["success_once"])) for a, b in pairs.values()]
     differences: dict[Hashable, list[float]] = {}
-    for (record, _), (one, other) in zip(pairs.values(), outcomes, strict=True):
+    distinct: dict[Hashable, tuple[bool, bool]] = {}
+    for record, partner in shared:
+        one, other = bool(record["success_once"]), bool(partner["success_once"])
         differences.setdefault((record["task"], record["state"]), []).append(float(other) - float(one))
-    only_first = sum(one and not other for one, other in outcomes)
-    only_second = sum(other and not one for one, other in outcomes)
+        distinct.setdefault(_deeds(record, partner), (one, other))
+    only_first = sum(one and not other for one, other in distinct.values())
+    only_second = sum(other and not one for one, other in distinct.values())
     discordant = only_first + only_second
     return PairedComparison(
-        pairs=len(pairs),
+        pairs=len(distinct),
         only_first=only_first,
         only_second=only_second,
-        risk_difference=(only_second - only_first) / len(pairs),
+        risk_difference=math.fsum(math.fsum(found) for found in differences.values()) / len(shared),
         interval=cluster_bootstrap(differences),
         p_value=float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
     )

@@ -1,0 +1,96 @@
+"""The baselines' networks: what each may look at, and its loss, against what its paper says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from baselines import NAMES
+from baselines.checkpoint import METHODS
+from baselines.common import History, past_mask, recent
+from tiny import LENGTH
+
+
+def test_sizes_at_full_size_are_within_twice_those_of_par_mini() -> None:
+    from par_agent.modeling.par import PARModel
+    from par_agent.modeling.presets import preset
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    with torch.device("meta"):
+        par = count(PARModel(preset("par-mini")))
+        for name, method in METHODS.items():
+            assert par / 2 < count(method(method.Config())) < 2 * par, name
+
+
+def test_a_step_sees_its_own_episode_and_nothing_later() -> None:
+    visible = torch.tensor([[0, 1, 2, 1, 2]])
+    expected = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert torch.equal(past_mask(visible)[0, 0].int(), torch.tensor(expected, dtype=torch.int32))
+    tokens = torch.arange(5.0)[None, :, None, None]
+    assert recent(tokens, visible, 2)[0, :, :, 0].tolist() == [[0, 0], [1, 1], [1, 2], [3, 3], [3, 4]]
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_what_comes_later_changes_no_step_before_it(method: str) -> None:
+    torch.manual_seed(0)
+    model = METHODS[method](METHODS[method].Config(width=32, heads=2, chunk_length=LENGTH)).eval()
+    config = model.config
+    tokens, later = torch.randn(2, 2, 4, config.frame_tokens, 32)
+    past = torch.randn(2, 4, LENGTH, 8)
+    visible = torch.tensor([[1, 2, 3, 4], [1, 2, 1, 2]])
+    history = History(tokens, past, (visible > 1), visible, torch.randn(2, config.text_length, 32))
+    usual = model.conditions(history)
+    for name, value in (("tokens", later), ("past", past + 1)):
+        changed = getattr(history, name).clone()
+        changed[:, 3] = value[:, 3]
+        other = model.conditions(dataclasses.replace(history, **{name: changed}))
+        torch.testing.assert_close(other[:, :3], usual[:, :3])
+        assert torch.equal(other[:, 3], usual[:, 3]) == (name == "past" and method != "icrt")
+
+
+def test_diffusion_policys_actions_do_not_see_later_ones() -> None:
+    torch.manual_seed(0)
+    model = METHODS["dp"](METHODS["dp"].Config(width=32, heads=2)).eval()
+    noised, time = torch.randn(1, 16, 8), torch.tensor([50])
+    observed = model._keys_and_values(torch.randn(1, 5, 32))
+    changed = noised.clone()
+    changed[:, 9:] += 1
+    usual, other = (model._noise(x, time, observed) for x in (noised, changed))
+    torch.testing.assert_close(other[:, :9], usual[:, :9])
+    assert (other[:, 9:] - usual[:, 9:]).abs().amin(-1).min() > 0
+
+
+def test_acts_style_is_a_variational_posterior_of_the_chunk_without_its_padding() -> None:
+    torch.manual_seed(0)
+    model = METHODS["act"](METHODS["act"].Config(width=32, heads=2, dropout=0.0)).eval()
+    torch.nn.init.normal_(model.style_head.weight, std=0.5)
+    z, actions = torch.randn(3, 27, 32), torch.randn(3, 32, 8)
+    weights = torch.ones(3, 32)
+    weights[:, 20:] = 0
+    mean, log_variance = model._style_of(z[:, -2:-1], actions, weights)
+    padding, chunk = actions.clone(), actions.clone()
+    padding[:, 20:] += 1
+    chunk[:, 19] += 1
+    torch.testing.assert_close(model._style_of(z[:, -2:-1], padding, weights)[0], mean)
+    assert (model._style_of(z[:, -2:-1], chunk, weights)[0] - mean).abs().max() > 1e-3
+    posterior = Normal(mean, (log_variance / 2).exp())
+    divergence = kl_divergence(posterior, Normal(0.0, 1.0)).sum(-1).mean()
+    torch.manual_seed(1)
+    loss = model.chunk_loss(z, actions, weights)
+    torch.manual_seed(1)
+    answer = model._decode(z, mean + posterior.stddev * torch.randn_like(mean))
+    torch.testing.assert_close(loss, (answer - actions)[:, :20].abs().mean() + 10 * divergence)
+    without = (model.draw(z, None) - actions)[:, :20].abs().mean() + 10 * divergence
+    assert (loss - without).abs() > 1e-3
+
+
+def test_icrt_learns_from_what_follows_the_prompt() -> None:
+    model = METHODS["icrt"](METHODS["icrt"].Config(width=32, heads=2))
+    visible = torch.tensor([[1, 2, 1, 2, 0], [1, 2, 3, 1, 2], [1, 2, 3, 4, 5]])
+    expected = [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
+    assert torch.equal(model.counted(visible).int(), torch.tensor(expected, dtype=torch.int32))
