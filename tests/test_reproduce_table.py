@@ -152,6 +152,17 @@ def test_reported_results_are_those_of_the_records_beside_them(path: Path) -> No
         assert found == reported, name
 
 
+def test_the_reported_rows_were_trained_alike() -> None:
+    alike = "task weights vae demos init steps learning_rate warmup ema weight_decay clip seed precision".split()
+    alike += "variants shift color_jitter recovery_noise proprioception_noise".split()
+    rows = {run.name: run.training["options"] for run in read_runs(REPORTED / "rows")}
+    assert len(rows) >= 8
+    for name, options in rows.items():
+        assert [options.get(key) for key in alike] == [rows["par-mini"].get(key) for key in alike], name
+        steps = options["steps"] * options["batch_size"] * options["accumulation"] * options["window"]
+        assert steps == (576_000 if name == "icrt" else 432_000), name
+
+
 def _rounded(value: Any) -> Any:
     """Floating-point numbers, and those in a dictionary, to 9 digits."""
     return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 9))
