@@ -16,8 +16,8 @@ three; images are latents of the shared encoder behind the stem that all baselin
 SigLIP's, and words are hashed, in place of T5's; one camera; a short text is padded with zeros, which are attended to;
 frames lie 8 control steps apart, and 8 of the 16 actions are executed before the next frame; text, joint positions and
 each observation are hidden with probability 0.1 by zeroing their tokens, where the original shows a background image;
-positions start at random, not as sines; 4 draws of noise for every chunk, and half of a batch's steps enter the loss;
-the first step of a training window sees its frame twice, as an episode's does.
+positions start at random, not as sines; 2 draws of noise for every chunk; the first step of a training window sees its
+frame twice, as an episode's does.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ class RDTConfig(MethodConfig):
 
     horizon: int = 16
     """Actions predicted together."""
-    share: float = 0.5
-    """Share of a batch's steps that enter the loss."""
     layers: int = 10
     """Blocks; those with an even number, the first one too, look at the text, the others at the images."""
     frames: int = 2
@@ -54,7 +52,7 @@ class RDTConfig(MethodConfig):
     """Denoising steps when it acts."""
     hidden: float = 0.1
     """Share of samples in which, in training, the text is hidden, and the joint positions, and each observation."""
-    noise_samples: int = 4
+    noise_samples: int = 2
     """Draws of noise and time per chunk and training step."""
 
 
