@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -54,3 +55,12 @@ def check_versions(what: str, expected: Mapping[str, str], found: Mapping[str, s
             f"node {platform.node()} has another version of {what} ({', '.join(differing)}): results would not be "
             "comparable; install the same there"
         )
+
+
+def git_commit() -> str:
+    """Commit of the repository that this package lies in, marked where files differ from it."""
+    command = ("git", "-C", str(PACKAGE_FOLDER), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from dataclasses import asdict
 from math import prod
@@ -22,7 +21,7 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
     """All that is needed to repeat the run."""
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "git_commit": _git_commit(),
+        "git_commit": run.commit,
         "policy": run.config.policy.name or run.config.policy.reference,
         "policy_options": run.config.policy.options,
         "checkpoint": run.fingerprint,
@@ -54,16 +53,6 @@ def _weights(folder: Path | None) -> dict[str, Any]:
         if (folder / name).is_file():
             about["training"] = read_object(folder / name).get("trained")
     return about
-
-
-def _git_commit() -> str:
-    """Commit of the repository that this package lies in, marked where files differ from it."""
-    folder = Path(__file__).parent
-    command = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"
 
 
 def _processor() -> str:

@@ -22,6 +22,7 @@ from par_agent.evaluation.rollout import rollout_versions
 from par_agent.evaluation.variations import get_variation
 from par_agent.evaluation.workers import WorkerPool
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TRACKS, TaskSpec
+from par_agent.versions import git_commit
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ class BenchmarkRun:
         if config.policy.device != "cpu":  # which needs no look, and no torch in this process
             usable_device(config.policy.device)
         self.versions = rollout_versions()
+        self.commit = git_commit()
+        """Of the code that rolls out, also if another one is checked out before the results are written."""
         self.fingerprint = config.policy.fingerprint()
         self.identity = self._identity()
         self.renderer = ""
