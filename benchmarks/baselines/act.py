@@ -4,7 +4,7 @@ Hardware").
 A conditional variational autoencoder. In training an encoder reads joint positions and the demonstrated chunk and
 gives a style variable; a transformer encoder fuses it with the observation, a transformer decoder answers one query
 for each action of the chunk. The loss is the L1 distance plus the weighted KL divergence; when acting the style is
-zero. Temporal ensembling is an option of the policy (``ensemble``).
+zero. Temporal ensembling is an option of the policy (``ensemble``), with which the table's row acts.
 
 Deviations from the paper: one camera, seen through latents and the stem that all baselines share, not ResNet-18;
 norms before the branches, GELU and positions added once, as in the other baselines; the instruction is one more
