@@ -173,7 +173,7 @@ def test_an_episode_that_is_acted_in_is_read_as_in_training(trained: BaselineCon
         if step > first:
             policy._state.chunk = past[step : step + 1]  # as if the demonstrated chunk had been planned
         acted = torch.cat([policy.act(shown) for _ in range(LENGTH)])
-        torch.testing.assert_close(acted, wanted[step], rtol=1e-3, atol=1e-3 if setup.prompts else 1e-4)
+        torch.testing.assert_close(acted, wanted[step], rtol=1e-4, atol=1e-4)
     assert steps == 3
 
 

@@ -155,6 +155,7 @@ def test_reported_results_are_those_of_the_records_beside_them(path: Path) -> No
 def test_the_reported_rows_were_trained_alike() -> None:
     alike = ("task", "weights", "vae", "demos", "init", "steps", "learning_rate", "warmup", "ema", "clip", "seed")
     alike += ("weight_decay", "precision", "variants", "shift", "color_jitter", "recovery_noise")
+    alike += ("proprioception_noise",)
     rows = {run.name: run.training["options"] for run in read_runs(REPORTED / "rows")}
     assert len(rows) >= 8
     for name, options in rows.items():

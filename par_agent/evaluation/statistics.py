@@ -127,7 +127,7 @@ def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedC
         pairs=len(distinct),
         only_first=only_first,
         only_second=only_second,
-        risk_difference=math.fsum(math.fsum(found) for found in differences.values()) / len(shared),
+        risk_difference=sum(map(sum, differences.values())) / len(shared),
         interval=cluster_bootstrap(differences),
         p_value=float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
     )
