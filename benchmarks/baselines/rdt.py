@@ -82,19 +82,21 @@ class NormedAttention(nn.Module):
 class RDTBlock(nn.Module):
     """Self-attention, cross-attention to one of the two conditions, and an MLP as wide as the tokens."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, config: RDTConfig) -> None:
         super().__init__()
+        width, heads = config.width, config.heads
         self.norm1, self.norm2, self.norm3 = (nn.RMSNorm(width) for _ in range(3))
         self.attn = NormedAttention(width, heads)
         self.cross = NormedAttention(width, heads)
         self.mlp = MLP(width, width)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Tokens (M, n, D) to tokens; ``k`` and ``v`` are the condition's keys and values of :attr:`cross`."""
         normed = self.norm1(x)
-        x = x + self.attn(normed, *self.attn.keys_and_values(normed))
-        x = x + self.cross(self.norm2(x), k, v)
-        return x + self.mlp(self.norm3(x))
+        x = x + self.dropout(self.attn(normed, *self.attn.keys_and_values(normed)))
+        x = x + self.dropout(self.cross(self.norm2(x), k, v))
+        return x + self.dropout(self.mlp(self.norm3(x)))
 
 
 class RDT(Method):
@@ -121,7 +123,7 @@ class RDT(Method):
         self.text_positions = learned(config.text_length, width)
         self.actions = _adaptor(config.action_size, width, width)
         self.positions = learned(config.horizon + 2, width)
-        self.blocks = nn.ModuleList(RDTBlock(width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(RDTBlock(config) for _ in range(config.layers))
         self.head = nn.Sequential(nn.RMSNorm(width), _adaptor(width, width, config.action_size))
         for parameter in self.head[1][-1].parameters():
             nn.init.zeros_(parameter)
