@@ -53,6 +53,26 @@ def test_what_comes_later_changes_no_step_before_it(method: str) -> None:
         assert torch.equal(other[:, 3], usual[:, 3]) == (name == "past" and method != "icrt")
 
 
+@pytest.mark.parametrize("method", NAMES)
+def test_dropout_acts_in_training_alone(method: str) -> None:
+    torch.manual_seed(0)
+    model = METHODS[method](METHODS[method].Config(width=32, heads=2, chunk_length=LENGTH))
+    for parameter in model.parameters():
+        if not parameter.any():  # a layer that starts from zero hides what is in front of it
+            torch.nn.init.normal_(parameter)
+    config = model.config
+    visible = torch.tensor([[1, 2, 3, 4]])
+    tokens, past = torch.randn(1, 4, config.frame_tokens, 32), torch.randn(1, 4, LENGTH, 8)
+    history = History(tokens, past, visible > 1, visible, torch.randn(1, config.text_length, 32))
+
+    def drawn() -> torch.Tensor:
+        return model.draw(model.conditions(history).flatten(0, 1), None)
+
+    assert not torch.equal(drawn(), drawn())
+    model.eval()
+    assert torch.equal(drawn(), drawn())
+
+
 def test_diffusion_policys_actions_do_not_see_later_ones() -> None:
     torch.manual_seed(0)
     model = METHODS["dp"](METHODS["dp"].Config(width=32, heads=2)).eval()
