@@ -56,7 +56,7 @@ def test_what_comes_later_changes_no_step_before_it(method: str) -> None:
 @pytest.mark.parametrize("method", NAMES)
 def test_dropout_acts_in_training_alone(method: str) -> None:
     torch.manual_seed(0)
-    model = METHODS[method](METHODS[method].Config(width=32, heads=2, chunk_length=LENGTH))
+    model = METHODS[method](METHODS[method].Config(width=32, heads=2, chunk_length=LENGTH, dropout=0.1))
     for parameter in model.parameters():
         if not parameter.any():  # a layer that starts from zero hides what is in front of it
             torch.nn.init.normal_(parameter)

@@ -42,6 +42,8 @@ class RDTConfig(MethodConfig):
 
     horizon: int = 16
     """Actions predicted together."""
+    dropout: float = 0.0
+    """Dropout behind every branch of a block; its authors use none."""
     layers: int = 10
     """Blocks; those with an even number, the first one too, look at the text, the others at the images."""
     frames: int = 2
@@ -54,6 +56,8 @@ class RDTConfig(MethodConfig):
     """Share of samples in which, in training, the text is hidden, and the joint positions, and each observation."""
     noise_samples: int = 2
     """Draws of noise and time per chunk and training step."""
+    time_shift: float = 1.0
+    """Moves training's diffusion times towards noise: time ``u`` in [0, 1) becomes ``s u / (1 + (s - 1) u)``."""
 
 
 class NormedAttention(nn.Module):
@@ -146,7 +150,9 @@ class RDT(Method):
         state, observed = state.repeat(count, 1, 1), repeated(observed, count)
         actions, weights = actions.repeat(count, 1, 1), weights.repeat(count, 1)
         noise = torch.randn_like(actions)
-        time = torch.randint(config.train_steps, (len(actions),), device=actions.device)
+        drawn = torch.rand(len(actions), device=actions.device)
+        drawn = config.time_shift * drawn / (1 + (config.time_shift - 1) * drawn)
+        time = (config.train_steps * drawn).long().clamp(max=config.train_steps - 1)
         clean = self._clean(self.noising.add_noise(actions, noise, time), time, state, observed)
         return weighted_mean(F.mse_loss(clean.float(), actions, reduction="none"), weights)
 
