@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from baselines.dp import DP, DPConfig
 from baselines.rdt import RDT, RDTConfig
+from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import KeysAndValues
 
 
@@ -38,6 +40,31 @@ def test_rdt_denoises_on_the_schedule_that_it_learnt() -> None:
     z = torch.zeros(3, sizes.text_length + 1 + model.image_positions.shape[0], sizes.width)
     torch.testing.assert_close(model.draw(z, noise), clean, atol=1e-3, rtol=0)
     assert len(levels) == sizes.sampling_steps and max(levels) < 0.05
+
+
+@pytest.mark.parametrize(("shift", "median"), [(1, 500), (4, 800)])
+def test_rdt_shifts_the_times_of_training_towards_noise(shift: float, median: float) -> None:
+    torch.manual_seed(0)
+    model = RDT(RDTConfig(layers=1, noise_samples=1, time_shift=shift))
+    seen = []
+
+    def clean(x: torch.Tensor, time: torch.Tensor, state: torch.Tensor, observed: KeysAndValues) -> torch.Tensor:
+        seen.append(time)
+        return x
+
+    model._clean = clean  # type: ignore[method-assign]
+    z = torch.zeros(4000, model.config.text_length + 1 + model.image_positions.shape[0], 1).expand(-1, -1, 256)
+    model._memory = lambda z, kept: (z[:, :1], [])  # type: ignore[method-assign]
+    model.chunk_loss(z, torch.zeros(4000, 16, 8), torch.ones(4000, 16))
+    times = seen[0].float()
+    assert times.min() >= 0 and times.max() < 1000
+    assert abs(times.median() - median) < 20
+
+
+def test_rdt_refuses_shares_and_shifts_that_make_no_sense() -> None:
+    for name, value in (("hidden", 1.0), ("time_shift", 0.0)):
+        with pytest.raises(UserError, match=f"{name} is {value}"):
+            RDTConfig(**{name: value})
 
 
 def test_rdts_blocks_look_at_text_first_then_at_images_in_turns() -> None:

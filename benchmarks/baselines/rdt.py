@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from baselines.common import History, Method, MethodConfig, recent, repeated, weighted_mean
+from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.attention import attention
 from par_agent.modeling.blocks import MLP
@@ -58,6 +59,13 @@ class RDTConfig(MethodConfig):
     """Draws of noise and time per chunk and training step."""
     time_shift: float = 1.0
     """Moves training's diffusion times towards noise: time ``u`` in [0, 1) becomes ``s u / (1 + (s - 1) u)``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.hidden < 1:
+            raise UserError(f"hidden is {self.hidden}; it is a share, at least 0 and below 1")
+        if self.time_shift <= 0:
+            raise UserError(f"time_shift is {self.time_shift}; it must be above 0, and 1 shifts nothing")
 
 
 class NormedAttention(nn.Module):
