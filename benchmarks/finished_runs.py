@@ -78,15 +78,15 @@ def read_runs(folder: Path) -> list[Run]:
     return sorted(runs, key=lambda run: order.index(run.name) if run.name in order else len(order))
 
 
-def table_rows(runs: Iterable[Run]) -> dict[str, Run]:
-    """The runs that the table of methods shows: of the protocol, trained on all demonstrations.
+def table_rows(runs: Iterable[Run], *, protocol: bool = True) -> dict[str, Run]:
+    """The runs that the table of methods shows: of the protocol, or else of other states; of all demonstrations.
 
     Raises:
         UserError: two of them are of the same policy.
     """
     rows: dict[str, Run] = {}
     for run in runs:
-        if run.state_seed is not None or run.demos is not None:
+        if (run.state_seed is None) != protocol or run.demos is not None:
             continue
         if run.name in rows:
             raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 from finished_runs import curves, read_runs, table_rows
-from reproduce_table import demonstrations, methods
+from reproduce_table import demonstrations, methods, other_states
 
 from par_agent.errors import UserError
 from par_agent.evaluation.results import PAPER_RESULTS
@@ -33,7 +33,8 @@ class TableConfig:
     reported: Path = ROOT / "benchmarks" / "reported"
     """Folders of finished runs of the protocol; those of `make benchmark-robustness` lie in `robustness`, those of one
     checkpoint that acts on more or less of the past in `context`, those of all methods after the same training in
-    `rows`, those of policies trained on fewer demonstrations in `demonstrations`."""
+    `rows`, and from other initial states in `unseen`, those of policies trained on fewer demonstrations in
+    `demonstrations`."""
     documents: tuple[Path, ...] = (
         ROOT / "README.md",
         ROOT / "benchmarks" / "README.md",
@@ -92,6 +93,11 @@ def rows_table(reported: Path) -> str:
     return "\n".join([*methods(table_rows(read_runs(reported / "rows"))), ""])
 
 
+def unseen_table(reported: Path) -> str:
+    """All methods from initial states that they were never rolled out from before."""
+    return "\n".join([*other_states(table_rows(read_runs(reported / "unseen"), protocol=False)), ""])
+
+
 def demonstrations_table(reported: Path) -> str:
     """Success by number of demonstrations."""
     return "\n".join([*demonstrations(curves(read_runs(reported / "demonstrations"))), ""])
@@ -128,6 +134,7 @@ TABLES: dict[str, Callable[[Path, Path], str]] = {
     "results": table,
     "context": lambda reported, _: context_table(reported),
     "rows": lambda reported, _: rows_table(reported),
+    "unseen": lambda reported, _: unseen_table(reported),
     "demonstrations": lambda reported, _: demonstrations_table(reported),
 }
 

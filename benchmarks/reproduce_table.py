@@ -30,7 +30,7 @@ NOTHING = "–"
 class TableConfig:
     """Where the runs are and where table and figures go."""
 
-    runs: tuple[Path, ...] = (REPORTED / "rows", REPORTED / "demonstrations")
+    runs: tuple[Path, ...] = (REPORTED / "rows", REPORTED / "unseen", REPORTED / "demonstrations")
     """Folders of the runs' folders, as benchmarks/run.py writes them."""
     out: Path = REPORTED / "rows"
     """Folder that table.md and the figures are written to."""
@@ -38,8 +38,19 @@ class TableConfig:
     """Policy that the others are tested against."""
 
 
-def table(rows: Mapping[str, Run], reference: str, points: Mapping[tuple[str, str], Sequence[Point]]) -> str:
-    """The page in Markdown; ``points`` are those of :func:`finished_runs.curves`.
+def table(
+    rows: Mapping[str, Run],
+    unseen: Mapping[str, Run],
+    reference: str,
+    points: Mapping[tuple[str, str], Sequence[Point]],
+) -> str:
+    """The page in Markdown.
+
+    Args:
+        rows: runs of the protocol, by policy.
+        unseen: runs of other initial states, by policy.
+        reference: the policy that the others are tested against.
+        points: what :func:`finished_runs.curves` gives.
 
     Raises:
         UserError: there is no run of the reference.
@@ -64,6 +75,7 @@ def table(rows: Mapping[str, Run], reference: str, points: Mapping[tuple[str, st
         "",
         *_markdown(("method", *PAPER_TASKS), _comparisons(rows, reference)),
         "",
+        *(["## From other initial states", "", *other_states(unseen), ""] if unseen else []),
         *(["## By number of demonstrations", "", *demonstrations(points), ""] if points else []),
         "## Where this comes from",
         "",
@@ -71,7 +83,8 @@ def table(rows: Mapping[str, Run], reference: str, points: Mapping[tuple[str, st
             ("method", "checkpoint", "rollouts", "command"),
             [
                 (name, f"`{run.about['checkpoint']}`", str(len(run.records)), f"`{run.about['command']}`")
-                for name, run in rows.items()
+                for found in (rows, unseen)
+                for name, run in found.items()
             ],
         ),
     ]
@@ -95,6 +108,15 @@ def demonstrations(points: Mapping[tuple[str, str], Sequence[Point]]) -> list[st
         steps = "/".join(str(steps) for steps in sorted({point.run.training["steps"] for point in found}))
         lines.append((task, label, steps, *(cells.get(number, NOTHING) for number in numbers)))
     return _markdown(("task", "policy", "training steps", *(f"{number} demonstrations" for number in numbers)), lines)
+
+
+def other_states(rows: Mapping[str, Run]) -> list[str]:
+    """Lines of the table in Markdown: what the methods solve from initial states that are not the protocol's."""
+    lines = []
+    for name, run in rows.items():
+        results = run.results()
+        lines.append((name, str(run.state_seed), *(_cell(results.get(task)) for task in PAPER_TASKS)))
+    return _markdown(("method", "states from seed", *PAPER_TASKS), lines)
 
 
 def _method_lines(name: str, run: Run) -> list[tuple[str, ...]]:
@@ -162,7 +184,7 @@ def main(config: TableConfig) -> int:
     """Reads the runs, writes table.md, table.png and, where there are such runs, demonstrations.png."""
     runs = [run for folder in config.runs for run in read_runs(folder)]
     rows, points = table_rows(runs), curves(runs)
-    page = table(rows, config.reference, points)
+    page = table(rows, table_rows(runs, protocol=False), config.reference, points)
     written = ["table.md", "table.png"]
     try:
         with atomic_path(config.out / "table.md") as temporary:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from baselines import NAMES
 from baselines.checkpoint import METHODS
@@ -107,6 +107,26 @@ def test_acts_style_is_a_variational_posterior_of_the_chunk_without_its_padding(
     torch.testing.assert_close(loss, (answer - actions)[:, :20].abs().mean() + 10 * divergence)
     without = (model.draw(z, None) - actions)[:, :20].abs().mean() + 10 * divergence
     assert (loss - without).abs() > 1e-3
+
+
+def test_bc_ts_loss_is_the_likelihood_of_its_mixture_and_it_draws_components_by_weight() -> None:
+    torch.manual_seed(0)
+    model = METHODS["bc-t"](METHODS["bc-t"].Config(width=32, heads=2)).eval()
+    z, actions = torch.randn(3, 1, 32), torch.randn(3, 8, 8)
+    weights = torch.ones(3, 8)
+    weights[1, 5:] = 0
+    logits, mean, deviation = model._mixture(z)
+    total = torch.zeros(())
+    for row, steps in enumerate((8, 5, 8)):
+        chunks = Independent(Normal(mean[row, :, :steps], deviation[row, :, :steps]), 2)
+        mixture = MixtureSameFamily(Categorical(logits=logits[row]), chunks)
+        total -= mixture.log_prob(actions[row, :steps])
+    torch.testing.assert_close(model.chunk_loss(z, actions, weights), total / (21 * 8))
+    drawn = model.draw(z[:1].expand(20_000, -1, -1), torch.randn(20_000, 8, 8))
+    for component, probability in enumerate(logits[0].softmax(-1).tolist()):
+        share = (drawn == mean[0, component]).flatten(1).all(1).float().mean()
+        assert abs(share - probability) < 0.015
+    assert torch.equal(model.draw(z, None)[0], mean[0, logits[0].argmax()])
 
 
 def test_icrt_learns_from_what_follows_the_prompt() -> None:

@@ -118,11 +118,20 @@ def test_rows_of_a_batch_act_as_they_would_alone(trained: BaselineConfig) -> Non
 
 def test_a_row_that_is_reset_starts_anew_and_the_others_go_on(trained: BaselineConfig) -> None:
     policy = BaselinePolicy(str(trained.out / "policy"), TASK, deterministic=True)
-    first = act(policy, LENGTH, batch=2)
+    undisturbed = act(policy, 2 * LENGTH, batch=2)
+    act(policy, LENGTH - 1, batch=2)
+    assert not policy.needs_frame
     policy.reset(env_idx=[1])
     assert policy.needs_frame
-    again = torch.stack([policy.act(observation(2, seed=step)) for step in range(LENGTH)])
-    torch.testing.assert_close(again[:, 1], first[:, 1], rtol=1e-4, atol=1e-5)
+    shown = []
+    for step in range(LENGTH + 1):  # row 0 sees what follows, row 1 what it saw from the start
+        seen, start = observation(2, seed=LENGTH - 1 + step), observation(2, seed=step)
+        seen["agent"]["qpos"][1] = start["agent"]["qpos"][1]
+        seen["sensor_data"]["render_camera"]["rgb"][1] = start["sensor_data"]["render_camera"]["rgb"][1]
+        shown.append(seen)
+    again = torch.stack([policy.act(seen) for seen in shown])
+    torch.testing.assert_close(again[:, 0], undisturbed[LENGTH - 1 :, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again[:, 1], undisturbed[: LENGTH + 1, 1], rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"env_idx \[2\] names rows that do not exist"):
         policy.reset(env_idx=2)
 
@@ -334,7 +343,6 @@ def test_temporal_ensembling_averages_what_was_predicted_of_a_moment(tmp_path: P
         ({"demos": 21}, r"has 19 episodes to train on, not 21 \(21 with the held-out ones\)"),
         ({"demos": 0}, "demos is 0; it must be at least 1"),
         ({"method": "pi0"}, "method is 'pi0'; it must be one of act, bc-t, dp, icrt, rdt"),
-        ({"rollout_every": 10}, "--rollout-every rolls out PAR only"),
         ({"model": ("wide=3",)}, "unknown fields in ACTConfig: wide"),
         ({"model": (*SMALL, "horizon=2")}, "a chunk of 4 actions is executed"),
         ({"model": ("width=32", "heads=3")}, "must divide the width 32"),

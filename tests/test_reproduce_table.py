@@ -61,7 +61,8 @@ def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> 
     write_run(tmp_path / "b", "dp", 1)
     write_run(tmp_path / "c", "dp", 0, demos=50)
     write_run(tmp_path / "d", "dp", 4, state_seed=555000)
-    page = table(table_rows(read_runs(tmp_path)), "par-mini", {})
+    runs = read_runs(tmp_path)
+    page = table(table_rows(runs), {}, "par-mini", {})
     wilson = wilson_interval(6 / 8, 8)
     cell = f"**75.0** 6/8, {100 * wilson.low:.1f}–{100 * wilson.high:.1f} ["
     lines = page.splitlines()
@@ -71,6 +72,9 @@ def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> 
     assert "| *ACT, the paper's figure* | *76* | *20* | *30* |" in page
     assert "| dp | -50.0 (-100.0 to +0.0), p = 0.12 |" in page
     assert page.count("| dp | ") == 3  # its row, its comparison and where it comes from
+    page = table(table_rows(runs), table_rows(runs, protocol=False), "par-mini", {})
+    assert "| dp | 555000 | **100.0** 8/8, " in page
+    assert page.count("| dp | ") == 5
 
 
 def test_figures_are_drawn_and_nothing_else_is_written(tmp_path: Path) -> None:
@@ -102,7 +106,7 @@ def test_curves_are_of_runs_on_a_number_of_demonstrations_by_what_they_began_wit
             ("par-mini, --init runs/video/policy", [(100, 4)]),
         )
     }
-    lines = table(table_rows(runs), "par-mini", points).splitlines()
+    lines = table(table_rows(runs), {}, "par-mini", points).splitlines()
     line = next(
         line
         for line in lines
@@ -128,7 +132,7 @@ def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:
         read_runs(tmp_path)
     write_run(tmp_path / "b", "dp", 1)
     with pytest.raises(UserError, match="no run of the protocol is of 'par-mini'; there are: dp"):
-        table(table_rows(read_runs(tmp_path)), "par-mini", {})
+        table(table_rows(read_runs(tmp_path)), {}, "par-mini", {})
     write_run(tmp_path / "unfinished", "dp", 1)
     (tmp_path / "unfinished" / "results.json").unlink()
     assert len(read_runs(tmp_path)) == 1

@@ -179,7 +179,7 @@ class FrameToken(nn.Module):
 class Method(nn.Module, abc.ABC):
     """A baseline. Losses draw from torch's own generator, which the training loop seeds for every batch."""
 
-    Config: ClassVar[type[MethodConfig]]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
     """Its sizes."""
     prompted: ClassVar[bool] = False
     """Whether a demonstration of the task comes first, in training and when it acts."""

@@ -2,17 +2,19 @@
 
 A causal transformer reads whole trajectories of one task, one after another, as a sequence of observation and action
 tokens; from each observation's token the next actions are predicted, with the L1 loss. The first trajectory is the
-prompt and enters no loss. When acting, a demonstration from the training data is the prompt, and the robot's own
-episode follows it.
+prompt and enters no loss. When acting, a demonstration from the training data is the prompt, the shortest of ten, and
+the robot's own episode follows it.
 
-Deviations: the transformer is trained from scratch and small; a step is 8 control steps, since there are frames only
-there, and its action token is the chunk of 8 actions; 16 actions are predicted, as in the paper, of which 8 are
-executed before the next frame; the encoder is the stem that all baselines share, whose tokens become one by a
-projection, not by attention pooling, from which it did not learn to see the cube; the instruction, which ICRT does
-without, is added to the observation, as every method has it; predictions that overlap are not averaged, as its
-authors' code does; a sequence is 32 steps, two to four trajectories, and one that is cut off at the start of a window
-serves as prompt too; when acting, the oldest of 16 observations leaves and the robot's episode then begins midway
-behind the prompt, which training does not show; learned positions in place of rotary ones.
+Deviations: the transformer is trained from scratch and small, with dropout 0.1, layer norms, GELU and learned
+positions, where its authors' has none, root-mean-square norms, SwiGLU and rotary ones; a step is 8 control steps,
+since there are frames only there, and its action token is the chunk of 8 actions; 16 actions are predicted, as in the
+paper, of which 8 are executed before the next frame; the encoder is the stem that all baselines share, whose tokens
+become one by a projection, not by attention pooling, from which it did not learn to see the cube; the instruction,
+which ICRT does without, is added to the observation, as every method has it; predictions that overlap are not
+averaged, while its authors' code averages them; a sequence is 32 steps, two to four trajectories, of which always the
+first alone is the prompt, also where it is cut off at the start of a window, while its authors' code draws how many
+are; when acting, the oldest of 16 observations leaves and the robot's episode then begins midway behind the prompt,
+which training does not show.
 """
 
 from __future__ import annotations

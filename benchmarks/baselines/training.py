@@ -67,8 +67,6 @@ class BaselineConfig(BaselineOptions, TrainingConfig):
         super().__post_init__()
         if self.method not in METHODS:
             raise UserError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
-        if self.rollout_every:
-            raise UserError("--rollout-every rolls out PAR only; roll a baseline out with benchmarks/run.py")
 
     def sizes(self, **data: object) -> MethodConfig:
         """The method's sizes, with those that follow from the ``data``."""

@@ -164,14 +164,20 @@ class RecordOptions:
     """Minutes between checkpoints."""
     keep: int = 2
     """Newest checkpoints that stay."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to beside TensorBoard; needs wandb."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisplayOptions:
+    """What is looked at on the way."""
+
     picture_minutes: float = 10.0
     """Minutes between pictures of what is predicted of held-out episodes, drawn when next measured."""
     rollout_every: int = 0
     """Steps between closed-loop evaluations in simulation, on initial states for development; 0: none."""
     rollout_states: int = 10
     """Initial states per task of these evaluations."""
-    wandb: str | None = None
-    """Project of Weights & Biases to log to beside TensorBoard; needs wandb."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +241,7 @@ class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(LossOptions, WeightsOptions, ModelOptions, TrainingConfig):
+class FinetuneConfig(LossOptions, WeightsOptions, ModelOptions, DisplayOptions, TrainingConfig):
     """Trains a policy on rendered demonstrations; run the same command again to resume.
 
     Raises:
@@ -288,7 +294,7 @@ _FREE = (
     "compile",
     "gradient_checkpointing",
     "skip_corrupt",
-    *(option.name for option in dataclasses.fields(RecordOptions)),
+    *(option.name for options in (RecordOptions, DisplayOptions) for option in dataclasses.fields(options)),
 )
 """Options that may differ when a run is resumed: they do not decide what is trained."""
 

@@ -96,7 +96,8 @@ class TrainingLoop(abc.ABC):
         objective: called with windows, their number and a device, gives a :class:`PARLoss`; its ``model`` is trained.
         train: gives the batches.
         accelerator: where it runs.
-        rollouts: closed-loop evaluation, done on the main process every ``config.rollout_every`` steps.
+        rollouts: closed-loop evaluation, done on the main process.
+        rollout_every: steps between closed-loop evaluations; 0: none.
     """
 
     def __init__(
@@ -106,9 +107,10 @@ class TrainingLoop(abc.ABC):
         train: MixedSampler,
         accelerator: Accelerator,
         rollouts: Rollouts | None = None,
+        rollout_every: int = 0,
     ) -> None:
         self.config, self.accelerator = config, accelerator
-        self._train, self._rollouts = train, rollouts
+        self._train, self._rollouts, self._rollout_every = train, rollouts, rollout_every
         optimizer = make_optimizer(objective, config.learning_rate, config.weight_decay)
         self.objective: nn.Module
         self.optimizer: torch.optim.Optimizer
@@ -183,7 +185,7 @@ class TrainingLoop(abc.ABC):
                     self._save_checkpoint()
                 if due and not last:
                     self.save_policy()
-                if config.rollout_every and (progress.step % config.rollout_every == 0 or last):
+                if self._rollout_every and (progress.step % self._rollout_every == 0 or last):
                     self._roll_out(monitor)
                 self._counted, self._processor = time.monotonic(), time.process_time()
         self.save_policy()  # also of a run that had been stopped between its last checkpoint and this
@@ -321,7 +323,7 @@ class Training(TrainingLoop):
             model.compile_for_training()
         transforms = setup.transforms if config.has_actions else None
         objective = Objective(model, transforms, setup.text_encoder, config)
-        super().__init__(config, objective, setup.train, accelerator, rollouts)
+        super().__init__(config, objective, setup.train, accelerator, rollouts, config.rollout_every)
         self.progress.base = setup.base
 
     def resume(self) -> None:
