@@ -19,6 +19,7 @@ import pytest
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.provenance import provenance
 from par_agent.evaluation.records import read_records
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import ROLLOUT_CODE, TIMING_FIELDS
@@ -142,6 +143,13 @@ def test_the_table_says_what_was_run(finished: Path) -> None:
     assert "| PAR-Full | paper | 100.0 | 73.0 |" in (folder / "results.md").read_text()
     provenance = json.loads((folder / "results.json").read_text())["provenance"]
     assert {"command", "git_commit", "checkpoint", "device", "renderer", "versions"} <= provenance.keys()
+
+
+def test_the_commit_is_that_of_the_runs_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("par_agent.evaluation.runner.git_commit", lambda: "first")
+    begun = BenchmarkRun(config(tmp_path))
+    monkeypatch.setattr("par_agent.evaluation.runner.git_commit", lambda: "checked out meanwhile")
+    assert provenance(begun)["git_commit"] == "first"
 
 
 @pytest.mark.parametrize("moments", [(2,), pytest.param((1, 3, 5), marks=pytest.mark.slow)])
