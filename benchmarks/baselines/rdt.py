@@ -10,12 +10,12 @@ both are diffusers' own schedulers.
 Deviations: 10 blocks of width 256, not 28 of 2,048, and no pretraining on other robots; one robot, hence no unified
 128-number action space and no control-frequency token; the chunk of 64 tokens, which in its authors' evaluation on
 ManiSkill are 16 control steps interpolated fourfold, is those 16: interpolated, and with a quarter of the noised
-chunks, it had not begun to look at the images after 1,000 steps (lab book, section 25; ``horizon=64`` gives 64 control
-steps); joint positions and actions, which are not numbers of one space here, have an adaptor each, of two layers, not
-three; images are latents of the shared encoder behind the stem that all baselines share, in place of SigLIP's, and
-words are hashed, in place of T5's; one camera; a short text is padded with zeros, which are attended to; frames lie 8
-control steps apart, and 8 of the 16 actions are executed before the next frame; text, joint positions and each
-observation are hidden with probability 0.1 by zeroing their tokens, where the original shows a background image;
+chunks, it had not begun to look at the images after 1,000 steps (lab book, section 25; longer chunks look sooner with
+``time_shift``); joint positions and actions, which are not numbers of one space here, have an adaptor each, of two
+layers, not three; images are latents of the shared encoder behind the stem that all baselines share, in place of
+SigLIP's, and words are hashed, in place of T5's; one camera; a short text is padded with zeros, which are attended to;
+frames lie 8 control steps apart, and 8 of the 16 actions are executed before the next frame; text, joint positions and
+each observation are hidden with probability 0.1 by zeroing their tokens, where the original shows a background image;
 positions start at random, not as sines; 2 draws of noise for every chunk; the first step of a training window sees its
 frame twice, as an episode's does.
 """
