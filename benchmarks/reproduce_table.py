@@ -30,7 +30,7 @@ NOTHING = "–"
 class TableConfig:
     """Where the runs are and where table and figures go."""
 
-    runs: tuple[Path, ...] = (REPORTED / "rows", REPORTED / "demonstrations")
+    runs: tuple[Path, ...] = (REPORTED / "rows", REPORTED / "unseen", REPORTED / "demonstrations")
     """Folders of the runs' folders, as benchmarks/run.py writes them."""
     out: Path = REPORTED / "rows"
     """Folder that table.md and the figures are written to."""
