@@ -58,7 +58,7 @@ class RDTConfig(MethodConfig):
     noise_samples: int = 2
     """Draws of noise and time per chunk and training step."""
     time_shift: float = 1.0
-    """Moves training's diffusion times towards noise: time ``u`` in [0, 1) becomes ``s u / (1 + (s - 1) u)``."""
+    """Moves training's diffusion times towards noise: ``t`` of ``T`` becomes ``s t / (1 + (s - 1) t / T)``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,9 +158,8 @@ class RDT(Method):
         state, observed = state.repeat(count, 1, 1), repeated(observed, count)
         actions, weights = actions.repeat(count, 1, 1), weights.repeat(count, 1)
         noise = torch.randn_like(actions)
-        drawn = torch.rand(len(actions), device=actions.device)
-        drawn = config.time_shift * drawn / (1 + (config.time_shift - 1) * drawn)
-        time = (config.train_steps * drawn).long().clamp(max=config.train_steps - 1)
+        time = torch.randint(config.train_steps, (len(actions),), device=actions.device)
+        time = (config.time_shift * time / (1 + (config.time_shift - 1) * time / config.train_steps)).long()
         clean = self._clean(self.noising.add_noise(actions, noise, time), time, state, observed)
         return weighted_mean(F.mse_loss(clean.float(), actions, reduction="none"), weights)
 
