@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,8 +40,6 @@ class MethodConfig:
     """Attention heads; must divide the width."""
     dropout: float = 0.1
     """Dropout behind every branch of a block."""
-    share: float = 1.0
-    """Share of a batch's steps that enter the loss, drawn at random: where a chunk costs much more than reading it."""
     latent_channels: int = 8
     """Channels of the frame encoder's latents."""
     latent_size: tuple[int, int] = (40, 40)
@@ -67,8 +64,6 @@ class MethodConfig:
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 1:
                 raise UserError(f"{type(self).__name__}.{field.name} is {value}; it must be at least 1")
-        if not 0 < self.share <= 1:
-            raise UserError(f"share is {self.share}; it must be above 0 and at most 1")
         if self.horizon < self.chunk_length:
             raise UserError(
                 f"horizon is {self.horizon}; a chunk of {self.chunk_length} actions is executed: give at least that"
@@ -241,9 +236,6 @@ class Method(nn.Module, abc.ABC):
         z = self.conditions(self.history(inputs, features, visible)).flatten(0, 1)
         actions = targets.actions.flatten(0, 1)
         weights = (targets.action_weights * self.counted(visible)[..., None]).flatten(0, 1)
-        if self.config.share < 1:
-            drawn = torch.randperm(len(z), device=z.device)[: math.ceil(self.config.share * len(z))]
-            z, actions, weights = z[drawn], actions[drawn], weights[drawn]
         return self.chunk_loss(z, actions, weights)
 
 
