@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finished_runs import ROWS, Point, Run
+from finished_runs import ROWS, Curve, Point, Run
 
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.files import atomic_path
@@ -36,20 +36,20 @@ def draw_table(rows: Mapping[str, Run], reference: str, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_curves(curves: Mapping[tuple[str, str], Sequence[Point]], path: Path) -> None:
+def draw_curves(curves: Mapping[Curve, Sequence[Point]], path: Path) -> None:
     """Rates by the number of demonstrations trained on, with Wilson intervals, a panel for each task."""
-    tasks = list(dict.fromkeys(task for task, _ in curves))
+    tasks = list(dict.fromkeys(curve.task for curve in curves))
     figure, axes = _axes(len(tasks))
     drawn = Counter[str]()
-    for (task, label), points in curves.items():
-        axis, beside = axes[tasks.index(task)], 1.03 ** drawn[task]  # intervals must not lie on one another
-        drawn[task] += 1
+    for curve, points in curves.items():
+        axis, beside = axes[tasks.index(curve.task)], 1.03 ** drawn[curve.task]  # intervals must not lie on one another
+        drawn[curve.task] += 1
         counts = [beside * point.demonstrations for point in points]
         errors = list(zip(*(_error(point.result) for point in points), strict=True))
         rates = [100 * point.result.rate for point in points]
-        axis.errorbar(counts, rates, yerr=errors, marker="o", capsize=3, label=label)
+        axis.errorbar(counts, rates, yerr=errors, marker="o", capsize=3, label=f"{curve.policy}, {curve.steps:,} steps")
     for axis, task in zip(axes, tasks, strict=True):
-        counts = sorted({point.demonstrations for (of, _), points in curves.items() if of == task for point in points})
+        counts = sorted({point.demonstrations for curve in curves if curve.task == task for point in curves[curve]})
         axis.set(title=task, xscale="log", xlabel="demonstrations")
         axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from par_agent.errors import UserError
 from par_agent.evaluation.records import Record, read_records
@@ -106,32 +106,43 @@ class Point:
     result: TaskResult
 
 
-def curves(runs: Iterable[Run]) -> dict[tuple[str, str], list[Point]]:
+class Curve(NamedTuple):
+    """What the points of one curve have in common."""
+
+    task: str
+    policy: str
+    """Its name and, where its training began with a checkpoint, that."""
+    steps: int
+    """Of its training."""
+
+
+def curves(runs: Iterable[Run]) -> dict[Curve, list[Point]]:
     """Success by number of demonstrations, of the protocol's runs whose policies were trained with --demos.
 
     Returns:
-        By task and policy, in whose name the checkpoint stands that its training began with: points by number.
+        Each curve's points by number.
 
     Raises:
         UserError: two runs make the same point, or a run's policy was rolled out on none of its training's datasets.
     """
-    found: dict[tuple[str, str], dict[int, Point]] = {}
+    found: dict[Curve, dict[int, Point]] = {}
     for run in runs:
         if run.state_seed is not None or run.demos is None:
             continue
-        label = run.name if run.init is None else f"{run.name}, --init {run.init}"
-        counts, results = run.training["demonstrations"], run.results()
-        if not counts.keys() & results.keys():
+        policy = run.name if run.init is None else f"{run.name}, --init {run.init}"
+        steps, counts, results = run.training["steps"], run.training["demonstrations"], run.results()
+        trained = [task for task in results if task in counts]
+        if not trained:
             raise UserError(
                 f"{run.folder} rolled out {', '.join(results)} with a policy trained on datasets {', '.join(counts)}: "
                 "a curve needs folders named like the tasks"
             )
-        for task in counts.keys() & results.keys():
-            count, points = counts[task], found.setdefault((task, label), {})
+        for task in trained:
+            count, points = counts[task], found.setdefault(Curve(task, policy, steps), {})
             if count in points:
                 raise UserError(
-                    f"{points[count].run.folder} and {run.folder} are both of {label} after {count} demonstrations of "
-                    f"{task}: move one of them elsewhere"
+                    f"{points[count].run.folder} and {run.folder} are both of {policy} after {steps} steps with "
+                    f"{count} demonstrations of {task}: move one of them elsewhere"
                 )
             points[count] = Point(count, run, results[task])
     return {key: [points[count] for count in sorted(points)] for key, points in sorted(found.items())}

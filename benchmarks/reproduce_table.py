@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 from figures import draw_curves, draw_table
-from finished_runs import ROWS, Point, Run, curves, read_runs, table_rows
+from finished_runs import ROWS, Curve, Point, Run, curves, read_runs, table_rows
 
 from par_agent.errors import UserError
 from par_agent.evaluation.records import record_key
@@ -42,7 +42,7 @@ def table(
     rows: Mapping[str, Run],
     unseen: Mapping[str, Run],
     reference: str,
-    points: Mapping[tuple[str, str], Sequence[Point]],
+    points: Mapping[Curve, Sequence[Point]],
 ) -> str:
     """The page in Markdown.
 
@@ -99,14 +99,13 @@ def methods(rows: Mapping[str, Run]) -> list[str]:
     )
 
 
-def demonstrations(points: Mapping[tuple[str, str], Sequence[Point]]) -> list[str]:
-    """Lines of the table in Markdown: a row for every task and policy, a column for every number."""
+def demonstrations(points: Mapping[Curve, Sequence[Point]]) -> list[str]:
+    """Lines of the table in Markdown: a row for every curve, a column for every number."""
     numbers = sorted({point.demonstrations for found in points.values() for point in found})
     lines = []
-    for (task, label), found in points.items():
+    for curve, found in points.items():
         cells = {point.demonstrations: _cell(point.result) for point in found}
-        steps = "/".join(str(steps) for steps in sorted({point.run.training["steps"] for point in found}))
-        lines.append((task, label, steps, *(cells.get(number, NOTHING) for number in numbers)))
+        lines.append((curve.task, curve.policy, str(curve.steps), *(cells.get(number, NOTHING) for number in numbers)))
     return _markdown(("task", "policy", "training steps", *(f"{number} demonstrations" for number in numbers)), lines)
 
 

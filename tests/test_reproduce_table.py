@@ -32,6 +32,7 @@ def write_run(
     *,
     demos: int | None = None,
     init: str | None = None,
+    steps: int = 400,
     state_seed: int | None = None,
 ) -> None:
     """A run of 4 initial states and 2 policy seeds a task; the first ``solved`` states are solved in every task."""
@@ -51,7 +52,13 @@ def write_run(
     write_json(folder / "run.json", {"policy": policy, "track": "paper", "state_seed": state_seed})
     counts = dict.fromkeys(PAPER_TASKS, demos or 950)
     options = {"demos": demos, "init": init}
-    training = {"minutes": 12.4, "processor_minutes": 20.6, "demonstrations": counts, "steps": 400, "options": options}
+    training = {
+        "minutes": 12.4,
+        "processor_minutes": 20.6,
+        "demonstrations": counts,
+        "steps": steps,
+        "options": options,
+    }
     about = {"command": "python run.py", "checkpoint": "0123", "parameters": 7_500_000, "training": training}
     write_json(folder / "results.json", {"results": [], "provenance": about})
 
@@ -95,15 +102,17 @@ def test_curves_are_of_runs_on_a_number_of_demonstrations_by_what_they_began_wit
     write_run(tmp_path / "c", "par-mini", 1, demos=100)
     write_run(tmp_path / "d", "par-mini", 2, demos=100, init="runs/video/policy")
     write_run(tmp_path / "e", "par-mini", 4, demos=50, state_seed=555000)
+    write_run(tmp_path / "f", "par-mini", 3, demos=100, steps=1100)
     runs = read_runs(tmp_path)
     points = curves(runs)
     shown = {key: [(point.demonstrations, point.result.successes) for point in found] for key, found in points.items()}
     assert shown == {
-        (task, label): found
+        (task, policy, steps): found
         for task in PAPER_TASKS
-        for label, found in (
-            ("par-mini", [(100, 2), (300, 6)]),
-            ("par-mini, --init runs/video/policy", [(100, 4)]),
+        for policy, steps, found in (
+            ("par-mini", 400, [(100, 2), (300, 6)]),
+            ("par-mini", 1100, [(100, 6)]),
+            ("par-mini, --init runs/video/policy", 400, [(100, 4)]),
         )
     }
     lines = table(table_rows(runs), {}, "par-mini", points).splitlines()
@@ -113,6 +122,9 @@ def test_curves_are_of_runs_on_a_number_of_demonstrations_by_what_they_began_wit
         if line.startswith("| PickCube | par-mini, --init runs/video/policy | 400 | **50.0** 4/8")
     )
     assert line.endswith("| – |")
+    write_run(tmp_path / "g", "par-mini", 3, demos=100)
+    with pytest.raises(UserError, match="are both of par-mini after 400 steps with 100 demonstrations of PushCube"):
+        curves(read_runs(tmp_path))
 
 
 def test_curves_leave_out_tasks_that_the_policy_was_not_trained_on(tmp_path: Path) -> None:
@@ -120,7 +132,7 @@ def test_curves_leave_out_tasks_that_the_policy_was_not_trained_on(tmp_path: Pat
     about = read_json(tmp_path / "a" / "results.json")
     about["provenance"]["training"]["demonstrations"] = {"PickCube": 50}
     write_json(tmp_path / "a" / "results.json", about)
-    assert list(curves(read_runs(tmp_path))) == [("PickCube", "act")]
+    assert list(curves(read_runs(tmp_path))) == [("PickCube", "act", 400)]
     about["provenance"]["training"]["demonstrations"] = {"mine": 50}
     write_json(tmp_path / "a" / "results.json", about)
     with pytest.raises(UserError, match="trained on datasets mine: a curve needs folders named like the tasks"):
