@@ -19,7 +19,7 @@ benchmark-full: setup ## the paper's protocol: three tasks, 25 initial states, 5
 
 benchmark-robustness: setup ## unseen initial states and one change at a time, 25 rollouts a task each
 	$(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 1 --state-seed 777000 --num-states 25 $(ARGS)
-	for variation in camera dim bright color delay; do \
+	for variation in camera dim bright color delay shader; do \
 	  $(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 1 --variation $$variation $(ARGS) || exit; \
 	done
 

@@ -68,10 +68,13 @@ def read_runs(folder: Path) -> list[Run]:
     """
     runs = []
     for path in sorted(folder.glob("*/results.json")):  # written when a run is finished
-        identity, about = read_json(path.parent / "run.json"), read_json(path)["provenance"]
-        if identity["track"] == "paper" and identity.get("variation", "none") == "none":
-            records = read_records(path.parent / "rollouts.jsonl")
-            runs.append(Run(identity["policy"], path.parent, records, about, identity["state_seed"]))
+        try:
+            identity, about = read_json(path.parent / "run.json"), read_json(path)["provenance"]
+            name, track, state_seed = (identity[key] for key in ("policy", "track", "state_seed"))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path.parent} is not as benchmarks/run.py leaves a run: {error} is missing") from None
+        if track == "paper" and identity.get("variation", "none") == "none":
+            runs.append(Run(name, path.parent, read_records(path.parent / "rollouts.jsonl"), about, state_seed))
     if not runs:
         raise UserError(f"{folder} holds no finished run of the paper track; make one with benchmarks/run.py")
     order = list(ROWS)

@@ -1,7 +1,7 @@
 """Rebuilds the table of all methods and its figures from the records of finished runs; nothing is simulated.
 
-python benchmarks/reproduce_table.py                                # of the runs in benchmarks/reported
-python benchmarks/reproduce_table.py --runs benchmarks/results --out table
+python benchmarks/reproduce_table.py                     # of the runs in benchmarks/reported
+python benchmarks/reproduce_table.py --runs my-rows --out my-table   # of folders of benchmarks/results put into my-rows
 """
 
 from __future__ import annotations
@@ -24,6 +24,22 @@ from par_agent.tasks import PAPER_TASKS
 
 REPORTED = Path(__file__).parent / "reported"
 NOTHING = "–"
+EXPLAINED = (
+    "Success at any control step in %, with successes, rollouts and the 95% Wilson interval, as wide as for those "
+    "rollouts that repeat no other's actions; in brackets the 95% interval that draws whole initial states. Rollouts "
+    "that ended with an exception count as failures, and are named. Rows in italics are printed in the paper and were "
+    "not measured here. Minutes are those of the training steps on the machine that trained (processor minutes in "
+    "brackets); a chunk's time is one planning `act()`, frame encoder included."
+)
+COMPARED = (
+    "Difference of success rates in points ({reference} = 0), on the same initial states and policy seeds: 95% "
+    "interval by initial state, and the p-value of McNemar's exact test, which takes rollouts as independent and, of "
+    "few of them, is cautious; it is that of one cell, not corrected for their number. An interval of one point says "
+    "only that no state was solved by one alone."
+)
+SOURCES = (
+    "The hash is of the weights and, of methods that are not PAR, of the code around them: it changes with either."
+)
 
 
 @dataclass(frozen=True)
@@ -58,20 +74,13 @@ def table(
     lines = [
         "# All methods",
         "",
-        "Success at any control step in %, with successes, rollouts and the 95% Wilson interval, as wide as for those "
-        "rollouts that repeat no other's actions; in brackets the 95% interval that draws whole initial states. Rows "
-        "in italics are printed in the paper and were not measured here. Minutes are those of the training steps on "
-        "the machine that trained (processor minutes in brackets); a chunk's time is one planning `act()`, frame "
-        "encoder included.",
+        EXPLAINED,
         "",
         *methods(rows),
         "",
         f"## Against {reference}",
         "",
-        f"Difference of success rates in points ({reference} = 0), on the same initial states and policy seeds: 95% "
-        "interval by initial state, and the p-value of McNemar's exact test, which takes rollouts as independent and, "
-        "of few of them, is cautious; it is that of one cell, not corrected for their number. An interval of one point "
-        "says only that no state was solved by one alone.",
+        COMPARED.format(reference=reference),
         "",
         *_markdown(("method", *PAPER_TASKS), _comparisons(rows, reference)),
         "",
@@ -79,8 +88,10 @@ def table(
         *(["## By number of demonstrations", "", *demonstrations(points), ""] if points else []),
         "## Where this comes from",
         "",
+        SOURCES,
+        "",
         *_markdown(
-            ("method", "checkpoint", "rollouts", "command"),
+            ("method", "weights and code", "rollouts", "command"),
             [
                 (name, f"`{run.about['checkpoint']}`", str(len(run.records)), f"`{run.about['command']}`")
                 for found in (rows, unseen)
@@ -149,7 +160,8 @@ def _cell(result: TaskResult | None) -> str:
     if result is None:
         return NOTHING
     wilson, cluster = (f"{100 * bounds.low:.1f}–{100 * bounds.high:.1f}" for bounds in (result.wilson, result.cluster))
-    return f"**{100 * result.rate:.1f}** {result.successes}/{result.rollouts}, {wilson} [{cluster}]"
+    errors = f", {result.errors} errors" if result.errors else ""
+    return f"**{100 * result.rate:.1f}** {result.successes}/{result.rollouts}, {wilson} [{cluster}]{errors}"
 
 
 def _comparisons(rows: Mapping[str, Run], reference: str) -> list[tuple[str, ...]]:

@@ -28,6 +28,7 @@ from par_agent.evaluation.records import Record
 from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.tasks import BUNDLED, PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
+from par_agent.vla_eval.client import PREFIX
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -50,9 +51,9 @@ class BenchmarkConfig:
     model server those of par_agent.vla_eval.client.ModelServerPolicy, and name=... for tables and folders."""
     track: Literal["paper", "native"] = "paper"
     """What the policy sees: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
-    variation: Literal["none", "camera", "dim", "bright", "color", "delay"] = "none"
+    variation: Literal["none", "camera", "dim", "bright", "color", "delay", "shader"] = "none"
     """One thing that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
-    colour, every action one control step late."""
+    colour, every action one control step late, ManiSkill's default shader (which has a grey background)."""
     states: int = PROTOCOL_STATES
     """How many of the protocol's initial states per task."""
     policy_seeds: int = PROTOCOL_POLICY_SEEDS
@@ -91,6 +92,10 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
         raise UserError("--num-states is for other states than the protocol's and needs --state-seed; or give --states")
     device = config.device or ("cuda" if config.backend == "gpu" else "cpu")
     policy = config.policy or BUNDLED[config.track]
+    if policy.startswith(PREFIX) and (config.device is not None or config.backend == "gpu"):
+        raise UserError(
+            "a model server has a device of its own and acts in one environment: no --device or --backend gpu"
+        )
     return RunConfig(
         tasks=config.tasks,
         policy=find_policy(policy, parse_options(config.policy_kwargs), device, config.policy_checkpoint),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -23,6 +24,7 @@ class SmallModelServer(PredictModelServer):
         frame_every: as in `par_agent.vla_eval.messages`.
         control_mode: what the actions are said to be.
         fail: ``error``, ``late``, ``nan`` or ``nothing`` instead of an answer, from the second observation on.
+        dies: the episode at whose start the process ends, from 1 on; None: it does not.
     """
 
     def __init__(
@@ -34,10 +36,12 @@ class SmallModelServer(PredictModelServer):
         frame_every: int = 1,
         control_mode: str = "pd_joint_pos",
         fail: str = "",
+        dies: int | None = None,
     ) -> None:
         super().__init__(chunk_size=chunk_size)
         self.length, self.size, self.needs, self.fail = length, size, needs, fail
         self.frame_every, self.control_mode = frame_every, control_mode
+        self.dies = dies
         self.seen: list[dict[str, Any]] = []
         self.starts: list[dict[str, Any]] = []
         self.ends = 0
@@ -62,6 +66,8 @@ class SmallModelServer(PredictModelServer):
     async def on_episode_start(self, config: dict[str, Any], ctx: SessionContext) -> None:
         await super().on_episode_start(config, ctx)
         self.starts.append(config)
+        if len(self.starts) == self.dies:
+            os._exit(1)
         task = config["task"]
         self._generators[ctx.session_id] = np.random.default_rng(task["seeds"][task["episode_idx"]])
 

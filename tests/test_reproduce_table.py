@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from finished_runs import curves, read_runs, table_rows
-from reproduce_table import REPORTED, TableConfig, main, table
+from reproduce_table import REPORTED, TableConfig, main, methods, table
 
 from baselines import ABLATIONS, NAMES, find_policy
 from par_agent.errors import UserError
@@ -151,6 +151,20 @@ def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:
     write_run(tmp_path / "c", "dp", 1)
     with pytest.raises(UserError, match="are both of dp"):
         table_rows(read_runs(tmp_path))
+    write_json(tmp_path / "c" / "results.json", {})
+    with pytest.raises(UserError, match=r"c is not as benchmarks/run\.py leaves a run: 'provenance' is missing"):
+        read_runs(tmp_path)
+
+
+def test_errors_are_named_beside_the_rate_that_they_lower(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "par-mini", 3)
+    file = tmp_path / "a" / "rollouts.jsonl"
+    failed, *others = (json.loads(line) for line in file.read_text().splitlines())
+    failed |= {"error": "ValueError: no", "success_once": False, "actions_sha256": None}
+    file.write_text("".join(json.dumps(record) + "\n" for record in (failed, *others)))
+    cells = methods(table_rows(read_runs(tmp_path)))[2].split(" | ")
+    assert cells[1].startswith("**62.5** 5/8") and cells[1].endswith("], 1 errors")
+    assert not any("errors" in cell for cell in cells[2:])
 
 
 def test_the_reported_table_is_that_of_the_reported_runs(tmp_path: Path) -> None:

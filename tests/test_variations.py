@@ -53,6 +53,15 @@ def test_another_color_is_seen_on_the_cube_alone(plain: np.ndarray) -> None:
     assert np.ptp(rows) < 60 and np.ptp(columns) < 60
 
 
+def test_the_default_shader_has_a_grey_background_and_shows_the_same_scene(plain: np.ndarray) -> None:
+    pixels = image("shader")
+    background = plain.max(-1) == 0
+    assert background.mean() > 0.1
+    grey = pixels[background]
+    assert np.median(grey) > 100 and (np.ptp(grey, axis=-1) == 0).mean() > 0.9
+    assert np.abs(pixels - plain)[~background].mean() < 2
+
+
 def test_a_delayed_action_takes_effect_one_step_later() -> None:
     late, prompt = environment("delay"), environment("none")
     start = late.observe(with_frame=False)["agent"]["qpos"]

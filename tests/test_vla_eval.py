@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
+import re
 import subprocess
 import sys
-import time
-import urllib.request
-import venv
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +18,7 @@ import pytest
 import torch
 
 from par_agent import PARPolicy
-from par_agent.errors import UserError
+from par_agent.errors import UnavailableError, UserError
 from par_agent.tasks import get_task
 from par_agent.vla_eval.client import ModelServerPolicy, model_server_source
 from par_agent.vla_eval.messages import episode_seed, from_message, read_actions, to_message
@@ -72,6 +68,9 @@ def test_actions_that_do_not_fit_are_refused() -> None:
         read_actions({"action": np.zeros(8)}, PUSH)
     with pytest.raises(UserError, match="not finite"):
         read_actions({"actions": [float("inf")] * 8}, PUSH)
+    for answer in ([[0.5], [0.5, 0.5]], ["open"] * 8, {"arm": [0.5] * 7}, [1j] * 8):
+        with pytest.raises(UserError, match="actions that are not an array of numbers"):
+            read_actions({"actions": answer}, PUSH)
 
 
 def test_the_seed_of_an_episode_is_found_where_there_is_one() -> None:
@@ -197,25 +196,43 @@ def test_a_server_that_goes_away_and_comes_back(serve: Any) -> None:
     policy.reset(seed=0)
     first = policy.act(observation())
     handle.close()
-    with pytest.raises(UserError, match=r"closed the connection|was lost during the episode"):
+    with pytest.raises(UnavailableError, match=r"closed the connection|was lost during an episode"):
         policy.act(observation(1))
-    with pytest.raises(UserError, match=r"no model server answers at ws://.* \(ConnectionRefusedError"):
+    with pytest.raises(UnavailableError, match=r"no model server answers at ws://.* \(ConnectionRefusedError"):
         policy.reset(seed=0)
-    serve(small(length=1), port=handle.port)
+    again = serve(small(length=1), port=handle.port)
     policy.reset(seed=0)
     assert torch.equal(policy.act(observation()), first)
+    policy.close()
+    again.close()
+    serve(small(length=1, control_mode="raw"), port=handle.port)
+    with pytest.raises(UnavailableError, match=r"another model server answers at ws://.* than when the run began"):
+        policy.reset(seed=0)
     policy.close()
 
 
 def test_addresses_and_options_that_cannot_be(serve: Any) -> None:
     handle = serve(small())
-    for url in ("127.0.0.1:8000", "http://127.0.0.1:8000", "ws://"):
+    for url in ("127.0.0.1:8000", "http://127.0.0.1:8000", "ws://", "ws://[::1:8000", "ws://localhost:port"):
         with pytest.raises(UserError, match="is not the address of a model server; expected vla-eval:ws://HOST:PORT"):
             model_server_source(f"vla-eval:{url}", {})
     with pytest.raises(UserError, match="execute is 0; it must be a whole number of at least 1"):
         ModelServerPolicy(handle.url, PUSH, execute=0)
-    with pytest.raises(UserError, match="timeout is 'soon'; it must be a number of seconds above 0"):
-        model_server_source(f"vla-eval:{handle.url}", {"timeout": "soon"})
+    with pytest.raises(UserError, match="execute is True"):
+        ModelServerPolicy(handle.url, PUSH, execute=True)
+    for timeout in ("soon", True, float("nan"), 0):
+        with pytest.raises(UserError, match=f"timeout is {timeout!r}; it must be a number of seconds above 0"):
+            model_server_source(f"vla-eval:{handle.url}", {"timeout": timeout})
+    for name in ("openvla/openvla-7b", "../x", "", None, 7):
+        with pytest.raises(UserError, match=re.escape(f"name is {name!r}; it becomes a folder's")):
+            model_server_source(f"vla-eval:{handle.url}", {"name": name})
+    for option in ("url", "task", "server"):
+        with pytest.raises(UserError, match=f"policy option '{option}' is not to be given"):
+            model_server_source(f"vla-eval:{handle.url}", {option: "x"})
+    asking = small()
+    asking.get_observation_params = lambda: {"frame_every": 0}
+    with pytest.raises(UserError, match="asks for images in every 0-th observation"):
+        ModelServerPolicy(serve(asking).url, PUSH)
     with pytest.raises(UserError, match="image_format is 'bmp'"):
         ModelServerPolicy(handle.url, PUSH, image_format="bmp")
     policy = ModelServerPolicy(handle.url, PUSH)
@@ -226,14 +243,39 @@ def test_addresses_and_options_that_cannot_be(serve: Any) -> None:
 
 
 def test_results_of_servers_that_differ_are_kept_apart(serve: Any) -> None:
-    first = model_server_source(f"vla-eval:{serve(small()).url}", {})
+    with pytest.warns(UserWarning, match="does not say which weights it serves"):
+        first = model_server_source(f"vla-eval:{serve(small()).url}", {})
     other = serve(small(control_mode="raw"))
     second = model_server_source(f"vla-eval:{other.url}", {"name": "small-2", "execute": 2})
     assert (first.label, second.label) == ("SmallModelServer", "small-2")
     assert first.options["server"] != second.options["server"] and "name" not in second.options
     ModelServerPolicy(task=PUSH, **second.options).close()
-    with pytest.raises(UserError, match="another model server answers"):
+    with pytest.raises(UnavailableError, match="another model server answers"):
         ModelServerPolicy(other.url, PUSH, server=first.options["server"])
+
+
+def test_how_a_server_is_reached_does_not_make_another_run(serve: Any) -> None:
+    ways: list[dict[str, Any]] = [{}, {"timeout": 120}, {"image_format": "png"}, {"image_format": "jpeg"}]
+    found = [
+        model_server_source(f"vla-eval:{serve(small()).url}", {"name": "x", **way}).deciding_options for way in ways
+    ]
+    assert found[0] == found[1] == found[2] == {"server": found[0]["server"]}
+    assert found[3] == {**found[0], "image_format": "jpeg"}
+
+
+def test_ways_to_act_with_the_same_weights_are_told_apart(serve: Any, tmp_path: Path) -> None:
+    pytest.importorskip("vla_eval")
+    from par_agent.vla_eval.server import PARModelServer
+
+    tiny_checkpoint().save(tmp_path / "tiny")
+    ways: list[dict[str, Any]] = [{}, {"acting": {"execute": 1}}, {"acting": {"denoising_steps": 2}}, {"seed": 1}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sources = [
+            model_server_source(f"vla-eval:{serve(PARModelServer(str(tmp_path / 'tiny'), **way)).url}", {})
+            for way in ways
+        ]
+    assert len({source.options["server"] for source in sources}) == 4
 
 
 def test_par_as_a_model_server_acts_as_the_policy_does_in_every_session(
@@ -281,10 +323,22 @@ def test_the_benchmark_checks_its_parameters() -> None:
     pytest.importorskip("vla_eval")
     from par_agent.vla_eval.benchmark import ManiSkill3Benchmark
 
-    with pytest.raises(UserError, match="states is 26; the protocol has 25"):
+    with pytest.raises(UserError, match="states is 26; it must be a whole number from 1 to 25"):
         ManiSkill3Benchmark(states=26)
     with pytest.raises(UserError, match="frame_every is 0"):
         ManiSkill3Benchmark(frame_every=0)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"states": "5"}, "states is '5'"),
+        ({"frame_every": None}, "frame_every is None; it must be a whole number of at least 1"),
+        ({"track": "papr"}, "unknown track 'papr'"),
+        ({"variation": "fog"}, "unknown variation 'fog'"),
+        ({"tasks": "PushCube"}, "tasks is 'PushCube'; it must be a list of tasks"),
+        ({"tasks": []}, "it must be a list of tasks"),
+        ({"tasks": ["PushCube", "PushCube-v1"]}, "a task is given twice"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(UserError, match=message):
+            ManiSkill3Benchmark(**arguments)
     with pytest.raises(UserError, match="different robots or controllers"):
         ManiSkill3Benchmark(tasks=["PushCube", "PickCubeSO100"])
     benchmark = ManiSkill3Benchmark(states=3)
@@ -293,85 +347,3 @@ def test_the_benchmark_checks_its_parameters() -> None:
     assert len({seed for task in tasks for seed in task["seeds"]}) == 15
     with pytest.raises(UserError, match="episode 15 of PushCube: there are 15; set episodes_per_task to 15"):
         benchmark.reset({**tasks[0], "episode_idx": 15})
-
-
-@pytest.mark.slow
-def test_the_documented_commands_have_the_options_that_they_are_given() -> None:
-    pytest.importorskip("vla_eval")
-    text = (ROOT / "benchmarks" / "README.md").read_text().split("## Policies with packages of their own")[1]
-    commands = [line.strip() for line in text.split("\n## ")[0].splitlines() if line.startswith("    ")]
-    servers = {
-        "-m par_agent.vla_eval.server": ["-m", "par_agent.vla_eval.server"],
-        "-m vla_eval.model_servers.lerobot": ["-m", "vla_eval.model_servers.lerobot"],
-        "PATH/TO/benchmarks/vla-eval/rdt_server.py": [str(ROOT / "benchmarks" / "vla-eval" / "rdt_server.py")],
-        "vla-eval run": ["-c", "from vla_eval.cli.main import main; main()", "run"],
-    }
-    for name, arguments in servers.items():
-        (command,) = (command.split("#")[0] for command in commands if name in command)
-        options = [word.split("=")[0] for word in command.split() if word.startswith("--")]
-        help_text = subprocess.run([sys.executable, *arguments, "--help"], capture_output=True, text=True, check=True)
-        assert len(options) >= 1 and all(option in help_text.stdout for option in options), (name, options)
-
-
-# --- end to end, the server in an environment of its own --------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def other_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh virtual environment that holds vla-eval and nothing of this package."""
-    vla_eval = pytest.importorskip("vla_eval", reason="needs vla-eval: pip install 'par-agent[vla-eval]'")
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    subprocess.run([python, "-I", "-m", "pip", "install", "-q", f"vla-eval=={vla_eval.__version__}"], check=True)
-    assert subprocess.run([python, "-I", "-c", "import par_agent"], check=False, capture_output=True).returncode == 1
-    return python
-
-
-@pytest.fixture
-def address(other_environment: Path) -> Iterator[str]:
-    """Address of a model server that runs in the other environment and keeps its chunks of 4."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    script = Path(__file__).with_name("small_model_server.py")
-    options = {"chunk_size": 40, "length": 40, "frame_every": 40, "needs": "base_camera"}
-    arguments = [f"--args.{name}={value}" for name, value in options.items()]
-    process = subprocess.Popen([other_environment, "-I", script, "--address", address, *arguments])
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://{address}/health", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.5)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@pytest.mark.slow
-@pytest.mark.network
-def test_both_harnesses_roll_the_same_server_out_alike(address: str, tmp_path: Path) -> None:
-    where, url = ["--tasks", "PushCube", "--track", "native"], f"ws://{address}"
-    ours = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--policy", f"vla-eval:{url}", *where]
-    ours += ["--states", "1", "--policy-seeds", "2", "--workers", "2", "--out", str(tmp_path / "ours")]
-    subprocess.run(ours, check=True)
-    (file,) = tmp_path.glob("ours/SmallModelServer-native-*/rollouts.jsonl")
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [(record["error"], record["steps"], record["renders"]) for record in records] == [(None, 400, 10)] * 2
-    expected = {(r["env_seed"], r["policy_seed"], r["steps"]): r["actions_sha256"] for r in records}
-    assert len(set(expected.values())) == 2
-
-    main = "import sys; from vla_eval.cli.main import main; sys.exit(main())"
-    theirs = [sys.executable, "-c", main, "run", "--config", str(ROOT / "benchmarks" / "vla-eval" / "native.yaml")]
-    theirs += ["--server-url", url, "--output-dir", str(tmp_path / "theirs"), "--param", "tasks=[PushCube]"]
-    theirs += ["--param", "states=1", "--benchmark-field", "episodes_per_task=2"]
-    subprocess.run(theirs, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])})
-    (file,) = tmp_path.glob("theirs/*_aggregate.json")
-    episodes = json.loads(file.read_text())["tasks"][0]["episodes"]
-    found = {(e["metrics"]["env_seed"], e["metrics"]["policy_seed"], e["steps"]): e["metrics"] for e in episodes}
-    assert {key: metrics["actions_sha256"] for key, metrics in found.items()} == expected
-    assert not any(metrics["success"] for metrics in found.values())

@@ -7,7 +7,8 @@ vla-eval installed; it needs a GPU, T5-XXL and SigLIP, and RDT's code unpickles 
     PYTHONPATH=. python PATH/TO/rdt_server.py --args.weights rdt/mp_rank_00_model_states.pt --address 127.0.0.1:8000
 
 It follows RDT's `eval_sim/eval_rdt_maniskill.py`: the render camera now and one control step ago, seven joints and one
-finger, every fourth of 64 actions. Weights were not to be had here: this file has not been run.
+finger, every fourth of 64 actions. Weights were not to be had here: this file has run with a stand-in for RDT's model
+alone.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class RDTModelServer(PredictModelServer):
         )
         self._texts: dict[str, Any] = {}
         self._images: dict[str, list[Any]] = {}
+        self._seeds: dict[str, int] = {}
 
     async def on_observation(self, obs: dict[str, Any], ctx: SessionContext) -> None:
         """Keeps the last two images, also of observations that are answered out of the chunk."""
@@ -78,17 +80,25 @@ class RDTModelServer(PredictModelServer):
         images = []
         for image in self._images[ctx.session_id]:
             images += [None if image is None else Image.fromarray(image), *OTHER_CAMERAS]
+        if ctx.session_id in self._seeds:  # of this chunk alone, whatever other sessions draw meanwhile
+            self._torch.manual_seed(self._seeds[ctx.session_id] + ctx.step)
         state = self._torch.from_numpy(np.asarray(obs["state"], np.float32)[None, :-1])
         actions = self._model.step(state, images, self._texts[instruction])
         return {"actions": actions[0, :: self._every].cpu().numpy()}
 
     async def on_episode_start(self, config: dict[str, Any], ctx: SessionContext) -> None:
-        """Forgets the images, and seeds the noise."""
+        """Forgets the images, and notes the seed of the noise."""
         await super().on_episode_start(config, ctx)
         self._images[ctx.session_id] = [None]
+        self._seeds.pop(ctx.session_id, None)
         task = config.get("task", {})
         if "seeds" in task:
-            self._torch.manual_seed(task["seeds"][task.get("episode_idx", 0)])
+            self._seeds[ctx.session_id] = task["seeds"][task.get("episode_idx", 0)]
+
+    async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
+        """Forgets the session's images."""
+        await super().on_episode_end(result, ctx)
+        self._images.pop(ctx.session_id, None)
 
     def get_action_spec(self) -> dict[str, DimSpec]:
         """Joint targets."""

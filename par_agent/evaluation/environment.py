@@ -66,14 +66,17 @@ def check_backend(backend: str, specs: Sequence[TaskSpec]) -> None:
         raise UserError("--backend gpu needs an NVIDIA GPU, and torch finds none; use --backend cpu")
 
 
-def make_simulation(spec: TaskSpec, *, obs_mode: str = "none", backend: str = "cpu", num_envs: int = 1) -> Any:
-    """Makes the ManiSkill environment of a task, with the minimal shader.
+def make_simulation(
+    spec: TaskSpec, *, obs_mode: str = "none", backend: str = "cpu", num_envs: int = 1, shader: str = "minimal"
+) -> Any:
+    """Makes the ManiSkill environment of a task.
 
     Args:
         spec: the task.
         obs_mode: ManiSkill's observation mode.
         backend: one of :data:`BACKENDS`.
         num_envs: environments simulated at once; the ``cpu`` backend takes one.
+        shader: ManiSkill's shader pack, of all cameras.
 
     Raises:
         UserError: no such environment or controller, or a package that the task needs is missing.
@@ -89,8 +92,8 @@ def make_simulation(spec: TaskSpec, *, obs_mode: str = "none", backend: str = "c
             control_mode=spec.control_mode,
             render_mode="rgb_array",
             **BACKENDS[backend],
-            human_render_camera_configs={"shader_pack": "minimal"},
-            sensor_configs={"shader_pack": "minimal"},
+            human_render_camera_configs={"shader_pack": shader},
+            sensor_configs={"shader_pack": shader},
             max_episode_steps=spec.max_steps,
         )
     except (gym.error.UnregisteredEnv, gym.error.NameNotFound) as error:
@@ -127,7 +130,8 @@ class TaskEnvironment:
         self.track = track
         self.num_envs = num_envs
         obs_mode = "none" if track == "paper" else "rgb"
-        self._env = make_simulation(spec, obs_mode=obs_mode, backend=backend, num_envs=num_envs)
+        shader = self._variation.shader
+        self._env = make_simulation(spec, obs_mode=obs_mode, backend=backend, num_envs=num_envs, shader=shader)
         self._base = self._env.unwrapped
         self._get_native_observation = self._base.get_obs
         # Both reset() and step() end with get_obs(), which would render the sensor cameras: observe() calls it instead.

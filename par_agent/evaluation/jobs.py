@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from par_agent.errors import UnavailableError
 from par_agent.evaluation.policies import PolicySource, resolve_task
 
 if TYPE_CHECKING:
@@ -124,12 +125,18 @@ class Bench:
         return str(sapien.render.get_device_summary().splitlines()[0]).partition(": ")[2]
 
     def do(self, job: RolloutJob) -> Iterator[Reply]:
-        """Does one job; an exception becomes the reply of all rollouts that it ends."""
+        """Does one job; an exception becomes the reply of all rollouts that it ends.
+
+        Raises:
+            UnavailableError: what the policy acts with is gone.
+        """
         unfinished = set(job.states)
         try:
             for reply in self._roll_out(job):
                 unfinished.discard(reply.state)
                 yield reply
+        except UnavailableError:
+            raise
         except Exception as error:
             with contextlib.suppress(Exception):  # built anew for the next rollout, whatever state they are in
                 self._built.pop(job.task)[0].close()

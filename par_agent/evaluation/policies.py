@@ -120,6 +120,8 @@ class PolicySource:
     """Folder of weights for a class that has a parameter ``checkpoint``."""
     name: str | None = None
     """Short name for tables and folders; None: that of the class or folder, of a run's `policy` the run's."""
+    indifferent: tuple[str, ...] = ()
+    """Options that decide no action, by which policies are not told apart."""
 
     @property
     def label(self) -> str:
@@ -130,6 +132,11 @@ class PolicySource:
             return self.reference.rpartition(":")[2]
         folder = Path(self.reference).resolve()
         return folder.parent.name if folder.name == "policy" else folder.name
+
+    @property
+    def deciding_options(self) -> dict[str, Any]:
+        """The options by which policies are told apart."""
+        return {name: value for name, value in self.options.items() if name not in self.indifferent}
 
     def build(self, spec: TaskSpec, track: str = "paper") -> Policy:
         """Makes the policy for one task and checks that it fits.
@@ -158,9 +165,9 @@ class PolicySource:
                 raise UserError(f"{self.reference!r} is a {type(cls).__name__}; expected a class")
             source = Path(inspect.getfile(cls))
             code = sorted(source.parent.glob("*.py")) if "." in cls.__module__ else [source]
-            return hash_files(code + ([] if self.folder is None else _weight_files(self.folder)))
+            return hash_files(code + ([] if self.folder is None else weight_files(self.folder)))
         assert self.folder is not None
-        return hash_files(_weight_files(self.folder))
+        return hash_files(weight_files(self.folder))
 
     @property
     def folder(self) -> Path | None:
@@ -194,7 +201,7 @@ class PolicySource:
         return _call(cls, self.reference, **arguments)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """A checkpoint's files that decide what it does."""
     return sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".bin"))
 

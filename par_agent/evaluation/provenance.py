@@ -11,7 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from par_agent.evaluation.policies import weight_files
 from par_agent.files import read_object
+from par_agent.versions import hash_files
 
 if TYPE_CHECKING:
     from par_agent.evaluation.runner import BenchmarkRun
@@ -40,10 +42,11 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
 
 
 def _weights(folder: Path | None) -> dict[str, Any]:
-    """Numbers in a checkpoint's weight file, and how it was trained; None where it does not say so."""
-    about: dict[str, Any] = {"parameters": None, "training": None}
+    """A hash of a checkpoint's files, the numbers in its weights and how it was trained; None where that is unknown."""
+    about: dict[str, Any] = {"weights": None, "parameters": None, "training": None}
     if folder is None:
         return about
+    about["weights"] = hash_files(weight_files(folder))
     if (weights := folder / "model.safetensors").is_file():
         from safetensors import safe_open
 

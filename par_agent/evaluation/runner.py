@@ -168,6 +168,7 @@ class BenchmarkRun:
 
         Raises:
             UserError: task, policy or environment do not fit; nothing has been written then.
+            UnavailableError: what the policy acts with is gone; what was rolled out before is on disk.
         """
         with self._pool() as pool, RunFolder(self.folder, self.identity) as folder:
             self.renderer, self.workers = pool.renderer, pool.workers
@@ -222,7 +223,7 @@ class BenchmarkRun:
         policy = self.config.policy
         return {
             "policy": policy.label,
-            "policy_options": policy.options,
+            "policy_options": policy.deciding_options,
             "checkpoint": self.fingerprint,
             "device": policy.device,
             "backend": self.config.backend,

@@ -30,6 +30,8 @@ class Variation:
     """Applied to the unwrapped ManiSkill environment whenever its scene has been built."""
     delay: int = 0
     """Control steps that pass before an action takes effect; the robot holds still until the first one does."""
+    shader: str = "minimal"
+    """ManiSkill's shader pack."""
 
 
 def move_cameras(base: Any) -> None:
@@ -77,6 +79,7 @@ VARIATIONS: dict[str, Variation] = {
     "bright": Variation(f"light {LIGHT:.0%} stronger", scale_light(1 + LIGHT)),
     "color": Variation("objects of another colour", turn_colors),
     "delay": Variation("every action one control step late", delay=1),
+    "shader": Variation("ManiSkill's default shader, whose background is grey, not black", shader="default"),
 }
 """What `benchmarks/run.py --variation` knows."""
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
-from par_agent.errors import UserError
+from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.jobs import MAX_ATTEMPTS, Bench, Reply, RolloutJob, WorkerSetup, died
 
 
@@ -96,6 +96,9 @@ class WorkerPool:
         """Yields the reply to every rollout as it ends, in no particular order.
 
         A job whose worker died is done again as a whole: some of its rollouts may be yielded twice, with equal records.
+
+        Raises:
+            UnavailableError: what the policy acts with is gone.
         """
         waiting = deque(jobs)
         attempts: dict[RolloutJob, int] = {}
@@ -113,6 +116,8 @@ class WorkerPool:
                         waiting.appendleft(job)
                     else:
                         yield from ((job, reply) for reply in died(job, how))
+                elif message[0] == "unavailable":
+                    raise UnavailableError(message[1])
                 elif message[0] == "reply":
                     yield job, message[1]
                 else:
@@ -175,6 +180,9 @@ def _worker_main(parent: connection.Connection, setup: WorkerSetup, core: int | 
             parent.send(("invalid", f"{text}\n{traceback.format_exc()}"))
             return
         while True:
-            for reply in bench.do(parent.recv()):
-                parent.send(("reply", reply))
-            parent.send(("done", None))
+            try:
+                for reply in bench.do(parent.recv()):
+                    parent.send(("reply", reply))
+                parent.send(("done", None))
+            except UnavailableError as error:
+                parent.send(("unavailable", str(error)))

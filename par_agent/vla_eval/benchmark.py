@@ -13,10 +13,12 @@ import torch
 
 from par_agent.errors import UserError
 from par_agent.evaluation.environment import TaskEnvironment
+from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.policies import resolve_task, search_folder
-from par_agent.evaluation.protocol import InitialState, load_states, protocol_file
+from par_agent.evaluation.protocol import InitialState, load_states, protocol_file, protocol_seeds
 from par_agent.evaluation.rollout import derive_seed
-from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec
+from par_agent.evaluation.variations import get_variation
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TRACKS, TaskSpec
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.interface import action_interface, observation_interface
 from par_agent.vla_eval.messages import read_actions, to_message
@@ -35,6 +37,9 @@ class ManiSkill3Benchmark(StepBenchmark):
     125 episodes a task. An episode ends with the first success or after the task's step limit. Beside ``success`` its
     metrics hold ``env_seed``, ``policy_seed`` and ``actions_sha256``, to be compared with ``rollouts.jsonl``.
 
+    Give ``episodes_per_task`` with ``states`` (`--benchmark-field episodes_per_task=5` for one state): vla-eval counts
+    episodes that there are not as failures.
+
     Args:
         tasks: by name, or ``module:NAME`` for a `TaskSpec` of your own.
         track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
@@ -45,7 +50,7 @@ class ManiSkill3Benchmark(StepBenchmark):
             its own before it looks again. A PAR server sets it.
 
     Raises:
-        UserError: a value out of range, or tasks with different actions.
+        UserError: a value out of range, a task given twice, or tasks with different actions.
     """
 
     render_backends = frozenset({"cpu"})
@@ -63,14 +68,9 @@ class ManiSkill3Benchmark(StepBenchmark):
     ) -> None:
         super().__init__()
         search_folder(os.getcwd())
-        if not 1 <= states <= PROTOCOL_STATES:
-            raise UserError(f"states is {states}; the protocol has {PROTOCOL_STATES}")
-        if frame_every < 1:
-            raise UserError(f"frame_every is {frame_every}; it must be at least 1")
-        self._specs = {spec.name: spec for spec in map(resolve_task, tasks or PAPER_TASKS)}
-        if len({(spec.action_size, spec.control_mode, spec.joint_count) for spec in self._specs.values()}) > 1:
-            raise UserError(f"{', '.join(self._specs)} are of different robots or controllers; run them one by one")
-        self._states = {name: load_states(protocol_file(spec), spec)[:states] for name, spec in self._specs.items()}
+        _check_options(track, variation, states, frame_every)
+        self._specs = _specs(tasks)
+        self._states = {name: _initial_states(spec, states) for name, spec in self._specs.items()}
         self._track, self._variation = track, variation
         self._send_state, self._frame_every = send_state, frame_every
         self._environment: TaskEnvironment | None = None
@@ -180,3 +180,33 @@ class ManiSkill3Benchmark(StepBenchmark):
         """The policy's seed of every episode of a task."""
         states = self._states[name]
         return [derive_seed(seed, state.env_seed) for seed in range(PROTOCOL_POLICY_SEEDS) for state in states]
+
+
+def _check_options(track: str, variation: str, states: int, frame_every: int) -> None:
+    """Raises UserError for what cannot be."""
+    if track not in TRACKS:
+        raise UserError(f"unknown track {track!r}; known tracks: {', '.join(TRACKS)}")
+    get_variation(variation)
+    if type(states) is not int or not 1 <= states <= PROTOCOL_STATES:
+        raise UserError(f"states is {states!r}; it must be a whole number from 1 to {PROTOCOL_STATES}")
+    if type(frame_every) is not int or frame_every < 1:
+        raise UserError(f"frame_every is {frame_every!r}; it must be a whole number of at least 1")
+
+
+def _specs(tasks: list[str] | None) -> dict[str, TaskSpec]:
+    """The tasks by name; None: the paper's."""
+    if isinstance(tasks, str) or tasks == []:
+        raise UserError(f"tasks is {tasks!r}; it must be a list of tasks: --param 'tasks=[PushCube]'")
+    names = PAPER_TASKS if tasks is None else tasks
+    specs = {spec.name: spec for spec in map(resolve_task, names)}
+    if len(specs) < len(names):
+        raise UserError(f"a task is given twice: {', '.join(names)}")
+    if len({(spec.action_size, spec.control_mode, spec.joint_count) for spec in specs.values()}) > 1:
+        raise UserError(f"{', '.join(specs)} are of different robots or controllers; run them one by one")
+    return specs
+
+
+def _initial_states(spec: TaskSpec, count: int) -> list[InitialState]:
+    """The protocol's first ones; of a task that has no file of them they are made."""
+    file = protocol_file(spec)
+    return load_states(file, spec)[:count] if file.exists() else make_states(spec, protocol_seeds()[:count])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import re
 import warnings
 from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from par_agent.errors import UserError
+from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.policies import PolicySource, hash_content
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.messages import read_actions, to_message
@@ -25,28 +27,55 @@ PREFIX = "vla-eval:"
 """What ``--policy`` starts with where it names a model server; its address follows."""
 IMAGE_FORMATS = ("raw", "png", "jpeg")
 """How images travel; ``jpeg`` alone changes them."""
+_RESUME = "start it, wait until it has loaded its model, and give the same command: it goes on where it stopped"
+_SETTLED = {
+    "url": "it is what follows vla-eval: in --policy",
+    "task": "it is that of --tasks",
+    "server": "it is what the server says of itself",
+}
 
 
 def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource:
     """The policy that ``vla-eval:ws://HOST:PORT`` names. The server is asked who it is, so it has to run already.
 
+    Warns where neither a ``name`` nor the server itself tells its weights from others'.
+
     Args:
         reference: as given.
-        options: arguments of :class:`ModelServerPolicy`, and ``name`` for tables and folders (default: the class of the
-            server).
+        options: arguments of :class:`ModelServerPolicy` but ``url``, ``task`` and ``server``, and ``name`` for tables
+            and folders (default: the class of the server).
 
     Raises:
-        UserError: no such address, nobody answers there, or ``vla-eval`` is not installed.
+        UserError: no such address, nobody answers there, an option that cannot be, or ``vla-eval`` is not installed.
     """
     url = reference.removeprefix(PREFIX)
+    if given := [name for name in ("url", "task", "server") if name in options]:
+        raise UserError(f"policy option {given[0]!r} is not to be given: {_SETTLED[given[0]]}")
     connection = _Connection(url, options.get("timeout", 60))
     try:
         identity, server = connection.identity, connection.server
     finally:
         connection.close()
     options = {"url": url, "server": identity, **options}
-    name = str(options.pop("name", server.get("model_server", "model-server")))
-    return PolicySource("par_agent.vla_eval.client:ModelServerPolicy", options, name=name)
+    if "name" not in options and server.get("model_server") != "PARModelServer":
+        warnings.warn(
+            f"the model server at {url} does not say which weights it serves, and results of others would go to the "
+            "same folder: give each a name with --policy-kwargs name=NAME",
+            stacklevel=2,
+        )
+    name = options.pop("name", server.get("model_server", "model-server"))
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
+        raise UserError(
+            f"name is {name!r}; it becomes a folder's: give letters, digits and . + - _ with --policy-kwargs name=NAME"
+        )
+    changes_images = options.get("image_format", "raw") == "jpeg"
+    indifferent = ("url", "timeout") if changes_images else ("url", "timeout", "image_format")
+    return PolicySource("par_agent.vla_eval.client:ModelServerPolicy", options, name=name, indifferent=indifferent)
+
+
+def _whole(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class ModelServerPolicy:
@@ -66,7 +95,8 @@ class ModelServerPolicy:
         timeout: seconds to wait for an answer.
 
     Raises:
-        UserError: nobody or another server answers, an option is out of range, or ``vla-eval`` is not installed.
+        UnavailableError: nobody answers, or another server.
+        UserError: an option is out of range, what the server asks for cannot be, or ``vla-eval`` is not installed.
     """
 
     def __init__(
@@ -83,21 +113,21 @@ class ModelServerPolicy:
         if image_format not in IMAGE_FORMATS:
             raise UserError(f"image_format is {image_format!r}; it must be one of {', '.join(IMAGE_FORMATS)}")
         for name, value in (("execute", execute), ("frame_every", frame_every)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and not _whole(value):
                 raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
         self._task, self._execute = task, execute
-        self._connection = _Connection(url, timeout)
-        if server not in (None, self._connection.identity):
-            self._connection.close()
-            raise UserError(
-                f"another model server answers at {url} than when the run began; start that one again, or run the "
-                "benchmark anew"
-            )
+        self._connection = _Connection(url, timeout, server)
         from vla_eval.protocol.numpy_codec import set_image_format
 
         set_image_format(image_format)
-        asked = self._connection.server.get("observation_params") or {}
-        self._frame_every = int(frame_every or asked.get("frame_every", 1))
+        asked = (self._connection.server.get("observation_params") or {}).get("frame_every", 1)
+        if not _whole(asked):
+            self._connection.close()
+            raise UserError(
+                f"the model server at {url} asks for images in every {asked!r}-th observation (frame_every); it must "
+                "be a whole number of at least 1"
+            )
+        self._frame_every = frame_every or asked
         self._answered = 0
         self._queue: deque[np.ndarray] = deque()
         self.action_size = task.action_size
@@ -128,7 +158,8 @@ class ModelServerPolicy:
         """Starts an episode; the server is told the seed, which is its to use.
 
         Raises:
-            UserError: nobody answers.
+            UnavailableError: nobody answers, or another server than before.
+            UserError: the server answers with an error.
         """
         self._queue.clear()
         self._answered = 0
@@ -139,8 +170,9 @@ class ModelServerPolicy:
         """The next action (1, action_size) float32 of the one environment.
 
         Raises:
-            UserError: the server answers with an error, with actions that do not fit, too late or not at all; or there
-                is more than one environment.
+            UnavailableError: the server is gone.
+            UserError: the server answers with an error, with actions that do not fit, or too late; or there is more
+                than one environment.
         """
         import torch
 
@@ -161,23 +193,29 @@ class _Connection:
     """vla-eval's own connection, to be used without an event loop.
 
     After any failure it is closed, since a late answer would be taken for that to the next observation, and since the
-    server forgets the episode with the connection; the next episode connects anew.
+    server forgets the episode with the connection; the next episode connects anew, to a server that says the same of
+    itself as before.
+
+    Args:
+        url: ``ws://HOST:PORT``.
+        timeout: seconds to wait for an answer.
+        identity: what :attr:`identity` has to be; None: what it is when it first answers.
 
     Raises:
-        UserError: ``vla-eval`` is not installed, or no server of its protocol answers.
+        UnavailableError: nobody answers, or another server.
+        UserError: ``vla-eval`` is not installed, an argument cannot be, or the server speaks another protocol.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, identity: str | None = None) -> None:
         try:
             from vla_eval.connection import Connection
         except ImportError as error:
             raise UserError(MISSING.format(error)) from None
-        parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        if not _is_address(url):
             raise UserError(f"{url!r} is not the address of a model server; expected {PREFIX}ws://HOST:PORT")
-        if not isinstance(timeout, (int, float)) or timeout <= 0:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
             raise UserError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
-        self._url, self._timeout = url, timeout
+        self._url, self._timeout, self._expected = url, timeout, identity
         self._in_episode = False
         self._loop = asyncio.new_event_loop()
         self._connection: Any = Connection(url, timeout=timeout, max_retries=1)
@@ -195,18 +233,29 @@ class _Connection:
         return hash_content(self.server)
 
     def start_episode(self, start: dict[str, Any]) -> None:
-        """Ends the episode that goes on, if any, and starts another."""
+        """Ends the episode that goes on, if any, and starts another.
+
+        Raises:
+            UnavailableError: nobody answers, or another server than before.
+            UserError: the server answers with an error.
+        """
         if not self._connection.is_connected:
             self._connect()
         elif self._in_episode:
             self._run(self._connection.end_episode({}))
         self._run(self._connection.start_episode(start))
+        self._check_identity()  # vla-eval connects anew by itself where the connection was lost
         self._in_episode = True
 
     def act(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer to an observation."""
+        """The server's answer to an observation.
+
+        Raises:
+            UnavailableError: the connection is lost.
+            UserError: the server answers with an error, or too late.
+        """
         if not self._connection.is_connected:
-            raise UserError(f"the connection to {self._url} was lost during the episode")
+            raise UnavailableError(f"the connection to {self._url} was lost during an episode; {_RESUME}")
         answer: dict[str, Any] = self._run(self._connection.act(message))
         return answer
 
@@ -223,6 +272,8 @@ class _Connection:
         if self._loop.is_closed():
             self._loop = asyncio.new_event_loop()
         self._run(self._connection.connect(benchmark="par_agent"))
+        self._expected = self._expected or self.identity
+        self._check_identity()
         version = self.server.get("protocol_version")
         if version != PROTOCOL_VERSION:
             self.close()
@@ -231,23 +282,42 @@ class _Connection:
                 f"version {PROTOCOL_VERSION}: install the same vla-eval on both sides"
             )
 
+    def _check_identity(self) -> None:
+        if self.identity != self._expected:
+            self.close()
+            raise UnavailableError(
+                f"another model server answers at {self._url} than when the run began; start that one again, or run "
+                "the benchmark anew"
+            )
+
     def _run(self, call: Coroutine[Any, Any, Any]) -> Any:
         """What a call to the server returns; every failure closes the connection."""
         from websockets.exceptions import ConnectionClosed
 
+        failure: UserError
         try:
             return self._loop.run_until_complete(call)
         except TimeoutError:
-            problem = f"no answer from {self._url} within {self._timeout:g} s; --policy-kwargs timeout=N waits longer"
+            waiting = "--policy-kwargs timeout=N waits longer"
+            failure = UserError(f"no answer from {self._url} within {self._timeout:g} s; {waiting}")
         except ConnectionClosed as error:
-            problem = f"{self._url} closed the connection ({error}); the server's log says why"
+            failure = UnavailableError(
+                f"{self._url} closed the connection ({error}); the server's log says why; {_RESUME}"
+            )
         except ConnectionError as error:
             reason = error.__cause__ or error
-            problem = (
-                f"no model server answers at {self._url} ({type(reason).__name__}: {reason}); start one, and wait "
-                "until it has loaded its model"
+            failure = UnavailableError(
+                f"no model server answers at {self._url} ({type(reason).__name__}: {reason}); {_RESUME}"
             )
         except (RuntimeError, ValueError) as error:  # what vla-eval makes of an error message, or of one not its own
-            problem = f"the model server at {self._url} failed: {error}"
+            failure = UserError(f"the model server at {self._url} failed: {error}")
         self.close()
-        raise UserError(problem)
+        raise failure
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets or a port that no address has
+        return False

@@ -61,12 +61,18 @@ def read_actions(answer: dict[str, Any], spec: TaskSpec) -> np.ndarray:
     """The actions (n, action_size) float32 of a model server's answer.
 
     Raises:
-        UserError: no actions, of another size, or numbers that are not finite.
+        UserError: no actions, none that are numbers, of another size, or not finite.
     """
     if not isinstance(answer, dict) or answer.get("actions") is None:
         found = ", ".join(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
         raise UserError(f'the model server\'s answer has no "actions" (it holds: {found or "nothing"})')
-    actions = np.asarray(answer["actions"], dtype=np.float32)
+    try:
+        actions = np.asarray(answer["actions"])
+        if actions.dtype.kind not in "fiu":
+            raise ValueError(f"numbers of type {actions.dtype}")
+    except ValueError as error:
+        raise UserError(f"the model server's answer holds actions that are not an array of numbers: {error}") from None
+    actions = actions.astype(np.float32)
     chunk = actions[None] if actions.ndim == 1 else actions
     if chunk.ndim != 2 or not len(chunk) or chunk.shape[1] != spec.action_size:
         raise UserError(

@@ -2,13 +2,17 @@
 
     python -m par_agent.vla_eval.server --args.checkpoint par-mini --address 127.0.0.1:8000
 
-or `vla-eval serve --config benchmarks/vla-eval/par-mini.yaml`.
+or `UV_NO_SYNC=1 vla-eval serve --config benchmarks/vla-eval/par-mini.yaml --address 127.0.0.1:8000`, by uv, which is
+told to leave the environment as it is. Without an address a server listens on all of a machine's.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
+from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, checkpoint_folder
 from par_agent.policy import PARPolicy
 from par_agent.vla_eval import MISSING
@@ -38,7 +42,7 @@ class PARModelServer(PredictModelServer):
         acting: fields of :class:`par_agent.checkpoint.Acting` that differ from the checkpoint's.
 
     Raises:
-        UserError: no such checkpoint, or an option that it does not take.
+        UserError: no such checkpoint or device, or an option that it does not take.
     """
 
     def __init__(
@@ -51,7 +55,8 @@ class PARModelServer(PredictModelServer):
     ) -> None:
         super().__init__()
         folder = checkpoint_folder(checkpoint)
-        self._description = f"checkpoint {folder.name} {PolicySource(checkpoint).fingerprint()}"
+        acts = json.dumps({"device": device, "seed": seed, **(acting or {})}, sort_keys=True)
+        self._description = f"checkpoint {folder.name} {PolicySource(checkpoint).fingerprint()}, {acts}"
         self._acting, self._device, self._seed = acting or {}, device, seed
         first = PARPolicy.from_pretrained(folder, device=device, **self._acting)
         self._checkpoint, self._execute = first.checkpoint, first.execute
@@ -90,7 +95,7 @@ class PARModelServer(PredictModelServer):
         return {"frame_every": self._execute, "send_state": True}
 
     def get_action_spec(self) -> dict[str, DimSpec]:
-        """Joint targets; the description tells checkpoints apart."""
+        """Joint targets; the description tells checkpoints, and ways to act with one, apart."""
         return action_interface(self._transforms.action_size, "pd_joint_pos", self._description)
 
     def get_observation_spec(self) -> dict[str, DimSpec]:
@@ -99,4 +104,8 @@ class PARModelServer(PredictModelServer):
 
 
 if __name__ == "__main__":
-    run_server(PARModelServer)
+    try:
+        run_server(PARModelServer)
+    except UserError as error:
+        print(f"par_agent.vla_eval.server: error: {error}", file=sys.stderr)
+        sys.exit(2)
