@@ -50,8 +50,8 @@ def comparison_table(config: CompareConfig) -> Table:
         raise UserError(f"the runs start from different initial states (state seeds {seeds[0]} and {seeds[1]})")
     label = "" if seeds[0] is None else f"\nNOT THE PROTOCOL: initial states from seed {seeds[0]} on"
     title = f"A: {config.first.name}\nB: {config.second.name}{label}"
-    table = Table(title=title, caption="B - A: success rate in points")
-    for column in ("task", "pairs", "A only", "B only", "B - A", "95% by state", "McNemar"):
+    table = Table(title=title, caption="B - A: success rate in points; p: exact sign-flip test by initial state")
+    for column in ("task", "pairs", "A only", "B only", "B - A", "95% by state", "p"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for task in sorted({key[0] for key in first.keys() & second.keys()}):
         result = compare_paired(*([r for key, r in run.items() if key[0] == task] for run in (first, second)))

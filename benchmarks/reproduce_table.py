@@ -33,9 +33,9 @@ EXPLAINED = (
 )
 COMPARED = (
     "Difference of success rates in points ({reference} = 0), on the same initial states and policy seeds: 95% "
-    "interval by initial state, and the p-value of McNemar's exact test, which takes rollouts as independent and, of "
-    "few of them, is cautious; it is that of one cell, not corrected for their number. An interval of one point says "
-    "only that no state was solved by one alone."
+    "interval by initial state, and the p-value of the exact sign-flip test by initial state (McNemar's, where each "
+    "has one rollout); it is that of one cell, not corrected for their number. An interval of one point says only that "
+    "no state was solved by one alone."
 )
 SOURCES = (
     "The hash is of the weights and, of methods that are not PAR, of the code around them: it changes with either."

@@ -1,9 +1,17 @@
 """Rolls a policy out under the paper's protocol and prints and saves the table.
 
-python benchmarks/run.py          # the bundled checkpoint, three tasks, 125 rollouts each
+The bundled checkpoint, three tasks, 125 rollouts each:
+
+python benchmarks/run.py
+
+Others:
+
 python benchmarks/run.py --tasks PushCube --policy runs/my-checkpoint --policy-seeds 1
+
 python benchmarks/run.py --policy dp --policy-checkpoint runs/dp/policy
+
 python benchmarks/run.py --policy vla-eval:ws://127.0.0.1:8000
+
 python benchmarks/run.py --policy my_package.my_module:MyPolicy --policy-kwargs chunk=8 device=cpu
 """
 
@@ -30,6 +38,7 @@ from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.tasks import BUNDLED, PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
 from par_agent.vla_eval.client import PREFIX
 
+EXIT_ALL_ERRORS = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -175,6 +184,9 @@ def main(config: BenchmarkConfig) -> int:
     for table in terminal_tables(run, results):
         console.print(table)
     console.print(f"{time.monotonic() - started:.0f} s; table and records in {run.folder}", highlight=False)
+    if broken := [result.task for result in results if result.rollouts and result.errors == result.rollouts]:
+        print(f"every rollout of {', '.join(broken)} ended with an exception: {run.folder}/errors.log", file=sys.stderr)
+        return EXIT_ALL_ERRORS
     return 0
 
 

@@ -31,5 +31,5 @@ if __name__ == "__main__":
         print(f"benchmarks/train_baseline.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped.", file=sys.stderr)
+        print("\ninterrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(130)

@@ -342,6 +342,8 @@ def test_temporal_ensembling_averages_what_was_predicted_of_a_moment(tmp_path: P
         ({"model": ("wide=3",)}, "unknown fields in ACTConfig: wide"),
         ({"model": (*SMALL, "horizon=2")}, "a chunk of 4 actions is executed"),
         ({"model": ("width=32", "heads=3")}, "must divide the width 32"),
+        ({"model": ("dropout=2",)}, "dropout is 2; it must be at least 0 and below 1"),
+        ({"model": ("action_size=7",)}, "--model action_size=... is not to be given: it follows from the data"),
     ],
 )
 def test_bad_options_are_explained(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -384,6 +386,7 @@ def test_another_method_in_the_same_folder_and_a_broken_checkpoint_are_refused(t
 @pytest.mark.parametrize(
     ("trained", "option", "message"),
     [
+        ("bc-t", {"ensemble": 0.01}, "all 4 actions that this checkpoint predicts are executed"),
         ("bc-t", {"context": 5}, "bc-t reads 4 steps at most, its prompt's 0 included: give a context of 4 or less"),
         ("icrt", {"context": 7}, "icrt reads 8 steps at most, its prompt's 2 included: give a context of 6 or less"),
         ("icrt", {"ensemble": 0.01}, "icrt reads the chunks that it executed"),

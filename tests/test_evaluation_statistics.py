@@ -1,7 +1,8 @@
-"""Intervals and tests of the benchmark against scipy's and against what they are meant to show."""
+"""Intervals and tests of the benchmark against their definitions and what they are meant to show."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -17,6 +18,7 @@ from par_agent.evaluation.statistics import (
     cluster_bootstrap,
     compare_paired,
     distinct_rollouts,
+    sign_flip_test,
     wilson_interval,
 )
 from par_agent.files import write_json
@@ -96,6 +98,20 @@ def test_paired_comparison_counts_only_rollouts_that_both_runs_have() -> None:
     assert comparison.risk_difference == pytest.approx(8 / 25)
     assert comparison.p_value == pytest.approx(2 * 0.5**8)
     assert 0 < comparison.interval.low < 8 / 25 < comparison.interval.high
+
+
+def test_more_seeds_of_the_same_states_are_not_more_evidence() -> None:
+    first = [rollout("PushCube", state, state < 10, seed) for state in range(25) for seed in range(5)]
+    second = [rollout("PushCube", state, state < 18, seed) for state in range(25) for seed in range(5)]
+    assert compare_paired(first, second).p_value == pytest.approx(2 * 0.5**8)
+
+
+def test_the_sign_flip_test_is_that_of_all_sign_patterns() -> None:
+    for differences in ([3, -1, 2, 0, 5, 1], [1, 1, -1, 1], [-4, 2], [2, -2], [0, 0]):
+        patterns = itertools.product((-1, 1), repeat=len(differences))
+        sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in patterns]
+        expected = sum(value >= abs(sum(differences)) for value in sums) / len(sums)
+        assert sign_flip_test(differences) == pytest.approx(expected)
 
 
 def test_equal_runs_do_not_differ() -> None:

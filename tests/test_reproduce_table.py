@@ -77,7 +77,7 @@ def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> 
     assert own.count(cell) == 3 and own.endswith("| 7.5M | 12 (21) | 20 |")
     assert lines[lines.index(own) + 1] == "| *PAR-Full, the paper's figure* | *100* | *73* | *48* | – | – | – |"
     assert "| *ACT, the paper's figure* | *76* | *20* | *30* |" in page
-    assert "| dp | -50.0 (-100.0 to +0.0), p = 0.12 |" in page
+    assert "| dp | -50.0 (-100.0 to +0.0), p = 0.5 |" in page
     assert page.count("| dp | ") == 3  # its row, its comparison and where it comes from
     page = table(table_rows(runs), table_rows(runs, protocol=False), "par-mini", {})
     assert "| dp | 555000 | **100.0** 8/8, " in page
@@ -224,12 +224,14 @@ def test_policies_are_found_by_name_by_folder_and_by_checkpoint(
     assert find_policy("par-mini", {}, "cpu", Path("runs/par-mini/policy")).label == "par-mini"
     with pytest.raises(UserError, match="holds par-noar, not par-mini"):
         find_policy("par-mini", {}, "cpu", Path("runs/par-noar/policy"))
-    with pytest.raises(UserError, match="holds no policy of PAR, not par-noar"):
+    with pytest.raises(UserError, match="holds dp, not par-noar"):
         find_policy("par-noar", {}, "cpu", Path("runs/dp/policy"))
     with pytest.raises(UserError, match="holds dp, not act"):
         find_policy("act", {}, "cpu", Path("runs/dp/policy"))
-    with pytest.raises(UserError, match="holds no baseline, not act"):
+    with pytest.raises(UserError, match="holds par-noar, not act"):
         find_policy("act", {}, "cpu", Path("runs/par-noar/policy"))
+    with pytest.raises(UserError, match="runs/dp holds no policy, not dp; give --policy-checkpoint runs/dp/policy"):
+        find_policy("dp", {}, "cpu", Path("runs/dp"))
     with pytest.raises(UserError, match="--policy-checkpoint goes with"):
         find_policy("runs/dp/policy", {}, "cpu", Path("runs/dp/policy"))
 

@@ -19,6 +19,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.files import read_json, write_json
 from par_agent.tasks import TASKS
 from par_agent.visualization import causes
 from par_agent.visualization.causes import GOALS, ObjectTrace, propose_cause
@@ -129,3 +130,14 @@ def test_failures_of_another_policy_are_refused(failed_run: Path) -> None:
         FailedRun(failed_run, "par-mini")
     with pytest.raises(UserError, match=r"run\.json does not exist"):
         FailedRun(failed_run / "videos")
+
+
+def test_a_policy_is_found_that_was_run_by_its_rows_name(failed_run: Path, tmp_path: Path) -> None:
+    results = read_json(failed_run / "results.json")
+    where = results["provenance"]["policy"]
+    results["provenance"] |= {"policy": "par-noar", "policy_folder": where}
+    write_json(failed_run / "results.json", results)
+    assert FailedRun(failed_run).source.folder == Path(where)
+    write_json(tmp_path / "act" / "baseline.json", {"method": "act"})
+    with pytest.raises(UserError, match="act is no checkpoint of PAR, and only these can be drawn"):
+        FailedRun(failed_run, str(tmp_path / "act"))

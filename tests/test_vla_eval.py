@@ -303,6 +303,8 @@ def test_par_as_a_model_server_acts_as_the_policy_does_in_every_session(
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             policy.check(PUSH)
+        with pytest.raises(UserError, match=r"sees through .*; task PushCube shows base_camera on the native track"):
+            policy.check(PUSH, "native")
         policy.close()
     assert str(tmp_path / "tiny") not in json.dumps(served[0]._connection.server)
 

@@ -135,6 +135,13 @@ def test_a_server_that_dies_stops_the_run_which_goes_on_when_it_is_back(tmp_path
     assert [(record["policy_seed"], record["error"]) for record in records(tmp_path)] == [(n, None) for n in range(4)]
 
 
+def test_a_run_of_which_every_rollout_ends_with_an_exception_fails(tmp_path: Path) -> None:
+    with served(small_server(), free_address(), size=7) as url:
+        run = our_harness(f"vla-eval:{url}", tmp_path, "--policy-seeds", "1", "--workers", "1")
+    assert run.returncode == 1 and "every rollout of NudgeCube ended with an exception" in run.stderr
+    assert [record["success_once"] for record in records(tmp_path)] == [False]
+
+
 def test_the_configurations_hold_what_their_classes_take() -> None:
     from vla_eval.model_servers.lerobot import LeRobotModelServer
 

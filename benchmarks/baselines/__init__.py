@@ -45,9 +45,10 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
         folder = checkpoint or Path("runs") / reference / "policy"
         if not folder.is_dir():
             raise UserError(f"no policy {reference!r}: {folder} does not exist; train it with: {_command(reference)}")
-        if (found := _method(folder) if reference in NAMES else _preset(folder)) != reference:
-            found = found or ("no baseline" if reference in NAMES else "no policy of PAR")
-            raise UserError(f"{folder} holds {found}, not {reference}; give another --policy-checkpoint")
+        if (found := _method(folder) or _preset(folder)) != reference:
+            inside = folder / "policy"
+            other = str(inside) if inside.is_dir() else "another"
+            raise UserError(f"{folder} holds {found or 'no policy'}, not {reference}; give --policy-checkpoint {other}")
         if reference not in NAMES:
             return PolicySource(str(folder), options, device, name=reference)
         return PolicySource(_POLICY, options, device, folder, reference)
@@ -64,13 +65,13 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
 def _method(folder: Path) -> str | None:
     """Which baseline a folder holds."""
     about = folder / "baseline.json"
-    return str(read_object(about).get("method")) if about.is_file() else None
+    return read_object(about).get("method") if about.is_file() else None
 
 
 def _preset(folder: Path) -> str | None:
     """Which preset of PAR a folder's policy was made from."""
     config = folder / "config.json"
-    return str(read_object(config).get("name")) if config.is_file() else None
+    return read_object(config).get("name") if config.is_file() else None
 
 
 def _command(name: str) -> str:

@@ -64,6 +64,8 @@ class MethodConfig:
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 1:
                 raise UserError(f"{type(self).__name__}.{field.name} is {value}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.horizon < self.chunk_length:
             raise UserError(
                 f"horizon is {self.horizon}; a chunk of {self.chunk_length} actions is executed: give at least that"

@@ -98,6 +98,11 @@ class BaselinePolicy:
                 f"ensemble is {ensemble}; {loaded.method} reads the chunks that it executed, and averaged ones are not "
                 "those that it predicted: leave ensemble out"
             )
+        if ensemble is not None and self.execute == config.horizon:
+            raise UserError(
+                f"ensemble is {ensemble}; all {config.horizon} actions that this checkpoint predicts are executed, so "
+                "that there is nothing to average: leave ensemble out, or execute fewer"
+            )
         self.deterministic, self.ensemble = deterministic, ensemble
         with torch.inference_mode():
             features = loaded.text_encoder.encode(task.instruction).to(self.device)

@@ -69,8 +69,17 @@ class BaselineConfig(BaselineOptions, TrainingConfig):
             raise UserError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
 
     def sizes(self, **data: object) -> MethodConfig:
-        """The method's sizes, with those that follow from the ``data``."""
-        return build(METHODS[self.method].Config, {**data, **parse_options(self.model)})
+        """The method's sizes, with those that follow from the ``data``.
+
+        Raises:
+            UserError: a size that follows from the data was given, or one that cannot be.
+        """
+        asked = parse_options(self.model)
+        if settled := sorted(asked.keys() & data.keys()):
+            raise UserError(
+                f"--model {settled[0]}=... is not to be given: it follows from the data and the frame encoder"
+            )
+        return build(METHODS[self.method].Config, {**data, **asked})
 
 
 @dataclass

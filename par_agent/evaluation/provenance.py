@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from par_agent.evaluation.policies import weight_files
+from par_agent.evaluation.policies import PolicySource, weight_files
 from par_agent.files import read_object
 from par_agent.versions import hash_files
 
@@ -25,6 +25,7 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "git_commit": run.commit,
         "policy": run.config.policy.name or run.config.policy.reference,
+        "policy_folder": _folder(run.config.policy),
         "policy_options": run.config.policy.options,
         "checkpoint": run.fingerprint,
         **_weights(run.config.policy.folder),
@@ -39,6 +40,11 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": run.versions,
     }
+
+
+def _folder(policy: PolicySource) -> str | None:
+    """Where the weights are of a policy whose name does not tell."""
+    return None if policy.name is None or policy.folder is None else str(policy.folder)
 
 
 def _weights(folder: Path | None) -> dict[str, Any]:

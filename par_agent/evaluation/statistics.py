@@ -2,9 +2,9 @@
 
 Rollouts that share an initial state are not independent: five policy seeds on a hard state fail together. The Wilson
 interval treats all distinct rollouts as independent and is the one that other papers' tables can be compared with; the
-cluster bootstrap draws whole initial states and is the honest one where the two differ. A policy that draws no random
-numbers does the same under every policy seed: such repeats add no evidence, neither to Wilson's interval nor to
-McNemar's test, but rates are those of all rollouts.
+cluster bootstrap draws whole initial states and is the honest one where the two differ; the paired test takes whole
+initial states, too. A policy that draws no random numbers does the same under every policy seed: such repeats add no
+evidence, but rates are those of all rollouts.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class PairedComparison:
     interval: Interval
     """95% interval of the risk difference, cluster bootstrap over initial states."""
     p_value: float
-    """Exact two-sided McNemar test, which takes pairs as independent and, of few of them, is cautious."""
+    """Exact two-sided sign-flip test by initial state; McNemar's exact test where each has one rollout."""
 
 
 def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedComparison:
@@ -108,8 +108,6 @@ def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedC
     Raises:
         ValueError: the two have no rollout in common.
     """
-    from scipy.stats import binomtest
-
     partners = {record_key(record): record for record in second}
     shared = [(record, partners[record_key(record)]) for record in first if record_key(record) in partners]
     if not shared:
@@ -122,12 +120,25 @@ def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedC
         distinct.setdefault(_deeds(record, partner), (one, other))
     only_first = sum(one and not other for one, other in distinct.values())
     only_second = sum(other and not one for one, other in distinct.values())
-    discordant = only_first + only_second
     return PairedComparison(
         pairs=len(distinct),
         only_first=only_first,
         only_second=only_second,
         risk_difference=sum(map(sum, differences.values())) / len(shared),
         interval=cluster_bootstrap(differences),
-        p_value=float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
+        p_value=sign_flip_test([round(sum(values)) for values in differences.values()]),
     )
+
+
+def sign_flip_test(differences: Sequence[int]) -> float:
+    """Exact two-sided p-value of a sum of differences, each of which could as well have had the other sign.
+
+    Args:
+        differences: by initial state, successes of the second method minus those of the first.
+    """
+    sizes = [abs(difference) for difference in differences if difference]
+    chances = np.ones(1)  # of every sum from -sum(sizes) on, in steps of 1
+    for size in sizes:
+        chances = (np.pad(chances, (0, 2 * size)) + np.pad(chances, (2 * size, 0))) / 2
+    sums = np.arange(len(chances)) - sum(sizes)
+    return min(1.0, float(chances[np.abs(sums) >= abs(sum(differences))].sum()))

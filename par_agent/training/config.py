@@ -44,7 +44,7 @@ class DataOptions:
     """Folder that --task looks in."""
     demos: int | None = None
     """Demonstrations of each dataset that are trained on, always the same ones, and more include fewer; all but the
-    held-out ones if not given."""
+    held-out ones if not given. Latents are computed of all once, for any number (--no-cache: of those needed)."""
     weights: tuple[float, ...] = ()
     """Share of each dataset in a batch; equal if not given."""
     camera: str = "render_camera"

@@ -74,7 +74,7 @@ class FailedRun:
         device: where the policy runs.
 
     Raises:
-        UserError: no run, or another policy than the run's.
+        UserError: no run, another policy than the run's, or one that is not PAR.
     """
 
     def __init__(self, folder: Path, policy: str | None = None, device: str = "cpu") -> None:
@@ -82,8 +82,11 @@ class FailedRun:
         self.identity = read_json(folder / "run.json")
         if policy is None:
             found = folder / "results.json"
-            policy = read_json(found)["provenance"]["policy"] if found.exists() else self.identity["policy"]
+            about = read_json(found)["provenance"] if found.exists() else self.identity
+            policy = about.get("policy_folder") or about["policy"]
         assert policy is not None
+        if (Path(policy) / "baseline.json").is_file():
+            raise UserError(f"{policy} is no checkpoint of PAR, and only these can be drawn")
         self.source = PolicySource(policy, self.identity["policy_options"], device)
         if self.source.fingerprint() != self.identity["checkpoint"]:
             raise UserError(

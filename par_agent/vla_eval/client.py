@@ -133,11 +133,21 @@ class ModelServerPolicy:
         self.action_size = task.action_size
 
     def check(self, spec: TaskSpec, track: str = "paper") -> None:
-        """Warns where what the server declares about actions and observations does not fit the task."""
+        """Warns where what the server declares about actions and observations does not fit the task.
+
+        Raises:
+            UserError: it reads a camera that the task does not have on the track.
+        """
         from vla_eval.specs import DimSpec, check_specs
 
         from par_agent.vla_eval.interface import action_interface, observation_interface
 
+        camera = (self._connection.server.get("observation_params") or {}).get("camera")
+        if camera is not None and camera not in spec.cameras(track):
+            raise UserError(
+                f"the model server sees through {camera!r}; task {spec.name} shows {', '.join(spec.cameras(track))} on "
+                f"the {track} track"
+            )
         declared = [
             {key: DimSpec.from_dict(value) for key, value in (self._connection.server.get(name) or {}).items()}
             for name in ("action_spec", "observation_spec")

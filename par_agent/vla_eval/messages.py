@@ -2,10 +2,10 @@
 
 An observation is ``{"images": {camera: (H, W, 3) uint8}, "state": (joints,) float32 radians, "task_description":
 text}`` and, on the ``native`` track, ``"extra": {name: float32}``. The answer is ``{"actions": (A,) or (n, A)}``, one
-action or a chunk of n. This package adds two things. An episode starts with ``{"task": {"seeds": [...], "episode_idx":
-i}}``, the i-th seed being the policy's. A server whose observation parameters hold ``frame_every: n`` reads images in
-every n-th observation of an episode only, and ``images`` is empty in the others: a rendered image costs as much as some
-fifty control steps.
+action or a chunk of n. This package adds three things. An episode starts with ``{"task": {"seeds": [...],
+"episode_idx": i}}``, the i-th seed being the policy's. A server whose observation parameters hold ``frame_every: n``
+reads images in every n-th observation of an episode only, and ``images`` is empty in the others: a rendered image costs
+as much as some fifty control steps. There, too, ``camera`` names the camera that has to be among the images.
 """
 
 from __future__ import annotations

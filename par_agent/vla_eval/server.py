@@ -91,8 +91,8 @@ class PARModelServer(PredictModelServer):
         self._seeds.pop(ctx.session_id, None)
 
     def get_observation_params(self) -> dict[str, Any]:
-        """How often an image is read."""
-        return {"frame_every": self._execute, "send_state": True}
+        """How often an image is read, and of which camera."""
+        return {"frame_every": self._execute, "send_state": True, "camera": self._transforms.camera}
 
     def get_action_spec(self) -> dict[str, DimSpec]:
         """Joint targets; the description tells checkpoints, and ways to act with one, apart."""
