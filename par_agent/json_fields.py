@@ -50,6 +50,11 @@ def check(name: str, value: Any, hint: Any) -> None:
         raise UserError(f"{name} is {given[:60]}{'...' * (len(given) > 60)}; expected {_describe(hint)}")
 
 
+def is_count(value: Any) -> bool:
+    """Whether a JSON value is a whole number of at least 1."""
+    return type(value) is int and value >= 1
+
+
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 

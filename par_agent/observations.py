@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from par_agent.errors import UserError
+from par_agent.tasks import check_camera
 from par_agent.transforms import Transforms
 
 if TYPE_CHECKING:
@@ -20,12 +21,7 @@ def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> 
     Raises:
         UserError: another camera, image size, number of joints or controller.
     """
-    cameras = spec.cameras(track)
-    if transforms.camera not in cameras:
-        raise UserError(
-            f"this checkpoint sees through {transforms.camera!r}; task {spec.name} shows "
-            f"{', '.join(cameras) or 'no camera'} on the {track} track"
-        )
+    check_camera("this checkpoint", transforms.camera, spec, track)
     size = transforms.image_size
     if transforms.camera == spec.camera and size is not None and size != tuple(spec.image_size):
         raise UserError(

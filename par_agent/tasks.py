@@ -125,6 +125,26 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
+def check_track(track: str) -> None:
+    """Raises UserError for what is not one of :data:`TRACKS`."""
+    if track not in TRACKS:
+        raise UserError(f"unknown track {track!r}; known tracks: {', '.join(TRACKS)}")
+
+
+def check_camera(who: str, camera: str, spec: TaskSpec, track: str) -> None:
+    """Compares the camera that ``who`` sees through with those that a task shows on a track.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    cameras = spec.cameras(track)
+    if camera not in cameras:
+        raise UserError(
+            f"{who} sees through {camera!r}; task {spec.name} shows {', '.join(cameras) or 'no camera'} on the {track} "
+            "track"
+        )
+
+
 def find_task(env_id: str) -> TaskSpec | None:
     """The task of an environment; None if this package does not know it."""
     return next((spec for spec in TASKS.values() if spec.env_id == env_id), None)

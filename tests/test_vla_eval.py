@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import runpy
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ from par_agent.vla_eval.messages import episode_seed, from_message, read_actions
 from tiny import SIZE, tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "benchmarks" / "vla-eval"
 PUSH = get_task("PushCube")
 
 
@@ -349,3 +352,42 @@ def test_the_benchmark_checks_its_parameters() -> None:
     assert len({seed for task in tasks for seed in task["seeds"]}) == 15
     with pytest.raises(UserError, match="episode 15 of PushCube: there are 15; set episodes_per_task to 15"):
         benchmark.reset({**tasks[0], "episode_idx": 15})
+
+
+def test_rdts_server_shows_its_model_what_rdts_script_does(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a stand-in for RDT's model, whose action k holds k / 100, the images it saw and its noise."""
+    shown: list[tuple[torch.Tensor, list[Any], str]] = []
+
+    class StandIn:
+        def encode_instruction(self, text: str) -> str:
+            return text.upper()
+
+        def step(self, state: torch.Tensor, images: list[Any], text: str) -> torch.Tensor:
+            shown.append((state, images, text))
+            chunk = torch.zeros(1, 64, 8)
+            chunk[..., 0], chunk[..., 1] = torch.arange(64) / 100, torch.rand(())
+            return chunk
+
+    module = types.ModuleType("scripts.maniskill_model")
+    module.create_model = lambda **settings: StandIn()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "scripts", types.ModuleType("scripts"))
+    monkeypatch.setitem(sys.modules, "scripts.maniskill_model", module)
+    (tmp_path / "base.yaml").write_text("common: {action_chunk_size: 64}")
+    server = runpy.run_path(str(CONFIGS / "rdt_server.py"))["RDTModelServer"]("w.pt", str(tmp_path / "base.yaml"))
+    policy = ModelServerPolicy(serve(server).url, PUSH)
+    episodes = []
+    for seed in (1, 2, 1):
+        policy.reset(seed=seed)
+        episodes.append(torch.cat([policy.act(observation(step)) for step in range(17)]))
+    policy.close()
+    np.testing.assert_allclose(episodes[0][:, 0], [*(4 * np.arange(16) / 100), 0], atol=1e-6)
+    assert torch.equal(episodes[0], episodes[2]) and not torch.equal(episodes[0], episodes[1])
+    assert episodes[0][0, 1] != episodes[0][16, 1]  # the next chunk's noise is another
+    state, images, text = shown[1]
+    torch.testing.assert_close(state, observation(16)["agent"]["qpos"][:, :8])
+    assert text == PUSH.instruction.upper() and [image is None for image in images] == [False, True, True] * 2
+    for image, step in ((images[0], 15), (images[3], 16)):
+        np.testing.assert_array_equal(image, observation(step)["sensor_data"]["render_camera"]["rgb"][0])
+    assert all(image is None for image in shown[0][1][:3]) and shown[0][1][3] is not None

@@ -6,28 +6,22 @@ import contextlib
 import inspect
 import json
 import os
-import runpy
 import socket
 import subprocess
 import sys
 import time
-import types
 import urllib.request
 import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
-
-from par_agent.vla_eval.client import ModelServerPolicy
-from test_vla_eval import PUSH, ROOT, observation
 
 vla_eval = pytest.importorskip("vla_eval", reason="needs vla-eval: pip install 'par-agent[vla-eval]'")
 
+ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "benchmarks" / "vla-eval"
 NUDGE = "harness_task:NUDGE_CUBE"
 """A task of 12 steps."""
@@ -64,19 +58,9 @@ def small_server(python: str | Path = sys.executable) -> list[Any]:
 
 
 def our_harness(policy: str, out: Path, *options: str, task: str = NUDGE) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "run.py"),
-        "--policy",
-        policy,
-        "--tasks",
-        task,
-        "--states",
-        "1",
-    ]
-    return subprocess.run(
-        [*command, "--out", str(out), *options], cwd=ROOT / "tests", env=ENVIRONMENT, capture_output=True, text=True
-    )
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--policy", policy]
+    command += ["--tasks", task, "--states", "1", "--out", str(out), *options]
+    return subprocess.run(command, cwd=ROOT / "tests", env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -114,23 +98,14 @@ def test_par_acts_alike_alone_and_served_to_either_harness(tmp_path: Path) -> No
 
 def test_a_server_that_dies_stops_the_run_which_goes_on_when_it_is_back(tmp_path: Path) -> None:
     address, options = free_address(), {"frame_every": 12, "chunk_size": 12, "length": 12}
-    policy = [
-        f"vla-eval:ws://{address}",
-        tmp_path,
-        "--policy-seeds",
-        "4",
-        "--workers",
-        "1",
-        "--policy-kwargs",
-        "name=x",
-    ]
+    policy, four = f"vla-eval:ws://{address}", ("--policy-seeds", "4", "--workers", "1", "--policy-kwargs", "name=x")
     with served(small_server(), address, dies=3, **options):
-        run = our_harness(*policy)  # type: ignore[arg-type]
+        run = our_harness(policy, tmp_path, *four)
     assert run.returncode == 2 and "it goes on where it stopped" in run.stderr and "Traceback" not in run.stderr
     assert [(record["policy_seed"], record["error"]) for record in records(tmp_path)] == [(0, None), (1, None)]
     assert not list(tmp_path.glob("*/results.json"))
     with served(small_server(), address, **options):
-        run = our_harness(*policy)  # type: ignore[arg-type]
+        run = our_harness(policy, tmp_path, *four)
     assert run.returncode == 0 and "2 of 4 rollouts are on disk already" in run.stdout
     assert [(record["policy_seed"], record["error"]) for record in records(tmp_path)] == [(n, None) for n in range(4)]
 
@@ -154,50 +129,6 @@ def test_the_configurations_hold_what_their_classes_take() -> None:
         assert benchmark["episodes_per_task"] == made.get_metadata()["max_episodes_per_task"] == 125
     lerobot = yaml.safe_load((CONFIGS / "lerobot.yaml").read_text())["args"]
     assert lerobot.keys() <= inspect.signature(LeRobotModelServer).parameters.keys()  # it swallows others
-
-
-def test_rdts_server_shows_its_model_what_rdts_script_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With a stand-in for RDT's model, whose action k holds k / 100, the images it saw and its noise."""
-    shown: list[tuple[torch.Tensor, list[Any], str]] = []
-
-    class StandIn:
-        def encode_instruction(self, text: str) -> str:
-            return text.upper()
-
-        def step(self, state: torch.Tensor, images: list[Any], text: str) -> torch.Tensor:
-            shown.append((state, images, text))
-            chunk = torch.zeros(1, 64, 8)
-            chunk[..., 0], chunk[..., 1] = torch.arange(64) / 100, torch.rand(())
-            return chunk
-
-    module = types.ModuleType("scripts.maniskill_model")
-    module.create_model = lambda **settings: StandIn()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "scripts", types.ModuleType("scripts"))
-    monkeypatch.setitem(sys.modules, "scripts.maniskill_model", module)
-    (tmp_path / "base.yaml").write_text("common: {action_chunk_size: 64}")
-    server = runpy.run_path(str(CONFIGS / "rdt_server.py"))["RDTModelServer"]("w.pt", str(tmp_path / "base.yaml"))
-    with contextlib.closing(_background(server)) as handle:
-        policy = ModelServerPolicy(handle.url, PUSH)
-        episodes = []
-        for seed in (1, 2, 1):
-            policy.reset(seed=seed)
-            episodes.append(torch.cat([policy.act(observation(step)) for step in range(17)]))
-        policy.close()
-    np.testing.assert_allclose(episodes[0][:, 0], [*(4 * np.arange(16) / 100), 0], atol=1e-6)
-    assert torch.equal(episodes[0], episodes[2]) and not torch.equal(episodes[0], episodes[1])
-    assert episodes[0][0, 1] != episodes[0][16, 1]  # the next chunk's noise is another
-    state, images, text = shown[1]
-    torch.testing.assert_close(state, observation(16)["agent"]["qpos"][:, :8])
-    assert text == PUSH.instruction.upper() and [image is None for image in images] == [False, True, True] * 2
-    for image, step in ((images[0], 15), (images[3], 16)):
-        np.testing.assert_array_equal(image, observation(step)["sensor_data"]["render_camera"]["rgb"][0])
-    assert all(image is None for image in shown[0][1][:3]) and shown[0][1][3] is not None
-
-
-def _background(server: Any) -> Any:
-    from vla_eval.api import serve_background
-
-    return serve_background(server)
 
 
 @pytest.mark.slow

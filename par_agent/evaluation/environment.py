@@ -20,7 +20,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.observation import paper_observation
 from par_agent.evaluation.protocol import InitialState
 from par_agent.evaluation.variations import get_variation
-from par_agent.tasks import TRACKS, TaskSpec
+from par_agent.tasks import TaskSpec, check_track
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,8 +124,7 @@ class TaskEnvironment:
     ) -> None:
         check_backend(backend, [spec])
         self._variation = get_variation(variation)
-        if track not in TRACKS:
-            raise UserError(f"unknown track {track!r}; known tracks: {', '.join(TRACKS)}")
+        check_track(track)
         self.spec = spec
         self.track = track
         self.num_envs = num_envs

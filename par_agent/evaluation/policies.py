@@ -86,6 +86,18 @@ def resolve_task(reference: str) -> TaskSpec:
     return spec
 
 
+def resolve_tasks(references: Sequence[str]) -> dict[str, TaskSpec]:
+    """Tasks by reference, each as :func:`resolve_task` finds it.
+
+    Raises:
+        UserError: one does not exist, or is given twice.
+    """
+    specs = {reference: resolve_task(reference) for reference in references}
+    if len({spec.name for spec in specs.values()}) < len(references):
+        raise UserError(f"a task is given twice: {', '.join(references)}")
+    return specs
+
+
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
     """Reads ``key=value`` options; values are JSON where they parse as such (``4``, ``true``, ``null``), else text.
 

@@ -15,13 +15,13 @@ from par_agent.evaluation.cluster_pool import ClusterPool
 from par_agent.evaluation.environment import check_backend
 from par_agent.evaluation.initial_states import make_missing_states
 from par_agent.evaluation.jobs import Reply, RolloutJob, WorkerSetup
-from par_agent.evaluation.policies import PolicySource, hash_content, resolve_task
+from par_agent.evaluation.policies import PolicySource, hash_content, resolve_tasks
 from par_agent.evaluation.protocol import check_seeds, protocol_file, protocol_seeds
 from par_agent.evaluation.records import Record, RecordKey, RunFolder, check_writable, record_key
 from par_agent.evaluation.rollout import rollout_versions
 from par_agent.evaluation.variations import get_variation
 from par_agent.evaluation.workers import WorkerPool
-from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TRACKS, TaskSpec
+from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, check_track
 from par_agent.versions import git_commit
 
 
@@ -63,8 +63,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UserError("no tasks given")
-        if self.track not in TRACKS:
-            raise UserError(f"unknown track {self.track!r}; known tracks: {', '.join(TRACKS)}")
+        check_track(self.track)
         get_variation(self.variation)
         for name, lowest in (("states", 1), ("policy_seeds", 1), ("workers", 1), ("videos", 0), ("alignment", 0)):
             if getattr(self, name) < lowest:
@@ -126,9 +125,7 @@ class BenchmarkRun:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.specs: dict[str, TaskSpec] = {task: resolve_task(task) for task in config.tasks}
-        if len({spec.name for spec in self.specs.values()}) < len(config.tasks):
-            raise UserError(f"a task is given twice: {', '.join(config.tasks)}")
+        self.specs = resolve_tasks(config.tasks)
         check_backend(config.backend, list(self.specs.values()))
         if config.policy.device != "cpu":  # which needs no look, and no torch in this process
             usable_device(config.policy.device)

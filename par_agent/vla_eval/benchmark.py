@@ -14,11 +14,12 @@ import torch
 from par_agent.errors import UserError
 from par_agent.evaluation.environment import TaskEnvironment
 from par_agent.evaluation.initial_states import make_states
-from par_agent.evaluation.policies import resolve_task, search_folder
+from par_agent.evaluation.policies import resolve_tasks, search_folder
 from par_agent.evaluation.protocol import InitialState, load_states, protocol_file, protocol_seeds
 from par_agent.evaluation.rollout import derive_seed
 from par_agent.evaluation.variations import get_variation
-from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TRACKS, TaskSpec
+from par_agent.json_fields import is_count
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec, check_track
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.interface import action_interface, observation_interface
 from par_agent.vla_eval.messages import read_actions, to_message
@@ -184,12 +185,11 @@ class ManiSkill3Benchmark(StepBenchmark):
 
 def _check_options(track: str, variation: str, states: int, frame_every: int) -> None:
     """Raises UserError for what cannot be."""
-    if track not in TRACKS:
-        raise UserError(f"unknown track {track!r}; known tracks: {', '.join(TRACKS)}")
+    check_track(track)
     get_variation(variation)
-    if type(states) is not int or not 1 <= states <= PROTOCOL_STATES:
+    if not is_count(states) or states > PROTOCOL_STATES:
         raise UserError(f"states is {states!r}; it must be a whole number from 1 to {PROTOCOL_STATES}")
-    if type(frame_every) is not int or frame_every < 1:
+    if not is_count(frame_every):
         raise UserError(f"frame_every is {frame_every!r}; it must be a whole number of at least 1")
 
 
@@ -197,10 +197,7 @@ def _specs(tasks: list[str] | None) -> dict[str, TaskSpec]:
     """The tasks by name; None: the paper's."""
     if isinstance(tasks, str) or tasks == []:
         raise UserError(f"tasks is {tasks!r}; it must be a list of tasks: --param 'tasks=[PushCube]'")
-    names = PAPER_TASKS if tasks is None else tasks
-    specs = {spec.name: spec for spec in map(resolve_task, names)}
-    if len(specs) < len(names):
-        raise UserError(f"a task is given twice: {', '.join(names)}")
+    specs = {spec.name: spec for spec in resolve_tasks(PAPER_TASKS if tasks is None else tasks).values()}
     if len({(spec.action_size, spec.control_mode, spec.joint_count) for spec in specs.values()}) > 1:
         raise UserError(f"{', '.join(specs)} are of different robots or controllers; run them one by one")
     return specs

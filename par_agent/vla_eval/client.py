@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.policies import PolicySource, hash_content
+from par_agent.json_fields import is_count
+from par_agent.tasks import check_camera
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.messages import read_actions, to_message
 
@@ -73,11 +75,6 @@ def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource
     return PolicySource("par_agent.vla_eval.client:ModelServerPolicy", options, name=name, indifferent=indifferent)
 
 
-def _whole(value: Any) -> bool:
-    """Whether a value is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 class ModelServerPolicy:
     """Acts with the model behind a vla-eval model server: sends observations, executes the actions that come back.
 
@@ -113,15 +110,15 @@ class ModelServerPolicy:
         if image_format not in IMAGE_FORMATS:
             raise UserError(f"image_format is {image_format!r}; it must be one of {', '.join(IMAGE_FORMATS)}")
         for name, value in (("execute", execute), ("frame_every", frame_every)):
-            if value is not None and not _whole(value):
+            if value is not None and not is_count(value):
                 raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
         self._task, self._execute = task, execute
         self._connection = _Connection(url, timeout, server)
         from vla_eval.protocol.numpy_codec import set_image_format
 
         set_image_format(image_format)
-        asked = (self._connection.server.get("observation_params") or {}).get("frame_every", 1)
-        if not _whole(asked):
+        asked = self._connection.observation_params.get("frame_every", 1)
+        if not is_count(asked):
             self._connection.close()
             raise UserError(
                 f"the model server at {url} asks for images in every {asked!r}-th observation (frame_every); it must "
@@ -142,12 +139,9 @@ class ModelServerPolicy:
 
         from par_agent.vla_eval.interface import action_interface, observation_interface
 
-        camera = (self._connection.server.get("observation_params") or {}).get("camera")
-        if camera is not None and camera not in spec.cameras(track):
-            raise UserError(
-                f"the model server sees through {camera!r}; task {spec.name} shows {', '.join(spec.cameras(track))} on "
-                f"the {track} track"
-            )
+        camera = self._connection.observation_params.get("camera")
+        if camera is not None:
+            check_camera("the model server", camera, spec, track)
         declared = [
             {key: DimSpec.from_dict(value) for key, value in (self._connection.server.get(name) or {}).items()}
             for name in ("action_spec", "observation_spec")
@@ -236,6 +230,11 @@ class _Connection:
         """What the server said of itself."""
         found: dict[str, Any] = self._connection.server_info
         return found
+
+    @property
+    def observation_params(self) -> dict[str, Any]:
+        """What the server asks of observations."""
+        return self.server.get("observation_params") or {}
 
     @property
     def identity(self) -> str:
