@@ -13,9 +13,10 @@ import torch
 
 from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions, fit_transforms, joint_targets
-from par_agent.data.episodes import RenderedDataset, read_episode
+from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents
+from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
 from par_agent.files import read_json, write_json
@@ -139,15 +140,28 @@ def test_arrays_that_do_not_fit_one_another_are_refused(
         EpisodeIndex(dataset, LENGTH)
 
 
-@pytest.mark.parametrize("text", [None, "", "  "])
-def test_an_episode_without_instruction_is_named(tmp_path: Path, text: str | None) -> None:
+@pytest.mark.parametrize("text", [None, "", "  ", 5, [1.5, 2.5]])
+def test_an_episode_without_instruction_is_named(tmp_path: Path, text: object) -> None:
     dataset = RenderedDataset(tiny_dataset(tmp_path))
     with h5py.File(episode(tmp_path, 4), "a") as file:
         del file.attrs["instruction"]
         if text is not None:
             file.attrs["instruction"] = text
-    with pytest.raises(UserError, match=r"episode_000004\.h5 holds no language instruction.*--instruction TEXT"):
+    words = r"holds no language instruction.*--instruction TEXT|is damaged \(its instruction is .*expected a text"
+    with pytest.raises(UserError, match=rf"episode_000004\.h5 ({words})"):
         EpisodeIndex(dataset, LENGTH)
+    if text is None:
+        with pytest.raises(UserError, match=r"episode_000004\.h5 holds no language instruction"):
+            VideoIndex(dataset, 9, 8, LENGTH, LENGTH)
+
+
+@pytest.mark.parametrize("frames", [np.zeros((3, 8, 8), np.uint8), np.zeros((3, 8, 8, 3), np.int16)])
+def test_frames_that_are_not_rgb_bytes_are_not_written(tmp_path: Path, frames: np.ndarray) -> None:
+    path = RenderedDataset(tiny_dataset(tmp_path / "data")).paths[0]
+    odd = dataclasses.replace(read_episode(path), frames={"render_camera": frames})
+    with pytest.raises(UserError, match=r"odd\.h5 would hold frames of render_camera of shape .* expected RGB"):
+        write_episode(tmp_path / "odd.h5", odd)
+    assert not (tmp_path / "odd.h5").exists()
 
 
 def test_another_robots_episode_in_the_middle_is_named(tmp_path: Path) -> None:

@@ -207,6 +207,18 @@ def test_action_free_video_is_exported_and_imported(tmp_path: Path) -> None:
     assert not RenderedDataset(tmp_path / "back").has_actions
 
 
+def test_several_wordings_come_back(tmp_path: Path) -> None:
+    texts = ("Move the square.", "Shift the square.")
+    write_dataset(tmp_path / "data", episodes=2, instruction=texts)
+    export_lerobot(RenderedDataset(tmp_path / "data"), tmp_path / "out")
+    episodes = parquet.read_table(tmp_path / "out" / lerobot.numbered(lerobot.EPISODES, 0))
+    assert episodes["tasks"].to_pylist() == [list(texts)] * 2
+    import_lerobot(LeRobotFolder(tmp_path / "out"), tmp_path / "back", LeRobotRequest())
+    back = RenderedDataset(tmp_path / "back")
+    assert [read_episode(path).instructions for path in back.paths] == [texts] * 2
+    assert back.spec["instruction"] == list(texts)
+
+
 def test_extra_observations_come_back(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", episodes=2, extra=("goal_pos",))
     original = RenderedDataset(tmp_path / "data")

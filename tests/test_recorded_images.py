@@ -134,6 +134,17 @@ def test_unknown_tasks_need_an_instruction(tmp_path: Path) -> None:
     assert RenderedDataset(tmp_path / "out").spec["instruction"] == "Water the plants."
 
 
+def test_several_wordings_of_an_instruction_go_with_every_episode(tmp_path: Path) -> None:
+    path, texts = write(tmp_path), ("Lift it.", "Pick it up.")
+    command = arguments(path, tmp_path / "out", "--instruction", *texts, "Lift it.")
+    assert main(command) == 0 and main(command) == 0
+    dataset = RenderedDataset(tmp_path / "out")
+    assert dataset.spec["instruction"] == list(texts)
+    assert EpisodeIndex(dataset, 4).instructions == [texts] * 3
+    with pytest.raises(UserError, match="an --instruction is empty"):
+        render_command.RenderConfig(out=tmp_path, trajectory=path, instruction=("Lift it.", " ")).spec()
+
+
 def test_recorded_images_of_nothing_are_refused(tmp_path: Path) -> None:
     config = render_command.RenderConfig(tmp_path / "out", random_motion="PickCube", recorded_images=True)
     with pytest.raises(UserError, match="--recorded-images are those of a trajectory file"):

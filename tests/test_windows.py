@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from par_agent.data.augmentation import Augmentation, Change
 from par_agent.data.conventions import fit_transforms
-from par_agent.data.episodes import RenderedDataset, read_episode
+from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents, changes
 from par_agent.data.windows import MixedSampler, WindowSampler
@@ -61,6 +62,26 @@ def test_windows_hold_what_the_episode_holds(tmp_path: Path, stride: int) -> Non
             seen_end += step + LENGTH >= total
             seen_start += step == 0
     assert seen_end > 3 and seen_start > 3
+
+
+def test_every_wording_of_an_instruction_is_shown(tmp_path: Path) -> None:
+    texts = ("push the cube", "slide the cube", "move the cube ahead")
+    dataset = RenderedDataset(tiny_dataset(tmp_path))
+    for path in dataset.paths[:3]:
+        episode = read_episode(path)
+        write_episode(path, dataclasses.replace(episode, attributes=episode.attributes | {"instruction": texts}))
+        assert read_episode(path).attributes["instruction"] == texts
+    index = EpisodeIndex(dataset, LENGTH)
+    assert index.instructions[:4] == [texts, texts, texts, ("push cube 1",)]
+    source = WindowSampler(index, CachedLatents(cached_latents(index, SPEC, pixels)), list(range(6)), 2, seed=0)
+    shown: dict[str, set[str]] = {}
+    for number in range(8 * len(source)):
+        window = source.sample(number, 1)
+        assert window.instructions == source.sample(number, 1).instructions
+        shown.setdefault(window.episodes[0].split("/")[1].split("+")[0], set()).add(window.instructions[0])
+    assert [shown[path.name] for path in dataset.paths[:4]] == [set(texts)] * 3 + [{"push cube 1"}]
+    still = source.sample(0, len(source), augment=False)
+    assert {t for t, name in zip(still.instructions, still.episodes, strict=True) if name[-4] in "012"} == {texts[0]}
 
 
 def _is_variant(latent: torch.Tensor, frame: torch.Tensor, episode: object, variant: int) -> bool:

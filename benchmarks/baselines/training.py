@@ -238,12 +238,13 @@ def make_prompts(
     prompts: dict[str, Prompt] = {}
     for sampler in samplers:
         index = sampler.index
-        by_instruction: dict[str, list[int]] = {}
+        by_instruction: dict[tuple[str, ...], list[int]] = {}
         for episode in index.split(demos)[0]:
             by_instruction.setdefault(index.instructions[episode], []).append(episode)
-        for instruction, episodes in by_instruction.items():
+        for wordings, episodes in by_instruction.items():
             episode = min(episodes[:10], key=lambda number: index.boundaries[number])
-            prompts.setdefault(instruction, _prompt(sampler, episode, transforms, most))
+            for instruction in wordings:
+                prompts.setdefault(instruction, _prompt(sampler, episode, transforms, most))
     return prompts
 
 

@@ -19,6 +19,7 @@ from par_agent.data.rendering import (
     episode_renderer,
     recorded_episode,
     summarise,
+    wordings,
 )
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.data.workers import worker_processes
@@ -64,8 +65,9 @@ class RenderConfig:
     """Random motion: environment seed of the first episode."""
     motion_steps: int = 0
     """Random motion: control steps after the initial state; 0 renders the initial states alone."""
-    instruction: str | None = None
-    """Language instruction; the task's own if not given. Tasks that this package does not know need one."""
+    instruction: tuple[str, ...] = ()
+    """Language instruction, or several wordings of it, one of which a training window shows; the task's own if not
+    given. Tasks that this package does not know need one."""
     workers: int = min(2, os.cpu_count() or 1)
     """Worker processes."""
     cluster: str | None = None
@@ -101,7 +103,7 @@ class RenderConfig:
             env_id=env_id,
             source=source,
             num_episodes=num,
-            instruction=self.instruction or (task.instruction if task else ""),
+            instruction=wordings(self.instruction) or (task.instruction if task else ""),
             cameras=self.cameras,
             crop=self.crop,
             size=self.size,

@@ -5,7 +5,8 @@
     dataset/
       spec.json                    what was asked for (a RenderSpec); written first, compared when rendering resumes
       dataset.json                 summary and normalisation statistics; written last: without it, it is unfinished
-      episodes/episode_000000.h5   attributes: instruction, env_id, seed, source, source_episode, control_mode
+      episodes/episode_000000.h5   attributes: instruction (or several wordings of it), env_id, seed, source,
+                                   source_episode, control_mode
         frames/<camera>            (K, H, W, 3) uint8 RGB, compressed losslessly (gzip), one chunk a frame
         frame_steps                (K,) int32, the control step before which each frame was taken, ascending
         proprioception             (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
@@ -44,15 +45,32 @@ class Episode:
     actions: np.ndarray | None
     """(T, A) float32, or None for action-free video."""
     attributes: dict[str, Any]
-    """instruction, env_id, seed, source, source_episode, control_mode."""
+    """instruction (a text, or a tuple of wordings), env_id, seed, source, source_episode, control_mode."""
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> (T + 1, n) float32 extra observations."""
 
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Wordings of the instruction, those without words left out; training draws one a window."""
+        given = self.attributes.get("instruction", "")
+        return tuple(text for text in ((given,) if isinstance(given, str) else given) if text.strip())
+
 
 def write_episode(path: Path, episode: Episode) -> None:
-    """Writes one episode file atomically; equal episodes give equal bytes."""
+    """Writes one episode file atomically; equal episodes give equal bytes.
+
+    Raises:
+        UserError: frames that are not (K, H, W, 3) uint8.
+    """
+    for camera, frames in episode.frames.items():
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+            raise UserError(
+                f"{path} would hold frames of {camera} of shape {frames.shape} and type {frames.dtype}; expected "
+                "RGB, (frames, height, width, 3) uint8"
+            )
     with open_in_memory() as file:
-        file.attrs.update(episode.attributes)
+        for name, value in episode.attributes.items():
+            file.attrs[name] = np.array(value, h5py.string_dtype()) if isinstance(value, tuple) else value
         for camera, frames in episode.frames.items():
             file.create_dataset(
                 f"frames/{camera}", data=frames, chunks=(1, *frames.shape[1:]), compression="gzip", compression_opts=1
@@ -82,7 +100,7 @@ def read_episode(path: Path, *, frames: bool = True) -> Episode:
                 np.asarray(file["frame_steps"]),
                 np.asarray(file["proprioception"]),
                 np.asarray(file["actions"]) if "actions" in file else None,
-                dict(file.attrs),
+                {name: tuple(v) if isinstance(v, np.ndarray) else v for name, v in file.attrs.items()},
                 {name: np.asarray(data) for name, data in file["extra"].items()} if "extra" in file else {},
             )
     except (OSError, KeyError) as error:
@@ -117,6 +135,9 @@ def _problem(episode: Episode, counts: dict[str, int]) -> str | None:
         arrays["actions"] = episode.actions
         if len(episode.actions) != total:
             return f"{len(episode.actions)} actions and {total + 1} joint positions; expected one position more"
+    given = episode.attributes.get("instruction", "")
+    if not isinstance(given, str) and not all(isinstance(text, str) for text in np.atleast_1d(given)):
+        return f"its instruction is {given!r}; expected a text, or several"
     for camera, count in counts.items():
         if count != len(steps):
             return f"{count} frames of {camera} at {len(steps)} control steps"

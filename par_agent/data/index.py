@@ -48,8 +48,8 @@ class EpisodeIndex:
         self.dataset, self.hop, self.extra = dataset, chunk_length // stride, extra
         self.boundaries: list[int] = []
         """K of every episode."""
-        self.instructions: list[str] = []
-        """Language instruction of every episode."""
+        self.instructions: list[tuple[str, ...]] = []
+        """Wordings of the language instruction of every episode."""
         self.control_mode = "pd_joint_pos"
         """ManiSkill's name of the actions' controller."""
         columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
@@ -68,7 +68,7 @@ class EpisodeIndex:
                 columns[name].append(chunks[name])
             frames.append(frames[-1] + len(steps))
             self.boundaries.append(usable)
-            self.instructions.append(str(episode.attributes["instruction"]))
+            self.instructions.append(instructions_of(path, episode))
             self.control_mode = str(episode.attributes.get("control_mode", self.control_mode))
         self.columns = {name: np.concatenate(columns.pop(name)) for name in COLUMNS}
         """Name -> values of all boundaries; see :class:`par_agent.data.windows.Windows`."""
@@ -122,10 +122,6 @@ class EpisodeIndex:
         """Compares an episode with what the others are like."""
         if episode.actions is None:
             raise damaged_episode(path, "it holds no actions")
-        if not str(episode.attributes.get("instruction", "")).strip():
-            raise UserError(
-                f"episode file {path} holds no language instruction; render the dataset again with --instruction TEXT"
-            )
         if columns["after"]:
             found = episode.actions.shape[1], episode.proprioception.shape[1]
             wanted = columns["after"][0].shape[2], columns["positions"][0].shape[1] - extra_size(self.extra)
@@ -134,6 +130,19 @@ class EpisodeIndex:
                     f"episode file {path} has {found[0]} numbers per action and {found[1]} joints, those before it "
                     f"have {wanted[0]} and {wanted[1]}; a dataset holds one robot's episodes: use two folders"
                 )
+
+
+def instructions_of(path: Path, episode: Episode) -> tuple[str, ...]:
+    """Wordings of an episode's instruction; its file is for the message.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not episode.instructions:
+        raise UserError(
+            f"episode file {path} holds no language instruction; render the dataset again with --instruction TEXT"
+        )
+    return episode.instructions
 
 
 def _proprioception(episode: Episode, extra: Extra) -> np.ndarray:

@@ -89,14 +89,14 @@ class _Writer:
 
     def add(self, episode: Episode) -> None:
         """Writes one more episode."""
-        number, instruction = len(self.episodes), str(episode.attributes["instruction"])
-        task = self.tasks.setdefault(instruction, len(self.tasks))
+        number, tasks = len(self.episodes), episode.instructions or ("",)
+        task = [self.tasks.setdefault(text, len(self.tasks)) for text in tasks][0]
         rows = len(episode.proprioception)
         shown = np.searchsorted(episode.frame_steps, np.arange(rows), side="right") - 1
         columns = self._columns(episode, number, task)
         record = {
             "episode_index": number,
-            "tasks": [instruction],
+            "tasks": list(tasks),
             "length": rows,
             "dataset_from_index": self.rows,
             "dataset_to_index": self.rows + rows,

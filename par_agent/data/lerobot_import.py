@@ -217,9 +217,10 @@ def _episode(
         "control_mode": request.control_mode or source.control_mode(),
     }
     if source.ours is not None:
-        attributes |= source.ours["episodes"][number]
+        own = source.ours["episodes"][number]
+        attributes |= {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
     actions = None if rows["action"] is None else rows["action"][:-1]
-    return Episode(images, steps, rows["state"], actions, attributes | {"instruction": rows["task"]}, rows["extra"])
+    return Episode(images, steps, rows["state"], actions, {"instruction": rows["task"], **attributes}, rows["extra"])
 
 
 class _Frames:

@@ -29,8 +29,8 @@ class RenderSpec:
     """Trajectory file, or ``random-motion`` for action-free video of random arm motion from random initial states."""
     num_episodes: int
     """Episodes to render, from the first."""
-    instruction: str
-    """Language instruction stored with every episode."""
+    instruction: str | tuple[str, ...]
+    """Language instruction stored with every episode, or several wordings of it."""
     cameras: tuple[str, ...] = ("render_camera",)
     """``render_camera`` and/or names of the environment's sensor cameras."""
     crop: tuple[int, int, int, int] | None = None
@@ -95,6 +95,18 @@ class RenderSpec:
             return cls(**values)
         except TypeError as error:
             raise UserError(f"the spec of a rendered dataset does not fit this version of par_agent: {error}") from None
+
+
+def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:
+    """An instruction as it is stored: one text, or a tuple of several that differ; empty where none is given.
+
+    Raises:
+        UserError: one of them has no words.
+    """
+    if not all(text.strip() for text in instructions):
+        raise UserError("an --instruction is empty; the policy would understand nothing")
+    texts = tuple(dict.fromkeys(instructions))
+    return texts if len(texts) > 1 else "".join(texts)
 
 
 def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from par_agent.data.episodes import RenderedDataset, read_episode
-from par_agent.data.index import EpisodeIndex
+from par_agent.data.index import EpisodeIndex, instructions_of
 from par_agent.errors import UserError
 
 
@@ -23,7 +23,7 @@ class VideoIndex(EpisodeIndex):
         targets: actions that it predicts together, ``T``.
 
     Raises:
-        UserError: no episode has two frames.
+        UserError: no episode has two frames, or one holds no language instruction.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class VideoIndex(EpisodeIndex):
         episodes = [read_episode(path, frames=False) for path in dataset.paths]
         frames = np.array([len(episode.frame_steps) for episode in episodes])
         self.boundaries: list[int] = (frames - 1).tolist()
-        self.instructions: list[str] = [str(episode.attributes["instruction"]) for episode in episodes]
+        self.instructions = [instructions_of(path, one) for path, one in zip(dataset.paths, episodes, strict=True)]
         self._frames = np.concatenate([[0], np.cumsum(frames)])
         self.offsets = np.concatenate([[0], np.cumsum(frames - 1)])
         total = int(self.offsets[-1])

@@ -49,7 +49,7 @@ class Windows:
     visible: Tensor
     """(B, N) int64 steps of the same episode in the window so far, the step itself included: what it may look at."""
     instructions: tuple[str, ...]
-    """(B) language instructions."""
+    """(B) language instructions, each in one of its episode's wordings."""
     episodes: tuple[str, ...]
     """(B) file names, to name what a faulty batch was made of; several in a packed window, joined by ``+``."""
 
@@ -89,7 +89,7 @@ class WindowSampler:
         latents: its frames' latents.
         episodes: numbers of the episodes to draw from.
         window: N.
-        seed: decides order, jitter and augmentation.
+        seed: decides order, jitter, augmentation and wordings.
 
     Raises:
         UserError: no episode has a chunk boundary, or N is below 1.
@@ -102,7 +102,7 @@ class WindowSampler:
         self.episodes = len(episodes)
         """Episodes drawn from."""
         self._whole: list[list[Piece]] = []
-        self._short: dict[str, list[tuple[int, int]]] = {}
+        self._short: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         for episode in episodes:
             steps = -(-index.boundaries[episode] // index.hop)
             if steps >= window:
@@ -141,7 +141,9 @@ class WindowSampler:
             latents=latents[shown[..., 0]],
             next_latents=latents[shown[..., 1]],
             **{name: torch.from_numpy(np.stack([part[name] for part in columns])) for name in columns[0]},
-            instructions=tuple(self.index.instructions[pieces[0].episode] for pieces, _ in packs),
+            instructions=tuple(
+                self._wording(number, pieces[0].episode, augment) for number, (pieces, _) in enumerate(packs, first)
+            ),
             episodes=tuple("+".join(self._name(piece.episode) for piece in pieces) for pieces, _ in packs),
         )
 
@@ -179,6 +181,13 @@ class WindowSampler:
     def _pad(self, values: np.ndarray) -> np.ndarray:
         """Repeats the last row up to N rows."""
         return values[np.minimum(np.arange(self.window), len(values) - 1)]
+
+    def _wording(self, number: int, episode: int, augment: bool) -> str:
+        """The wording that window ``number`` shows; the first where nothing varies."""
+        wordings = self.index.instructions[episode]
+        if len(wordings) == 1 or not augment:
+            return wordings[0]
+        return wordings[int(np.random.default_rng([self.seed, 2, number]).integers(len(wordings)))]
 
     def _name(self, episode: int) -> str:
         return f"{self.index.dataset.folder.name}/{self.index.dataset.paths[episode].name}"

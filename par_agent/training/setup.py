@@ -67,7 +67,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
             model = with_proprioception(model, transforms.proprioception_size)
         model = _for_robot(model, transforms, fresh=config.new_robot)
     choose_weights(model, config, fresh_actions=start.transforms is None)
-    for instruction in sorted({text for index in indices for text in index.instructions}):
+    for instruction in sorted({text for index in indices for wordings in index.instructions for text in wordings}):
         start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
     encoder = start.encoder.to(device)
