@@ -90,7 +90,9 @@ class _Writer:
     def add(self, episode: Episode) -> None:
         """Writes one more episode."""
         number, tasks = len(self.episodes), episode.instructions or ("",)
-        task = [self.tasks.setdefault(text, len(self.tasks)) for text in tasks][0]
+        for text in tasks:
+            self.tasks.setdefault(text, len(self.tasks))
+        task = self.tasks[tasks[0]]
         rows = len(episode.proprioception)
         shown = np.searchsorted(episode.frame_steps, np.arange(rows), side="right") - 1
         columns = self._columns(episode, number, task)
