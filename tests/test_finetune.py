@@ -62,6 +62,13 @@ def test_a_policy_acts_on_the_chunks_before_if_training_showed_them(
     PARPolicy.from_pretrained(config.out / "policy", "push cube 1").act(observation())
 
 
+def test_a_policy_remembers_no_more_than_its_training_showed(config: FinetuneConfig) -> None:
+    finetune(dataclasses.replace(config, steps=1, window=2))
+    assert PARPolicy.from_pretrained(config.out / "policy", "push cube 1", context=2).acting.context == 2
+    with pytest.raises(UserError, match="context is 3; this checkpoint was trained on at most 2 physical tokens"):
+        PARPolicy.from_pretrained(config.out / "policy", "push cube 1", context=3)
+
+
 def test_an_unknown_task_is_refused_before_anything_is_written(config: FinetuneConfig) -> None:
     with pytest.raises(UserError, match="unknown task 'PushCub'"):
         finetune(dataclasses.replace(config, data=(), task=("PushCub",)))

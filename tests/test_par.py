@@ -42,14 +42,28 @@ def test_cached_steps_equal_the_whole_sequence(nova_layout: bool) -> None:
         torch.testing.assert_close(action, z_action[:, step], rtol=0, atol=1e-5)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("slots", [1, 2, 3])
 @torch.no_grad()
-def test_one_slot_equals_a_context_of_one() -> None:
-    model, inputs, features = tiny_model(), tiny_inputs(2, 4), tiny_features(2)
-    _, z_action = model(features, inputs, numbers(2, 4), torch.ones(2, 4, dtype=torch.long))
-    stream = model.start(features, slots=1)
-    for step in range(4):
-        _, action = model.step(stream, part(inputs, slice(None), slice(step, step + 1)))
-        torch.testing.assert_close(action, z_action[:, step], rtol=0, atol=1e-5)
+def test_past_its_size_the_cache_equals_the_context_of_training(nova_layout: bool, slots: int) -> None:
+    """A rollout four times as long as the cache, with rows that begin anew at different steps."""
+    steps = 4 * slots
+    model, inputs, features = tiny_model(nova_layout), tiny_inputs(2, steps), tiny_features(2)
+    context = torch.full((2, steps), slots)
+    z_frame, z_action = model(features, inputs, numbers(2, steps), context)
+    reset = steps // 2
+    from_reset = part(inputs, slice(1, 2), slice(reset, None))
+    second_life = model(features[1:], from_reset, numbers(1, steps - reset), context[1:, reset:])
+    stream = model.start(features, slots)
+    for step in range(steps):
+        if step == reset:
+            stream.cache.reset(torch.tensor([1]))
+        frame, action = model.step(stream, part(inputs, slice(None), slice(step, step + 1)))
+        expected = z_frame[:, step].clone(), z_action[:, step].clone()
+        if step >= reset:
+            expected[0][1], expected[1][1] = (z[0, step - reset] for z in second_life)
+        torch.testing.assert_close(frame, expected[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(action, expected[1], rtol=0, atol=1e-5)
 
 
 @LAYOUTS

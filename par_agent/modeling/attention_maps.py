@@ -83,8 +83,5 @@ def _steps_held(cache: KVCache) -> Tensor:
     """(B, slots) int64 steps in the slots once the next physical token is written; -1: nothing."""
     slots = torch.arange(cache.slots, device=cache.age.device)
     age = cache.age[:, None]
-    if cache.slots == 1:
-        return age.clone()
-    ring = cache.slots - 1  # slot 0 keeps step 0, the others share the later ones
-    latest = age - (age - slots) % ring
-    return torch.where(slots == 0, 0, torch.where(latest >= 1, latest, -1))
+    latest = age - (age - slots) % cache.slots
+    return torch.where(latest >= 0, latest, -1)

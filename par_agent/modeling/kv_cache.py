@@ -9,8 +9,9 @@ from torch import Tensor
 class KVCache:
     """Preallocated keys and values: the prefix, then ``slots`` physical tokens a row.
 
-    Every row has its own age. Its first physical token stays in slot 0 for ever; later ones share the remaining slots,
-    the oldest giving way (a window past the context limit). With one slot, each physical token replaces the last.
+    Every row has its own age. The slots are a ring: past its size, each physical token takes the place of the oldest.
+    A row therefore sees its last ``slots`` physical tokens, as the mask of training shows them
+    (:func:`~par_agent.modeling.attention_mask.limit_context`).
 
     Args:
         layers, batch, heads, head_dim: Sizes of the encoder.
@@ -50,9 +51,7 @@ class KVCache:
 
     def next_slots(self) -> Tensor:
         """Slot (B,) int64 that each row's next physical token goes to."""
-        if self.slots == 1:
-            return torch.zeros_like(self.age)
-        return torch.where(self.age == 0, 0, 1 + (self.age - 1) % (self.slots - 1))
+        return self.age % self.slots
 
     def write_prefix(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Stores the prefix's keys and values (B, heads, prefix, head_dim)."""

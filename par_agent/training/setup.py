@@ -66,6 +66,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
         if config.new_camera:
             model = with_proprioception(model, transforms.proprioception_size)
         model = _for_robot(model, transforms, fresh=config.new_robot)
+    model.config = dataclasses.replace(model.config, max_context=config.window)  # acting may see what training showed
     choose_weights(model, config, fresh_actions=start.transforms is None)
     for instruction in sorted({text for index in indices for wordings in index.instructions for text in wordings}):
         start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
@@ -79,11 +80,12 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
 
 
 def _acting(config: FinetuneConfig, start: Checkpoint) -> Acting:
-    """As the start acts, on the chunks executed before if training shows them and whole chunks are executed."""
+    """As the start acts, within the windows of training; on past chunks if training shows them, executed whole."""
+    acting = dataclasses.replace(start.acting, context=min(start.acting.context, config.window))
     if not config.has_actions:
-        return start.acting
-    known = config.past_action_dropout < 1 and start.acting.execute is None
-    return dataclasses.replace(start.acting, past_actions=known)
+        return acting
+    known = config.past_action_dropout < 1 and acting.execute is None
+    return dataclasses.replace(acting, past_actions=known)
 
 
 def open_samplers(

@@ -20,8 +20,8 @@ from par_agent.visualization.style import SOFT, TEXT, clean_axis, draw_header, n
 if TYPE_CHECKING:
     from par_agent.policy import PARPolicy
 
-KINDS = ("text", "first frame", "past frames", "current frame", "joints", "actions")
-"""What the keys of attention are: the first frame stays in the context for ever."""
+KINDS = ("text", "past frames", "current frame", "joints", "actions")
+"""What the keys of attention are."""
 MOMENTS = 6
 """Looks whose overlays are shown."""
 MAP = "cividis"
@@ -99,7 +99,7 @@ def perform(
 
 
 def shares(maps: AttentionMaps) -> np.ndarray:
-    """(layers, heads, 6) mean share of the action tokens' attention on each of :data:`KINDS`; they sum to 1."""
+    """(layers, heads, 5) mean share of the action tokens' attention on each of :data:`KINDS`; they sum to 1."""
     weights = maps.weights[:, 0, :, maps.frame_tokens :].mean(2)
     found = weights.new_zeros(*weights.shape[:2], len(KINDS))
     found[..., 0] = weights[..., : maps.prefix].sum(-1)
@@ -108,10 +108,10 @@ def shares(maps: AttentionMaps) -> np.ndarray:
         if step < 0:
             continue
         part = weights[..., maps.tokens(slot)]
-        kind = 3 if step == max(steps) else 1 if step == 0 else 2
+        kind = 2 if step == max(steps) else 1
         found[..., kind] += part[..., :patches].sum(-1)
-        found[..., 4] += part[..., patches : maps.frame_tokens].sum(-1)
-        found[..., 5] += part[..., maps.frame_tokens :].sum(-1)
+        found[..., 3] += part[..., patches : maps.frame_tokens].sum(-1)
+        found[..., 4] += part[..., maps.frame_tokens :].sum(-1)
     return found.cpu().numpy()
 
 
@@ -258,7 +258,7 @@ def _label_tokens(
 
 def _draw_shares(axis: Any, rollout: AttentionRollout, layer: int, head: int) -> None:
     values = np.array([100 * shares(rollout.maps[step])[layer - 1, head] for step in rollout.looks])
-    axis.stackplot(rollout.looks, values.T, colors=COLOURS, linewidth=0)
+    axis.stackplot(rollout.looks, values.T, colors=COLOURS[: len(KINDS)], linewidth=0)
     clean_axis(axis, "")
     axis.set_xlim(rollout.looks[0], max(rollout.looks[-1], 1))
     axis.set_ylim(0, 100)
@@ -269,5 +269,5 @@ def _draw_shares(axis: Any, rollout: AttentionRollout, layer: int, head: int) ->
 def _legend(figure: Any) -> None:
     from matplotlib.patches import Patch
 
-    handles: Any = [Patch(color=colour, label=kind) for kind, colour in zip(KINDS, COLOURS, strict=True)]
+    handles: Any = [Patch(color=colour, label=kind) for kind, colour in zip(KINDS, COLOURS, strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=8)
