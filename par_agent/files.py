@@ -6,11 +6,16 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, overload
 
 from par_agent.errors import UserError
+from par_agent.json_fields import check
+from par_agent.strict_json import parse_json
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -68,36 +73,77 @@ def _lock(lock: Path, doing: str) -> IO[str]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON atomically."""
+    """Writes indented JSON atomically.
+
+    Raises:
+        UserError: NaN or infinity is in it, which JSON has no words for.
+    """
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    except ValueError:
+        raise UserError(f"{path} cannot be written: NaN or infinity is among its numbers") from None
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(text)
+
+
+def check_file(path: Path) -> None:
+    """Checks that a path is a file's: opening a pipe, for example, would wait for ever.
+
+    Raises:
+        UserError: it does not exist, cannot be reached, or is something else.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a device or pipe'}; expected a file")
+
+
+def read_content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UserError: see :func:`check_file`; or it cannot be read.
+    """
+    check_file(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_json(path: Path) -> Any:
     """Reads JSON.
 
     Raises:
-        UserError: the file is missing, cannot be read or is not JSON.
+        UserError: the file is missing, cannot be read or is not JSON; see :func:`par_agent.strict_json.parse_json`.
     """
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); it may be truncated: make it again") from None
+    return parse_json(read_content(path), str(path))
 
 
-def read_object(path: Path) -> dict[str, Any]:
+@overload
+def read_object(path: Path) -> dict[str, Any]: ...
+
+
+@overload
+def read_object(path: Path, kind: type[T]) -> T: ...
+
+
+def read_object(path: Path, kind: Any = dict) -> Any:
     """Reads JSON that is an object.
+
+    Args:
+        path: the file.
+        kind: a TypedDict, whose fields must be there and be of its types, others may be; a plain dict has none.
 
     Raises:
         UserError: see :func:`read_json`; or it is something else.
     """
     content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}; expected an object")
+    check(str(path), content, kind)
     return content
 
 
@@ -125,7 +171,7 @@ def claim_folder(
     if not (begun and settings.exists()):
         write_json(settings, wanted)
         return
-    found = {**(defaults or {}), **read_json(settings)}
+    found = {**(defaults or {}), **read_object(settings)}
     differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
     if differing:
         details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)

@@ -1,16 +1,23 @@
-"""Frozen dataclasses from JSON, with every fault named."""
+"""Frozen dataclasses from JSON, and JSON compared with TypedDicts, with every fault named."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from par_agent.errors import UserError
 
 T = TypeVar("T")
-NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list",
+    type(None): "null",
+}
 
 
 def build(cls: type[T], content: Any) -> T:
@@ -42,12 +49,38 @@ def build(cls: type[T], content: Any) -> T:
 def check(name: str, value: Any, hint: Any) -> None:
     """Compares a JSON value with a type annotation.
 
+    Args:
+        name: says whose value it is, for messages.
+        value: read from JSON.
+        hint: types of JSON, tuples for lists, unions, literals, ``list[X]``, ``dict[str, X]``, or TypedDicts, besides
+            whose fields an object may have others.
+
     Raises:
-        UserError: they do not match; ``name`` says whose value it is.
+        UserError: they do not match; the message names the field inside ``value``.
     """
-    if not _fits(value, hint):
+    if is_typeddict(hint) or get_origin(hint) in (list, dict):
+        _check_entries(name, value, hint)
+    elif not _fits(value, hint):
         given = repr(value)
         raise UserError(f"{name} is {given[:60]}{'...' * (len(given) > 60)}; expected {_describe(hint)}")
+
+
+def _check_entries(name: str, value: Any, hint: Any) -> None:
+    """Compares each entry of a list or an object."""
+    kind, parts = get_origin(hint), get_args(hint)
+    check(name, value, list if kind is list else dict)
+    if kind is list:
+        for number, entry in enumerate(value):
+            check(f"{name}[{number}]", entry, parts[0])
+    elif kind is dict:
+        for key, entry in value.items():
+            check(f"{name}.{key}", entry, parts[1])
+    else:
+        if missing := sorted(hint.__required_keys__ - set(value)):
+            raise UserError(f"{name} lacks {', '.join(missing)}")
+        for key, part in get_type_hints(hint).items():
+            if key in value:
+                check(f"{name}.{key}", value[key], part)
 
 
 def is_count(value: Any) -> bool:
@@ -71,7 +104,9 @@ def _fits(value: Any, hint: Any) -> bool:
         parts = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         return len(value) == len(parts) and all(map(_fits, value, parts))
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if kind is Any:
+        return True
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, claim_folder, only_process, read_json, write_json
+from par_agent.files import atomic_path, claim_folder, only_process, read_json, read_object, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -106,3 +108,91 @@ def test_settings_of_a_folder_without_content_are_replaced(tmp_path):
     claim_folder(tmp_path / "settings.json", {"camera": "mistyped"}, begun=False)
     claim_folder(tmp_path / "settings.json", {"camera": "base_camera"}, begun=False)
     assert read_json(tmp_path / "settings.json") == {"camera": "base_camera"}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "nested deeper than 64 levels"),
+        (b"[" * 65 + b"]" * 65, "nested deeper than 64 levels"),
+        (b'{"a": ' * 65 + b"1" + b"}" * 65, "nested deeper than 64 levels"),
+        (b"1" * 5000, "more than 64 bits"),
+        (b"-18446744073709551616", "more than 64 bits"),
+        (b'{"a": NaN}', "NaN is no number"),
+        (b"[-Infinity]", "-Infinity is no number"),
+        (b"1e999", "out of range"),
+        (b'{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+        (b'"\\ud800"', "surrogates not allowed"),
+        (b'{"\\uDFFF": 1}', "surrogates not allowed"),
+        (b'"\xff"', "invalid start byte"),
+        ('"ü"'.encode("utf-16"), "invalid start byte"),
+        (b'"a\nb"', "Invalid control character"),
+        (b"", "Expecting value"),
+        (b'{"a": 1', "Expecting"),
+    ],
+)
+def test_what_is_not_strict_json_is_refused_by_the_name_of_its_file(tmp_path, content, fault):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.json is not valid JSON \(.*{fault}"):
+        read_json(tmp_path / "a.json")
+
+
+def test_the_largest_numbers_and_deepest_nesting_that_are_allowed_are_read(tmp_path):
+    (tmp_path / "a.json").write_text(f'{"[" * 64}18446744073709551615, -1e308, "\\ud83d\\ude00"{"]" * 64}')
+    value = read_json(tmp_path / "a.json")
+    for _ in range(63):
+        (value,) = value
+    assert value == [2**64 - 1, -1e308, "\N{GRINNING FACE}"]
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    for name, fault in {
+        "pipe.json": "is a device or pipe; expected a file",
+        "folder.json": "is a folder; expected a file",
+        "loop.json": "cannot be read: Too many levels",
+        "absent.json": "does not exist",
+        "pipe.json/a": "cannot be read: Not a directory",
+    }.items():
+        with pytest.raises(UserError, match=fault):
+            read_json(tmp_path / name)
+
+
+def test_numbers_that_could_not_be_read_again_are_not_written(tmp_path):
+    with pytest.raises(UserError, match=r"a\.json cannot be written: NaN or infinity"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert names(tmp_path) == []
+
+
+class Entry(TypedDict):
+    seed: int
+
+
+class Listing(TypedDict):
+    entries: list[Entry]
+    sizes: dict[str, float]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ([], r"a\.json is \[\]; expected an object"),
+        ({"sizes": {}}, r"a\.json lacks entries"),
+        ({"entries": {}, "sizes": {}}, r"a\.json\.entries is \{\}; expected a list"),
+        ({"entries": [{"seed": 1}, {}], "sizes": {}}, r"a\.json\.entries\[1\] lacks seed"),
+        ({"entries": [{"seed": True}], "sizes": {}}, r"a\.json\.entries\[0\]\.seed is True; expected a whole number"),
+        ({"entries": [], "sizes": {"b": "c"}}, r"a\.json\.sizes\.b is 'c'; expected a number"),
+    ],
+)
+def test_an_object_of_another_kind_is_refused_by_the_name_of_its_field(tmp_path, content, fault):
+    write_json(tmp_path / "a.json", content)
+    with pytest.raises(UserError, match=fault):
+        read_object(tmp_path / "a.json", Listing)
+
+
+def test_an_object_may_have_fields_that_nobody_asked_for(tmp_path):
+    content = {"entries": [{"seed": 1, "more": None}], "sizes": {"b": 1}, "other": [1]}
+    write_json(tmp_path / "a.json", content)
+    assert read_object(tmp_path / "a.json", Listing) == content

@@ -1,16 +1,38 @@
-"""HDF5 files that are built in memory and written in one go.
+"""HDF5 files: built in memory and written in one go, and read with nothing taken on trust.
 
 On a full disk the HDF5 library reports each failed write when an object is freed, or crashes. Writing the finished
 bytes is one ordinary write that fails with one OSError.
+
+A file of somebody else may name other files, in links and as places of its arrays, or claim sizes that it does not
+have; and a damaged one gives exceptions of any kind. :class:`HDF5Reader` answers all of that with one error.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from par_agent.errors import UserError
+from par_agent.files import check_file
 
 if TYPE_CHECKING:
     import h5py
+
+FLOATS = (np.float32, np.float64)
+"""Types of real numbers that files of others may hold."""
+MOST_COMPRESSED = 1100
+"""Bytes of an array for each of its bytes on disk; deflate reaches 1032."""
+SMALL = 65536
+"""Bytes of an array that are never too many."""
+
+Shape = tuple[int | None, ...]
+"""Sizes of an array's dimensions; None: any."""
 
 
 def open_in_memory() -> h5py.File:
@@ -26,3 +48,174 @@ def file_image(file: h5py.File) -> bytes:
     file.flush()
     image: bytes = file.id.get_file_image()
     return image
+
+
+class HDF5Reader:
+    """An HDF5 file that is open for reading. Use it as a context manager, or close it.
+
+    Every method raises a UserError that names the file, the entry, what was found and what is expected.
+
+    Args:
+        path: the file.
+        advice: what the user can do where it is damaged; ends the messages.
+
+    Raises:
+        UserError: it is missing, no HDF5 file, or damaged.
+    """
+
+    def __init__(self, path: Path | str, advice: str = "copy or make it again") -> None:
+        import h5py
+
+        self.path, self._advice = Path(path), advice
+        check_file(self.path)
+        with self._named_faults():
+            self._file = h5py.File(self.path, "r")
+
+    def __enter__(self) -> HDF5Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def damaged(self, fault: str) -> UserError:
+        """What to tell the user of a file with some fault."""
+        return UserError(f"{self.path} is damaged ({fault}); {self._advice}")
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a group or an array ``name``, for example ``frames/render_camera``."""
+        with self._named_faults(name):
+            return self._find(name) is not None
+
+    def names(self, group: str = "") -> list[str]:
+        """Names in a group, sorted; of the whole file if none is given."""
+        import h5py
+
+        with self._named_faults(group):
+            found = self._find(group)
+            if not isinstance(found, h5py.Group):
+                raise self.damaged(f"{group} is {'missing' if found is None else 'an array'}; expected a group")
+            names = sorted(found)
+            "".join(names).encode()  # h5py gives what is not UTF-8 as halves of surrogate pairs
+            return names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array."""
+        with self._named_faults(name):
+            shape: tuple[int, ...] = self._dataset(name).shape
+            return shape
+
+    def array(
+        self,
+        name: str,
+        dtype: Any,
+        shape: Shape,
+        *,
+        rows: np.ndarray | None = None,
+        finite: bool = True,
+    ) -> np.ndarray:
+        """Reads an array.
+
+        Args:
+            name: where it is, for example ``frames/render_camera``.
+            dtype: the type that it must be stored in, or a tuple of those that it may be.
+            shape: the shape that it must have.
+            rows: (n,) ascending whole numbers: those entries of the first dimension alone.
+            finite: refuses NaN and infinity.
+        """
+        with self._named_faults(name):
+            dataset = self._dataset(name)
+            self._check_type(dataset, name, dtype if isinstance(dtype, tuple) else (dtype,))
+            pairs = zip(shape, dataset.shape, strict=False)
+            if len(dataset.shape) != len(shape) or any(wanted not in (None, size) for wanted, size in pairs):
+                sizes = ", ".join("any" if size is None else str(size) for size in shape)
+                raise self.damaged(f"{name} has the shape {dataset.shape}; expected ({sizes})")
+            self._check_storage(dataset, name)
+            if rows is not None and len(rows) and not 0 <= rows[0] <= rows[-1] < len(dataset):
+                raise self.damaged(f"{name} has {len(dataset)} entries; entry {rows[-1]} was expected")
+            values: np.ndarray = dataset[()] if rows is None else dataset[rows]
+        if finite and values.dtype.kind in "fc" and not np.isfinite(values).all():
+            raise self.damaged(f"{name} hold NaN or infinity")
+        return values
+
+    def attributes(self) -> dict[str, str | int | float | bool]:
+        """The file's attributes, each a text or a number."""
+        with self._named_faults("its attributes"):
+            return {name: self._attribute(name) for name in self._file.attrs}
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _named_faults(self, name: str = "") -> Iterator[None]:
+        """Turns whatever h5py raises into a UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise self.damaged(f"{name}: {words}" if name else words) from None
+
+    def _find(self, name: str) -> h5py.Group | h5py.Dataset | None:
+        """What is there under a name; None: nothing. Only what lies in this very file is opened."""
+        import h5py
+
+        found = self._file["/"]
+        for part in filter(None, name.split("/")):
+            if not isinstance(found, h5py.Group) or not found.id.links.exists(part.encode()):
+                return None
+            if found.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+                raise self.damaged(f"{name} is a link; only what is in the file itself is read")
+            found = found[part]
+        return found
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        import h5py
+
+        found = self._find(name)
+        if not isinstance(found, h5py.Dataset):
+            raise self.damaged(f"{name} is {'missing' if found is None else 'no array'}; expected an array")
+        if found.shape is None:
+            raise self.damaged(f"{name} is empty; expected an array")
+        return found
+
+    def _check_type(self, dataset: h5py.Dataset, name: str, allowed: tuple[Any, ...]) -> None:
+        import h5py
+
+        stored = dataset.id.get_type()
+        if not any(stored == h5py.h5t.py_create(np.dtype(kind), logical=True) for kind in allowed):
+            wanted = " or ".join(str(np.dtype(kind)) for kind in allowed)
+            raise self.damaged(f"{name} is stored as {dataset.dtype}; expected {wanted}")
+
+    def _check_storage(self, dataset: h5py.Dataset, name: str) -> None:
+        """Checks that an array lies in this file, as a whole, and is not far larger than what there is of it."""
+        if dataset.is_virtual or dataset.external:
+            raise self.damaged(f"{name} lies in other files; only what is in the file itself is read")
+        size, stored = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
+        if size > SMALL + MOST_COMPRESSED * min(stored, self.path.stat().st_size):
+            raise self.damaged(f"{name} claims {size:,} bytes, of which the file holds {stored:,}")
+        if dataset.chunks is None:
+            present, expected = stored, size
+        else:
+            sizes = zip(dataset.shape, dataset.chunks, strict=True)
+            present, expected = dataset.id.get_num_chunks(), math.prod(-(-n // chunk) for n, chunk in sizes)
+        if present != expected:
+            raise self.damaged(f"{name} is incomplete")
+
+    def _attribute(self, name: str) -> str | int | float | bool:
+        import h5py
+
+        name.encode()
+        if self._file.attrs.get_id(name).shape != ():
+            raise self.damaged(f"attribute {name} is no single value")
+        value: Any = self._file.attrs[name]
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, str):
+            value.encode()
+        if not isinstance(value, str | int | float | bool) or isinstance(value, h5py.Empty):
+            raise self.damaged(f"attribute {name} is {type(value).__name__}; expected a text or a number")
+        return value

@@ -5,6 +5,8 @@ Only safetensors files are read. Pickled weights are refused and never opened.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import read_object
+from par_agent.files import check_file, read_object
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.safetensors")
 EITHER = f"{WEIGHT_NAMES[0]} or {WEIGHT_NAMES[-1]}"
@@ -51,17 +53,42 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, truncated, pickled or not safetensors at all.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    with _opened(Path(path)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
 
-    path = Path(path)
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a safetensors file says of itself.
+
+    Raises:
+        UserError: see :func:`read_tensors`.
+    """
+    with _opened(Path(path)) as file:
+        return dict(file.metadata() or {})
+
+
+def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, which are not read themselves.
+
+    Raises:
+        UserError: see :func:`read_tensors`.
+    """
+    with _opened(Path(path)) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file that is open for reading."""
+    from safetensors import SafetensorError, safe_open
+
     if path.suffix in PICKLE_SUFFIXES:
         raise UserError(f"{path} is a pickled file, which can run code when opened; only .safetensors files are read")
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
+    check_file(path)
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, MemoryError) as error:
         raise UserError(
             f"{path} is not a complete safetensors file ({error}; {path.stat().st_size:,} bytes): download or "
             "copy it again"
