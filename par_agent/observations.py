@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.tasks import check_camera
+from par_agent.tasks import UNKNOWN_CONTROLLER, check_camera
 from par_agent.transforms import Transforms
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> 
             f"this checkpoint reads {transforms.joint_count} joint positions; the robot of {spec.name} has "
             f"{spec.joint_count}"
         )
-    if any(transforms.relative) and spec.control_mode != "pd_joint_pos":
+    if transforms.control_mode not in (UNKNOWN_CONTROLLER, spec.control_mode):
         raise UserError(
-            f"this checkpoint commands joint positions (pd_joint_pos); task {spec.name} takes {spec.control_mode}"
+            f"this checkpoint commands {transforms.control_mode}; task {spec.name} takes {spec.control_mode}: give its "
+            "environment the checkpoint's control mode"
         )
 
 

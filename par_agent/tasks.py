@@ -18,6 +18,9 @@ PROTOCOL_STATES = 25
 PROTOCOL_POLICY_SEEDS = 5
 """Policy seeds per initial state in the evaluation protocol."""
 
+UNKNOWN_CONTROLLER = "unknown"
+"""Stands in place of a control mode that data does not tell."""
+
 TRACKS = ("paper", "native")
 """What the policy sees: ``paper`` is the image of the task's render camera and the joint positions, ``native`` is what
 ManiSkill itself gives for ``obs_mode="rgb"``."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from par_agent.errors import UserError
 from par_agent.json_fields import build
+from par_agent.tasks import UNKNOWN_CONTROLLER
 
 Crop = tuple[int, int, int, int]
 Extra = tuple[tuple[str, int], ...]
@@ -57,7 +58,8 @@ def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] 
 class Transforms:
     """Conventions that a checkpoint was trained with.
 
-    Joints are commanded relative to the positions measured at the chunk's start; a gripper command is absolute.
+    Where the controller takes target positions of joints, these are predicted relative to the positions measured at the
+    chunk's start; all other commands, a gripper's among them, are predicted as they are.
     Letters: L actions a chunk, T actions predicted together, A numbers per action, P numbers of proprioception: joint
     positions, then extra observations.
     """
@@ -82,6 +84,8 @@ class Transforms:
     """(T, A) their standard deviation."""
     extra: Extra = ()
     """Extra observations that are read with the joint positions; zeros in tasks that do not have them."""
+    control_mode: str = "pd_joint_pos"
+    """ManiSkill's name of the controller that takes the actions, or ``unknown``."""
 
     def __post_init__(self) -> None:
         rows = {len(row) for row in (*self.action_mean, *self.action_std)}
@@ -172,6 +176,7 @@ class Transforms:
         joints = self.joint_count
         return dataclasses.replace(
             other,
+            control_mode=self.control_mode,
             relative=self.relative,
             proprioception_mean=self.proprioception_mean[:joints] + other.proprioception_mean[joints:],
             proprioception_std=self.proprioception_std[:joints] + other.proprioception_std[joints:],
@@ -198,7 +203,10 @@ class Transforms:
         Raises:
             UserError: a field is missing, unknown, of another type or of another size than the rest.
         """
-        return build(cls, content)
+        transforms = build(cls, content)
+        if "control_mode" in content or any(transforms.relative):
+            return transforms
+        return dataclasses.replace(transforms, control_mode=UNKNOWN_CONTROLLER)  # older checkpoints do not say it
 
     def _base(self, positions: Tensor) -> Tensor:
         """What relative numbers are relative to: (..., 1, A)."""

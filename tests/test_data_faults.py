@@ -212,7 +212,10 @@ def test_joint_targets_follow_from_the_controller(mode: str, size: int, joints: 
             {"proprioception_mean": (0.1,) * 12, "proprioception_std": (0.1,) * 12},
             "has 9 joint positions, the policy was trained with 12",
         ),
-        ({"relative": (False,) * 8}, "are pd_joint_pos; the policy was trained with another controller"),
+        (
+            {"relative": (False,) * 8, "control_mode": "pd_joint_vel"},
+            "are pd_joint_pos; the policy was trained with pd_joint_vel: give --new-robot",
+        ),
     ],
 )
 def test_data_unlike_the_checkpoints_is_refused(tmp_path: Path, change_to: dict, message: str) -> None:

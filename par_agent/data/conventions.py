@@ -11,6 +11,7 @@ from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
+from par_agent.tasks import UNKNOWN_CONTROLLER
 from par_agent.transforms import Extra, Transforms
 
 STD_FLOOR = 1e-3
@@ -22,7 +23,8 @@ def joint_targets(control_mode: str, action_size: int, joint_count: int) -> tupl
 
     With ``pd_joint_pos`` as many numbers as joints are one target each (SO100: 6 of 6 joints); fewer numbers end with
     the gripper, one command in [-1, 1] for all of its fingers (Panda: 8 numbers, 9 joints). With other controllers
-    there are none.
+    there are none: changes of joints (``pd_joint_delta_pos``), velocities (``pd_joint_vel``) and the hand's movements
+    (``pd_ee_delta_pose``) are not relative to where the joints are.
     """
     if control_mode != "pd_joint_pos" or action_size > joint_count:
         return (False,) * action_size
@@ -65,7 +67,9 @@ def fit_transforms(
     }
     if len(conventions) > 1 or len({(index.action_size, index.joint_count) for index in indices}) > 1:
         names = ", ".join(str(index.dataset.folder) for index in indices)
-        raise UserError(f"{names} differ in crop, size, actions or joints; train on datasets rendered alike")
+        raise UserError(
+            f"{names} differ in crop, size, control mode, actions or joints; train on datasets rendered alike"
+        )
     crop, size, control_mode = conventions.pop()
     positions, actions = RunningStatistics(), RunningStatistics()
     relative = joint_targets(control_mode, indices[0].action_size, indices[0].joint_count)
@@ -92,6 +96,7 @@ def fit_transforms(
         action_mean=_tuple(chunk["mean"]),
         action_std=_tuple(np.maximum(chunk["std"], STD_FLOOR).tolist()),
         extra=indices[0].extra,
+        control_mode=control_mode,
     )
 
 
@@ -135,10 +140,12 @@ def check_conventions(indices: Sequence[EpisodeIndex], transforms: Transforms, c
                     f"{folder} has {here} {name}, {checkpoint} was trained with {there}: another robot; give "
                     "--new-robot to start its action parts anew, or train from scratch"
                 )
-        if joint_targets(index.control_mode, index.action_size, index.joint_count) != transforms.relative:
+        modes = {index.control_mode, transforms.control_mode} - {UNKNOWN_CONTROLLER}
+        targets = joint_targets(index.control_mode, index.action_size, index.joint_count)
+        if len(modes) > 1 or targets != transforms.relative:
             raise UserError(
-                f"the actions of {folder} are {index.control_mode}; {checkpoint} was trained with another controller: "
-                "give --new-robot to start its action parts anew, or train from scratch"
+                f"the actions of {folder} are {index.control_mode}; {checkpoint} was trained with "
+                f"{transforms.control_mode}: give --new-robot to start its action parts anew, or train from scratch"
             )
 
 

@@ -50,7 +50,7 @@ class EpisodeIndex:
         """K of every episode."""
         self.instructions: list[tuple[str, ...]] = []
         """Wordings of the language instruction of every episode."""
-        self.control_mode = "pd_joint_pos"
+        self.control_mode = ""
         """ManiSkill's name of the actions' controller."""
         columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
         frames, ahead = [0], np.array([*range(chunk_length), *foresight])
@@ -69,7 +69,7 @@ class EpisodeIndex:
             frames.append(frames[-1] + len(steps))
             self.boundaries.append(usable)
             self.instructions.append(instructions_of(path, episode))
-            self.control_mode = str(episode.attributes.get("control_mode", self.control_mode))
+            self.control_mode = _control_mode(episode)
         self.columns = {name: np.concatenate(columns.pop(name)) for name in COLUMNS}
         """Name -> values of all boundaries; see :class:`par_agent.data.windows.Windows`."""
         self.offsets = np.concatenate([[0], np.cumsum(self.boundaries)])
@@ -130,6 +130,15 @@ class EpisodeIndex:
                     f"episode file {path} has {found[0]} numbers per action and {found[1]} joints, those before it "
                     f"have {wanted[0]} and {wanted[1]}; a dataset holds one robot's episodes: use two folders"
                 )
+            if _control_mode(episode) != self.control_mode:
+                raise UserError(
+                    f"episode file {path} holds actions of {_control_mode(episode)}, those before it of "
+                    f"{self.control_mode}; a dataset holds one controller's actions: use two folders"
+                )
+
+
+def _control_mode(episode: Episode) -> str:
+    return str(episode.attributes.get("control_mode", "pd_joint_pos"))
 
 
 def instructions_of(path: Path, episode: Episode) -> tuple[str, ...]:

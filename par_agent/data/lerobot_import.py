@@ -22,6 +22,7 @@ from par_agent.data.episodes import Episode, write_episode
 from par_agent.data.rendering import RenderSpec, episode_path, frame_steps, summarise
 from par_agent.errors import UserError
 from par_agent.files import cannot_write, claim_folder, only_process, read_json, write_json
+from par_agent.tasks import UNKNOWN_CONTROLLER
 from par_agent.transforms import crop_and_resize
 
 DEFAULT_STRIDE = 8
@@ -124,10 +125,10 @@ class LeRobotFolder:
         """``pd_joint_pos`` if the numbers of an action are called like the joints whose targets they are."""
         joints, actions = (self.features.get(name, {}).get("names") for name in (lerobot.STATE, lerobot.ACTION))
         if not isinstance(joints, list) or not isinstance(actions, list) or len(actions) < 2:
-            return "unknown"
+            return UNKNOWN_CONTROLLER
         targets = joint_targets("pd_joint_pos", len(actions), len(joints))
         same = [joints[n] == actions[n] for n, target in enumerate(targets) if target]
-        return "pd_joint_pos" if same and all(same) else "unknown"
+        return "pd_joint_pos" if same and all(same) else UNKNOWN_CONTROLLER
 
 
 def import_lerobot(source: LeRobotFolder, out: Path, request: LeRobotRequest) -> RenderSpec:

@@ -112,7 +112,7 @@ class Bench:
         torch.set_num_threads(1)
         logging.getLogger("mani_skill").setLevel(logging.ERROR)
         self._setup = setup
-        self._specs = {task: resolve_task(task) for task in setup.tasks}
+        self._specs = {task: setup.policy.task(resolve_task(task)) for task in setup.tasks}
         self._built: dict[str, tuple[TaskEnvironment, Policy]] = {}
         self._states: dict[Path, list[InitialState]] = {}
         for task in setup.tasks:

@@ -9,18 +9,22 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from par_agent.errors import UserError
-from par_agent.tasks import TASKS, TaskSpec, get_task
+from par_agent.files import read_object
+from par_agent.tasks import TASKS, UNKNOWN_CONTROLLER, TaskSpec, get_task
 from par_agent.versions import PACKAGE_FOLDER, hash_files
 
 if TYPE_CHECKING:
     import torch
 
 _HASH_DIGITS = 12
+ABOUT = ("policy.json", "baseline.json")
+"""Files in which checkpoints say what they were trained with."""
 
 
 class Policy(Protocol):
@@ -149,6 +153,26 @@ class PolicySource:
     def deciding_options(self) -> dict[str, Any]:
         """The options by which policies are told apart."""
         return {name: value for name, value in self.options.items() if name not in self.indifferent}
+
+    @cached_property
+    def controller(self) -> tuple[str, int] | None:
+        """Control mode that the weights were trained with, and its numbers per action; None where nothing tells them.
+
+        Raises:
+            UserError: no such checkpoint, or a damaged one.
+        """
+        for path in [] if self.folder is None else [self.folder / name for name in ABOUT]:
+            if path.is_file() and isinstance(transforms := read_object(path).get("transforms"), dict):
+                mode, relative = transforms.get("control_mode"), transforms.get("relative")
+                if isinstance(mode, str) and isinstance(relative, list) and mode != UNKNOWN_CONTROLLER:
+                    return mode, len(relative)
+        return None
+
+    def task(self, spec: TaskSpec) -> TaskSpec:
+        """The task as this policy is rolled out in it: with the controller that its weights were trained with."""
+        if self.controller is None or self.controller[0] == spec.control_mode:
+            return spec
+        return replace(spec, control_mode=self.controller[0], action_size=self.controller[1])
 
     def build(self, spec: TaskSpec, track: str = "paper") -> Policy:
         """Makes the policy for one task and checks that it fits.

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from par_agent.evaluation.policies import PolicySource, weight_files
+from par_agent.evaluation.policies import ABOUT, PolicySource, weight_files
 from par_agent.files import read_object
 from par_agent.versions import hash_files
 
@@ -58,7 +58,7 @@ def _weights(folder: Path | None) -> dict[str, Any]:
 
         with safe_open(str(weights), framework="numpy") as file:
             about["parameters"] = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    for name in ("policy.json", "baseline.json"):
+    for name in ABOUT:
         if (folder / name).is_file():
             about["training"] = read_object(folder / name).get("trained")
     return about

@@ -87,14 +87,23 @@ class RunConfig:
     @property
     def is_comparable(self) -> bool:
         """Whether each rollout is one of the protocol's."""
-        return self.state_seed is None and self.variation == "none"
+        return self.state_seed is None and not self._changes
 
     @property
     def protocol_label(self) -> str:
         """How far the run follows the protocol, in words for every output."""
-        if self.variation != "none":
-            return f"NOT THE PROTOCOL: {get_variation(self.variation).description}, {self._states_label}"
+        if self._changes:
+            return f"NOT THE PROTOCOL: {', '.join(self._changes)}, {self._states_label}"
         return self._states_label
+
+    @property
+    def _changes(self) -> list[str]:
+        """What is not as in the protocol, beside the number of rollouts and the initial states."""
+        changes = [] if self.variation == "none" else [get_variation(self.variation).description]
+        controller = self.policy.controller
+        if controller and any(spec.control_mode != controller[0] for spec in resolve_tasks(self.tasks).values()):
+            changes.append(f"control mode {controller[0]}")
+        return changes
 
     @property
     def _has_all_states(self) -> bool:
@@ -125,7 +134,7 @@ class BenchmarkRun:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.specs = resolve_tasks(config.tasks)
+        self.specs = {name: config.policy.task(spec) for name, spec in resolve_tasks(config.tasks).items()}
         check_backend(config.backend, list(self.specs.values()))
         if config.policy.device != "cpu":  # which needs no look, and no torch in this process
             usable_device(config.policy.device)

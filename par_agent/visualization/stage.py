@@ -52,7 +52,7 @@ class Stage:
         import logging
 
         logging.getLogger("mani_skill").setLevel(logging.ERROR)
-        self.spec = spec
+        self.spec = spec = source.task(spec)
         self.states = load_states(states_file or protocol_file(spec), spec)
         policy: Any = source.build(spec, track)
         if imagines:

@@ -1,0 +1,97 @@
+"""Training data of other controllers than `pd_joint_pos`, and policies that act through them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from par_agent.data.conventions import check_conventions, fit_transforms
+from par_agent.data.episodes import RenderedDataset
+from par_agent.data.index import EpisodeIndex
+from par_agent.errors import UserError
+from par_agent.evaluation.policies import PolicySource
+from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.observations import check_task
+from par_agent.tasks import PROTOCOL_STATES, UNKNOWN_CONTROLLER, get_task
+from par_agent.transforms import Transforms
+from tiny import LENGTH, SIZE, task_checkpoint, tiny_dataset, tiny_transforms
+
+
+def controlled(folder: Path, mode: str, size: int = SIZE, episodes: int = 3) -> EpisodeIndex:
+    """A dataset of random actions of a controller."""
+    tiny_dataset(folder, episodes=episodes)
+    for number in range(episodes):
+        with h5py.File(folder / "episodes" / f"episode_{number:06d}.h5", "a") as file:
+            file.attrs["control_mode"] = mode
+            actions = np.asarray(file["actions"])[:, :size]
+            del file["actions"]
+            file["actions"] = actions
+    return EpisodeIndex(RenderedDataset(folder), LENGTH)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("pd_joint_delta_pos", 8), ("pd_ee_delta_pose", 7), ("pd_joint_vel", 8)])
+def test_statistics_are_of_the_actions_as_recorded_where_they_are_no_joint_targets(
+    tmp_path: Path, mode: str, size: int
+) -> None:
+    index = controlled(tmp_path, mode, size)
+    transforms = fit_transforms([index], "render_camera", None)
+    assert transforms.control_mode == mode and transforms.relative == (False,) * size
+    complete = index.columns["after"][index.columns["valid"].all(1)]
+    np.testing.assert_allclose(transforms.action_mean, complete.mean(0), atol=1e-6)
+    np.testing.assert_allclose(transforms.action_std, complete.std(0), atol=1e-6)
+
+
+def test_a_dataset_of_two_controllers_is_refused(tmp_path: Path) -> None:
+    controlled(tmp_path, "pd_joint_delta_pos")
+    with h5py.File(tmp_path / "episodes" / "episode_000002.h5", "a") as file:
+        file.attrs["control_mode"] = "pd_joint_vel"
+    with pytest.raises(UserError, match=r"episode_000002\.h5 holds actions of pd_joint_vel, those before it of pd_jo"):
+        EpisodeIndex(RenderedDataset(tmp_path), LENGTH)
+
+
+def test_data_of_another_controller_than_the_checkpoints_is_refused_by_name(tmp_path: Path) -> None:
+    first, second = controlled(tmp_path / "a", "pd_joint_delta_pos"), controlled(tmp_path / "b", "pd_joint_vel")
+    transforms = fit_transforms([first], "render_camera", None)
+    check_conventions([first], transforms, "the policy")
+    with pytest.raises(
+        UserError, match=r"are pd_joint_vel; the policy was trained with pd_joint_delta_pos: give --new"
+    ):
+        check_conventions([second], transforms, "the policy")
+    with pytest.raises(UserError, match="differ in crop, size, control mode"):
+        fit_transforms([first, second], "render_camera", None)
+    unknown = dataclasses.replace(transforms, control_mode=UNKNOWN_CONTROLLER)
+    check_conventions([first, second], unknown, "the policy")
+
+
+def test_checkpoints_that_do_not_say_their_controller_are_read_as_before() -> None:
+    content = tiny_transforms().to_json()
+    del content["control_mode"]
+    assert Transforms.from_json(content) == tiny_transforms()
+    other = Transforms.from_json(content | {"relative": [False] * SIZE})
+    assert other.control_mode == UNKNOWN_CONTROLLER
+    check_task(dataclasses.replace(other, image_size=None), get_task("PushCube"))
+
+
+def test_a_policys_task_has_its_controller_and_is_not_called_the_protocols(tmp_path: Path) -> None:
+    checkpoint = task_checkpoint()
+    checkpoint.save(tmp_path / "joints")
+    assert checkpoint.transforms is not None
+    transforms = dataclasses.replace(checkpoint.transforms, relative=(False,) * SIZE, control_mode="pd_joint_delta_pos")
+    dataclasses.replace(checkpoint, transforms=transforms).save(tmp_path / "changes")
+    push, runs = get_task("PushCube"), {}
+    for name in ("joints", "changes"):
+        source = PolicySource(str(tmp_path / name))
+        source.build(source.task(push))
+        config = RunConfig(("PushCube",), source, tmp_path / "out", states=PROTOCOL_STATES)
+        runs[name] = BenchmarkRun(config)
+    assert runs["joints"].specs == {"PushCube": push}
+    assert runs["joints"].config.is_protocol and runs["joints"].config.protocol_label == "the protocol"
+    assert runs["changes"].specs == {"PushCube": dataclasses.replace(push, control_mode="pd_joint_delta_pos")}
+    assert not runs["changes"].config.is_comparable
+    assert runs["changes"].config.protocol_label == "NOT THE PROTOCOL: control mode pd_joint_delta_pos, the protocol"
+    with pytest.raises(UserError, match="commands pd_joint_delta_pos; task PushCube takes pd_joint_pos"):
+        check_task(transforms, push)
