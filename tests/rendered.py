@@ -42,5 +42,5 @@ def write_dataset(folder: Path, episodes: int = 3, size: tuple[int, int] = (16, 
     write_json(folder / "spec.json", spec.to_json())
     for number in range(episodes):
         write_episode(episode_path(folder, number), made_up_episode(number, spec, size, 10 + number))
-    write_json(folder / "dataset.json", summarise(folder, spec))
+    write_json(folder / "dataset.json", summarise(folder))
     return spec

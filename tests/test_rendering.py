@@ -219,7 +219,7 @@ def finished(recording, tmp_path_factory) -> Path:
     with TrajectoryFile(recording[0]) as file:
         for index in range(len(LENGTHS)):
             render_one(RenderJob(index, file.read(index)), lambda _: None)
-    write_json(out / "dataset.json", render_command.summarise(out, spec))
+    write_json(out / "dataset.json", render_command.summarise(out))
     return out
 
 

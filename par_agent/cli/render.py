@@ -133,7 +133,7 @@ def main(config: RenderConfig) -> int:
                 _render_missing(spec, config.out, config.workers, config.cluster)
             finally:
                 _remove_unfinished(config.out)
-            write_json(config.out / "dataset.json", summarise(config.out, spec))
+            write_json(config.out / "dataset.json", summarise(config.out))
     except OSError as error:
         raise UserError(cannot_write(config.out, error)) from error
     return 0

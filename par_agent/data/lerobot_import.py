@@ -155,7 +155,7 @@ def import_lerobot(source: LeRobotFolder, out: Path, request: LeRobotRequest) ->
             finally:
                 for reader in frames.values():
                     reader.close()
-            write_json(out / "dataset.json", summarise(out, spec))
+            write_json(out / "dataset.json", summarise(out))
     except OSError as error:
         raise UserError(cannot_write(out, error)) from error
     return spec

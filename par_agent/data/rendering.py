@@ -351,8 +351,8 @@ def episode_renderer(work: RenderWork, folder: Path) -> DoJob:
     return render
 
 
-def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
-    """Counts and normalisation statistics over all episodes of a folder (the content of dataset.json).
+def summarise(folder: Path) -> dict[str, Any]:
+    """Counts and normalisation statistics over the episodes that a folder holds (the content of dataset.json).
 
     ``statistics`` holds mean, standard deviation, minimum and maximum over all control steps of ``proprioception`` (P
     numbers each) and, unless the episodes are action-free, of ``actions`` (A numbers each).
@@ -360,8 +360,9 @@ def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
     totals = {"frames": 0, "steps": 0}
     statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}
     extra: dict[str, int] = {}
-    for index in range(spec.num_episodes):
-        episode = read_episode(episode_path(folder, index), frames=False)
+    paths = sorted((folder / "episodes").glob("episode_*.h5"))
+    for path in paths:
+        episode = read_episode(path, frames=False)
         totals["frames"] += len(episode.frame_steps)
         totals["steps"] += len(episode.proprioception) - 1
         statistics["proprioception"].add(episode.proprioception)
@@ -372,7 +373,7 @@ def summarise(folder: Path, spec: RenderSpec) -> dict[str, Any]:
         del statistics["actions"]
     return {
         "format_version": 1,
-        "num_episodes": spec.num_episodes,
+        "num_episodes": len(paths),
         "num_frames": totals["frames"],
         "num_steps": totals["steps"],
         **({"extra": extra} if extra else {}),
