@@ -1,9 +1,11 @@
 # The two commands of a fresh clone are `make benchmark` and `make test`; both run `make setup` first.
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 TASKS := PushCube PickCube StackCube
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark benchmark-full benchmark-robustness test lint
+SHELL := bash
+.PHONY: help setup benchmark benchmark-full benchmark-robustness lint test test-under-load test-other-processor
 
 help: ## show these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
@@ -29,4 +31,10 @@ lint: setup ## style and types
 	$(BIN)/python -m mypy par_agent
 
 test: lint ## style, types and the test suite (ARGS="--run-slow" for the slow tests too)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-under-load: setup ## the test suite while two busy loops compete for the processor
+	@trap 'kill $$(jobs -p)' EXIT; for loop in 1 2; do (while :; do :; done) & done; $(PYTEST) $(ARGS)
+
+test-other-processor: setup ## the test suite as on a processor without AVX512, with two threads
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(ARGS)

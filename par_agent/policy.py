@@ -87,8 +87,7 @@ class PARPolicy:
         most = checkpoint.model.config.max_context
         if self.acting.context > most:
             raise UserError(
-                f"context is {self.acting.context}; this checkpoint was trained on at most {most} physical tokens at "
-                "once"
+                f"context is {self.acting.context}; this checkpoint was trained on {most} physical tokens at most"
             )
         self._features = checkpoint.text_encoder.encode(instruction).to(self.device)
         if not len(self._features):

@@ -1,14 +1,37 @@
-"""Which tests run: `slow` and `network` when asked for, `gpu` where there is one; skips are listed. And a browser."""
+"""Which tests run: `slow` and `network` when asked for, `gpu` where there is one; skips are listed. And a browser.
+
+With several test processes each computes and renders with one thread, and the longest modules start first.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+
+LONGEST = (
+    "test_vla_eval_runs",
+    "test_rendering",
+    "test_benchmark_run",
+    "test_visualization",
+    "test_variations",
+    "test_finetune",
+    "test_alignment",
+    "test_baseline_training",
+    "test_evaluation_environment",
+    "test_demos",
+    "test_play",
+    "test_html_report",
+)
+"""Modules that take longest, the longest first."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
     for marker in ("slow", "network"):
         if not config.getoption(f"--run-{marker}"):
             skip = pytest.mark.skip(reason=f"{marker}: run with --run-{marker}")
@@ -35,6 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def torch_threads() -> Iterator[Callable[[int], None]]:
     """Sets how many threads torch computes with, until the test ends."""
+    import torch
+
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

@@ -229,7 +229,7 @@ def test_options_are_checked() -> None:
         policy(context="all")
     with pytest.raises(UserError, match="context is 0"):
         policy(context=0)
-    with pytest.raises(UserError, match="context is 17; this checkpoint was trained on at most 16 physical tokens"):
+    with pytest.raises(UserError, match="context is 17; this checkpoint was trained on 16 physical tokens at most"):
         policy(context=17)
     with pytest.raises(UserError, match="no checkpoint 'par-giant'"):
         PARPolicy.from_pretrained("par-giant")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +82,31 @@ def test_a_rollout_is_drawn_as_strip_and_video(tmp_path: Path, capsys: Any) -> N
     assert not np.array_equal(video[0], video[6])
 
 
+@pytest.fixture(scope="module")
+def failed_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a finished run of two failures under a variation, once each."""
+
+    @functools.cache
+    def run_of(variation: str) -> Path:
+        folder = tmp_path_factory.mktemp(variation)
+        task_checkpoint().save(folder / "policy")
+        options: dict[str, Any] = {"states": 2, "policy_seeds": 2, "variation": variation}
+        source = PolicySource(str(folder / "policy"))
+        run = BenchmarkRun(RunConfig(("harness_task:NUDGE_CUBE",), source, folder / "out", **options))
+        write_results(run, run.run(lambda found: None, lambda record: None))
+        return run.folder
+
+    return run_of
+
+
 @pytest.fixture
-def failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A finished run of two failures, of a task that has rules here; its parameter is the run's variation."""
+def failed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, failed_runs: Callable[[str], Path]
+) -> Path:
+    """A copy of a finished run, of a task that has rules here; its parameter is the run's variation."""
     monkeypatch.setitem(TASKS, "NudgeCube", NUDGE_CUBE)
     monkeypatch.setitem(GOALS, "NudgeCube", GOALS["PushCube"])
-    task_checkpoint().save(tmp_path / "policy")
-    source = PolicySource(str(tmp_path / "policy"))
-    options: dict[str, Any] = {"states": 2, "policy_seeds": 2, "variation": getattr(request, "param", "none")}
-    run = BenchmarkRun(RunConfig(("harness_task:NUDGE_CUBE",), source, tmp_path / "out", **options))
-    write_results(run, run.run(lambda found: None, lambda record: None))
-    return run.folder
+    return Path(shutil.copytree(failed_runs(getattr(request, "param", "none")), tmp_path / "run"))
 
 
 @pytest.mark.parametrize("failed_run", ["none", "delay"], indirect=True)

@@ -223,7 +223,7 @@ class PARConfig:
     action: ActionConfig
     """Action path."""
     max_context: int = 16
-    """Physical tokens that training showed at once, and so the most that a policy may remember; past it the oldest
+    """Physical tokens that training showed at once, and so the most that a policy may remember. Past it the oldest
     leave and the text stays."""
     noise_samples: int = 4
     """Times that noise and time are drawn per token and condition (Li et al. 2024; paper section 4.3)."""
