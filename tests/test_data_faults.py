@@ -113,6 +113,72 @@ def test_skipping_leaves_out_the_damaged_ones_alone(tmp_path: Path, capsys: pyte
         assert torch.equal(windows.latents[row, 0], pixels(torch.from_numpy(frames[step : step + 1]))[0])
 
 
+SECOND: dict[str, tuple[str, object, str]] = {
+    "another type": ("actions", np.zeros((6, 8), np.float64), "actions is stored as float64; expected float32"),
+    "another rank": ("actions", np.zeros(6, np.float32), r"actions has the shape \(6,\); expected \(any, any\)"),
+    "missing": ("proprioception", None, "proprioception is missing"),
+    "no actions": ("actions", None, "it holds no actions"),
+    "a link": ("actions", h5py.ExternalLink("/etc/passwd", "actions"), "actions is a link"),
+    "NaN": ("actions", np.full((6, 8), np.nan, np.float32), "actions hold NaN"),
+    "shifted": (
+        "frame_steps",
+        np.array([1, 4, 6], np.int32),
+        r"steps \[1, 4, 6\] of 6; the dataset's are at \[0, 4, 6\]",
+    ),
+    "no frames": ("frames/render_camera", None, "no frames of render_camera"),
+    "cut frames": ("frames/render_camera", np.zeros((3, 8, 16, 3), np.uint8), "frames of 8x16 pixels"),
+    "gray frames": ("frames/render_camera", np.zeros((3, 16, 16), np.uint8), r"expected \(any, any, any, 3\)"),
+}
+"""What episode 1, of 6 control steps, may have in place of an array, and what is said of it."""
+
+
+@pytest.mark.parametrize("fault", SECOND)
+def test_every_kind_of_fault_is_named_and_can_be_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture, fault: str
+) -> None:
+    name, value, message = SECOND[fault]
+    dataset = RenderedDataset(tiny_dataset(tmp_path, episodes=3))
+    with h5py.File(episode(tmp_path, 1), "a") as file:
+        del file[name]
+        if value is not None:
+            file[name] = value
+    with pytest.raises(UserError, match=rf"episode_000001\.h5 is damaged \(.*{message}.*--skip-corrupt"):
+        EpisodeIndex(dataset, LENGTH)
+    dataset = RenderedDataset(tmp_path, skip_corrupt=True)
+    assert dataset.skipped == [episode(tmp_path, 1)] and "episode_000001.h5 is damaged" in "".join(capsys.readouterr())
+    assert EpisodeIndex(dataset, LENGTH).boundaries
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stride": 2}, r"steps \[0, 4, 5\] of 5; the dataset's are at \[0, 2, 4, 5\]"),
+        ({"crop": [4, 8, 16, 17]}, r"frames of 16x16 pixels; the dataset's are \(16, 17\)"),
+        ({"cameras": ["hand"]}, "no frames of hand"),
+        ({"stride": "4"}, r"spec\.json: RenderSpec\.stride is '4'; expected a whole number"),
+        ({"phase": 4}, r"spec\.json: phase is 4"),
+        ({"crop": None, "stride": None}, r"spec\.json: RenderSpec\.stride is None"),
+        ({"kind": 1}, r"spec\.json: unknown fields in RenderSpec: kind"),
+    ],
+)
+def test_a_spec_that_is_not_that_of_the_episodes_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    tiny_dataset(tmp_path)
+    write_json(tmp_path / "spec.json", read_json(tmp_path / "spec.json") | changes)
+    with pytest.raises(UserError, match=message):
+        EpisodeIndex(RenderedDataset(tmp_path), LENGTH)
+
+
+def test_a_spec_without_a_field_that_all_have_is_refused(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path)
+    spec = read_json(tmp_path / "spec.json")
+    write_json(tmp_path / "spec.json", {name: spec[name] for name in spec if name not in ("recorded", "extra")})
+    assert RenderedDataset(tmp_path).spec == spec, "as older versions wrote it"
+    del spec["crop"]
+    write_json(tmp_path / "spec.json", spec)
+    with pytest.raises(UserError, match=r"spec\.json lacks crop"):
+        RenderedDataset(tmp_path)
+
+
 def test_a_dataset_of_damaged_episodes_alone_is_refused(tmp_path: Path) -> None:
     for number in range(3):
         damage_frames(episode(tiny_dataset(tmp_path, episodes=3) if number == 0 else tmp_path, number))
@@ -147,7 +213,7 @@ def test_an_episode_without_instruction_is_named(tmp_path: Path, text: object) -
         del file.attrs["instruction"]
         if text is not None:
             file.attrs["instruction"] = text
-    words = r"holds no language instruction.*--instruction TEXT|is damaged \(its instruction is .*expected a text"
+    words = r"holds no language instruction.*--instruction TEXT|is damaged \(attributes?.instruction is .*expected a"
     with pytest.raises(UserError, match=rf"episode_000004\.h5 ({words})"):
         EpisodeIndex(dataset, LENGTH)
     if text is None:

@@ -12,6 +12,7 @@ from par_agent.data.augmentation import Augmentation
 from par_agent.data.episodes import Episode, RenderedDataset, write_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents
+from par_agent.data.rendering import RenderSpec
 from par_agent.data.windows import WindowSampler
 from par_agent.files import write_json
 
@@ -28,9 +29,7 @@ def write_dataset(folder: Path, episodes: int) -> Path:
         attributes = {"instruction": "push", "seed": number}
         episode = Episode({"render_camera": frames}, steps, positions, positions[1:, :8], attributes)
         write_episode(folder / "episodes" / f"episode_{number:06d}.h5", episode)
-    write_json(
-        folder / "spec.json", {"cameras": ["render_camera"], "crop": None, "size": None, "stride": 4, "phase": 0}
-    )
+    write_json(folder / "spec.json", RenderSpec("PushCube-v1", "demos.h5", episodes, "push", stride=4).to_json())
     summary = {"num_episodes": episodes, "num_frames": 4 * episodes, "statistics": {"actions": {}}}
     write_json(folder / "dataset.json", summary)
     return folder

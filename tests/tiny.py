@@ -12,7 +12,7 @@ import torch
 
 from par_agent.checkpoint import Acting, Checkpoint
 from par_agent.data.episodes import Episode, write_episode
-from par_agent.data.rendering import frame_steps
+from par_agent.data.rendering import RenderSpec, frame_steps
 from par_agent.files import write_json
 from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
@@ -137,8 +137,8 @@ def tiny_dataset(
         write_episode(path, Episode({"render_camera": frames}, at, positions, chunk, attributes))
         totals["frames"] += len(at)
         totals["steps"] += steps
-    spec = {"env_id": "PushCube-v1", "cameras": ["render_camera"], "crop": [4, 8, 16, 16], "size": None}
-    write_json(folder / "spec.json", {**spec, "stride": stride, "phase": 0})
+    spec = RenderSpec("PushCube-v1", "demos.h5", episodes, "push cube", crop=(4, 8, 16, 16), stride=stride)
+    write_json(folder / "spec.json", spec.to_json())
     statistics = {"actions": {}} if actions else {}
     summary = {"num_episodes": episodes, "num_frames": totals["frames"], "statistics": statistics}
     write_json(folder / "dataset.json", summary)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from par_agent.data.cluster_workers import cluster_workers
 from par_agent.data.rendering import (
+    ADDED_FIELDS,
     RenderJob,
     RenderSpec,
     RenderWork,
@@ -127,8 +128,7 @@ def main(config: RenderConfig) -> int:
         with only_process(config.out / ".lock", f"renders into {config.out}"):
             _remove_unfinished(config.out)
             begun = any((config.out / "episodes").glob("*"))
-            older = {"recorded": False, "extra": []}
-            claim_folder(config.out / "spec.json", spec.to_json(), begun=begun, defaults=older)
+            claim_folder(config.out / "spec.json", spec.to_json(), begun=begun, defaults=ADDED_FIELDS)
             try:
                 _render_missing(spec, config.out, config.workers, config.cluster)
             finally:

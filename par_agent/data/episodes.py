@@ -21,15 +21,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
-from par_agent.data.hdf5 import file_image, open_in_memory
+from par_agent.data.hdf5 import HDF5Reader, file_image, open_in_memory
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, read_json
+from par_agent.files import atomic_path, read_object
+from par_agent.json_fields import check
+
+ADVICE = "delete it and run `par-agent render` again, or train without it: --skip-corrupt"
+"""What the user can do where an episode file is damaged."""
+
+
+class _Attributes(TypedDict, total=False):
+    """Attributes of an episode file, as far as it has them."""
+
+    instruction: str | tuple[str, ...]
+    env_id: str
+    seed: int
+    source: str
+    source_episode: int
+    control_mode: str
+
+
+class _Summary(TypedDict, total=False):
+    """What is read of dataset.json."""
+
+    num_episodes: int
+    extra: dict[str, int]
+    statistics: dict[str, dict[str, tuple[float, ...]]]
+
+
+IMAGES = (None, None, None, 3)
+"""Shape of a camera's frames."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,8 @@ def write_episode(path: Path, episode: Episode) -> None:
     Raises:
         UserError: frames that are not (K, H, W, 3) uint8.
     """
+    import h5py
+
     for camera, frames in episode.frames.items():
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise UserError(
@@ -92,22 +120,26 @@ def read_episode(path: Path, *, frames: bool = True) -> Episode:
     Raises:
         UserError: the file is damaged, or its arrays do not fit one another.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            counts = {camera: len(data) for camera, data in file["frames"].items()}
-            episode = Episode(
-                {camera: np.asarray(data) for camera, data in file["frames"].items()} if frames else {},
-                np.asarray(file["frame_steps"]),
-                np.asarray(file["proprioception"]),
-                np.asarray(file["actions"]) if "actions" in file else None,
-                {name: tuple(v) if isinstance(v, np.ndarray) else v for name, v in file.attrs.items()},
-                {name: np.asarray(data) for name, data in file["extra"].items()} if "extra" in file else {},
-            )
-    except (OSError, KeyError) as error:
-        raise damaged_episode(path, error) from None
-    if problem := _problem(episode, counts):
+    return _read(path, frames)[0]
+
+
+def _read(path: Path, frames: bool) -> tuple[Episode, dict[str, tuple[int, ...]]]:
+    """An episode, with its images or without, and the shape of each camera's images."""
+    with HDF5Reader(path, ADVICE) as file:
+        cameras = {camera: f"frames/{camera}" for camera in file.names("frames")}
+        shapes = {camera: file.check(name, np.uint8, IMAGES) for camera, name in cameras.items()}
+        extra = file.names("extra") if "extra" in file else []
+        episode = Episode(
+            {camera: file.array(name, np.uint8, IMAGES) for camera, name in cameras.items()} if frames else {},
+            file.array("frame_steps", np.int32, (None,)),
+            file.array("proprioception", np.float32, (None, None)),
+            file.array("actions", np.float32, (None, None)) if "actions" in file else None,
+            file.attributes(),
+            {name: file.array(f"extra/{name}", np.float32, (None, None)) for name in extra},
+        )
+    if problem := _problem(episode, shapes):
         raise damaged_episode(path, problem)
-    return episode
+    return episode, shapes
 
 
 def read_frames(path: Path, camera: str, numbers: np.ndarray) -> np.ndarray:
@@ -116,42 +148,43 @@ def read_frames(path: Path, camera: str, numbers: np.ndarray) -> np.ndarray:
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            images: np.ndarray = file["frames"][camera][numbers]
-            return images
-    except (OSError, KeyError, IndexError, TypeError) as error:
-        raise damaged_episode(path, error) from None
+    with HDF5Reader(path, ADVICE) as file:
+        return file.array(f"frames/{camera}", np.uint8, IMAGES, rows=numbers)
 
 
-def _problem(episode: Episode, counts: dict[str, int]) -> str | None:
-    """What does not fit in an episode with so many frames per camera; None: all does."""
+def _problem(episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """What does not fit in an episode with frames of these shapes per camera; None: all does."""
     steps, total = episode.frame_steps, len(episode.proprioception) - 1
-    arrays = {"proprioception": episode.proprioception, **episode.extra}
     for name, values in episode.extra.items():
         if len(values) != total + 1:
             return f"{len(values)} rows of {name} and {total + 1} joint positions; expected as many"
-    if episode.actions is not None:
-        arrays["actions"] = episode.actions
-        if len(episode.actions) != total:
-            return f"{len(episode.actions)} actions and {total + 1} joint positions; expected one position more"
-    given = episode.attributes.get("instruction", "")
-    if not isinstance(given, str) and not all(isinstance(text, str) for text in np.atleast_1d(given)):
-        return f"its instruction is {given!r}; expected a text, or several"
-    for camera, count in counts.items():
+    if episode.actions is not None and len(episode.actions) != total:
+        return f"{len(episode.actions)} actions and {total + 1} joint positions; expected one position more"
+    for camera, (count, *_) in shapes.items():
         if count != len(steps):
             return f"{count} frames of {camera} at {len(steps)} control steps"
     if not len(steps) or steps[0] < 0 or steps[-1] > total or (np.diff(steps) <= 0).any():
         return f"frames at control steps {steps.tolist()} of {total}"
-    return next((f"{name} hold NaN or infinity" for name, a in arrays.items() if not np.isfinite(a).all()), None)
+    try:
+        check("attributes", episode.attributes, _Attributes)
+    except UserError as error:
+        return str(error)
+    return None if episode.attributes.get("seed", 0) >= 0 else "its seed is negative"
+
+
+def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
+    """Control steps of the stored frames of an episode of ``num_steps`` steps: chunk boundaries and the last state.
+
+    >>> frame_steps(20, 8, 0).tolist()
+    [0, 8, 16, 20]
+    """
+    steps = list(range(phase, num_steps + 1, stride))
+    return np.array(steps if steps and steps[-1] == num_steps else [*steps, num_steps], dtype=np.int32)
 
 
 def damaged_episode(path: Path, error: Exception | str) -> UserError:
     """What to tell the user of an episode file that cannot be read."""
-    return UserError(
-        f"episode file {path} is damaged ({error}); delete it and run `par-agent render` again, or train without it: "
-        "--skip-corrupt"
-    )
+    return UserError(f"{path} is damaged ({error}); {ADVICE}")
 
 
 class RenderedDataset:
@@ -171,8 +204,11 @@ class RenderedDataset:
             raise UserError(f"{self.folder} is not a rendered dataset (no spec.json); make one with `par-agent render`")
         if not (self.folder / "dataset.json").is_file():
             raise UserError(f"{self.folder} is unfinished (no dataset.json); run the same `par-agent render` again")
-        self.spec: dict[str, Any] = read_json(self.folder / "spec.json")
-        self.summary: dict[str, Any] = read_json(self.folder / "dataset.json")
+        from par_agent.data.rendering import RenderSpec  # which writes episodes itself
+
+        self._spec = RenderSpec.from_json(read_object(self.folder / "spec.json"), str(self.folder / "spec.json"))
+        self.spec: dict[str, Any] = self._spec.to_json()
+        self.summary = read_object(self.folder / "dataset.json", _Summary)
         self.paths = sorted((self.folder / "episodes").glob("episode_*.h5"))
         if len(self.paths) != self.summary["num_episodes"]:
             raise UserError(
@@ -183,11 +219,45 @@ class RenderedDataset:
             raise UserError(f"{self.folder} holds no episodes; render a trajectory file with at least one")
         if "statistics" not in self.summary:
             raise UserError(f"{self.folder}/dataset.json lacks its normalisation statistics; render the dataset again")
-        self.skipped: list[Path] = _damaged(self.paths) if skip_corrupt else []
+        self.skipped: list[Path] = self._damaged() if skip_corrupt else []
         """Files left out because they are damaged."""
         self.paths = [path for path in self.paths if path not in self.skipped]
         if not self.paths:
             raise UserError(f"{self.folder}: every one of its {len(self.skipped)} episodes is damaged; render it again")
+
+    def read(self, path: Path, *, frames: bool = True) -> Episode:
+        """Reads one of the episodes; ``frames=False`` skips the images.
+
+        Raises:
+            UserError: the file is damaged, or is not what the dataset's spec says.
+        """
+        episode, shapes = _read(path, frames)
+        total = len(episode.proprioception) - 1
+        expected = frame_steps(total, self._spec.stride, self._spec.phase)
+        if not np.array_equal(episode.frame_steps, expected):
+            found = f"frames at control steps {episode.frame_steps.tolist()} of {total}"
+            raise damaged_episode(path, f"{found}; the dataset's are at {expected.tolist()}")
+        for camera in self.cameras:
+            if camera not in shapes:
+                raise damaged_episode(path, f"no frames of {camera}")
+            if self._spec.frame_size not in (None, shapes[camera][1:3]):
+                found = f"frames of {shapes[camera][1]}x{shapes[camera][2]} pixels"
+                raise damaged_episode(path, f"{found}; the dataset's are {self._spec.frame_size}")
+        if self.has_actions and episode.actions is None:
+            raise damaged_episode(path, "it holds no actions")
+        return episode
+
+    def _damaged(self) -> list[Path]:
+        """Those files that cannot be read to their end; each is reported."""
+        found = []
+        with tqdm(self.paths, desc=f"check {self.folder.name}", unit="episode") as progress:
+            for path in progress:
+                try:
+                    self.read(path)
+                except UserError as error:
+                    found.append(path)
+                    progress.write(f"left out: {error}")
+        return found
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -206,16 +276,3 @@ class RenderedDataset:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-
-def _damaged(paths: list[Path]) -> list[Path]:
-    """Those files that cannot be read to their end; each is reported."""
-    found = []
-    with tqdm(paths, desc=f"check {paths[0].parents[1].name}", unit="episode") as progress:
-        for path in progress:
-            try:
-                read_episode(path)
-            except UserError as error:
-                found.append(path)
-                progress.write(f"left out: {error}")
-    return found

@@ -102,17 +102,17 @@ class HDF5Reader:
             "".join(names).encode()  # h5py gives what is not UTF-8 as halves of surrogate pairs
             return names
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of an array."""
+    def check(self, name: str, dtype: Any, shape: Shape | None) -> tuple[int, ...]:
+        """Checks an array as :meth:`array` does, without reading its values; returns its shape."""
         with self._named_faults(name):
-            shape: tuple[int, ...] = self._dataset(name).shape
-            return shape
+            found: tuple[int, ...] = self._checked(name, dtype, shape).shape
+            return found
 
     def array(
         self,
         name: str,
         dtype: Any,
-        shape: Shape,
+        shape: Shape | None,
         *,
         rows: np.ndarray | None = None,
         finite: bool = True,
@@ -122,18 +122,12 @@ class HDF5Reader:
         Args:
             name: where it is, for example ``frames/render_camera``.
             dtype: the type that it must be stored in, or a tuple of those that it may be.
-            shape: the shape that it must have.
+            shape: the shape that it must have; None: any.
             rows: (n,) ascending whole numbers: those entries of the first dimension alone.
             finite: refuses NaN and infinity.
         """
         with self._named_faults(name):
-            dataset = self._dataset(name)
-            self._check_type(dataset, name, dtype if isinstance(dtype, tuple) else (dtype,))
-            pairs = zip(shape, dataset.shape, strict=False)
-            if len(dataset.shape) != len(shape) or any(wanted not in (None, size) for wanted, size in pairs):
-                sizes = ", ".join("any" if size is None else str(size) for size in shape)
-                raise self.damaged(f"{name} has the shape {dataset.shape}; expected ({sizes})")
-            self._check_storage(dataset, name)
+            dataset = self._checked(name, dtype, shape)
             if rows is not None and len(rows) and not 0 <= rows[0] <= rows[-1] < len(dataset):
                 raise self.damaged(f"{name} has {len(dataset)} entries; entry {rows[-1]} was expected")
             values: np.ndarray = dataset[()] if rows is None else dataset[rows]
@@ -141,8 +135,8 @@ class HDF5Reader:
             raise self.damaged(f"{name} hold NaN or infinity")
         return values
 
-    def attributes(self) -> dict[str, str | int | float | bool]:
-        """The file's attributes, each a text or a number."""
+    def attributes(self) -> dict[str, Any]:
+        """The file's attributes: texts, numbers, and tuples of texts."""
         with self._named_faults("its attributes"):
             return {name: self._attribute(name) for name in self._file.attrs}
 
@@ -172,14 +166,20 @@ class HDF5Reader:
             found = found[part]
         return found
 
-    def _dataset(self, name: str) -> h5py.Dataset:
+    def _checked(self, name: str, dtype: Any, shape: Shape | None) -> h5py.Dataset:
+        """An array of one of the types and of the shape, whose values are all in the file."""
         import h5py
 
         found = self._find(name)
         if not isinstance(found, h5py.Dataset):
             raise self.damaged(f"{name} is {'missing' if found is None else 'no array'}; expected an array")
-        if found.shape is None:
-            raise self.damaged(f"{name} is empty; expected an array")
+        self._check_type(found, name, dtype if isinstance(dtype, tuple) else (dtype,))
+        given = found.shape or ()
+        shape = (None,) * len(given) if shape is None else shape
+        if len(given) != len(shape) or any(n not in (None, size) for n, size in zip(shape, given, strict=True)):
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise self.damaged(f"{name} has the shape {found.shape}; expected ({wanted})")
+        self._check_storage(found, name)
         return found
 
     def _check_type(self, dataset: h5py.Dataset, name: str, allowed: tuple[Any, ...]) -> None:
@@ -205,17 +205,13 @@ class HDF5Reader:
         if present != expected:
             raise self.damaged(f"{name} is incomplete")
 
-    def _attribute(self, name: str) -> str | int | float | bool:
-        import h5py
-
-        name.encode()
-        if self._file.attrs.get_id(name).shape != ():
-            raise self.damaged(f"attribute {name} is no single value")
-        value: Any = self._file.attrs[name]
-        if isinstance(value, np.generic):
+    def _attribute(self, name: str) -> str | int | float | bool | tuple[str, ...]:
+        shape, value = self._file.attrs.get_id(name).shape, self._file.attrs[name]
+        if shape == () and isinstance(value, np.generic):
             value = value.item()
-        if isinstance(value, str):
-            value.encode()
-        if not isinstance(value, str | int | float | bool) or isinstance(value, h5py.Empty):
-            raise self.damaged(f"attribute {name} is {type(value).__name__}; expected a text or a number")
-        return value
+        texts = [name] if shape == () else [name, *value] if shape is not None and len(shape) == 1 else []
+        texts += [value] if isinstance(value, str) else []
+        if not (isinstance(value, str | int | float) or texts[1:]) or not all(isinstance(text, str) for text in texts):
+            raise self.damaged(f"attribute {name} is {str(value)[:40]}; expected a text, a number or several texts")
+        "".join(texts).encode()
+        return tuple(value) if shape else value

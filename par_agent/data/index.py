@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from par_agent.data.episodes import Episode, RenderedDataset, damaged_episode, read_episode
+from par_agent.data.episodes import Episode, RenderedDataset, damaged_episode
 from par_agent.errors import UserError
 from par_agent.transforms import Extra, extra_size
 
@@ -55,7 +55,7 @@ class EpisodeIndex:
         columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
         frames, ahead = [0], np.array([*range(chunk_length), *foresight])
         for path in dataset.paths:
-            episode = read_episode(path, frames=False)
+            episode = dataset.read(path, frames=False)
             self._check(path, episode, columns)
             assert episode.actions is not None
             steps, total = episode.frame_steps, len(episode.actions)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from par_agent.data import lerobot
 from par_agent.data.conventions import joint_targets
-from par_agent.data.episodes import Episode, RenderedDataset, read_episode
+from par_agent.data.episodes import Episode, RenderedDataset
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
 from par_agent.files import cannot_write, write_json
@@ -54,7 +54,7 @@ def export_lerobot(dataset: RenderedDataset, out: Path, *, fps: int = 20, images
         writer = _Writer(dataset, unfinished, fps, images)
         try:
             for path in tqdm(dataset.paths, desc=f"export {dataset.folder.name}", unit="episode"):
-                writer.add(read_episode(path))
+                writer.add(dataset.read(path))
         finally:
             writer.close()
         writer.write_meta()
@@ -70,7 +70,7 @@ class _Writer:
 
     def __init__(self, dataset: RenderedDataset, folder: Path, fps: int, images: bool) -> None:
         self.dataset, self.folder, self.fps, self.images = dataset, folder, fps, images
-        first = read_episode(dataset.paths[0])
+        first = dataset.read(dataset.paths[0])
         self.features = _features(first, fps, images)
         self.data = _DataFiles(folder, self.features)
         self.videos = (

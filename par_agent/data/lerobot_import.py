@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from par_agent.data import lerobot
 from par_agent.data.conventions import joint_targets
-from par_agent.data.episodes import Episode, write_episode
-from par_agent.data.rendering import RenderSpec, episode_path, frame_steps, summarise
+from par_agent.data.episodes import Episode, frame_steps, write_episode
+from par_agent.data.rendering import ADDED_FIELDS, RenderSpec, episode_path, summarise
 from par_agent.errors import UserError
 from par_agent.files import cannot_write, claim_folder, only_process, read_json, write_json
 from par_agent.tasks import UNKNOWN_CONTROLLER
@@ -144,7 +144,7 @@ def import_lerobot(source: LeRobotFolder, out: Path, request: LeRobotRequest) ->
         out.mkdir(parents=True, exist_ok=True)
         with only_process(out / ".lock", f"writes into {out}"):
             begun = any((out / "episodes").glob("*"))
-            claim_folder(out / "spec.json", spec.to_json(), begun=begun, defaults={"recorded": False})
+            claim_folder(out / "spec.json", spec.to_json(), begun=begun, defaults=ADDED_FIELDS)
             frames = {camera: _Frames(source, camera) for camera in spec.cameras}
             try:
                 for number, record in enumerate(tqdm(source.episodes, desc=f"import {out.name}", unit="episode")):
@@ -178,7 +178,7 @@ def make_spec(source: LeRobotFolder, request: LeRobotRequest) -> RenderSpec:
                 f"{source.folder} was exported by par_agent and knows its frames and actions: leave --crop, --size, "
                 "--stride and --control-mode out"
             )
-        original = RenderSpec.from_json(source.ours["spec"])
+        original = RenderSpec.from_json(source.ours["spec"], str(source.folder / lerobot.OURS))
         return dataclasses.replace(original, cameras=request.cameras or original.cameras)
     stride = DEFAULT_STRIDE if request.stride is None else request.stride
     return RenderSpec(

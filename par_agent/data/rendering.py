@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from par_agent.data.episodes import Episode, read_episode, write_episode
+from par_agent.data.episodes import Episode, frame_steps, read_episode, write_episode
 from par_agent.data.statistics import RunningStatistics
 from par_agent.data.trajectory import Demonstration, Recording, TrajectoryFile
 from par_agent.data.workers import DoJob, Report
 from par_agent.errors import UserError
+from par_agent.json_fields import build
 from par_agent.tasks import PROTOCOL_SEED, get_task
 from par_agent.transforms import crop_and_resize
 
@@ -83,18 +84,33 @@ class RenderSpec:
         content = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """Height and width of the stored frames; None where the camera decides them."""
+        return self.size if self.size is not None or self.crop is None else self.crop[2:]
+
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> RenderSpec:
+    def from_json(cls, content: dict[str, Any], origin: str) -> RenderSpec:
         """Inverse of :meth:`to_json`.
 
+        Args:
+            content: read from JSON.
+            origin: the file that it is from, for messages.
+
         Raises:
-            UserError: fields are missing, unknown or out of range.
+            UserError: fields are missing, unknown, of another type or out of range.
         """
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
+        known = [field.name for field in dataclasses.fields(cls)]
+        if missing := [name for name in known if name not in content and name not in ADDED_FIELDS]:
+            raise UserError(f"{origin} lacks {', '.join(missing)}; it is no spec of a rendered dataset, or damaged")
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"the spec of a rendered dataset does not fit this version of par_agent: {error}") from None
+            return build(cls, content)
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from None
+
+
+ADDED_FIELDS = {"recorded": False, "extra": []}
+"""Fields that the specs of older versions lack, and what these meant."""
 
 
 def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:
@@ -107,16 +123,6 @@ def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:
         raise UserError("an --instruction is empty; the policy would understand nothing")
     texts = tuple(dict.fromkeys(instructions))
     return texts if len(texts) > 1 else "".join(texts)
-
-
-def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
-    """Control steps of the stored frames of an episode of ``num_steps`` steps: chunk boundaries and the last state.
-
-    >>> frame_steps(20, 8, 0).tolist()
-    [0, 8, 16, 20]
-    """
-    steps = list(range(phase, num_steps + 1, stride))
-    return np.array(steps if steps and steps[-1] == num_steps else [*steps, num_steps], dtype=np.int32)
 
 
 _OURS = ("obs_mode", "render_mode", "sim_backend", "render_backend", "num_envs", "reward_mode", "viewer_camera_configs")

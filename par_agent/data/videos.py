@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from par_agent.data.episodes import RenderedDataset, read_episode
+from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex, instructions_of
 from par_agent.errors import UserError
 
@@ -30,7 +30,7 @@ class VideoIndex(EpisodeIndex):
         self, dataset: RenderedDataset, joints: int, action_size: int, chunk_length: int, targets: int
     ) -> None:
         self.dataset, self.hop = dataset, 1
-        episodes = [read_episode(path, frames=False) for path in dataset.paths]
+        episodes = [dataset.read(path, frames=False) for path in dataset.paths]
         frames = np.array([len(episode.frame_steps) for episode in episodes])
         self.boundaries: list[int] = (frames - 1).tolist()
         self.instructions = [instructions_of(path, one) for path, one in zip(dataset.paths, episodes, strict=True)]

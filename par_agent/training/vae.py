@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from par_agent.data.episodes import RenderedDataset, damaged_episode, read_episode
+from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode
+from par_agent.data.hdf5 import HDF5Reader
 from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, claim_folder
@@ -77,17 +77,20 @@ class FrameSampler:
     def patches(self, step: int, count: int, size: int | None) -> Tensor:
         """(count, size, size, 3) uint8 patches; whole frames if ``size`` is None."""
         generator = np.random.default_rng([self.seed, step])
-        images = []
+        images: list[np.ndarray] = []
         for index in generator.integers(len(self.paths), size=count):
-            try:
-                with h5py.File(self.paths[index], "r") as file:
-                    frames = file["frames"][self.camera]
-                    image = frames[int(generator.integers(len(frames)))]
-            except (OSError, KeyError) as error:
-                raise damaged_episode(self.paths[index], error) from None
+            name = f"frames/{self.camera}"
+            with HDF5Reader(self.paths[index], ADVICE) as file:
+                frames, *extents, _ = file.check(name, np.uint8, IMAGES)
+                if not frames or min(extents) < (size or 1):
+                    raise file.damaged(f"{name} has {frames} frames of {extents[0]}x{extents[1]} pixels")
+                row = np.array([generator.integers(frames)])
+                image = file.array(name, np.uint8, IMAGES, rows=row)[0]
             if size is not None:
                 top, left = (int(generator.integers(extent - size + 1)) for extent in image.shape[:2])
                 image = image[top : top + size, left : left + size]
+            elif images and image.shape != images[0].shape:
+                raise damaged_episode(self.paths[index], "its frames have another size than those of others")
             images.append(image)
         return torch.from_numpy(np.stack(images))
 
@@ -104,7 +107,7 @@ def check_frames(datasets: list[RenderedDataset], options: VAETraining) -> None:
     for dataset in datasets:
         if options.camera not in dataset.cameras:
             raise UserError(f"{dataset.folder} has no camera {options.camera!r}; it has {', '.join(dataset.cameras)}")
-        sizes[dataset.folder] = read_episode(dataset.paths[0]).frames[options.camera].shape[1:3]
+        sizes[dataset.folder] = dataset.read(dataset.paths[0]).frames[options.camera].shape[1:3]
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{height}x{width} in {folder}" for folder, (height, width) in sizes.items())
         raise UserError(f"the datasets' frames differ in size ({listed}); render them with one crop and size")
