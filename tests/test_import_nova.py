@@ -15,10 +15,14 @@ from nova_fixtures import WEIGHTS, write_released_folder
 from par_agent import PARPolicy
 from par_agent.checkpoint import Checkpoint
 from par_agent.cli import main
+from par_agent.cli.import_nova import ImportNovaConfig, next_commands
 from par_agent.errors import UserError
 from par_agent.modeling.frame_encoder import VideoFrameEncoder, load_frame_encoder
 from par_agent.modeling.nova import NOVA
+from par_agent.modeling.presets import preset
+from par_agent.tasks import TASKS
 from par_agent.training.finetune import FinetuneConfig, finetune
+from recordings import record, require_renderer
 from rendered import write_dataset
 from tiny import JOINTS
 
@@ -91,6 +95,40 @@ def test_an_imported_checkpoint_refuses_to_act_and_acts_after_training(imported:
     image = torch.randint(0, 256, (1, 512, 512, 3), dtype=torch.uint8)
     obs = {"agent": {"qpos": torch.zeros(1, JOINTS)}, "sensor_data": {"render_camera": {"rgb": image}}}
     assert policy.act(obs).isfinite().all()
+
+
+def test_the_printed_commands_lead_from_the_released_folder_to_a_policy(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they stand, on the CPU and for two steps: the miniature has frames of 64x32 pixels and weights in float16."""
+    require_renderer()
+    assert load_file(released / "transformer" / WEIGHTS)["text_embed.proj.weight"].dtype == torch.float16
+    monkeypatch.chdir(tmp_path)
+    assert run(released, Path("par"), "--instructions", TASKS["PushCube"].instruction) == 0
+    printed = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  par-agent ")]
+    assert [words[0] for words in printed] == ["render", "finetune"]
+    assert " ".join(printed[0]).startswith(
+        "render --trajectory FILE.h5 --crop 0 128 512 256 --size 64 32 --chunk-length 4"
+    )
+    record(tmp_path / "FILE.h5", "PushCube-v1", (9, 9, 9), {})
+    printed[1][printed[1].index("cuda")] = "cpu"
+    assert main([*printed[0], "--workers", "1"]) == 0
+    assert main([*printed[1], "--steps", "2", "--window", "2", "--variants", "1"]) == 0
+    options = json.loads(Path("runs/NAME/finetune.json").read_text())
+    assert (options["learning_rate"], options["batch_size"], options["accumulation"]) == (1e-4, 4, 8)
+    policy = PARPolicy.from_pretrained("runs/NAME/policy", TASKS["PushCube"].instruction)
+    image = torch.randint(0, 256, (1, 512, 512, 3), dtype=torch.uint8)
+    obs = {"agent": {"qpos": torch.zeros(1, JOINTS)}, "sensor_data": {"render_camera": {"rgb": image}}}
+    assert policy.act(obs).isfinite().all()
+
+
+def test_the_published_model_reads_the_middle_of_the_render_camera() -> None:
+    class Published:
+        config, stride = preset("par-nova-0.6b").nova, 8
+
+    render, finetune_command = next_commands(ImportNovaConfig(Path("nova"), out=Path("par")), Published, Published)
+    assert "--crop 96 0 320 512 --size 480 768 --out" in render
+    assert "--init par --gradient-checkpointing --device cuda" in finetune_command
 
 
 def test_an_instruction_without_features_stops_training_before_it_starts(imported: Path, tmp_path: Path) -> None:

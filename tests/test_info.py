@@ -35,6 +35,11 @@ def test_the_full_size_prints_table_1(capsys: pytest.CaptureFixture[str]) -> Non
     assert rows["frozen video VAE"][0] == "239,189,991"
 
 
+def test_the_papers_total_is_explained_where_it_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--preset", "par-nova-0.6b"]) == 0
+    assert "the rounded parts add up to 663.2M, which is how the paper's Table 1 counts" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_a_table(capsys: pytest.CaptureFixture[str], name: str) -> None:
     rows = table(capsys, name)

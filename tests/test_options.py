@@ -84,11 +84,11 @@ def test_help_shows_the_options_in_groups(capsys: pytest.CaptureFixture[str]) ->
     [
         ({"steps": 0}, "steps is 0; it must be at least 1"),
         ({"batch_size": -1}, "batch_size is -1; it must be at least 1"),
-        ({"accumulation": 0}, "accumulation is 0; it must be at least 1"),
+        ({"accumulation": -1}, "accumulation is -1; it must be at least 1"),
         ({"ema": 1.5}, "ema is 1.5; it must be from 0 to 1"),
         ({"single_step": -0.1}, "single_step is -0.1; it must be from 0 to 1"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be at least 0"),
-        ({"learning_rate": 0.0}, "learning_rate is 0; nothing would be learned"),
+        ({"clip": 0.0}, "clip is 0; nothing would be learned"),
         ({"weights": (1.0, 0.0)}, r"weights are \(1.0, 0.0\); each must be above 0"),
         ({"train": "lora"}, "--train lora keeps weights as they are: .* --init FOLDER"),
         ({"train": "lora", "init": Path("i"), "lora_rank": 0}, "lora_rank is 0; it must be at least 1"),

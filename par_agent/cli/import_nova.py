@@ -10,7 +10,7 @@ import tyro
 
 from par_agent.errors import UserError
 from par_agent.files import cannot_write
-from par_agent.tasks import TASKS
+from par_agent.tasks import TASKS, TaskSpec
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +75,28 @@ def main(config: ImportNovaConfig) -> int:
         f"every key and shape fits: {len(nova.state_dict())} tensors of the transformer, {parameters(nova):,} numbers"
     )
     print(f"text features of {len(text.features)} instructions are stored")
-    print(f"wrote {config.out}; train it with `par-agent finetune --init {config.out} --task ... --out ...`")
+    print("\n".join([f"wrote {config.out}; train it:", *next_commands(config, nova, encoder)]))
     return 0
+
+
+def next_commands(config: ImportNovaConfig, nova: NOVA, encoder: FrameEncoder) -> list[str]:
+    """The commands that make a policy of the checkpoint.
+
+    The model reads frames of one size only: they are the largest part of the render camera's image of that shape, from
+    its middle.
+    """
+    size = [side * encoder.stride for side in nova.config.latent_size]
+    image = TaskSpec("", "").image_size
+    scale = min(whole / side for whole, side in zip(image, size, strict=True))
+    cut = [int(side * scale) for side in size]
+    top, left = ((whole - side) // 2 for whole, side in zip(image, cut, strict=True))
+    chunk = f" --chunk-length {config.chunk_length} --stride {config.chunk_length}" if config.chunk_length != 8 else ""
+    return [
+        f"  par-agent render --trajectory FILE.h5 --crop {top} {left} {cut[0]} {cut[1]} --size {size[0]} {size[1]}"
+        f"{chunk} --out data/rendered/NAME",
+        f"  par-agent finetune --data data/rendered/NAME --init {config.out} --gradient-checkpointing --device cuda "
+        "--out runs/NAME",
+    ]
 
 
 def _check_sizes(nova: NOVA, encoder: FrameEncoder) -> None:

@@ -99,7 +99,8 @@ def report(description: Description) -> str:
     frozen = "video VAE" if video else "frame VAE"
     apart = [("motion embedding (NOVA's)", counts.motion_embedding)] if counts.motion_embedding else []
     apart += [(f"frozen {frozen}", parameters(frame_encoder)), (f"frozen text encoder ({text[0]})", text[1])]
-    lines = [description.state, "", *map(_row, _parts(counts)), "", "not in this total:", *map(_row, apart), ""]
+    lines = [description.state, "", *map(_row, _parts(counts)), *_rounding(counts), ""]
+    lines += ["not in this total:", *map(_row, apart), ""]
     return "\n".join(lines + _shapes(description.model))
 
 
@@ -111,6 +112,15 @@ def _parts(counts: PartCounts) -> list[tuple[str, int]]:
         ("causal transformer", counts.causal_transformer),
         ("total", counts.total),
     ]
+
+
+def _rounding(counts: PartCounts) -> list[str]:
+    """Why the total is not the sum of the numbers above it, where it is not."""
+    *parts, (_, total) = [(name, round(count / 1e6, 1)) for name, count in _parts(counts)]
+    summed = round(sum(count for _, count in parts), 1)
+    if summed == total:
+        return []
+    return [f"  (the rounded parts add up to {summed}M, which is how the paper's Table 1 counts; the total is exact)"]
 
 
 def _row(part: tuple[str, int]) -> str:

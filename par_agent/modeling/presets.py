@@ -76,7 +76,12 @@ def par_nova() -> PARConfig:
 
 
 def par_noar() -> PARConfig:
-    """Ablation PAR-NoAR in the small size: no transformer, text and frame tokens go straight to the Action-DiT."""
+    """Ablation PAR-NoAR in the small size: no transformer, text and frame tokens go straight to the Action-DiT.
+
+    The paper (section 5.3.1) keeps the MLP of the action tokenizer, and says that the embedded visual and text tokens
+    are what is decoded. Here the second holds to the letter: the Action-DiT does not see the chunk before, which it
+    could only copy without a transformer.
+    """
     full = par_mini()
     nova = replace(full.nova, video_encoder=replace(full.nova.video_encoder, depth=0))
     return replace(full, name="par-noar", nova=nova, imagination=False)

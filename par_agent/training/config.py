@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from par_agent.errors import UserError
-from par_agent.files import claim_folder
+from par_agent.files import claim_folder, read_json
+from par_agent.modeling.config import PARConfig
+from par_agent.modeling.presets import preset
 from par_agent.tasks import TASKS
+
+SMALL_MODEL: dict[str, float] = {"learning_rate": 1e-3, "batch_size": 32, "accumulation": 1}
+"""How a small model is trained, from scratch or on."""
+NOVA_MODEL: dict[str, float] = {"learning_rate": 1e-4, "batch_size": 4, "accumulation": 8}
+"""How a model on NOVA's weights is trained: at NOVA's own learning rate, and as many windows a step as a small one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +145,13 @@ class OptimisationOptions:
 
     steps: int = 3000
     """Optimiser steps."""
-    batch_size: int = 32
-    """Windows a batch."""
-    accumulation: int = 1
-    """Batches per process whose gradients are averaged into one step: large steps in little memory."""
-    learning_rate: float = 1e-3
-    """Peak rate of AdamW."""
+    batch_size: int = 0
+    """Windows a batch; 0: the model's own (32; 4 for models on NOVA's weights)."""
+    accumulation: int = 0
+    """Batches per process whose gradients are averaged into one step, which makes large steps in little memory; 0: the
+    model's own (1; 8 for models on NOVA's weights)."""
+    learning_rate: float = 0.0
+    """Peak rate of AdamW; 0: the model's own (1e-3; 1e-4 for models on NOVA's weights, as NOVA was trained)."""
     warmup: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 0.05
@@ -192,14 +200,16 @@ class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions
     """File of a run's options in its folder; `--config` reads it."""
 
     def __post_init__(self) -> None:
+        for name, default in self.model_defaults().items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, default)
         for name, (lowest, highest) in _RANGES.items():
             value = getattr(self, name, None)
             if value is not None and not (math.isfinite(value) and lowest <= value <= highest):
                 allowed = f"at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:g}"
                 raise UserError(f"{name} is {value}; it must be {allowed}")
-        for name in ("learning_rate", "clip"):
-            if getattr(self, name) == 0:
-                raise UserError(f"{name} is 0; nothing would be learned: it must be above 0")
+        if self.clip == 0:
+            raise UserError("clip is 0; nothing would be learned: it must be above 0")
         if any(not weight > 0 for weight in self.weights):
             raise UserError(f"weights are {self.weights}; each must be above 0")
         if self.device == "cuda":
@@ -207,6 +217,10 @@ class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions
 
             if not torch.cuda.is_available():
                 raise UserError("device is cuda, but PyTorch finds no CUDA device here; use --device cpu")
+
+    def model_defaults(self) -> dict[str, float]:
+        """Values of options that are 0, which stands for the model's own."""
+        return SMALL_MODEL
 
     @property
     def mixed_precision(self) -> str:
@@ -271,6 +285,16 @@ class FinetuneConfig(LossOptions, WeightsOptions, ModelOptions, DisplayOptions, 
             raise UserError("--modality video trains the frame path alone: no --train action, no --frame-fraction 0")
         if self.rollout_every:
             raise UserError("--rollout-every needs a policy that acts; --modality video trains none")
+
+    def model_defaults(self) -> dict[str, float]:
+        """Those of the model that the run starts from; one that cannot be read is refused when the run begins."""
+        if self.init is None:
+            model = preset(self.preset)
+        elif (self.init / "config.json").is_file():
+            model = PARConfig.from_json(read_json(self.init / "config.json"))
+        else:
+            return SMALL_MODEL
+        return NOVA_MODEL if model.nova.bos_slot else SMALL_MODEL
 
     @property
     def has_actions(self) -> bool:
