@@ -248,7 +248,7 @@ class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions
         Raises:
             UserError: the folder was begun with other options.
         """
-        fields = {option.name: option.default for option in dataclasses.fields(self)}
+        fields = {option.name: option.default for option in dataclasses.fields(self)} | self.model_defaults()
         del fields["out"]
         defaults = json.loads(json.dumps(fields, default=str))
         claim_folder(self.out / self.settings_file, self.to_json(), begun=begun, free=_FREE, defaults=defaults)
