@@ -109,7 +109,7 @@ class Checkpoint:
         write_json(folder / POLICY, content)
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+    def load(cls, folder: Path | str, device: torch.device | str | None = "cpu") -> Checkpoint:
         """Reads a folder, with modules in evaluation mode on ``device`` and float32 weights.
 
         Raises:

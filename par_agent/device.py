@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def usable_device(name: str | torch.device) -> torch.device:
-    """The device of this name, once it has been seen to work.
+def usable_device(name: str | torch.device | None) -> torch.device:
+    """The device of this name, once it has been seen to work; None: torch's default device.
 
     Raises:
         UserError: no such device, or none on this machine.
@@ -20,7 +20,7 @@ def usable_device(name: str | torch.device) -> torch.device:
 
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         usable = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise UserError(f"device {str(name)!r} cannot be used ({reason}); this machine has: {usable}") from None

@@ -7,9 +7,10 @@ pixels a frame, C latent channels of h x w.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from par_agent.checkpoint import Acting, Checkpoint
 from par_agent.errors import UserError
 from par_agent.modeling.generation import GenerationConfig
 from par_agent.modeling.par import PARStream, PhysicalTokens
+from par_agent.observations import as_tensor
 from par_agent.transforms import Transforms
 
 
@@ -77,32 +79,56 @@ class RowNoise:
         self._generators, self._device = generators, device
 
     def start(self, shape: tuple[int, ...]) -> Tensor:
-        rows = [torch.randn(shape[1:], generator=generator) for generator in self._generators]
-        return torch.stack(rows).to(self._device)
+        return torch.stack([_normal(shape[1:], generator) for generator in self._generators]).to(self._device)
 
     step = start
 
     def order(self, batch: int, patches: int) -> Tensor:
-        rows = [torch.rand(patches, generator=generator) for generator in self._generators]
+        rows = [torch.rand(patches, generator=generator, dtype=torch.float32) for generator in self._generators]
         return torch.stack(rows).argsort(1).to(self._device)
 
 
-def begin(checkpoint: Checkpoint, acting: Acting, features: Tensor, batch: int, seed: int) -> EpisodeState:
-    """Episodes before their first frame; ``features`` (length, text_dim) is the instruction's."""
-    config, device = checkpoint.model.config, features.device
-    action = config.action
-    chunk = torch.zeros(batch, action.chunk_length, action.action_size, device=device)
-    width = config.nova.video_encoder.width
+def begin(checkpoint: Checkpoint, acting: Acting, features: list[Tensor], seed: int) -> EpisodeState:
+    """Episodes before their first frame; ``features``: (length, text_dim) of each row's instruction."""
+    config, batch, device = checkpoint.model.config, len(features), features[0].device
+    action, width = config.action, config.nova.video_encoder.width
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(batch, *shape, dtype=torch.float32, device=device)
+
     return EpisodeState(
-        stream=checkpoint.model.start([features] * batch, acting.context),
-        queue=chunk,
+        stream=checkpoint.model.start(features, acting.context),
+        queue=zeros(action.chunk_length, action.action_size),
         used=torch.full((batch,), acting.execute or action.chunk_length, device=device),
-        chunk=chunk.clone(),
-        positions=torch.zeros(batch, action.proprioception_size, device=device),
-        z_frame=torch.zeros(batch, checkpoint.model.frame_tokens, width, device=device),
+        chunk=zeros(action.chunk_length, action.action_size),
+        positions=zeros(action.proprioception_size),
+        z_frame=zeros(checkpoint.model.frame_tokens, width),
         fresh=torch.ones(batch, dtype=torch.bool, device=device),
         generators=[row_generator(seed, row) for row in range(batch)],
     )
+
+
+def forget(
+    checkpoint: Checkpoint, acting: Acting, state: EpisodeState, rows: Tensor, features: list[Tensor] | None
+) -> None:
+    """Begins the episodes of some rows anew.
+
+    Args:
+        checkpoint: the model and its conventions.
+        acting: how to act.
+        state: the episodes.
+        rows: (k,) int64.
+        features: (length, text_dim) of each of these rows' new instruction; None: they keep theirs.
+    """
+    state.stream.cache.reset(rows)
+    state.used[rows] = acting.execute or checkpoint.model.config.action.chunk_length
+    state.fresh[rows] = True
+    if features:
+        part = checkpoint.model.start(features, acting.context)
+        state.stream.cache.put(rows, part.cache)
+        prefix = state.stream.prefix.clone()  # copies of the state share it
+        prefix[rows] = part.prefix
+        state.stream.prefix = prefix
 
 
 def next_inputs(
@@ -130,19 +156,28 @@ def plan_chunks(
         latents: (k, C, h, w) scaled latents of the rows' frames.
         positions: (k, P) joint positions measured with them, radians.
         rows: (k,) int64, ascending.
+
+    Raises:
+        UserError: the model gives an action that is not finite; nothing is planned then.
     """
     transforms, model = checkpoint.transforms, checkpoint.model
     assert transforms is not None
     inputs = next_inputs(transforms, acting, state, latents, positions, rows)
     z_frame, z_action = model.step(state.stream, inputs, rows)
     action = model.config.action
-    start = torch.zeros(len(rows), action.targets, action.action_size)
+    start = torch.zeros(len(rows), action.targets, action.action_size, dtype=torch.float32)
     if acting.random_start:
         generators = [state.generators[row] for row in rows.tolist()]
-        start = torch.stack([torch.randn(start.shape[1:], generator=generator) for generator in generators])
+        start = torch.stack([_normal(start.shape[1:], generator) for generator in generators])
     chunks = model.sample_actions(z_action, start.to(latents.device), steps=acting.denoising_steps)
+    planned = transforms.denormalise_actions(chunks, positions)
+    if bad := rows[~planned.isfinite().flatten(1).all(1)].tolist():
+        raise UserError(
+            f"the model gives actions that are not finite in environments {bad}; look at their observations (qpos "
+            f"{positions[torch.isin(rows, rows.new_tensor(bad))].tolist()}), then call reset(env_idx={bad})"
+        )
     state.chunk[rows] = chunks
-    state.queue[rows] = transforms.denormalise_actions(chunks, positions)
+    state.queue[rows] = planned
     state.positions[rows] = positions
     state.z_frame[rows] = z_frame
     state.used[rows] = 0
@@ -196,6 +231,26 @@ def imagine(
     return Imagination(torch.stack(frames, 1), torch.stack(chunks, 1))
 
 
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """N(0, 1) float32 numbers."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def checked_seed(seed: Any) -> int:
+    """The seed as a number.
+
+    Raises:
+        UserError: it is no whole number of at least 0.
+    """
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise UserError(f"seed is {seed!r}; it must be a whole number, 0 or more")
+    return number
+
+
 def row_generator(seed: int, row: int) -> torch.Generator:
     """Each row draws from its own stream, so that a batch plays like its rows alone."""
     mixed = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
@@ -214,18 +269,39 @@ def reseed(generators: list[torch.Generator], rows: Tensor, seed: int | None) ->
             generators[row] = row_generator(seed, row)
 
 
-def chosen_rows(env_idx: Tensor | Sequence[int] | int, count: int, device: torch.device) -> Tensor:
-    """Rows (n,) int64 that ``env_idx`` names among ``count``: their numbers, or a mask (count,) bool.
+def chosen_rows(env_idx: Tensor | Sequence[int] | int, count: int | None, device: torch.device) -> Tensor:
+    """Rows (n,) int64 that ``env_idx`` names.
+
+    Args:
+        env_idx: row numbers, each once, or a mask (count,) bool. Whole numbers are always row numbers; ``uint8``
+            and floats are neither: done flags are given as bool.
+        count: environments; None: not known yet, so that numbers are not compared with it.
+        device: where the rows are wanted.
 
     Raises:
-        UserError: a row that does not exist, or a mask of another length.
+        UserError: something else, a row that does not exist or is named twice, or a mask of another length.
     """
-    rows = torch.as_tensor(env_idx, device=device).reshape(-1)
+    rows = as_tensor(env_idx, "env_idx")
+    known = "" if count is None else f"; there are {count} environments"
     if rows.dtype == torch.bool:
-        if len(rows) != count:
-            raise UserError(f"env_idx is a mask of {len(rows)} rows; there are {count} environments")
-        return rows.nonzero()[:, 0]
-    rows = rows.long()
-    if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
-        raise UserError(f"env_idx {rows.tolist()} names rows that do not exist; there are {count} environments")
-    return rows
+        if rows.ndim != 1 or (count is not None and len(rows) != count):
+            raise UserError(f"env_idx is a mask of shape {tuple(rows.shape)}; expected one bool per environment{known}")
+        return rows.nonzero()[:, 0].to(device)
+    if rows.shape == (0,):
+        return torch.zeros(0, dtype=torch.long, device=device)
+    if rows.ndim > 1 or rows.dtype not in _ROW_NUMBERS:
+        raise UserError(
+            f"env_idx is {rows.dtype} of shape {tuple(rows.shape)}; expected row numbers, as int64 in one dimension, "
+            "or a mask with one bool per environment (done flags of another type: flags > 0)"
+        )
+    rows = rows.reshape(-1).long()
+    if len(rows.unique()) < len(rows):
+        raise UserError(
+            f"env_idx {rows.tolist()} names a row twice; if these are done flags, give them as bool: flags > 0"
+        )
+    if int(rows.min()) < 0 or (count is not None and int(rows.max()) >= count):
+        raise UserError(f"env_idx {rows.tolist()} names rows that do not exist{known}")
+    return rows.to(device)
+
+
+_ROW_NUMBERS = (torch.int8, torch.int16, torch.int32, torch.int64)

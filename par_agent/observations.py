@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,28 @@ from par_agent.transforms import Transforms
 
 if TYPE_CHECKING:
     from par_agent.tasks import TaskSpec
+
+LARGEST = 1e6
+"""Joint positions and extra observations are smaller than this; what is not was not measured."""
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor, array or list of numbers as a tensor, also an array that torch does not take as it lies in memory.
+
+    Raises:
+        UserError: it holds no numbers; ``name`` says whose value it is.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = np.asarray(value)
+        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        given = repr(value)
+        raise UserError(
+            f"{name} is {given[:60]}{'...' * (len(given) > 60)} ({type(value).__name__}); expected a tensor, an array "
+            "or a list of numbers"
+        ) from None
 
 
 def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> None:
@@ -46,7 +69,8 @@ def proprioception(obs: dict[str, Any], transforms: Transforms) -> Tensor:
     An extra observation that the task does not have is zero.
 
     Raises:
-        UserError: there are no joint positions, or none of ``obs["extra"]`` at all, or other sizes.
+        UserError: there are no joint positions, or none of ``obs["extra"]`` at all, or other sizes or types; or no
+            environment, or numbers that nothing can measure, with the environments named.
     """
     joints = joint_positions(obs, transforms.joint_count)
     if not transforms.extra:
@@ -54,13 +78,14 @@ def proprioception(obs: dict[str, Any], transforms: Transforms) -> Tensor:
     found = _lookup(obs, ("extra",), 'make the environment with obs_mode="rgb" (extra observations are in it)')
     parts = [joints]
     for name, size in transforms.extra:
-        value = torch.as_tensor(found[name]).to(joints) if name in found else joints.new_zeros(len(joints), size)
-        if value.numel() != len(joints) * size:
+        where = f'obs["extra"][{name!r}]'
+        value = as_tensor(found[name], where) if name in found else joints.new_zeros(len(joints), size)
+        if value.numel() != len(joints) * size or value.is_complex():
             raise UserError(
-                f'obs["extra"][{name!r}] has shape {tuple(value.shape)}; expected ({len(joints)}, {size}), as the '
-                "checkpoint was trained with"
+                f"{where} is {value.dtype} of shape {tuple(value.shape)}; expected real numbers of shape "
+                f"({len(joints)}, {size}), as the checkpoint was trained with"
             )
-        parts.append(value.reshape(len(joints), size))
+        parts.append(_measured(value.reshape(len(joints), size).to(joints), where))
     return torch.cat(parts, 1)
 
 
@@ -68,17 +93,37 @@ def joint_positions(obs: dict[str, Any], size: int) -> Tensor:
     """Joint positions (B, size) float32, radians, on the observation's device.
 
     Raises:
-        UserError: there are none, or another number of them.
+        UserError: there are none, another number of them, or other than finite floating point numbers.
     """
     value = _lookup(obs, ("agent", "qpos"), 'make the environment with obs_mode="rgb" (joint positions are in it)')
-    value = torch.as_tensor(value)
+    where = 'obs["agent"]["qpos"]'
+    value = as_tensor(value, where)
     batched = value[None] if value.ndim == 1 else value
-    if batched.ndim != 2 or batched.shape[1] != size:
+    if batched.ndim != 2 or batched.shape[1] != size or not len(batched):
         raise UserError(
-            f'obs["agent"]["qpos"] has shape {tuple(value.shape)}; expected (num_envs, {size}): this checkpoint is '
-            f"for a robot with {size} joints"
+            f"{where} has shape {tuple(value.shape)}; expected (num_envs, {size}), at least one environment: this "
+            f"checkpoint is for a robot with {size} joints"
         )
-    return batched.to(torch.float32)
+    if not batched.is_floating_point():
+        raise UserError(f"{where} is {value.dtype}; expected floating point numbers: radians, and metres for fingers")
+    return _measured(batched.detach().to(torch.float32), where)
+
+
+def _measured(values: Tensor, where: str) -> Tensor:
+    """The same values (B, n).
+
+    Raises:
+        UserError: NaN, infinity or numbers of :data:`LARGEST` and more.
+    """
+    wrong = ~(values.abs() < LARGEST).all(1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise UserError(
+            f"{where} of environments {wrong.nonzero()[:, 0].tolist()} holds NaN, infinity or numbers beyond "
+            f"{LARGEST:.0e} (environment {row}: {values[row].tolist()}): the simulation has come apart, or another "
+            "value was put there; reset these environments"
+        )
+    return values
 
 
 def camera_images(obs: dict[str, Any], camera: str, batch: int) -> Tensor:
@@ -90,7 +135,7 @@ def camera_images(obs: dict[str, Any], camera: str, batch: int) -> Tensor:
     fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
     if camera == "render_camera":
         fix = "wrap the environment in par_agent.evaluation.RenderCameraObservation"
-    value = torch.as_tensor(_lookup(obs, ("sensor_data", camera, "rgb"), fix))
+    value = as_tensor(_lookup(obs, ("sensor_data", camera, "rgb"), fix), f'obs["sensor_data"][{camera!r}]["rgb"]')
     batched = value[None] if value.ndim == 3 else value
     if batched.ndim != 4 or batched.shape[3] != 3 or len(batched) != batch or batched.dtype != torch.uint8:
         raise UserError(

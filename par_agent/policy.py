@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from par_agent.checkpoint import Acting, Checkpoint
+from par_agent.device import usable_device
 from par_agent.episode import (
     EpisodeState,
     Imagination,
     Plan,
     begin,
+    checked_seed,
     chosen_rows,
+    forget,
     imagine,
     next_frames,
     next_inputs,
@@ -25,6 +30,7 @@ from par_agent.episode import (
     reseed,
 )
 from par_agent.errors import UserError
+from par_agent.instructions import Instructions
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
 from par_agent.modeling.generation import GenerationConfig
 from par_agent.observations import camera_images, check_task, proprioception
@@ -33,6 +39,30 @@ if TYPE_CHECKING:
     from par_agent.tasks import TaskSpec
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_turn(method: Callable[Concatenate[PARPolicy, P], R]) -> Callable[Concatenate[PARPolicy, P], R]:
+    """Runs a method without gradients, and refuses a call that comes while another thread's is not over."""
+
+    @functools.wraps(method)
+    def call(self: PARPolicy, *args: P.args, **kwargs: P.kwargs) -> R:
+        # setdefault is one step, of which other threads see nothing or all.
+        mine = threading.get_ident()
+        if self.__dict__.setdefault("_thread", mine) != mine:
+            raise UserError(
+                f"{method.__name__}() was called while another thread was using this policy; give each thread a policy "
+                "of its own (PARPolicy(policy.checkpoint, ...) shares the weights), or hold a lock around its calls"
+            )
+        try:
+            with torch.no_grad():
+                return method(self, *args, **kwargs)
+        finally:
+            self.__dict__.pop("_thread", None)
+
+    return call
 
 
 class PARPolicy:
@@ -43,23 +73,27 @@ class PARPolicy:
     unbatched numpy arrays. For ``render_camera`` wrap the environment in
     :class:`par_agent.evaluation.RenderCameraObservation`.
 
+    A policy holds the state of its episodes and serves one thread at a time: a call that comes while another thread's
+    is not over is refused.
+
     Args:
         checkpoint: the model and its conventions.
-        instruction: what to do, in the words of training.
-        device: where the model runs.
-        seed: fixes the policy's randomness until a ``reset`` gives another.
+        instruction: what to do, in the words of training: one text, or one per environment, whose number it fixes.
+        device: where the checkpoint is; None: wherever that may be.
+        seed: fixes the policy's randomness until a ``reset`` gives another; a whole number, 0 or more.
         **acting: fields of :class:`par_agent.checkpoint.Acting` that differ from the checkpoint's.
 
     Raises:
-        UserError: an unknown or impossible option, or a checkpoint that was not trained yet.
+        UserError: an unknown or impossible option, an instruction that is too long or holds no words, or a checkpoint
+            that was not trained yet or is on another device.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        instruction: str,
+        instruction: str | Sequence[str],
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         seed: int = 0,
         **acting: Any,
     ) -> None:
@@ -71,9 +105,14 @@ class PARPolicy:
                 "this checkpoint cannot act yet: its action parts are random and nothing was fitted to data; train it "
                 "with `par-agent finetune --init FOLDER`"
             )
-        self.checkpoint, self.instruction, self.transforms = checkpoint, instruction, checkpoint.transforms
+        self.checkpoint, self.transforms = checkpoint, checkpoint.transforms
         self.acting = dataclasses.replace(checkpoint.acting, **acting)
-        self.device = torch.device(device)
+        self.device = checkpoint.model.nova.device
+        if device is not None and usable_device(device) != self.device:
+            raise UserError(
+                f"device is {str(device)!r}, but the checkpoint is on {self.device}: load it with "
+                f"Checkpoint.load(folder, {str(device)!r})"
+            )
         self.action_size = self.transforms.action_size
         length = checkpoint.model.config.action.chunk_length
         self.execute = self.acting.execute or length
@@ -89,10 +128,8 @@ class PARPolicy:
             raise UserError(
                 f"context is {self.acting.context}; this checkpoint was trained on {most} physical tokens at most"
             )
-        self._features = checkpoint.text_encoder.encode(instruction).to(self.device)
-        if not len(self._features):
-            raise UserError(f"the instruction {instruction!r} holds no words")
-        self._seed = seed
+        self._told = Instructions.read(instruction, checkpoint.text_encoder, self.device)
+        self._seed = checked_seed(seed)
         self._state: EpisodeState | None = None
         self._seen: EpisodeState | None = None  # where imagining starts: acting's state, or that of a plan
 
@@ -100,9 +137,9 @@ class PARPolicy:
     def from_pretrained(
         cls,
         name_or_folder: str | Path = "par-mini",
-        instruction: str = "Push and move a cube to a goal region in front of it.",
+        instruction: str | Sequence[str] = "Push and move a cube to a goal region in front of it.",
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = "cpu",
         seed: int = 0,
         **acting: Any,
     ) -> PARPolicy:
@@ -110,8 +147,8 @@ class PARPolicy:
 
         Args:
             name_or_folder: ``"par-mini"`` or a folder made by ``par-agent finetune`` or :meth:`save_pretrained`.
-            instruction: what to do; :data:`par_agent.tasks.TASKS` has the tasks' own.
-            device: ``"cpu"``, ``"cuda"``, …
+            instruction: what to do; :data:`par_agent.tasks.TASKS` has the tasks' own. See the class.
+            device: ``"cpu"``, ``"cuda"``, …; None: torch's default device.
             seed: see the class.
             **acting: see the class.
 
@@ -127,7 +164,7 @@ class PARPolicy:
                 f"no checkpoint {str(name_or_folder)!r}: neither a folder nor bundled (bundled: "
                 f"{', '.join(bundled) or 'none'})"
             )
-        return cls(Checkpoint.load(folder, device), instruction, device=device, seed=seed, **acting)
+        return cls(Checkpoint.load(folder, device), instruction, seed=seed, **acting)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""
@@ -146,34 +183,56 @@ class PARPolicy:
         """Whether the next :meth:`act` looks at the camera; False while it only pops planned actions."""
         return self._state is None or bool((self._state.used >= self.execute).any())
 
-    @torch.inference_mode()
-    def reset(self, env_idx: Tensor | Sequence[int] | int | None = None, seed: int | None = None) -> None:
+    @property
+    def instruction(self) -> str | tuple[str, ...]:
+        """What to do: one text for all environments, or one for each. Assigning it begins all episodes anew, as
+        ``reset(instruction=...)`` does."""
+        return self._told.texts[0] if self._told.for_all else self._told.texts
+
+    @instruction.setter
+    def instruction(self, instruction: str | Sequence[str]) -> None:
+        self.reset(instruction=instruction)
+
+    @_in_turn
+    def reset(
+        self,
+        env_idx: Tensor | Sequence[int] | int | None = None,
+        seed: int | None = None,
+        instruction: str | Sequence[str] | None = None,
+    ) -> None:
         """Forgets episodes.
 
         Args:
-            env_idx: rows to forget, their numbers or a mask (B,) bool; None: all, and the number of environments may
-                change.
-            seed: new seed of these rows' randomness; None: it goes on from where it is.
+            env_idx: rows to forget: their numbers, each once, or a mask (B,) bool. Whole numbers are always row numbers
+                ([0, 1] are rows 0 and 1), floats and ``uint8`` are refused: give done flags as bool. None: all rows,
+                and the number of environments may change.
+            seed: new seed of these rows' randomness, a whole number, 0 or more; None: it goes on from where it is.
+            instruction: what these rows do from now on: one text, or one per row in their order; None: as before.
 
         Raises:
-            UserError: a row that does not exist, or a mask of another length.
+            UserError: a row that does not exist or is named twice, a mask of another length, another seed or
+                instruction; nothing has changed then.
         """
-        state = self._state
+        state, told = self._state, self._told
+        count = told.count if state is None else len(state.used)
+        rows = None if env_idx is None else chosen_rows(env_idx, count, self.device)
+        if instruction is not None:
+            new = Instructions.read(instruction, self.checkpoint.text_encoder, self.device)
+            told = new if rows is None else told.with_rows(rows.tolist(), new, count)
         if seed is not None:
-            self._seed = seed
-        elif state is not None and env_idx is None:
+            self._seed = checked_seed(seed)
+        elif state is not None and rows is None:
             self._seed = next_seed(state.generators)
-        if env_idx is None or state is None:
+        self._told = told
+        if rows is None or state is None:
             self._state = self._seen = None
             return
-        rows = chosen_rows(env_idx, len(state.used), self.device)
         self._seen = state
-        state.stream.cache.reset(rows)
-        state.used[rows] = self.execute
-        state.fresh[rows] = True
+        features = None if instruction is None else [told.features[row] for row in rows.tolist()]
+        forget(self.checkpoint, self.acting, state, rows, features)
         reseed(state.generators, rows, seed)
 
-    @torch.inference_mode()
+    @_in_turn
     def act(self, obs: dict[str, Any]) -> Tensor:
         """The next action of every environment.
 
@@ -198,7 +257,7 @@ class PARPolicy:
         state.used += 1
         return action.to(measured.device)
 
-    @torch.inference_mode()
+    @_in_turn
     def plan(self, obs: dict[str, Any], frames: bool = False, generation: GenerationConfig | None = None) -> Plan:
         """What every environment would do from here on if it planned now; what :meth:`act` does is not changed by it.
 
@@ -223,7 +282,7 @@ class PARPolicy:
         latents = next_frames(self.checkpoint, state.copy(), generation)
         return Plan(state.queue.clone(), self.checkpoint.encoder.decode(latents))
 
-    @torch.inference_mode()
+    @_in_turn
     def imagine(self, n: int, generation: GenerationConfig | None = None) -> Imagination:
         """Rolls the model forward on its own predictions for ``n`` chunks, from the frame that :meth:`act` or
         :meth:`plan` read last; acting goes on as if nothing had been imagined.
@@ -245,7 +304,7 @@ class PARPolicy:
             )
         return imagine(self.checkpoint, self.acting, self._seen, n, generation)
 
-    @torch.inference_mode()
+    @_in_turn
     def attention(self, obs: dict[str, Any]) -> AttentionMaps:
         """Where :meth:`act` would attend if it read this observation and planned now; acting is not changed by it.
 
@@ -267,7 +326,8 @@ class PARPolicy:
     def _state_for(self, batch: int) -> EpisodeState:
         """The episodes so far, or new ones."""
         if self._state is None:
-            return begin(self.checkpoint, self.acting, self._features, batch, self._seed)
+            features = self._told.for_rows(batch).features
+            return begin(self.checkpoint, self.acting, list(features), self._seed)
         if len(self._state.used) != batch:
             raise UserError(
                 f"the observation has {batch} environments, the last one had {len(self._state.used)}; call reset() "

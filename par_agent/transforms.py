@@ -220,8 +220,12 @@ class Transforms:
 
     @cached_property
     def _proprioception(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.proprioception_mean), torch.tensor(self.proprioception_std)
+        return _float32(self.proprioception_mean), _float32(self.proprioception_std)
 
     @cached_property
     def _actions(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.action_mean), torch.tensor(self.action_std)
+        return _float32(self.action_mean), _float32(self.action_std)
+
+
+def _float32(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)

@@ -57,7 +57,7 @@ def write_nova(folder: Path, rotary: bool = False, mixer_rank: int | None = None
         "image_size": [64, 32],
         "image_stride": 8,
         "text_token_dim": 12,
-        "text_token_len": 3,
+        "text_token_len": 4,
         "rotary_pos_embed": rotary,
         "video_base_size": [5, 2, 1],
         "image_base_size": [4, 2],

@@ -138,7 +138,7 @@ def test_features_of_another_text_encoder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"text_features.safetensors does not exist"):
         Checkpoint.load(tmp_path)
     StoredTextEncoder({"push": torch.zeros(2, 16)}, 16, 6).save(tmp_path / "text_features.safetensors")
-    with pytest.raises(UserError, match=r"'push' have shape \(2, 16\); expected at most 6 rows of 8 numbers"):
+    with pytest.raises(UserError, match=r"'push' have shape \(2, 16\); expected at most 24 rows of 8 numbers"):
         Checkpoint.load(tmp_path)
 
 

@@ -99,8 +99,14 @@ def test_extra_observations_follow_the_joints_whatever_their_shape() -> None:
     assert found.dtype == torch.float32 and found[:, JOINTS:].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     single = {"agent": {"qpos": np.zeros(JOINTS, np.float32)}, "extra": {"goal_pos": np.ones(3, np.float32)}}
     assert proprioception(single, wider)[0, JOINTS:].tolist() == [1, 1, 1, 0]
-    with pytest.raises(UserError, match=r"\['goal_pos'\] has shape \(2, 7\); expected \(2, 3\)"):
+    with pytest.raises(
+        UserError, match=r"\['goal_pos'\] is torch.float32 of shape \(2, 7\); expected real .* \(2, 3\)"
+    ):
         proprioception(observation(goal_pos=torch.ones(2, 7)), wider)
+    for wrong in (float("nan"), 1e9):
+        obs["extra"]["goal_pos"][0, 2] = wrong
+        with pytest.raises(UserError, match=r"\['goal_pos'\] of environments \[0\] holds NaN, infinity or numbers"):
+            proprioception(obs, wider)
     with pytest.raises(UserError, match='has no "extra"'):
         proprioception({"agent": obs["agent"]}, wider)
 

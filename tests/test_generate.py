@@ -50,7 +50,7 @@ def test_a_clip_can_start_from_a_picture_of_any_size_and_run_in_bfloat16(nova_fo
 
 def test_cached_prompts_need_no_text_encoder(nova_folder, tmp_path):
     cache = tmp_path / "cache"
-    PhiTextEncoder(nova_folder, cache=cache, dim=WIDTH, length=3).encode("push")
+    PhiTextEncoder(nova_folder, cache=cache, dim=WIDTH, length=4).encode("push")
     bare = tmp_path / "bare"
     shutil.copytree(nova_folder, bare, ignore=shutil.ignore_patterns("text_encoder", "tokenizer"))
     assert generate(bare, tmp_path / "a.png", "--frames", "1", "--text-cache", str(cache), prompt="push") == 0

@@ -56,7 +56,7 @@ def test_the_checkpoint_holds_novas_weights_its_vae_and_the_text_features(releas
     latents = loaded.encoder.encode(frames)
     torch.testing.assert_close(latents, load_frame_encoder(released / "vae").encode(frames), rtol=0, atol=0)
     assert latents.shape == (5, 4, 8, 4) and loaded.encoder.decode(latents).shape == frames.shape
-    assert loaded.text_encoder.encode(INSTRUCTION).shape == (3, 16)
+    assert loaded.text_encoder.encode(INSTRUCTION).shape == (4, 16)
     with pytest.raises(UserError, match="'lift'; stored: 'push'; 'push the red cube'"):
         loaded.text_encoder.encode("lift")
 

@@ -58,7 +58,7 @@ def test_other_sizes_load_with_and_without_rotary_positions_and_mixer(tmp_path, 
     assert any(name.startswith("video_pos_embed.") for name in model.state_dict()) is not rotary
     assert model.config.mixer_rank == mixer_rank
     prefix = model.prefix([torch.zeros(0, 12), torch.ones(2, 12)], fps=torch.tensor([8.0, 12.0]))
-    assert prefix.shape == (2, 3 + 2, 64)
+    assert prefix.shape == (2, 4 + 2, 64)
     with torch.inference_mode():
         condition = model.mix(model.encode_video(clip(model), prefix)).flatten(0, 1)
         known = torch.tensor([[5, 0, 3]]).expand(8, -1)

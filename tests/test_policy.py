@@ -106,7 +106,9 @@ def test_rows_are_reset_alone(mask: bool) -> None:
     torch.testing.assert_close(mixed[:, 0], whole[LENGTH + 2 :, 0], rtol=0, atol=1e-4)
     with pytest.raises(UserError, match=r"env_idx \[2\] names rows that do not exist; there are 2"):
         agent.reset(env_idx=2)
-    with pytest.raises(UserError, match="env_idx is a mask of 3 rows; there are 2"):
+    with pytest.raises(
+        UserError, match=r"env_idx is a mask of shape \(3,\); expected one bool per environment; there are 2"
+    ):
         agent.reset(env_idx=[True, False, False])
 
 

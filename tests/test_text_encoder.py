@@ -11,7 +11,7 @@ import torch
 
 from nova_fixtures import write_phi
 from par_agent.errors import UserError
-from par_agent.modeling.text_encoder import HashTextEncoder, PhiTextEncoder
+from par_agent.modeling.text_encoder import HashTextEncoder, PhiTextEncoder, StoredTextEncoder
 
 WIDTH = 16
 CUBE = [1.06415, 0.347794, -1.009549]
@@ -35,9 +35,11 @@ def test_word_vectors_have_unit_variance():
     assert features.var().item() == pytest.approx(1, abs=0.03)
 
 
-def test_hashed_instructions_are_cut_at_the_text_length_and_may_be_empty():
+def test_an_instruction_of_more_words_than_are_read_is_refused_and_it_may_be_empty():
     encoder = HashTextEncoder(dim=8, length=3)
-    assert encoder.encode("one two three four").shape == (3, 8)
+    assert encoder.encode("one two three").shape == (3, 8)
+    with pytest.raises(UserError, match=r"'one two three four' has 4 words; this model reads at most 3: shorten it"):
+        encoder.encode("one two three four")
     assert encoder.encode(" ... ").shape == (0, 8)
     with pytest.raises(UserError, match="dim=0"):
         HashTextEncoder(dim=0, length=3)
@@ -51,8 +53,26 @@ def phi_folder(tmp_path_factory) -> Path:
 def test_phi_gives_one_feature_row_per_token_and_none_for_the_empty_prompt(phi_folder):
     encoder = PhiTextEncoder(phi_folder, dim=WIDTH, length=3)
     assert encoder.encode("push cube").shape == (2, WIDTH)
-    assert encoder.encode("push the red cube").shape == (3, WIDTH)
-    assert encoder.encode("").shape == (0, WIDTH)
+    assert encoder.encode("push red cube").shape == (3, WIDTH)
+    assert encoder.encode("").shape == encoder.encode(" ").shape == (0, WIDTH)
+
+
+def test_an_instruction_of_more_tokens_than_phi_reads_is_refused_and_not_cached(phi_folder, tmp_path):
+    with pytest.raises(UserError, match="'push the red cube' has 4 tokens; this model reads at most 3"):
+        PhiTextEncoder(phi_folder, cache=tmp_path, dim=WIDTH, length=3).encode("push the red cube")
+    assert not list(tmp_path.iterdir())
+
+
+COMPOSED, DECOMPOSED = "push the caf\u00e9 cup", " push  the cafe\u0301 cup"
+
+
+def test_unicode_spelling_and_spaces_do_not_change_what_is_read(phi_folder, tmp_path):
+    hashed, phi = HashTextEncoder(dim=8, length=4), PhiTextEncoder(phi_folder, cache=tmp_path, dim=WIDTH)
+    stored = StoredTextEncoder({DECOMPOSED: torch.ones(2, 8)}, dim=8, length=4)
+    for encoder in (hashed, phi, stored):
+        assert torch.equal(encoder.encode(COMPOSED), encoder.encode(DECOMPOSED))
+    assert len(hashed.encode(DECOMPOSED)) == 4
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_cached_features_need_no_phi_and_are_equal(phi_folder, tmp_path):

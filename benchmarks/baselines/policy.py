@@ -104,7 +104,7 @@ class BaselinePolicy:
                 "that there is nothing to average: leave ensemble out, or execute fewer"
             )
         self.deterministic, self.ensemble = deterministic, ensemble
-        with torch.inference_mode():
+        with torch.no_grad():
             features = loaded.text_encoder.encode(task.instruction).to(self.device)
             if not len(features):
                 raise UserError(f"the instruction {task.instruction!r} holds no words")
@@ -128,7 +128,7 @@ class BaselinePolicy:
         """Whether the next :meth:`act` looks at the camera."""
         return self._state is None or bool((self._state.used >= self.execute).any())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
         """Forgets the episodes of some rows, or of all; ``seed`` decides what they draw from now on.
 
@@ -148,7 +148,7 @@ class BaselinePolicy:
         state.used[rows] = self.execute
         reseed(state.generators, rows, seed)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def act(self, obs: dict[str, Any]) -> Tensor:
         """The next action (B, A) float32 of every environment, on the observation's device.
 

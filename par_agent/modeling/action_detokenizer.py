@@ -145,7 +145,7 @@ def action_loss(
     return (errors * weights).sum() / weights.sum().clamp(min=1.0)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_actions(
     head: ActionDetokenizer, z: Tensor, sampler: Sampler, start: Tensor, fresh: torch.Generator | None = None
 ) -> Tensor:

@@ -46,7 +46,7 @@ class AttentionMaps:
         return slice(first, first + self.block)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def step_attention(model: PARModel, stream: PARStream, inputs: PhysicalTokens) -> AttentionMaps:
     """The weights with which :meth:`~par_agent.modeling.par.PARModel.step` reads its next physical token.
 

@@ -51,7 +51,7 @@ class VideoFrameEncoder(nn.Module):
         """Pixels a side of one latent pixel."""
         return self.config.spatial_factor
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w), the posterior's mean, of frames (B, H, W, 3) uint8.
 
@@ -62,7 +62,7 @@ class VideoFrameEncoder(nn.Module):
         parts = [self.vae.encode(to_pixels(part).to(weight)).mean for part in frames.split(FRAMES_AT_ONCE)]
         return self.vae.scale(torch.cat(parts))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames (B, H, W, 3) uint8 of scaled latents (B, C, h, w)."""
         unscaled = self.vae.unscale(latents).to(self.vae.encoder.conv_in.weight)

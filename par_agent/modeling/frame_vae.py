@@ -81,7 +81,7 @@ class FrameVAE(nn.Module):
         """Pixels (B, 3, H, W), about [-1, 1], of unscaled latents (B, C, h, w)."""
         return self.decoder(latents)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) float32, the posterior's mean, of frames (B, H, W, 3) uint8.
 
@@ -96,7 +96,7 @@ class FrameVAE(nn.Module):
         mean, _ = self.posterior(to_pixels(frames).to(self.latent_mean))
         return (mean - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Frames (B, H, W, 3) uint8 of scaled latents (B, C, h, w)."""
         unscaled = latents.to(self.latent_mean) * self.latent_std[:, None, None] + self.latent_mean[:, None, None]

@@ -131,7 +131,7 @@ def denoise(
     return x
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_frame(
     nova: NOVA,
     condition: Tensor,
@@ -169,7 +169,7 @@ def generate_frame(
     return nova.unpatchify(frame)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_clip(
     nova: NOVA,
     prefix: Tensor,

@@ -9,14 +9,16 @@ Three frozen encoders share one small interface, :class:`TextEncoder`:
 * :class:`HashTextEncoder`: one fixed random vector per word. No weights; enough where a handful of instructions only
   has to be told apart, as in the bundled small model.
 
-All return only the rows that belong to words. Rows up to the full text length are filled by the transformer's own
-padding embedding (NOVA's ``text_embed.weight``: row ``j`` of a short instruction is row ``j`` of that buffer).
+All read the same of an instruction however it is spelled in Unicode and spaced (:func:`normalised`), refuse one that is
+too long, and return only the rows that belong to words. Rows up to the full text length are filled by the transformer's
+own padding embedding (NOVA's ``text_embed.weight``: row ``j`` of a short instruction is row ``j`` of that buffer).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +32,23 @@ from par_agent.modeling.weights import read_tensors
 PHI_WIDTH = 2560
 """Width of Phi-2's hidden state."""
 PHI_LENGTH = 256
-"""Longest instruction in tokens that NOVA was trained with; what is longer is cut off."""
+"""Longest instruction in tokens that NOVA was trained with; a longer one is refused."""
+
+
+def normalised(instruction: str) -> str:
+    """An instruction in Unicode's composed spelling (NFC), with single spaces between its words.
+
+    >>> normalised(" push  the cafe\\u0301 cup ")
+    'push the café cup'
+    """
+    return " ".join(unicodedata.normalize("NFC", instruction).split())
+
+
+def _too_long(instruction: str, count: int, what: str, length: int) -> UserError:
+    return UserError(
+        f"the instruction {instruction!r} has {count} {what}; this model reads at most {length}: shorten it (what "
+        "follows would be cut off, and instructions that differ there could not be told apart)"
+    )
 
 
 class TextEncoder(Protocol):
@@ -42,7 +60,11 @@ class TextEncoder(Protocol):
     """Most feature vectors per instruction."""
 
     def encode(self, instruction: str) -> torch.Tensor:
-        """Features of one instruction: (length_used, dim) float32 on the CPU, ``0 <= length_used <= length``."""
+        """Features of one instruction: (length_used, dim) float32 on the CPU, ``0 <= length_used <= length``.
+
+        Raises:
+            UserError: it is longer.
+        """
         ...
 
 
@@ -54,7 +76,7 @@ class HashTextEncoder:
 
     Args:
         dim: numbers per vector, at least 1.
-        length: most words per instruction, at least 1; later words are cut off.
+        length: most words per instruction, at least 1.
 
     Raises:
         UserError: ``dim`` or ``length`` is below 1.
@@ -67,10 +89,16 @@ class HashTextEncoder:
         self.length = length
 
     def encode(self, instruction: str) -> torch.Tensor:
-        """Features of one instruction: (length_used, dim) float32; (0, dim) where it has no words."""
-        words = re.findall(r"\w+", instruction.lower())[: self.length]
+        """Features of one instruction: (length_used, dim) float32; (0, dim) where it has no words.
+
+        Raises:
+            UserError: it has more words than ``length``.
+        """
+        words = re.findall(r"\w+", normalised(instruction).lower())
+        if len(words) > self.length:
+            raise _too_long(instruction, len(words), "words", self.length)
         if not words:
-            return torch.zeros(0, self.dim)
+            return torch.zeros(0, self.dim, dtype=torch.float32)
         return torch.stack([self._word_vector(word) for word in words])
 
     def _word_vector(self, word: str) -> torch.Tensor:
@@ -98,7 +126,7 @@ class StoredTextEncoder:
                     f"the stored features of {instruction!r} have shape {tuple(value.shape)}; expected at most "
                     f"{length} rows of {dim} numbers"
                 )
-        self.features = {instruction: value.float() for instruction, value in features.items()}
+        self.features = {normalised(instruction): value.float() for instruction, value in features.items()}
         self.dim = dim
         self.length = length
 
@@ -124,13 +152,13 @@ class StoredTextEncoder:
         Raises:
             UserError: it is not stored; the message lists those that are.
         """
-        if instruction not in self.features:
+        if normalised(instruction) not in self.features:
             known = "; ".join(map(repr, sorted(self.features))) or "none"
             raise UserError(
                 f"no text features are stored for the instruction {instruction!r}; stored: {known}. Add it with "
                 "--instructions when the checkpoint is made by `par-agent import-nova`"
             )
-        return self.features[instruction]
+        return self.features[normalised(instruction)]
 
 
 class PhiTextEncoder:
@@ -144,7 +172,7 @@ class PhiTextEncoder:
         cache: folder of ``<hash>.safetensors`` files, one per instruction. None: nothing is kept.
         model_id: name under which features are cached, ``phi-2`` unless told. Two different text encoders that share
             a cache folder need different names.
-        length: most tokens per instruction; later tokens are cut off.
+        length: most tokens per instruction.
         device: where Phi runs. Results always come back on the CPU.
 
     Raises:
@@ -178,11 +206,12 @@ class PhiTextEncoder:
         prompt).
 
         Raises:
-            UserError: the instruction is not cached and no model was given; ``transformers`` is not installed; the
-                cached file or Phi's features have another width than ``dim``.
+            UserError: the instruction has more tokens than ``length``; it is not cached and no model was given;
+                ``transformers`` is not installed; the cached file or Phi's features have another width than ``dim``.
         """
+        instruction = normalised(instruction)
         if not instruction:
-            return torch.zeros(0, self.dim)
+            return torch.zeros(0, self.dim, dtype=torch.float32)
         path = None if self._cache is None else self._cache / f"{self._key(instruction)}.safetensors"
         if path is not None and path.exists():
             return self._read(path)
@@ -218,7 +247,9 @@ class PhiTextEncoder:
                 f"pass model='microsoft/phi-2' (or a NOVA folder) once, then they are"
             )
         tokenizer, phi = self._load()
-        ids = tokenizer(instruction, max_length=self.length, truncation=True, return_tensors="pt")["input_ids"]
+        ids = tokenizer(instruction, return_tensors="pt")["input_ids"]
+        if ids.shape[1] > self.length:
+            raise _too_long(instruction, ids.shape[1], "tokens", self.length)
         with torch.inference_mode():
             hidden = phi(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
         features = hidden[0].float().cpu().clone()

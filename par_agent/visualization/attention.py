@@ -95,7 +95,7 @@ def perform(
         film = Film(stage.env, stage.policy.transforms, spec.max_steps)
         stage.roll_out(state, policy_seed, [tracer, film])
         title = f"{spec.name}, state {state}, policy seed {policy_seed}"
-        return AttentionRollout(title, tuple(stage.policy.instruction.split()), tracer.maps, film.images)
+        return AttentionRollout(title, tuple(stage.instruction.split()), tracer.maps, film.images)
 
 
 def shares(maps: AttentionMaps) -> np.ndarray:

@@ -98,7 +98,7 @@ def perform(
         hand = EndEffector(stage.env)
         return Rollout(
             title=f"{spec.name}, state {state}, policy seed {policy_seed}",
-            instruction=stage.policy.instruction,
+            instruction=stage.instruction,
             record=record,
             trace=trace,
             images=film.images,

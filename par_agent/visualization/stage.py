@@ -71,6 +71,12 @@ class Stage:
         torch.set_num_threads(self._threads)
         self.env.close()
 
+    @property
+    def instruction(self) -> str:
+        """What the policy is told to do in the one environment."""
+        told = self.policy.instruction
+        return told if isinstance(told, str) else told[0]
+
     def roll_out(self, state: int, policy_seed: int, observers: Sequence[RolloutObserver]) -> Record:
         """Rolls the policy out from initial state number ``state``; returns the rollout's record.
 

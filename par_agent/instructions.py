@@ -1,0 +1,80 @@
+"""What a policy is told to do: one instruction for all of its environments, or one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from par_agent.errors import UserError
+from par_agent.modeling.text_encoder import TextEncoder
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Texts and their features."""
+
+    texts: tuple[str, ...]
+    """One text for all environments, or one per environment (B)."""
+    features: tuple[Tensor, ...]
+    """(length, text_dim) float32 features of each text."""
+    for_all: bool
+    """Whether there is one text for all environments, however many."""
+
+    @classmethod
+    def read(cls, given: Any, encoder: TextEncoder, device: torch.device) -> Instructions:
+        """Encodes a text, or a list, tuple or array of one text per environment.
+
+        Raises:
+            UserError: something else, no words, or more than the encoder reads.
+        """
+        for_all = isinstance(given, str)
+        texts = (given,) if for_all else tuple(given) if isinstance(given, list | tuple | np.ndarray) else ()
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"instruction is {given!r}; expected a text, or a list of one text per environment")
+        features = tuple(encoder.encode(text).to(device) for text in texts)
+        for text, value in zip(texts, features, strict=True):
+            if not len(value):
+                raise UserError(f"the instruction {text!r} holds no words")
+        return cls(tuple(map(str, texts)), features, for_all)
+
+    @property
+    def count(self) -> int | None:
+        """Environments that there are texts for; None: any number."""
+        return None if self.for_all else len(self.texts)
+
+    def for_rows(self, batch: int) -> Instructions:
+        """One text for each of ``batch`` environments.
+
+        Raises:
+            UserError: there are texts for another number.
+        """
+        if self.for_all:
+            return Instructions(self.texts * batch, self.features * batch, False)
+        if len(self.texts) != batch:
+            raise UserError(
+                f"there are {len(self.texts)} instructions, one per environment, for {batch} environments; give as "
+                "many with reset(instruction=[...]), or one text for all"
+            )
+        return self
+
+    def with_rows(self, rows: Sequence[int], new: Instructions, batch: int | None) -> Instructions:
+        """These, with others for some of ``batch`` environments (None: their number is not known yet).
+
+        Raises:
+            UserError: as many texts as rows are not given, or the number of environments is not known.
+        """
+        if batch is None:
+            raise UserError(
+                "how many environments there are is not known before the first observation: give instruction without "
+                "env_idx, one text per environment"
+            )
+        new, old = new.for_rows(len(rows)), self.for_rows(batch)
+        texts, features = list(old.texts), list(old.features)
+        for row, text, value in zip(rows, new.texts, new.features, strict=True):
+            texts[row], features[row] = text, value
+        return Instructions(tuple(texts), tuple(features), False)
