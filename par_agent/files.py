@@ -102,6 +102,25 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a device or pipe'}; expected a file")
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file below a folder, by a name that is written in the data of somebody else.
+
+    Links may lead out of the folder only where it is a snapshot in a model hub's cache: into that repository's cache.
+
+    Raises:
+        UserError: the name leads out of the folder.
+    """
+    root, fits = os.path.realpath(folder), False
+    if os.path.basename(os.path.dirname(root)) == "snapshots":
+        root = os.path.dirname(os.path.dirname(root))
+    path = Path(name)
+    if path.parts and not path.is_absolute() and ".." not in path.parts and "\0" not in name:
+        fits = os.path.commonpath([root, os.path.realpath(folder / path)]) == root
+    if not fits:
+        raise UserError(f"{folder} refers to {name!r}, which lies outside of it; only files inside are read")
+    return folder / path
+
+
 def read_content(path: Path) -> bytes:
     """The bytes of a file.
 

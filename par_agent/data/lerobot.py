@@ -16,6 +16,7 @@ Features are ``observation.state`` (P), ``action`` (A) and ``observation.images.
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 from par_agent.errors import UserError
@@ -50,6 +51,26 @@ def numbered(pattern: str, number: int, **names: str) -> str:
     """Path of the file of a running number below the dataset's folder."""
     chunk, file = divmod(number, FILES_PER_CHUNK)
     return pattern.format(chunk_index=chunk, file_index=file, **names)
+
+
+def fill(template: str, **fields: int | str) -> str:
+    """A path by its template from a dataset's information: fields in braces, at most with a width, like those of
+    :data:`VIDEO`. It is not formatted by Python, which looks at attributes of what it is given.
+
+    Raises:
+        UserError: an unknown field, or other braces.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, width = match[1], match[2]
+        if name not in fields:
+            raise UserError(f"the path {template!r} has the field {name!r}; known: {', '.join(fields)}")
+        return str(fields[name]) if width is None else str(fields[name]).zfill(int(width))
+
+    filled = re.sub(r"\{(\w+)(?::0?(\d)d)?\}", value, template)
+    if "{" in filled or "}" in filled:
+        raise UserError(f"the path {template!r} is no template; expected one like {VIDEO!r}")
+    return filled
 
 
 def scalar(dtype: str) -> dict[str, Any]:

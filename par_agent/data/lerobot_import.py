@@ -7,11 +7,10 @@ taken every ``stride`` rows, and at the end. What :mod:`par_agent.data.lerobot_e
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from tqdm import tqdm
@@ -19,9 +18,12 @@ from tqdm import tqdm
 from par_agent.data import lerobot
 from par_agent.data.conventions import joint_targets
 from par_agent.data.episodes import Episode, frame_steps, write_episode
+from par_agent.data.media import decode_image, video_frames
 from par_agent.data.rendering import ADDED_FIELDS, RenderSpec, episode_path, summarise
+from par_agent.data.tables import Table
 from par_agent.errors import UserError
-from par_agent.files import cannot_write, claim_folder, only_process, read_json, write_json
+from par_agent.files import cannot_write, claim_folder, inside, only_process, read_content, read_object, write_json
+from par_agent.json_fields import check
 from par_agent.tasks import UNKNOWN_CONTROLLER
 from par_agent.transforms import crop_and_resize
 
@@ -44,6 +46,40 @@ class LeRobotRequest:
     """`pd_joint_pos` where actions are target positions of the joints; by the features' names if not given."""
 
 
+class _Feature(TypedDict):
+    dtype: str
+
+
+class _Places(TypedDict, total=False):
+    video_path: str | None
+    robot_type: str | None
+
+
+class _Info(_Places):
+    """What is read of meta/info.json."""
+
+    codebase_version: str
+    features: dict[str, _Feature]
+    data_path: str
+    fps: float
+
+
+class _Ours(TypedDict):
+    """What is read of meta/par_agent.json."""
+
+    spec: dict[str, Any]
+    episodes: list[dict[str, str | int | float | bool | tuple[str, ...]]]
+
+
+class _Picture(TypedDict, total=False):
+    bytes: Any
+    path: str | None
+
+
+_Record = TypedDict("_Record", {"episode_index": int, "length": int, "data/chunk_index": int, "data/file_index": int})
+"""What is read of every row of meta/episodes."""
+
+
 class LeRobotFolder:
     """An existing LeRobotDataset v3.0.
 
@@ -55,14 +91,14 @@ class LeRobotFolder:
         self.folder = folder
         if not (folder / lerobot.INFO).is_file():
             raise UserError(f"{folder} is not a LeRobot dataset (no {lerobot.INFO})")
-        self.info: dict[str, Any] = read_json(folder / lerobot.INFO)
+        self.info = read_object(inside(folder, lerobot.INFO), _Info)
         version = str(self.info.get("codebase_version"))
         if not version.startswith("v3."):
             raise UserError(
                 f"{folder} has the format {version}; expected {lerobot.VERSION}: convert it with LeRobot's own "
                 "convert_dataset_v21_to_v30"
             )
-        self.features: dict[str, dict[str, Any]] = self.info["features"]
+        self.features = self.info["features"]
         kinds = {name: feature["dtype"] for name, feature in self.features.items()}
         self.cameras = {name.removeprefix(lerobot.IMAGES): name for name in kinds if kinds[name] in ("image", "video")}
         if lerobot.STATE not in kinds or not self.cameras:
@@ -70,60 +106,59 @@ class LeRobotFolder:
         self.has_actions = lerobot.ACTION in kinds
         self.extra = {name.removeprefix(lerobot.EXTRA): name for name in kinds if name.startswith(lerobot.EXTRA)}
         """Names of the extra observations -> their columns."""
-        tasks = self._read(folder / lerobot.TASKS)
-        texts = tasks["task" if "task" in tasks.column_names else "__index_level_0__"].to_pylist()
-        self.tasks: dict[int, str] = dict(zip(tasks["task_index"].to_pylist(), texts, strict=True))
-        rows = [row for path in sorted((folder / "meta/episodes").rglob("*.parquet")) for row in self._records(path)]
-        self.episodes = sorted(rows, key=lambda row: int(row["episode_index"]))
-        self.ours: dict[str, Any] | None = None
+        tasks = Table(inside(folder, lerobot.TASKS))
+        texts = tasks.values("task" if "task" in tasks else "__index_level_0__", str)
+        self.tasks: dict[int, str] = dict(zip(tasks.values("task_index", int), texts, strict=True))
+        """Instruction by its number."""
+        if len(self.tasks) < len(texts):
+            raise tasks.damaged("a task_index stands twice")
+        self.episodes: list[dict[str, Any]] = []
+        """Where each episode is, in order."""
+        for path in sorted((folder / "meta/episodes").rglob("*.parquet")):
+            self.episodes += Table(inside(folder, str(path.relative_to(folder)))).records(_Record)
+        self.episodes.sort(key=lambda record: int(record["episode_index"]))
+        self.ours: _Ours | None = None
         if (folder / lerobot.OURS).is_file():
-            self.ours = read_json(folder / lerobot.OURS)
-
-    def _records(self, path: Path) -> list[dict[str, Any]]:
-        """Rows of the table of episodes, without statistics."""
-        names = lerobot.pyarrow_module("parquet").read_schema(path).names
-        records: list[dict[str, Any]] = self._read(path, [n for n in names if not n.startswith("stats/")]).to_pylist()
-        return records
-
-    def _read(self, path: Path, columns: list[str] | None = None, episode: int | None = None) -> Any:
-        """A table.
-
-        Raises:
-            UserError: the file is missing or damaged.
-        """
-        parquet = lerobot.pyarrow_module("parquet")
-        filters = None if episode is None else [("episode_index", "==", episode)]
-        try:
-            return parquet.read_table(path, columns=columns, filters=filters)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is missing or damaged ({error}); copy or download the dataset again") from None
+            self.ours = read_object(inside(folder, lerobot.OURS), _Ours)
+            if len(self.ours["episodes"]) != len(self.episodes):
+                raise UserError(
+                    f"{folder / lerobot.OURS} describes {len(self.ours['episodes'])} episodes, meta/episodes "
+                    f"{len(self.episodes)}; copy or export the dataset again"
+                )
 
     def rows(self, record: dict[str, Any]) -> dict[str, Any]:
         """Columns of an episode: ``state`` (K, P), ``action`` (K, A) or None, ``extra`` (K, n) by name, ``task``, and
         images as PNG files."""
-        path = self.info["data_path"].format(
-            chunk_index=record["data/chunk_index"], file_index=record["data/file_index"]
+        path = inside(
+            self.folder,
+            lerobot.fill(
+                self.info["data_path"], chunk_index=record["data/chunk_index"], file_index=record["data/file_index"]
+            ),
         )
         images = [name for name in self.cameras.values() if self.features[name]["dtype"] == "image"]
         names = [lerobot.STATE, "task_index", "frame_index", *images, *self.extra.values()]
         names += [lerobot.ACTION] * self.has_actions
-        table = self._read(self.folder / path, names, int(record["episode_index"])).sort_by("frame_index")
-        if table.num_rows != record["length"] or table.num_rows < 2:
-            raise UserError(
-                f"{path} holds {table.num_rows} rows of episode {record['episode_index']}; its table of episodes says "
-                f"{record['length']}, and 2 is the least: copy or download the dataset again"
+        table = Table(path, names, record["episode_index"])
+        if len(table) != record["length"] or len(table) < 2:
+            raise table.damaged(
+                f"it holds {len(table)} rows of episode {record['episode_index']}; its table of episodes says "
+                f"{record['length']}, and 2 is the least"
             )
+        if set(np.diff(table.values("frame_index", int)).tolist()) != {1}:
+            raise table.damaged(f"a row of episode {record['episode_index']} is missing or there twice")
+        if (task := table.values("task_index", int)[0]) not in self.tasks:
+            raise table.damaged(f"its task_index {task} is not in {lerobot.TASKS}")
         return {
-            "state": _matrix(table[lerobot.STATE]),
-            "action": _matrix(table[lerobot.ACTION]) if self.has_actions else None,
-            "extra": {name: _matrix(table[column]) for name, column in self.extra.items()},
-            "task": self.tasks[table["task_index"][0].as_py()],
-            "images": {name: table[name] for name in images},
+            "state": table.matrix(lerobot.STATE),
+            "action": table.matrix(lerobot.ACTION) if self.has_actions else None,
+            "extra": {name: table.matrix(column) for name, column in self.extra.items()},
+            "task": self.tasks[task],
+            "images": {name: table.values(name, _Picture) for name in images},
         }
 
     def control_mode(self) -> str:
         """``pd_joint_pos`` if the numbers of an action are called like the joints whose targets they are."""
-        joints, actions = (self.features.get(name, {}).get("names") for name in (lerobot.STATE, lerobot.ACTION))
+        joints, actions = (dict(self.features.get(name, {})).get("names") for name in (lerobot.STATE, lerobot.ACTION))
         if not isinstance(joints, list) or not isinstance(actions, list) or len(actions) < 2:
             return UNKNOWN_CONTROLLER
         targets = joint_targets("pd_joint_pos", len(actions), len(joints))
@@ -179,7 +214,10 @@ def make_spec(source: LeRobotFolder, request: LeRobotRequest) -> RenderSpec:
                 "--stride and --control-mode out"
             )
         original = RenderSpec.from_json(source.ours["spec"], str(source.folder / lerobot.OURS))
-        return dataclasses.replace(original, cameras=request.cameras or original.cameras)
+        original = dataclasses.replace(original, cameras=request.cameras or original.cameras)
+        if lacking := [camera for camera in original.cameras if camera not in source.cameras]:
+            raise UserError(f"{source.folder} lacks its camera {lacking[0]!r}; copy or export the dataset again")
+        return original
     stride = DEFAULT_STRIDE if request.stride is None else request.stride
     return RenderSpec(
         env_id=str(source.info.get("robot_type") or "unknown"),
@@ -230,8 +268,7 @@ class _Frames:
     def __init__(self, source: LeRobotFolder, camera: str) -> None:
         self._source, self._key = source, source.cameras[camera]
         self._path: Path | None = None
-        self._video: Any = None
-        self._stream: Iterator[np.ndarray] = iter(())
+        self._stream: Generator[np.ndarray, None, None] | None = None
         self._next = 0
 
     def take(self, record: dict[str, Any], columns: dict[str, Any], steps: np.ndarray) -> np.ndarray:
@@ -241,17 +278,24 @@ class _Frames:
             UserError: a video is missing, damaged or too short.
         """
         if self._key in columns:
-            return np.stack([self._image(columns[self._key][int(step)].as_py()) for step in steps])
+            return self._stacked([self._image(columns[self._key][int(step)]) for step in steps])
         prefix, info = f"videos/{self._key}", self._source.info
-        name = info["video_path"].format(
-            video_key=self._key, chunk_index=record[f"{prefix}/chunk_index"], file_index=record[f"{prefix}/file_index"]
-        )
-        first = round(record[f"{prefix}/from_timestamp"] * info["fps"])
-        return np.stack([self._frame(self._source.folder / name, first + int(step)) for step in steps])
+        if not info.get("video_path"):
+            raise UserError(f"{self._source.folder / lerobot.INFO} lacks video_path, where the videos are")
+        place = {name: f"{prefix}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")}
+        for name in place.values():
+            kind = float if name.endswith("timestamp") else int
+            check(f"{self._source.folder}: {name} of episode {record['episode_index']}", record.get(name), kind)
+        chunk, file = record[place["chunk_index"]], record[place["file_index"]]
+        name = lerobot.fill(str(info["video_path"]), video_key=self._key, chunk_index=chunk, file_index=file)
+        first = round(record[place["from_timestamp"]] * info["fps"])
+        path = inside(self._source.folder, name)
+        return self._stacked([self._frame(path, first + int(step)) for step in steps])
 
     def _frame(self, path: Path, number: int) -> np.ndarray:
-        if path != self._path or number < self._next:
-            self._open(path)
+        if self._stream is None or path != self._path or number < self._next:
+            self.close()
+            self._path, self._stream, self._next = path, video_frames(path), 0
         frame = None
         while self._next <= number:
             frame = next(self._stream, None)
@@ -261,34 +305,20 @@ class _Frames:
         assert frame is not None
         return frame
 
-    def _open(self, path: Path) -> None:
-        import imageio.v2 as imageio
+    def _image(self, picture: dict[str, Any]) -> np.ndarray:
+        content, folder = picture.get("bytes"), self._source.folder
+        if not content:
+            content = read_content(inside(folder, str(picture.get("path"))))
+        return decode_image(content, f"an image of {self._key} in {folder}")[..., :3]
 
-        self.close()
-        try:
-            self._video = imageio.get_reader(path, format="ffmpeg")
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{path} is missing or damaged ({error}); copy or download the dataset again") from None
-        self._path, self._stream, self._next = path, iter(self._video), 0
-
-    def _image(self, content: dict[str, Any]) -> np.ndarray:
-        import imageio.v3 as iio
-
-        file = io.BytesIO(content["bytes"]) if content["bytes"] else self._source.folder / str(content["path"])
-        try:
-            return np.asarray(iio.imread(file))[..., :3]
-        except (OSError, ValueError) as error:
-            raise UserError(f"an image of {self._key} in {self._source.folder} is damaged ({error})") from None
+    def _stacked(self, images: list[np.ndarray]) -> np.ndarray:
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
+            raise UserError(f"images of {self._key} in {self._source.folder} differ in size: {sorted(shapes)}")
+        return np.stack(images)
 
     def close(self) -> None:
         """Ends the process that decodes."""
-        if self._video is not None:
-            self._video.close()
-            self._video = self._path = None
-
-
-def _matrix(column: Any) -> np.ndarray:
-    """A column of numbers, or of lists of them, as (K, n) float32."""
-    flat = column.combine_chunks()
-    flat = flat.flatten() if hasattr(flat, "flatten") and flat.type.num_fields else flat
-    return np.asarray(flat, dtype=np.float32).reshape(len(column), -1)
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None

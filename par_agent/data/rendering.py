@@ -68,6 +68,8 @@ class RenderSpec:
             raise UserError(f"phase is {self.phase}; it must be from 0 to stride - 1 = {self.stride - 1}")
         if not self.cameras:
             raise UserError("no camera given; name render_camera or a sensor camera of the environment")
+        if unfit := [name for name in self.cameras if name in ("", ".", "..") or "/" in name]:
+            raise UserError(f"{unfit[0]!r} is no name of a camera; files and folders are called by it")
         if self.is_random and self.first_seed + self.num_episodes > PROTOCOL_SEED:
             raise UserError(
                 f"seeds {self.first_seed} to {self.first_seed + self.num_episodes - 1} reach the evaluation protocol's "
