@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
-from collections.abc import Sequence
-from functools import cache
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from par_agent.data.hdf5 import file_image, open_in_memory
+from par_agent.data.workers import DoAll, do_all, serve
 
 SHADER = {"shader_pack": "minimal"}
 
@@ -102,3 +106,18 @@ def record(path: Path, env_id: str, lengths: Sequence[int], look_at: dict[int, l
     recorder.close()
     path.write_bytes(image)
     return seen
+
+
+@contextmanager
+def worker_threads(count: int, *rest: Any) -> Iterator[DoAll]:
+    """Threads in place of :func:`par_agent.data.workers.worker_processes`: nothing has to be imported again."""
+    pipes = [multiprocessing.Pipe() for _ in range(count)]
+    workers = [threading.Thread(target=serve, args=(theirs, *rest), daemon=True) for _, theirs in pipes]
+    for worker in workers:
+        worker.start()
+    try:
+        yield partial(do_all, [ours for ours, _ in pipes])
+    finally:
+        for (ours, _), worker in zip(pipes, workers, strict=True):
+            ours.close()
+            worker.join()

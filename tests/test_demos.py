@@ -55,10 +55,12 @@ def demos(tmp_path_factory) -> Path:
 
 def test_episodes_are_successful_in_seed_order_and_readable(demos):
     with TrajectoryFile(demos) as file:
-        assert (file.env_id, file.control_mode, len(file)) == ("PushCube-v1", "pd_joint_pos", NUM)
-        assert [episode["episode_seed"] for episode in file.episodes] == [*range(9), 10, 11]
-        assert [episode["elapsed_steps"] for episode in file.episodes[:3]] == [71, 72, 64]
-        assert all(episode["success"] for episode in file.episodes)
+        assert (file.env_id, len(file)) == ("PushCube-v1", NUM)
+        infos = [file.info(number) for number in file.episodes]
+        assert [info.seed for info in infos] == [*range(9), 10, 11]
+        assert {info.control_mode for info in infos} == {"pd_joint_pos"}
+        assert [file.num_steps(number) for number in file.episodes[:3]] == [71, 72, 64]
+        assert all(file.succeeded(number) for number in file.episodes)
         episode = file.read(0)
     assert episode.actions.shape == (71, 8) and episode.actions.dtype == np.float32
     assert episode.joint_positions("panda").shape == (72, 9)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +24,11 @@ from par_agent.cli import render as render_command
 from par_agent.data.episodes import Episode, RenderedDataset, read_episode
 from par_agent.data.rendering import Renderer, RenderJob, RenderSpec, RenderWork, episode_renderer
 from par_agent.data.trajectory import TrajectoryFile
-from par_agent.data.workers import DoAll, do_all, serve
 from par_agent.errors import UserError
 from par_agent.files import only_process, write_json
 from par_agent.tasks import PROTOCOL_SEED, get_task
 from par_agent.transforms import crop_and_resize
-from recordings import Views, make_environment, record, require_renderer
+from recordings import Views, make_environment, record, require_renderer, worker_threads
 
 LENGTHS = (7, 10, 4, 5, 6, 5, 4, 6)
 BOUNDARIES = {0: [0, 5, 7], 1: [0, 5, 10]}
@@ -143,7 +138,7 @@ def test_a_phase_shifts_the_boundaries(renderer, recording):
 def test_the_protocols_initial_states_are_refused(renderer, recording, tmp_path):
     path = Path(shutil.copy(recording[0], tmp_path / "trajectory.h5"))
     document = json.loads(recording[0].with_suffix(".json").read_text())
-    document["episodes"][1]["episode_seed"] = PROTOCOL_SEED
+    document["episodes"][1] |= {"episode_seed": PROTOCOL_SEED, "reset_kwargs": {}}
     path.with_suffix(".json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=rf"episode 1 starts from seed {PROTOCOL_SEED}.*leave it out of training"):
         render(renderer, path, 1)
@@ -201,7 +196,7 @@ def test_random_motion_starts_from_the_seeds_initial_state(renderer):
 
 
 def arguments(recording: tuple[Path, list], out: Path, workers: int = 1, stride: int = 5) -> list[str]:
-    options = ["--workers", str(workers), "--stride", str(stride), "--cameras", *CAMERAS]
+    options = ["--workers", str(workers), "--stride", str(stride), "--include-failures", "--cameras", *CAMERAS]
     return ["--trajectory", str(recording[0]), "--out", str(out), *options]
 
 
@@ -213,7 +208,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def finished(recording, tmp_path_factory) -> Path:
     """All of the recording, rendered in this process, one episode after the other."""
     out = tmp_path_factory.mktemp("finished")
-    spec = render_command.RenderConfig(out, trajectory=recording[0], stride=5, cameras=CAMERAS).spec()
+    config = render_command.RenderConfig(out, trajectory=recording[0], stride=5, cameras=CAMERAS, include_failures=True)
+    spec = config.spec()
     write_json(out / "spec.json", spec.to_json())
     render_one = episode_renderer(RenderWork(spec, None), out)
     with TrajectoryFile(recording[0]) as file:
@@ -225,21 +221,6 @@ def finished(recording, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def threads(monkeypatch) -> None:
-    """Threads in place of worker processes: nothing has to be imported and compiled again."""
-
-    @contextmanager
-    def worker_threads(count: int, *rest: Any) -> Iterator[DoAll]:
-        pipes = [multiprocessing.Pipe() for _ in range(count)]
-        workers = [threading.Thread(target=serve, args=(theirs, *rest), daemon=True) for _, theirs in pipes]
-        for worker in workers:
-            worker.start()
-        try:
-            yield partial(do_all, [ours for ours, _ in pipes])
-        finally:
-            for (ours, _), worker in zip(pipes, workers, strict=True):
-                ours.close()
-                worker.join()
-
     monkeypatch.setattr(render_command, "worker_processes", worker_threads)
 
 
@@ -270,19 +251,20 @@ def test_other_settings_in_the_same_folder_are_refused(finished, recording, caps
 
 def test_two_commands_never_render_into_one_folder(recording, tmp_path):
     with only_process(tmp_path / ".lock", ""), pytest.raises(UserError, match="another process renders into"):
-        render_command.main(render_command.RenderConfig(out=tmp_path, trajectory=recording[0]))
+        render_command.main(render_command.RenderConfig(tmp_path, trajectory=recording[0], include_failures=True))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_more_episodes_than_recorded_are_refused(recording, tmp_path):
     with pytest.raises(UserError, match=r"--num 9 asks for more episodes than the 8 in"):
-        render_command.main(render_command.RenderConfig(out=tmp_path, trajectory=recording[0], num=9))
+        render_command.RenderConfig(tmp_path, trajectory=recording[0], num=9, include_failures=True).spec()
 
 
 def test_a_mistyped_camera_is_refused_and_corrected_in_the_same_folder(recording, tmp_path, threads, capsys):
     mistyped = [word.replace("base_camera", "bas_camera") for word in arguments(recording, tmp_path)]
     assert main(["render", *mistyped]) == 2
     assert "no camera 'bas_camera'; it has render_camera, base_camera" in capsys.readouterr().err
+    assert contents(tmp_path) == {}
     assert main(["render", *arguments(recording, tmp_path), "--num", "1"]) == 0
     assert len(RenderedDataset(tmp_path)) == 1
 

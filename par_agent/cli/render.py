@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +19,22 @@ from par_agent.data.rendering import (
     RenderJob,
     RenderSpec,
     RenderWork,
+    check_seed,
     episode_path,
     episode_renderer,
     recorded_episode,
     summarise,
     wordings,
 )
+from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
 from par_agent.files import cannot_write, claim_folder, only_process, write_json
-from par_agent.tasks import find_task, get_task
+from par_agent.tasks import TaskSpec, find_task, get_task
 
-CONTROL_MODE = "pd_joint_pos"
-"""Controller of tasks that this package does not know."""
+MOST_STEPS = 10**9
+"""No episode has as many control steps."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,12 @@ class RenderConfig:
     """Takes frames from the images inside the trajectory file (recorded with obs_mode rgb); needs no renderer."""
     num: int | None = None
     """Episodes to render; if not given, all of the trajectory file, or 1000 of random motion."""
+    episodes: str | None = None
+    """Numbers of the trajectory file's episodes to render, such as 0-99,120; all if not given."""
+    include_failures: bool = False
+    """Renders the episodes, too, that did not end in success."""
+    skip_corrupt: bool = False
+    """Leaves out the trajectory file's episodes that are damaged or cannot be used otherwise, and names each."""
     cameras: tuple[str, ...] = ("render_camera",)
     """`render_camera` and/or sensor cameras of the environment, for example base_camera; recorded images are of
     these."""
@@ -75,35 +86,42 @@ class RenderConfig:
     """Address of a Ray cluster whose nodes render instead of worker processes; auto: that of this machine."""
 
     def spec(self) -> RenderSpec:
-        """Resolves the command line into the spec that is stored with the dataset."""
+        """Resolves the command line into the spec that is stored with the dataset; reads all episodes that it names."""
         if (self.trajectory is None) == (self.random_motion is None):
             raise UserError("give either --trajectory FILE.h5 or --random-motion TASK")
-        if self.trajectory is not None:
-            with TrajectoryFile(self.trajectory) as file:
-                env_id, available, mode = file.env_id, len(file), file.control_mode
-            num = available if self.num is None else self.num
-            if num > available:
-                raise UserError(f"--num {num} asks for more episodes than the {available} in {self.trajectory}")
-            task = find_task(env_id)
-            expected = CONTROL_MODE if task is None else task.control_mode
-            if mode != expected:
-                raise UserError(
-                    f"{self.trajectory} was recorded with control mode {mode}; expected {expected} (convert it with "
-                    "mani_skill.trajectory.replay_trajectory -c)"
-                )
-            source = str(self.trajectory)
-        else:
-            task = get_task(str(self.random_motion))
-            env_id, source = task.env_id, "random-motion"
-            num = 1000 if self.num is None else self.num
-            if self.recorded_images:
-                raise UserError("--recorded-images are those of a trajectory file; give --trajectory FILE.h5")
+        if self.trajectory is None:
+            return self._random_spec(get_task(str(self.random_motion)))
+        with TrajectoryFile(self.trajectory) as file:
+            task = find_task(file.env_id)
+            spec = self._base_spec(file.env_id, str(self.trajectory), max(1, len(file)), task)
+            taken = self._select(file, spec)
+            modes = sorted({file.info(number).control_mode for number in taken})
+            first = tuple(file.episodes[: len(taken)]) == taken
+        if len(modes) > 1:
+            raise UserError(
+                f"{self.trajectory} holds actions of {' and '.join(modes)}; a dataset holds one controller's: choose "
+                "with --episodes"
+            )
+        if task is not None and modes[0] != task.control_mode:
+            print(f"control mode {modes[0]}: actions as recorded; the protocol's is {task.control_mode}")
+        chosen = None if first else format_numbers(taken)
+        return dataclasses.replace(spec, num_episodes=len(taken), source_episodes=chosen)
+
+    def _random_spec(self, task: TaskSpec) -> RenderSpec:
+        if self.recorded_images or self.episodes is not None or self.include_failures or self.skip_corrupt:
+            raise UserError(
+                "--recorded-images, --episodes, --include-failures and --skip-corrupt are for a trajectory file; give "
+                "--trajectory FILE.h5"
+            )
+        return self._base_spec(task.env_id, "random-motion", 1000 if self.num is None else self.num, task)
+
+    def _base_spec(self, env_id: str, source: str, count: int, task: TaskSpec | None) -> RenderSpec:
         if task is None and not self.instruction:
             raise UserError(f"{env_id} has no instruction here; say what it is about with --instruction TEXT")
         return RenderSpec(
             env_id=env_id,
             source=source,
-            num_episodes=num,
+            num_episodes=count,
             instruction=wordings(self.instruction) or (task.instruction if task else ""),
             cameras=self.cameras,
             crop=self.crop,
@@ -117,12 +135,30 @@ class RenderConfig:
             extra=self.extra,
         )
 
+    def _select(self, file: TrajectoryFile, spec: RenderSpec) -> tuple[int, ...]:
+        """Numbers of the episodes to render; what is read later is checked now, of images the first and the last."""
+
+        looked_at = spec if self.skip_corrupt else dataclasses.replace(spec, stride=MOST_STEPS)
+
+        def check(number: int) -> None:
+            if spec.recorded:
+                recorded_episode(looked_at, file, number)
+            else:
+                check_seed(spec, file.read(number).info)
+
+        if self.num is not None and self.num < 1:
+            raise UserError(f"num is {self.num}; it must be at least 1")
+        numbers = None if self.episodes is None else parse_numbers(self.episodes)
+        selection = Selection(numbers, self.num, self.include_failures, self.skip_corrupt)
+        return select(str(file.path), file.episodes, selection, file.succeeded, check)
+
 
 def main(config: RenderConfig) -> int:
     """Renders what is missing, then writes the summary."""
     if config.workers < 1:
         raise UserError(f"workers is {config.workers}; it must be at least 1")
     spec = config.spec()
+    made = not config.out.exists()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         with only_process(config.out / ".lock", f"renders into {config.out}"):
@@ -133,9 +169,15 @@ def main(config: RenderConfig) -> int:
                 _render_missing(spec, config.out, config.workers, config.cluster)
             finally:
                 _remove_unfinished(config.out)
+                if not any((config.out / "episodes").glob("*")):
+                    (config.out / "spec.json").unlink()
             write_json(config.out / "dataset.json", summarise(config.out))
     except OSError as error:
         raise UserError(cannot_write(config.out, error)) from error
+    finally:
+        if made:
+            with suppress(OSError):  # there is something in it
+                config.out.rmdir()
     return 0
 
 
@@ -143,6 +185,8 @@ def _remove_unfinished(folder: Path) -> None:
     """Deletes what killed workers left."""
     for leftover in (folder / "episodes").glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
+    with suppress(OSError):  # there are episodes, or none was begun
+        (folder / "episodes").rmdir()
 
 
 def _render_missing(spec: RenderSpec, folder: Path, workers: int, cluster: str | None) -> None:
@@ -152,30 +196,35 @@ def _render_missing(spec: RenderSpec, folder: Path, workers: int, cluster: str |
     print(f"{spec.env_id}: {spec.num_episodes} episodes, {done} already rendered, into {folder}")
     if not todo:
         return
-    trajectories = None if spec.is_random else TrajectoryFile(spec.source)
-
-    def next_job() -> RenderJob | None:
-        if not todo:
-            return None
-        index = todo.popleft()
-        if trajectories is None:
-            return RenderJob(index, None)
-        return RenderJob(
-            index, recorded_episode(spec, trajectories, index) if spec.recorded else trajectories.read(index)
-        )
-
-    work = RenderWork(spec, None if trajectories is None else trajectories.options)
-    if cluster is None:
-        opened = worker_processes(min(workers, len(todo)), episode_renderer, work, folder)
-    else:
-        opened = cluster_workers(cluster, episode_renderer, work, folder)
-    started, frames = time.monotonic(), 0
-    with tqdm(total=len(todo), unit="episode", desc="render") as progress, opened as do_all:
-        for kind, value in do_all(next_job):
-            if kind == "progress":
-                frames += value
-            else:
-                progress.update()
-                progress.set_postfix(frames=frames)
+    with _jobs(spec) as (job, work):
+        if cluster is None:
+            opened = worker_processes(min(workers, len(todo)), episode_renderer, work, folder)
+        else:
+            opened = cluster_workers(cluster, episode_renderer, work, folder)
+        started, frames = time.monotonic(), 0
+        with tqdm(total=len(todo), unit="episode", desc="render") as progress, opened as do_all:
+            for kind, value in do_all(lambda: job(todo.popleft()) if todo else None):
+                if kind == "progress":
+                    frames += value
+                else:
+                    progress.update()
+                    progress.set_postfix(frames=frames)
     seconds = time.monotonic() - started
     print(f"{frames} frames in {seconds:.0f} s: {frames / seconds:.1f} frames/s")
+
+
+@contextmanager
+def _jobs(spec: RenderSpec) -> Iterator[tuple[Callable[[int], RenderJob], RenderWork]]:
+    """What makes the job of an episode, and what all jobs have in common."""
+    if spec.is_random:
+        yield (lambda index: RenderJob(index, None)), RenderWork(spec, None)
+        return
+    with TrajectoryFile(spec.source) as file:
+        numbers = file.episodes if spec.source_episodes is None else parse_numbers(spec.source_episodes)
+
+        def job(index: int) -> RenderJob:
+            number = numbers[index]
+            return RenderJob(index, recorded_episode(spec, file, number) if spec.recorded else file.read(number))
+
+        control_mode = file.info(numbers[0]).control_mode  # env_kwargs need not tell
+        yield job, RenderWork(spec, {**file.options, "control_mode": control_mode})

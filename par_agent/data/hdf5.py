@@ -28,6 +28,8 @@ FLOATS = (np.float32, np.float64)
 """Types of real numbers that files of others may hold."""
 MOST_COMPRESSED = 1100
 """Bytes of an array for each of its bytes on disk; deflate reaches 1032."""
+LARGEST = 1e6
+"""No position, velocity or command of a robot is further from 0."""
 SMALL = 65536
 """Bytes of an array that are never too many."""
 
@@ -124,15 +126,15 @@ class HDF5Reader:
             dtype: the type that it must be stored in, or a tuple of those that it may be.
             shape: the shape that it must have; None: any.
             rows: (n,) ascending whole numbers: those entries of the first dimension alone.
-            finite: refuses NaN and infinity.
+            finite: refuses NaN, infinity, and numbers beyond :data:`LARGEST`.
         """
         with self._named_faults(name):
             dataset = self._checked(name, dtype, shape)
             if rows is not None and len(rows) and not 0 <= rows[0] <= rows[-1] < len(dataset):
                 raise self.damaged(f"{name} has {len(dataset)} entries; entry {rows[-1]} was expected")
             values: np.ndarray = dataset[()] if rows is None else dataset[rows]
-        if finite and values.dtype.kind in "fc" and not np.isfinite(values).all():
-            raise self.damaged(f"{name} hold NaN or infinity")
+        if finite and values.dtype.kind in "fc":
+            self._check_numbers(name, values)
         return values
 
     def attributes(self) -> dict[str, Any]:
@@ -152,6 +154,14 @@ class HDF5Reader:
         except (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
             words = " ".join(str(error).split()) or type(error).__name__
             raise self.damaged(f"{name}: {words}" if name else words) from None
+
+    def _check_numbers(self, name: str, values: np.ndarray) -> None:
+        """Checks that all numbers can be those of a robot."""
+        for bad, what in ((~np.isfinite(values), "NaN or infinity"), (np.abs(values) > LARGEST, "numbers too large")):
+            if bad.any():
+                first = np.argwhere(bad)[0]
+                where = f" in row {first[0]}" if len(first) else ""
+                raise self.damaged(f"{name} hold {what}{where}: {values[tuple(first)]}")
 
     def _find(self, name: str) -> h5py.Group | h5py.Dataset | None:
         """What is there under a name; None: nothing. Only what lies in this very file is opened."""

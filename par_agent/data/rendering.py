@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from par_agent.data.episodes import Episode, frame_steps, read_episode, write_episode
+from par_agent.data.recorded_environment import check_states, make_recorded_environment
 from par_agent.data.statistics import RunningStatistics
-from par_agent.data.trajectory import Demonstration, Recording, TrajectoryFile
+from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
 from par_agent.data.workers import DoJob, Report
 from par_agent.errors import UserError
 from par_agent.json_fields import build
@@ -29,7 +29,7 @@ class RenderSpec:
     source: str
     """Trajectory file, or ``random-motion`` for action-free video of random arm motion from random initial states."""
     num_episodes: int
-    """Episodes to render, from the first."""
+    """Episodes to render."""
     instruction: str | tuple[str, ...]
     """Language instruction stored with every episode, or several wordings of it."""
     cameras: tuple[str, ...] = ("render_camera",)
@@ -52,6 +52,8 @@ class RenderSpec:
     """Whether frames are the trajectory file's own images, instead of being rendered."""
     extra: tuple[str, ...] = ()
     """Entries of ManiSkill's ``obs["extra"]`` to store for every control step, those that the task has."""
+    source_episodes: str | None = None
+    """Numbers of the trajectory file's episodes that the dataset's are, such as ``0-99,120``; None: its first ones."""
 
     def __post_init__(self) -> None:
         if self.num_episodes < 1:
@@ -111,7 +113,7 @@ class RenderSpec:
             raise UserError(f"{origin}: {error}") from None
 
 
-ADDED_FIELDS = {"recorded": False, "extra": []}
+ADDED_FIELDS = {"recorded": False, "extra": [], "source_episodes": None}
 """Fields that the specs of older versions lack, and what these meant."""
 
 
@@ -125,36 +127,6 @@ def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:
         raise UserError("an --instruction is empty; the policy would understand nothing")
     texts = tuple(dict.fromkeys(instructions))
     return texts if len(texts) > 1 else "".join(texts)
-
-
-_OURS = ("obs_mode", "render_mode", "sim_backend", "render_backend", "num_envs", "reward_mode", "viewer_camera_configs")
-"""Options of a recorded environment that are chosen anew when it is rendered."""
-
-
-def _make_environment(env_id: str, obs_mode: str, recorded: dict[str, Any]) -> Any:
-    """The environment as it was when it was ``recorded``, its robot for example, on the CPU and with cheap shading."""
-    os.environ.setdefault("LP_NUM_THREADS", "1")
-    import gymnasium
-    import mani_skill.envs  # noqa: F401  registers the environments
-    from mani_skill.utils.logging_utils import logger
-
-    logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
-    options = {name: value for name, value in recorded.items() if name not in _OURS}
-    for cameras in ("sensor_configs", "human_render_camera_configs"):
-        options[cameras] = {**options.get(cameras, {}), "shader_pack": "minimal"}
-    try:
-        return gymnasium.make(
-            env_id,
-            obs_mode=obs_mode,
-            render_mode="rgb_array",
-            sim_backend="physx_cpu",
-            render_backend="cpu",
-            **options,
-        )
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"ManiSkill cannot start {env_id} here ({error}); `par-agent doctor` names what is missing"
-        ) from error
 
 
 class Renderer:
@@ -172,13 +144,17 @@ class Renderer:
         self.spec = spec
         if options is None:
             options = {"control_mode": get_task(spec.env_id).control_mode}
-        self.env = _make_environment(spec.env_id, "none" if spec.cameras == ("render_camera",) else "rgb", options)
+        obs_mode = "none" if spec.cameras == ("render_camera",) else "rgb"
+        self.env = make_recorded_environment(spec.env_id, obs_mode, options)
         self.base = self.env.unwrapped
         self.env.reset(seed=0)
         available = ["render_camera", *self.base.scene.sensors]
         unknown = [camera for camera in spec.cameras if camera not in available]
         if unknown:
             raise UserError(f"{spec.env_id} has no camera {unknown[0]!r}; it has {', '.join(available)}")
+        cameras = {**self.base.scene.sensors, **self.base.scene.human_render_cameras}
+        for config in (cameras[name].config for name in spec.cameras):
+            crop_and_resize(np.empty((config.height, config.width, 3), np.uint8), spec.crop, None)
 
     @property
     def robot(self) -> str:
@@ -232,10 +208,13 @@ class Renderer:
         """Renders an episode of the trajectory file at its chunk boundaries.
 
         Raises:
-            UserError: it starts from an initial state of the evaluation protocol.
+            UserError: it starts from an initial state of the evaluation protocol, or has other objects than the
+                environment.
         """
-        _check_seed(self.spec, demonstration)
-        self.env.reset(seed=demonstration.seed)  # for what is no part of the states, such as a peg of random length
+        info = demonstration.info
+        check_seed(self.spec, info)
+        self.env.reset(seed=info.seed)  # for what is no part of the states, such as a peg of random length
+        check_states(self.base, demonstration.states, f"{self.spec.source}: episode {info.episode_id}")
         steps = frame_steps(demonstration.num_steps, self.spec.stride, self.spec.phase)
         images, extra = [], []
         for step in range(demonstration.num_steps + 1) if self.spec.extra else steps:
@@ -243,7 +222,7 @@ class Renderer:
             extra.append(self.extra())
             if step in steps:
                 images.append(self.frames())
-        attributes = _attributes(self.spec, demonstration.seed, demonstration.episode_id, self.base.control_mode)
+        attributes = _attributes(self.spec, info.seed, info.episode_id, self.base.control_mode)
         proprioception = demonstration.joint_positions(self.robot)
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes, _stack(extra))
 
@@ -275,28 +254,34 @@ class Renderer:
         return Episode(_stack(images), steps, positions, None, attributes, _stack(extra))
 
 
-def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, index: int) -> Episode:
-    """Episode ``index`` of a trajectory file with the images that were recorded at its chunk boundaries.
+def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, number: int) -> Episode:
+    """An episode of a trajectory file with the images that were recorded at its chunk boundaries.
 
     Raises:
         UserError: the file holds no such images, is damaged, or starts from one of the protocol's states.
     """
-    steps = frame_steps(trajectories.num_steps(index), spec.stride, spec.phase)
-    recording = trajectories.read_recording(index, spec.cameras, steps, spec.extra)
-    _check_seed(spec, recording)
+    steps = frame_steps(trajectories.num_steps(number), spec.stride, spec.phase)
+    recording = trajectories.read_recording(number, spec.cameras, steps, spec.extra)
+    info = recording.info
+    check_seed(spec, info)
     frames = {
         camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in images])
         for camera, images in recording.images.items()
     }
-    attributes = _attributes(spec, recording.seed, recording.episode_id, trajectories.control_mode)
+    attributes = _attributes(spec, info.seed, info.episode_id, info.control_mode)
     return Episode(frames, steps, recording.positions, recording.actions, attributes, recording.extra)
 
 
-def _check_seed(spec: RenderSpec, episode: Demonstration | Recording) -> None:
-    if episode.seed >= PROTOCOL_SEED:
+def check_seed(spec: RenderSpec, info: EpisodeInfo) -> None:
+    """Refuses the initial states of the evaluation protocol.
+
+    Raises:
+        UserError: the episode starts from one.
+    """
+    if info.seed >= PROTOCOL_SEED:
         raise UserError(
-            f"{spec.source}: episode {episode.episode_id} starts from seed {episode.seed}, which the evaluation "
-            f"protocol reserves (from {PROTOCOL_SEED}); leave it out of training data"
+            f"{spec.source}: episode {info.episode_id} starts from seed {info.seed}, which the evaluation protocol "
+            f"reserves (from {PROTOCOL_SEED}): leave it out of training data, and record with smaller seeds"
         )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import h5py
 import numpy as np
 
+from par_agent.data.hdf5 import FLOATS, HDF5Reader
 from par_agent.errors import UserError
 from par_agent.files import read_json
+from par_agent.json_fields import check
 
 StateDict = dict[str, dict[str, np.ndarray]]
 """``{"actors": {name: (T + 1, 13)}, "articulations": {name: (T + 1, 13 + 2 * dof)}}``, float32.
@@ -18,15 +19,60 @@ StateDict = dict[str, dict[str, np.ndarray]]
 A row is position (3, metres), quaternion (4, w first), linear and angular velocity (6), then joint positions and
 velocities."""
 
+POSE = 13
+"""Numbers in a state before the joints'."""
+
+
+class _EnvInfo(TypedDict):
+    env_id: str
+    env_kwargs: dict[str, Any]
+
+
+class _Entry(TypedDict):
+    episode_id: int
+
+
+class _Document(TypedDict):
+    """What is needed of a trajectory file's JSON before any of its episodes is read."""
+
+    env_info: _EnvInfo
+    episodes: list[_Entry]
+
+
+class _EnvOptions(TypedDict, total=False):
+    """Types of some options of an environment."""
+
+    control_mode: str | None
+    sensor_configs: dict[str, Any] | None
+    human_render_camera_configs: dict[str, Any] | None
+
+
+class _Details(TypedDict, total=False):
+    """What the JSON may tell of an episode."""
+
+    control_mode: str | None
+    elapsed_steps: int
+    reset_kwargs: dict[str, Any] | None
+    success: bool | None
+
 
 @dataclass(frozen=True)
-class Demonstration:
-    """One recorded episode of ``T`` control steps."""
+class EpisodeInfo:
+    """What describes an episode beside its arrays."""
 
     episode_id: int
     """Number of the episode in its file."""
     seed: int
     """Environment seed of the initial state."""
+    control_mode: str
+    """ManiSkill control mode of the actions."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One recorded episode of ``T`` control steps, ``T`` at least 1."""
+
+    info: EpisodeInfo
     actions: np.ndarray
     """(T, A) float32, in the units of the controller."""
     states: StateDict
@@ -40,18 +86,15 @@ class Demonstration:
     def joint_positions(self, robot: str) -> np.ndarray:
         """Joint positions (T + 1, dof) float32 in radians (gripper fingers in metres) of articulation ``robot``."""
         state = self.states["articulations"][robot]
-        dof = (state.shape[1] - 13) // 2
-        return state[:, 13 : 13 + dof]
+        dof = (state.shape[1] - POSE) // 2
+        return state[:, POSE : POSE + dof]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One episode of ``T`` control steps that was recorded with what the robot saw."""
+    """One episode of ``T`` control steps, ``T`` at least 1, that was recorded with what the robot saw."""
 
-    episode_id: int
-    """Number of the episode in its file."""
-    seed: int
-    """Environment seed of the initial state."""
+    info: EpisodeInfo
     actions: np.ndarray
     """(T, A) float32, in the units of the controller."""
     positions: np.ndarray
@@ -63,10 +106,10 @@ class Recording:
 
 
 class TrajectoryFile:
-    """Random access to the episodes of a ManiSkill trajectory file.
+    """Random access to the episodes of a ManiSkill trajectory file, by the numbers that it gives them.
 
     Raises:
-        UserError: the file, its JSON, or the simulator states in it are missing, or the file is damaged.
+        UserError: the file or its JSON is missing, damaged, or not what ManiSkill writes.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -75,110 +118,112 @@ class TrajectoryFile:
             raise UserError(
                 f"no trajectory file at {self.path}; expected ManiSkill's .h5 (make one with `par-agent demos`)"
             )
-        self.metadata: dict[str, Any] = read_json(self.path.with_suffix(".json"))
+        about = self.path.with_suffix(".json")
+        document = read_json(about)
         try:
-            self._file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be read ({error}); it may be truncated: copy or make it again"
-            ) from None
-        try:
-            self.env_id: str = self.metadata["env_info"]["env_id"]
-            """Gymnasium id of the environment that recorded the file."""
-            self.control_mode: str = self.metadata["env_info"]["env_kwargs"]["control_mode"]
-            """ManiSkill control mode of the stored actions."""
-            self.options: dict[str, Any] = dict(self.metadata["env_info"]["env_kwargs"])
-            """Options that the environment was made with, for example its robot."""
-            self.episodes: list[dict[str, Any]] = self.metadata["episodes"]
-            """ManiSkill's description of each episode."""
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.path.with_suffix('.json')} lacks {error}; expected the JSON that ManiSkill writes beside an .h5"
-            ) from None
-        absent = [e["episode_id"] for e in self.episodes if f"traj_{e['episode_id']}" not in self._file]
-        if absent:
-            raise UserError(f"{self.path} lacks episodes {absent[:5]} that its JSON lists; copy or make it again")
+            check(str(about), document, _Document)
+            check(f"{about}: env_kwargs", document["env_info"]["env_kwargs"], _EnvOptions)
+        except UserError as error:
+            raise UserError(f"{error}; expected the JSON that ManiSkill writes beside an .h5") from None
+        self.metadata: dict[str, Any] = document
+        """The JSON's content."""
+        self.env_id: str = document["env_info"]["env_id"]
+        """Gymnasium id of the environment that recorded the file."""
+        self.options: dict[str, Any] = dict(document["env_info"]["env_kwargs"])
+        """Options that the environment was made with, for example its robot."""
+        self.episodes: list[int] = [entry["episode_id"] for entry in document["episodes"]]
+        """Numbers of the episodes, in the JSON's order."""
+        self._about = about
+        self._entries: dict[int, Any] = dict(zip(self.episodes, document["episodes"], strict=True))
+        if len(self._entries) < len(self.episodes):
+            raise UserError(f"{about} lists an episode_id twice; make it again")
+        self._file = HDF5Reader(self.path)
 
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def read(self, index: int) -> Demonstration:
-        """Reads episode number ``index`` of the JSON's list.
+    def info(self, number: int) -> EpisodeInfo:
+        """What the JSON tells of an episode.
 
         Raises:
-            UserError: the episode's data is damaged, or was recorded without simulator states.
+            UserError: its initial state's seed or its control mode is not told, or told ambiguously.
         """
-        info = self.episodes[index]
-        name = f"traj_{info['episode_id']}"
-        try:
-            group = self._file[name]
-            if "env_states" not in group:
-                raise UserError(f"{self.path}:{name} holds no env_states; record it with record_env_state=True")
-            states = {
-                kind: {actor: np.asarray(values) for actor, values in group["env_states"][kind].items()}
-                for kind in group["env_states"]
-            }
-            actions = np.asarray(group["actions"])
-            seed = info["episode_seed"]
-        except (OSError, KeyError, RuntimeError) as error:
-            raise UserError(f"{self.path}:{name} is damaged ({error}); copy or make the file again") from None
-        lengths = {len(rows) for group in states.values() for rows in group.values()}
-        if lengths != {len(actions) + 1}:
+        details = self._details(number)
+        mode = details.get("control_mode") or self.options.get("control_mode")
+        if not mode:
             raise UserError(
-                f"{self.path}:{name} holds {len(actions)} actions and {sorted(lengths)} simulator states; expected one "
-                "state more than actions: make the file again"
+                f"{self._about}: the control mode of episode {number} is missing; write it into the episode as "
+                '"control_mode", for example "pd_joint_pos"'
             )
-        return Demonstration(info["episode_id"], seed, actions, states)
+        return EpisodeInfo(number, self._seed(number, details), mode)
 
-    def num_steps(self, index: int) -> int:
-        """Control steps of episode number ``index``.
+    def succeeded(self, number: int) -> bool | None:
+        """Whether an episode was solved after its last step, by its JSON and its array ``success``; None: none tells.
 
         Raises:
-            UserError: the episode's data is damaged.
+            UserError: what tells is damaged.
         """
-        return len(self._group(index)["actions"])
+        told = [self._details(number).get("success")]
+        if self._group(number) in self._file and f"{self._group(number)}/success" in self._file:
+            told += self._file.array(f"{self._group(number)}/success", np.bool_, (None,))[-1:].tolist()
+        known = [value for value in told if value is not None]
+        return all(known) if known else None
+
+    def num_steps(self, number: int) -> int:
+        """Control steps of an episode.
+
+        Raises:
+            UserError: the episode's actions are damaged, or there are none.
+        """
+        return len(self._actions(number))
+
+    def read(self, number: int) -> Demonstration:
+        """Reads an episode.
+
+        Raises:
+            UserError: the episode is damaged or empty, holds numbers that cannot be, or was recorded without simulator
+                states.
+        """
+        info, actions, group = self.info(number), self._actions(number), self._group(number)
+        if f"{group}/env_states" not in self._file:
+            raise UserError(f"{self.path}:{group} holds no env_states; record it with record_env_state=True")
+        states: StateDict = {}
+        for kind in self._file.names(f"{group}/env_states"):
+            width = POSE if kind == "actors" else None
+            names = self._file.names(f"{group}/env_states/{kind}")
+            states[kind] = {
+                name: self._floats(f"{group}/env_states/{kind}/{name}", (len(actions) + 1, width)) for name in names
+            }
+        return Demonstration(info, actions, states)
 
     def read_recording(
-        self, index: int, cameras: tuple[str, ...], steps: np.ndarray, extra: tuple[str, ...] = ()
+        self, number: int, cameras: tuple[str, ...], steps: np.ndarray, extra: tuple[str, ...] = ()
     ) -> Recording:
-        """Reads episode number ``index`` as it was observed, with the images of control steps ``steps``, ascending, and
-        those of the extra observations that it has.
+        """Reads an episode as it was observed, with the images of control steps ``steps``, ascending, and those of the
+        extra observations that it has.
 
         Raises:
-            UserError: the episode's data is damaged, or was recorded without images of these cameras.
+            UserError: the episode is damaged or empty, holds numbers that cannot be, or was recorded without images of
+                these cameras.
         """
-        info, group = self.episodes[index], self._group(index)
-        where = f"{self.path}:traj_{info['episode_id']}"
-        available = list(group["obs/sensor_data"]) if "obs/sensor_data" in group else []
-        absent = [camera for camera in cameras if f"obs/sensor_data/{camera}/rgb" not in group]
+        info, actions, group = self.info(number), self._actions(number), self._group(number)
+        sensors = f"{group}/obs/sensor_data"
+        available = self._file.names(sensors) if sensors in self._file else []
+        absent = [camera for camera in cameras if f"{sensors}/{camera}/rgb" not in self._file]
         if absent:
             raise UserError(
-                f"{where} holds no images of {absent[0]!r}; it holds {', '.join(available) or 'none at all'}: name its "
-                "cameras with --cameras, or record them with mani_skill.trajectory.replay_trajectory -o rgb"
+                f"{self.path}:{group} holds no images of {absent[0]!r}; it holds {', '.join(available) or 'none'}: "
+                "name its cameras with --cameras, or record them with mani_skill.trajectory.replay_trajectory -o rgb"
             )
-        try:
-            images = {camera: group[f"obs/sensor_data/{camera}/rgb"][steps] for camera in cameras}
-            positions, actions = np.asarray(group["obs/agent/qpos"]), np.asarray(group["actions"])
-            observed = {name: np.asarray(group[f"obs/extra/{name}"]) for name in extra if f"obs/extra/{name}" in group}
-            seed = info["episode_seed"]
-        except (OSError, KeyError, RuntimeError, IndexError, TypeError) as error:
-            raise UserError(f"{where} is damaged ({error}); copy or make the file again") from None
-        if len(positions) != len(actions) + 1:
-            raise UserError(
-                f"{where} holds {len(actions)} actions and {len(positions)} observations; expected one more: record it "
-                "again"
-            )
-        rows = {name: values.reshape(len(positions), -1).astype(np.float32) for name, values in observed.items()}
-        return Recording(info["episode_id"], seed, actions, positions, images, rows)
-
-    def _group(self, index: int) -> h5py.Group:
-        name = f"traj_{self.episodes[index]['episode_id']}"
-        try:
-            group = self._file[name]
-            _ = group["actions"]
-        except (OSError, KeyError, RuntimeError) as error:
-            raise UserError(f"{self.path}:{name} is damaged ({error}); copy or make the file again") from None
-        return group
+        rows = len(actions) + 1
+        images = {
+            camera: self._file.array(f"{sensors}/{camera}/rgb", np.uint8, (rows, None, None, 3), rows=steps)
+            for camera in cameras
+        }
+        positions = self._floats(f"{group}/obs/agent/qpos", (rows, None))
+        there = [name for name in extra if f"{group}/obs/extra/{name}" in self._file]
+        observed = {name: self._observed(f"{group}/obs/extra/{name}", rows) for name in there}
+        return Recording(info, actions, positions, images, observed)
 
     def close(self) -> None:
         """Closes the underlying HDF5 file."""
@@ -189,3 +234,63 @@ class TrajectoryFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _group(self, number: int) -> str:
+        return f"traj_{number}"
+
+    def _details(self, number: int) -> Any:
+        """The JSON's entry of an episode, its types checked."""
+        entry = self._entries[number]
+        success = entry.get("success")
+        if isinstance(success, list) and len(success) == 1:
+            entry = {**entry, "success": success[0]}
+        check(f"{self._about}: episode {number}", entry, _Details)
+        return entry
+
+    def _seed(self, number: int, details: Any) -> int:
+        seeds: list[Any] = []
+        for told in (details.get("episode_seed"), (details.get("reset_kwargs") or {}).get("seed")):
+            if told is None or told in seeds or (isinstance(told, list) and seeds and seeds[0] in told):
+                continue
+            seeds.append(told[0] if isinstance(told, list) and len(told) == 1 else told)
+        if not seeds:
+            fault = "is missing, there and in its reset_kwargs"
+        elif len(seeds) > 1:
+            fault = f"is {seeds[0]} in episode_seed and {seeds[1]} in reset_kwargs"
+        elif isinstance(seeds[0], list):
+            fault = f"is one of {len(seeds[0])}, those of all parallel environments"
+        elif type(seeds[0]) is not int or seeds[0] < 0:
+            fault = f"is {str(seeds[0])[:60]}"
+        else:
+            return int(seeds[0])
+        raise UserError(
+            f"{self._about}: the seed of episode {number} {fault}; write the environment seed of its initial state "
+            'into the episode as "episode_seed"'
+        )
+
+    def _actions(self, number: int) -> np.ndarray:
+        group = self._group(number)
+        if group not in self._file:
+            raise UserError(f"{self.path} lacks {group}, which its JSON lists; copy or make it again")
+        actions = self._floats(f"{group}/actions", (None, None))
+        if not len(actions):
+            raise UserError(f"{self.path}:{group} holds no actions; the episode is empty")
+        told = self._details(number).get("elapsed_steps", len(actions))
+        if told != len(actions):
+            raise UserError(
+                f"{self.path}:{group} holds {len(actions)} actions, its JSON tells of {told} steps; the two files do "
+                "not belong together, or are truncated: copy or make them again"
+            )
+        return actions
+
+    def _floats(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        return self._file.array(name, FLOATS, shape).astype(np.float32, copy=False)
+
+    def _observed(self, name: str, rows: int) -> np.ndarray:
+        """An extra observation, a number or an array of any shape a row, as (rows, n) float32."""
+        values = self._file.array(name, (*FLOATS, np.bool_, np.int32, np.int64), None)
+        if values.shape[:1] != (rows,):
+            raise UserError(f"{self.path}:{name} has the shape {values.shape}; expected {rows} rows")
+        return values.reshape(rows, -1).astype(np.float32)

@@ -1,0 +1,96 @@
+"""The ManiSkill environment that a trajectory file was recorded in, made anew to show its states."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from par_agent.data.trajectory import StateDict
+from par_agent.errors import UserError
+
+CHOSEN_ANEW = (
+    *("obs_mode", "render_mode", "reward_mode", "num_envs", "parallel_in_single_scene"),
+    *("sim_backend", "render_backend", "shader_dir", "viewer_camera_configs"),
+)
+"""Options of a recorded environment that do not decide what its cameras show of a state."""
+SHADER = "minimal"
+
+
+def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, Any]) -> Any:
+    """The environment as it was when it was ``recorded``, its robot for example, on the CPU and with cheap shading.
+
+    Raises:
+        UserError: it cannot be made so, or not here.
+    """
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    import gymnasium
+    import mani_skill.envs  # noqa: F401  registers the environments
+    from mani_skill.utils.logging_utils import logger
+
+    logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
+    options = {name: value for name, value in recorded.items() if name not in CHOSEN_ANEW}
+    for cameras in ("sensor_configs", "human_render_camera_configs"):
+        options[cameras] = {**_without_shaders(options.get(cameras) or {}), "shader_pack": SHADER}
+    try:
+        return gymnasium.make(
+            env_id,
+            obs_mode=obs_mode,
+            render_mode="rgb_array",
+            sim_backend="physx_cpu",
+            render_backend="cpu",
+            **options,
+        )
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"ManiSkill cannot start {env_id} here ({error}); `par-agent doctor` names what is missing"
+        ) from error
+    except (EOFError, SystemExit):
+        raise UserError(
+            f"{env_id} needs assets that are not here: python -m mani_skill.utils.download_asset {env_id}"
+        ) from None
+    except (gymnasium.error.Error, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in recorded.items() if name not in CHOSEN_ANEW)
+        raise UserError(
+            f"ManiSkill cannot make {env_id} as it was when it was recorded ({type(error).__name__}: {error}); the "
+            f"trajectory file's JSON says, in env_kwargs: {given or 'nothing'}"
+        ) from error
+
+
+def _without_shaders(cameras: dict[str, Any]) -> dict[str, Any]:
+    """Options of all cameras and, by name, of single ones, whose shaders are left out."""
+    return {
+        name: _without_shaders(value) if isinstance(value, dict) else value
+        for name, value in cameras.items()
+        if name not in ("shader_pack", "shader_config")
+    }
+
+
+def check_states(env: Any, states: StateDict, where: str) -> None:
+    """Compares the objects of recorded states with those of an environment.
+
+    Args:
+        env: ManiSkill's own, reset to the episode.
+        states: what was recorded.
+        where: they are, for messages.
+
+    Raises:
+        UserError: one is in none of both, or has other joints. Objects that do not move by themselves may be absent of
+            the recording; they stay where the reset puts them.
+    """
+    expected, registry = env.get_state_dict(), env.scene.state_dict_registry.actors
+    for kind in sorted({*expected, *states}):
+        known, given = expected.get(kind, {}), states.get(kind, {})
+        moving = {n for n in known if n not in registry or registry[n].px_body_type == "dynamic"}
+        wrong = sorted(set(given) - set(known)) or sorted(moving - set(given))
+        if wrong:
+            raise UserError(
+                f"{where} holds states of the {kind} {', '.join(given) or 'none'}; {env.spec.id} has "
+                f"{', '.join(known) or 'none'}, which differ in {wrong[0]!r}: it was recorded in another version of "
+                "the task, or with another robot than env_kwargs says"
+            )
+        for name, rows in given.items():
+            if rows.shape[1] != known[name].shape[1]:
+                raise UserError(
+                    f"{where} holds {rows.shape[1]} numbers per state of {name!r}, {env.spec.id} has "
+                    f"{known[name].shape[1]}: it was recorded with another robot than env_kwargs says"
+                )
