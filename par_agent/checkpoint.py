@@ -23,7 +23,7 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from torch import nn
 
-from par_agent.device import usable_device
+from par_agent.device import floating_type, usable_device
 from par_agent.errors import UserError
 from par_agent.files import read_json, read_object, write_json
 from par_agent.json_fields import build, check
@@ -109,13 +109,18 @@ class Checkpoint:
         write_json(folder / POLICY, content)
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str | None = "cpu") -> Checkpoint:
-        """Reads a folder, with modules in evaluation mode on ``device`` and float32 weights.
+    def load(
+        cls,
+        folder: Path | str,
+        device: torch.device | str | None = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+    ) -> Checkpoint:
+        """Reads a folder, with modules in evaluation mode on ``device`` and weights of ``dtype``.
 
         Raises:
             UserError: a file is missing, damaged, from a newer version, or does not fit the others; or no such device.
         """
-        folder, device = Path(folder), usable_device(device)
+        folder, device, dtype = Path(folder), usable_device(device), floating_type(dtype)
         content = read_policy(folder)
         config = PARConfig.from_json(read_json(folder / "config.json"))
         with torch.device("meta"):
@@ -132,7 +137,9 @@ class Checkpoint:
             _check(config, encoder, transforms, folder)
         acting = build(Acting, content["acting"])
         text = _load_text_encoder(content["text_encoder"], config, folder)
-        return cls(model.eval().to(device), encoder.to(device), transforms, text, acting, content["trained"])
+        return cls(
+            model.eval().to(device, dtype), encoder.to(device, dtype), transforms, text, acting, content["trained"]
+        )
 
 
 def read_policy(folder: Path) -> dict[str, Any]:

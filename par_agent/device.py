@@ -24,3 +24,22 @@ def usable_device(name: str | torch.device | None) -> torch.device:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         usable = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise UserError(f"device {str(name)!r} cannot be used ({reason}); this machine has: {usable}") from None
+
+
+FLOATING_TYPES = ("float32", "float16", "bfloat16")
+
+
+def floating_type(name: str | torch.dtype) -> torch.dtype:
+    """A type that models compute in, by its name or as it is.
+
+    Raises:
+        UserError: none of :data:`FLOATING_TYPES`.
+    """
+    import torch
+
+    known = {text: getattr(torch, text) for text in FLOATING_TYPES}
+    if name in known.values():
+        return name  # type: ignore[return-value]
+    if name not in known:
+        raise UserError(f"dtype is {name!r}; allowed: {', '.join(known)}")
+    return known[str(name)]  # type: ignore[no-any-return]

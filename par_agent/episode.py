@@ -102,7 +102,7 @@ def begin(checkpoint: Checkpoint, acting: Acting, features: list[Tensor], seed: 
         used=torch.full((batch,), acting.execute or action.chunk_length, device=device),
         chunk=zeros(action.chunk_length, action.action_size),
         positions=zeros(action.proprioception_size),
-        z_frame=zeros(checkpoint.model.frame_tokens, width),
+        z_frame=zeros(checkpoint.model.frame_tokens, width).to(checkpoint.model.nova.dtype),
         fresh=torch.ones(batch, dtype=torch.bool, device=device),
         generators=[row_generator(seed, row) for row in range(batch)],
     )

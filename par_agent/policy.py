@@ -140,6 +140,7 @@ class PARPolicy:
         instruction: str | Sequence[str] = "Push and move a cube to a goal region in front of it.",
         *,
         device: torch.device | str | None = "cpu",
+        dtype: torch.dtype | str = "float32",
         seed: int = 0,
         **acting: Any,
     ) -> PARPolicy:
@@ -149,6 +150,8 @@ class PARPolicy:
             name_or_folder: ``"par-mini"`` or a folder made by ``par-agent finetune`` or :meth:`save_pretrained`.
             instruction: what to do; :data:`par_agent.tasks.TASKS` has the tasks' own. See the class.
             device: ``"cpu"``, ``"cuda"``, …; None: torch's default device.
+            dtype: what the model computes in; ``"float16"`` or ``"bfloat16"`` take half the memory, and on a GPU far
+                less time for a model on NOVA's weights.
             seed: see the class.
             **acting: see the class.
 
@@ -164,7 +167,7 @@ class PARPolicy:
                 f"no checkpoint {str(name_or_folder)!r}: neither a folder nor bundled (bundled: "
                 f"{', '.join(bundled) or 'none'})"
             )
-        return cls(Checkpoint.load(folder, device), instruction, seed=seed, **acting)
+        return cls(Checkpoint.load(folder, device, dtype), instruction, seed=seed, **acting)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""

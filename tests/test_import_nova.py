@@ -116,10 +116,11 @@ def test_the_printed_commands_lead_from_the_released_folder_to_a_policy(
     assert main([*printed[1], "--steps", "2", "--window", "2", "--variants", "1"]) == 0
     options = json.loads(Path("runs/NAME/finetune.json").read_text())
     assert (options["learning_rate"], options["batch_size"], options["accumulation"]) == (1e-4, 4, 8)
-    policy = PARPolicy.from_pretrained("runs/NAME/policy", TASKS["PushCube"].instruction)
     image = torch.randint(0, 256, (1, 512, 512, 3), dtype=torch.uint8)
     obs = {"agent": {"qpos": torch.zeros(1, JOINTS)}, "sensor_data": {"render_camera": {"rgb": image}}}
-    assert policy.act(obs).isfinite().all()
+    for dtype in ("float32", "float16"):
+        policy = PARPolicy.from_pretrained("runs/NAME/policy", TASKS["PushCube"].instruction, dtype=dtype)
+        assert policy.act(obs).isfinite().all()
 
 
 def test_the_published_model_reads_the_middle_of_the_render_camera() -> None:

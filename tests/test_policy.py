@@ -257,3 +257,20 @@ def test_acts_on_numpy_scalars_of_cpu_gym_wrapper() -> None:
     obs["sensor_data"] = {"render_camera": {"rgb": np.zeros((24, 32, 3), np.uint8)}}
     obs["agent"]["qpos"] = obs["agent"]["qpos"][0].numpy().astype(np.float64)
     assert policy().act(obs).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_plans_and_imagines_nearly_the_same(tmp_path: Path, dtype: str) -> None:
+    tiny_checkpoint().save(tmp_path)
+    whole, half = (PARPolicy.from_pretrained(tmp_path, "push the cube", dtype=name) for name in ("float32", dtype))
+    assert half.checkpoint.model.nova.dtype == getattr(torch, dtype)
+    plans = [policy.plan(observation(2), frames=True) for policy in (whole, half)]
+    spread = plans[0].actions.std()
+    assert plans[1].actions.dtype == torch.float32 and (plans[1].actions - plans[0].actions).abs().max() < 0.1 * spread
+    assert half.act(observation(2)).dtype == torch.float32 and half.imagine(2).frames.dtype == torch.uint8
+
+
+def test_an_unknown_type_of_weights_is_refused(tmp_path: Path) -> None:
+    tiny_checkpoint().save(tmp_path)
+    with pytest.raises(UserError, match="dtype is 'int8'; allowed: float32, float16, bfloat16"):
+        PARPolicy.from_pretrained(tmp_path, "push the cube", dtype="int8")
