@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from par_agent.errors import UserError
-from par_agent.evaluation.records import Record, RecordKey, read_records, record_key
+from par_agent.evaluation.records import Record, RecordKey, read_run, record_key
 from par_agent.evaluation.statistics import compare_paired
-from par_agent.files import read_json
 
 
 @dataclass(frozen=True)
@@ -26,16 +25,18 @@ class CompareConfig:
     """Folder of the run to compare it with."""
 
 
-def read_rollouts(folder: Path) -> dict[RecordKey, Record]:
-    """Records by (task, state, policy seed).
+def read_rollouts(folder: Path) -> tuple[int | None, dict[RecordKey, Record]]:
+    """The first environment seed of a run's initial states (None: the protocol's) and its records.
 
     Raises:
-        UserError: the folder holds no finished rollouts.
+        UserError: the folder holds no finished rollouts, or what :func:`read_run` refuses.
     """
-    records = read_records(folder / "rollouts.jsonl")
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder} holds no run; give the folder that benchmarks/run.py printed")
+    run, records = read_run(folder)
     if not records:
-        raise UserError(f"{folder} holds no rollouts; give the folder that benchmarks/run.py printed")
-    return {record_key(record): record for record in records}
+        raise UserError(f"{folder} holds no rollouts; run its command again, and compare it then")
+    return run["state_seed"], {record_key(record): record for record in records}
 
 
 def comparison_table(config: CompareConfig) -> Table:
@@ -44,11 +45,10 @@ def comparison_table(config: CompareConfig) -> Table:
     Raises:
         UserError: a folder without rollouts, or runs on different initial states.
     """
-    first, second = read_rollouts(config.first), read_rollouts(config.second)
-    seeds = [read_json(folder / "run.json")["state_seed"] for folder in (config.first, config.second)]
-    if seeds[0] != seeds[1]:
-        raise UserError(f"the runs start from different initial states (state seeds {seeds[0]} and {seeds[1]})")
-    label = "" if seeds[0] is None else f"\nNOT THE PROTOCOL: initial states from seed {seeds[0]} on"
+    (seed, first), (other_seed, second) = read_rollouts(config.first), read_rollouts(config.second)
+    if seed != other_seed:
+        raise UserError(f"the runs start from different initial states (state seeds {seed} and {other_seed})")
+    label = "" if seed is None else f"\nNOT THE PROTOCOL: initial states from seed {seed} on"
     title = f"A: {config.first.name}\nB: {config.second.name}{label}"
     table = Table(title=title, caption="B - A: success rate in points; p: exact sign-flip test by initial state")
     for column in ("task", "pairs", "A only", "B only", "B - A", "95% by state", "p"):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from par_agent.errors import UserError
-from par_agent.evaluation.records import Record, read_records
+from par_agent.evaluation.records import Record, read_run
 from par_agent.evaluation.results import TaskResult, summarise
-from par_agent.files import read_json
+from par_agent.files import read_object
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
 
 ROWS = {
@@ -40,6 +40,16 @@ class Run:
     """First environment seed of its initial states; None: the protocol's."""
 
     @property
+    def track(self) -> str:
+        """What the policy sees."""
+        return str(self.about["track"])
+
+    @property
+    def variation(self) -> str:
+        """One thing that training did not show, or none."""
+        return str(self.about["variation"])
+
+    @property
     def training(self) -> dict[str, Any]:
         """How the policy was trained, as far as its checkpoint says."""
         return self.about.get("training") or {}
@@ -60,21 +70,33 @@ class Run:
         return {result.task: result for result in summarise(self.records, list(PAPER_TASKS), planned)}
 
 
+def finished_runs(folder: Path) -> list[Run]:
+    """All finished runs in a folder, in the order of their folders' names.
+
+    Raises:
+        UserError: a file is damaged, or not of the run beside it.
+    """
+    return [_read(path) for path in sorted(folder.glob("*/results.json"))]  # written when a run is finished
+
+
+def _read(results: Path) -> Run:
+    run, records = read_run(results.parent)
+    about = read_object(results).get("provenance")
+    if not isinstance(about, dict):
+        raise UserError(f"{results.parent} is not as benchmarks/run.py leaves a run: 'provenance' is missing")
+    for name in ("checkpoint", "track", "variation"):
+        if about.get(name) != run[name]:
+            raise UserError(f"{results} is of another run than run.json beside it: {name} is {about.get(name)!r} there")
+    return Run(run["policy"], results.parent, records, about, run["state_seed"])
+
+
 def read_runs(folder: Path) -> list[Run]:
     """All runs of the paper track below a folder, in the order of the paper's rows.
 
     Raises:
         UserError: there are none, or a file is damaged.
     """
-    runs = []
-    for path in sorted(folder.glob("*/results.json")):  # written when a run is finished
-        try:
-            identity, about = read_json(path.parent / "run.json"), read_json(path)["provenance"]
-            name, track, state_seed = (identity[key] for key in ("policy", "track", "state_seed"))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path.parent} is not as benchmarks/run.py leaves a run: {error} is missing") from None
-        if track == "paper" and identity.get("variation", "none") == "none":
-            runs.append(Run(name, path.parent, read_records(path.parent / "rollouts.jsonl"), about, state_seed))
+    runs = [run for run in finished_runs(folder) if run.track == "paper" and run.variation == "none"]
     if not runs:
         raise UserError(f"{folder} holds no finished run of the paper track; make one with benchmarks/run.py")
     order = list(ROWS)

@@ -12,7 +12,7 @@ import tyro
 
 from par_agent.errors import UserError
 from par_agent.evaluation.initial_states import make_states
-from par_agent.evaluation.protocol import protocol_file, protocol_seeds, save_states
+from par_agent.evaluation.protocol import is_complete, protocol_file, protocol_seeds, save_states
 from par_agent.tasks import TASKS, get_task
 
 
@@ -31,7 +31,7 @@ def main(config: MakeStatesConfig) -> int:
     specs = [get_task(name) for name in config.tasks]
     for spec in specs:
         path = protocol_file(spec)
-        if path.exists() and not config.overwrite:
+        if is_complete(path) and not config.overwrite:
             print(f"{spec.name}: {path} exists")
             continue
         save_states(path, spec, make_states(spec, protocol_seeds()))

@@ -1,4 +1,4 @@
-"""Writes the tables of results in the READMEs and in the model cards from the result files in `benchmarks/reported`.
+"""Writes the tables of results in the READMEs and in the model cards from the records in `benchmarks/reported`.
 
 python benchmarks/readme_table.py            # writes
 python benchmarks/readme_table.py --check    # exits 1 if a document is not what it would write
@@ -11,16 +11,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
-from finished_runs import curves, read_runs, table_rows
+from finished_runs import Run, curves, finished_runs, read_runs, table_rows
 from reproduce_table import demonstrations, methods, other_states
 
 from par_agent.errors import UserError
-from par_agent.evaluation.results import PAPER_RESULTS
+from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.evaluation.variations import VARIATIONS
-from par_agent.files import atomic_path, read_json
+from par_agent.files import atomic_path
 from par_agent.tasks import PAPER_TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -51,13 +50,12 @@ def table(reported: Path, base: Path) -> str:
     """The protocol's results, as Markdown for a document in the folder ``base``, and what robustness was measured."""
     lines = header("success rate in %")
     commands = []
-    for folder, content in finished(reported).items():
-        provenance = content["provenance"]
-        link = os.path.relpath(folder / "results.md", base)
-        track = "" if provenance["track"] == "paper" else f" on the {provenance['track']} track"
-        name = f"[{Path(provenance['policy']).name}]({link}), measured here{track}"
-        lines.append(row(name, content, rate))
-        commands.append(f"`{provenance['command']}`")
+    for run in finished_runs(reported):
+        link = os.path.relpath(run.folder / "results.md", base)
+        track = "" if run.track == "paper" else f" on the {run.track} track"
+        name = f"[{Path(run.about['policy']).name}]({link}), measured here{track}"
+        lines.append(row(name, run, rate))
+        commands.append(f"`{run.about['command']}`")
     for method in ("PAR-Full", "DP", "RDT"):
         figures = " | ".join(f"{PAPER_RESULTS[method][task]:g}" for task in PAPER_TASKS)
         lines.append(f"| {method}, the paper's figure | {figures} |")
@@ -66,23 +64,22 @@ def table(reported: Path, base: Path) -> str:
 
 def robustness(folder: Path) -> list[str]:
     """The lines of a second table: successes with one thing changed at a time."""
-    contents = list(finished(folder).values())
-    if not contents:
+    runs = finished_runs(folder)
+    if not runs:
         return []
     rows = []
-    for content in contents:
-        variation = content["provenance"]["variation"]
-        change = VARIATIONS[variation].description if variation != "none" else "initial states never used before"
-        rows.append(row(change, content, count))
-    policy = Path(contents[0]["provenance"]["policy"]).name
+    for run in runs:
+        unseen = run.variation == "none"
+        change = "initial states never used before" if unseen else VARIATIONS[run.variation].description
+        rows.append(row(change, run, count))
+    policy = Path(runs[0].about["policy"]).name
     title = f"What `{policy}` does, 25 rollouts a task, when one thing is not as in training:"
     return [title, "", *header(""), *rows, "", "Measured with `make benchmark-robustness`.", ""]
 
 
 def context_table(reported: Path) -> str:
     """Successes by the number of physical tokens that the policy remembers."""
-    contents = finished(reported / "context").values()
-    runs = {content["provenance"]["policy_options"]["context"]: content for content in contents}
+    runs = {run.about["policy_options"]["context"]: run for run in finished_runs(reported / "context")}
     return "\n".join(
         [*header("physical tokens"), *(row(str(number), runs[number], count) for number in sorted(runs)), ""]
     )
@@ -103,31 +100,27 @@ def demonstrations_table(reported: Path) -> str:
     return "\n".join([*demonstrations(curves(read_runs(reported / "demonstrations"))), ""])
 
 
-def finished(folder: Path) -> dict[Path, dict[str, Any]]:
-    """What the result files of the runs in a folder hold, by the runs' folders and in the order of their names."""
-    return {path.parent: read_json(path) for path in sorted(folder.glob("*/results.json"))}
-
-
 def header(first: str) -> list[str]:
     """The first two lines of a table with a column for every task."""
     return [f"| {first} | {' | '.join(PAPER_TASKS)} |", f"| --- |{' --- |' * len(PAPER_TASKS)}"]
 
 
-def row(name: str, content: dict[str, Any], show: Callable[[dict[str, Any]], str]) -> str:
+def row(name: str, run: Run, show: Callable[[TaskResult], str]) -> str:
     """A run's line in a table, a task's result as ``show`` writes it."""
-    found = {result["task"]: show(result) for result in content["results"]}
+    found = {task: show(result) for task, result in run.results().items()}
     return f"| {name} | {' | '.join(found.get(task, '–') for task in PAPER_TASKS)} |"
 
 
-def rate(result: dict[str, Any]) -> str:
+def rate(result: TaskResult) -> str:
     """`123/125 = 98.4 (94.4–99.6)`: successes, rollouts, rate in % and Wilson interval."""
-    low, high = (100 * result["wilson"][side] for side in ("low", "high"))
-    return f"{count(result)} = **{100 * result['rate']:.1f}** ({low:.1f}–{high:.1f})"
+    return (
+        f"{count(result)} = **{100 * result.rate:.1f}** ({100 * result.wilson.low:.1f}–{100 * result.wilson.high:.1f})"
+    )
 
 
-def count(result: dict[str, Any]) -> str:
+def count(result: TaskResult) -> str:
     """Successes and rollouts."""
-    return f"{result['successes']}/{result['rollouts']}"
+    return f"{result.successes}/{result.rollouts}"
 
 
 TABLES: dict[str, Callable[[Path, Path], str]] = {

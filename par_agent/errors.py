@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 class UnavailableError(UserError):
-    """What a policy acts with is gone, say its model server: that is nobody's failure, and ends the run, not a rollout.
+    """What a rollout needs is gone, say a model server or the initial states: that ends the run, and is no failure.
 
     No record is written of the rollout; the same command goes on with it when what was gone is back.
     """

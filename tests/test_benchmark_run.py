@@ -20,7 +20,7 @@ import pytest
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
 from par_agent.evaluation.provenance import provenance
-from par_agent.evaluation.records import read_records
+from par_agent.evaluation.records import read_run
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import ROLLOUT_CODE, TIMING_FIELDS
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
@@ -88,7 +88,8 @@ def records_in(out: Path) -> list[dict[str, Any]]:
     """The records of the one run under a folder, sorted, without times and without versions (the same in one run)."""
     (path,) = out.glob("*/rollouts.jsonl")
     records = [
-        {k: v for k, v in record.items() if k not in (*TIMING_FIELDS, "versions")} for record in read_records(path)
+        {k: v for k, v in record.items() if k not in (*TIMING_FIELDS, "versions")}
+        for record in read_run(path.parent)[1]
     ]
     return sorted(records, key=lambda record: json.dumps(record))
 

@@ -92,13 +92,9 @@ def test_states_survive_saving_and_loading_exactly(tmp_path: Path) -> None:
         assert all(torch.equal(tensor, flatten(loaded)[name]) for name, tensor in flatten(made).items())
 
 
-def test_states_of_another_task_or_a_damaged_file_are_refused(tmp_path: Path) -> None:
+def test_states_of_another_task_are_refused() -> None:
     with pytest.raises(UserError, match=r"holds states of 'PushCube-v1', not of 'PickCube-v1'"):
         load_states(protocol_file(get_task("PushCube")), get_task("PickCube"))
-    damaged = tmp_path / "states.safetensors"
-    damaged.write_bytes(protocol_file(get_task("PushCube")).read_bytes()[:500])
-    with pytest.raises(UserError, match="damaged"):
-        load_states(damaged, get_task("PushCube"))
 
 
 def test_native_images_on_demand_equal_maniskills_own() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from made_runs import identity, record, write_run
 from par_agent.evaluation.results import summarise
 from par_agent.evaluation.statistics import (
     Interval,
@@ -21,7 +21,6 @@ from par_agent.evaluation.statistics import (
     sign_flip_test,
     wilson_interval,
 )
-from par_agent.files import write_json
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 25), (1, 25), (73, 125), (124, 125), (125, 125)])
@@ -125,10 +124,10 @@ def test_runs_without_a_common_rollout_are_refused() -> None:
         compare_paired([rollout("PushCube", 0, True)], [rollout("PickCube", 0, True)])
 
 
-def write_run(folder: Path, state_seed: int | None, successes: dict[tuple[int, int], bool]) -> None:
-    write_json(folder / "run.json", {"state_seed": state_seed})
-    records = [rollout("PushCube", state, success, seed) for (state, seed), success in successes.items()]
-    (folder / "rollouts.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+def write_compared(folder: Path, state_seed: int | None, successes: dict[tuple[int, int], bool]) -> None:
+    run = identity(state_seed=state_seed)
+    records = [record(run, "PushCube", state, seed, success) for (state, seed), success in successes.items()]
+    write_run(folder, run, records)
 
 
 def compare(*folders: Path) -> subprocess.CompletedProcess[str]:
@@ -138,9 +137,9 @@ def compare(*folders: Path) -> subprocess.CompletedProcess[str]:
 
 def test_two_runs_are_compared_on_the_rollouts_that_both_have(tmp_path: Path) -> None:
     keys = [(state, seed) for state in range(4) for seed in range(2)]
-    write_run(tmp_path / "a", 500, dict.fromkeys(keys, False))
-    write_run(tmp_path / "b", 500, {key: key[0] > 0 for key in [*keys, (4, 0)]})
-    write_run(tmp_path / "c", None, dict.fromkeys(keys, False))
+    write_compared(tmp_path / "a", 500, dict.fromkeys(keys, False))
+    write_compared(tmp_path / "b", 500, {key: key[0] > 0 for key in [*keys, (4, 0)]})
+    write_compared(tmp_path / "c", None, dict.fromkeys(keys, False))
     result = compare(tmp_path / "a", tmp_path / "b")
     assert result.returncode == 0, result.stderr
     (line,) = (line for line in result.stdout.splitlines() if "PushCube" in line)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from made_runs import identity, write_finished
+
 ROOT = Path(__file__).parents[1]
 REPORTED = ROOT / "benchmarks" / "reported"
 
@@ -32,13 +34,9 @@ def test_readme_shows_the_reported_results(tmp_path: Path) -> None:
 
 
 def test_changes_that_were_measured_stand_below_the_results(tmp_path: Path) -> None:
-    reported, content = tmp_path / "reported", json.loads((REPORTED / "par-mini" / "results.json").read_text())
+    reported = tmp_path / "reported"
     shutil.copytree(REPORTED / "par-mini", reported / "par-mini")
-    content["provenance"]["variation"] = "delay"
-    for result in content["results"]:
-        result |= {"rollouts": 25, "successes": 11}
-    (reported / "robustness" / "delay").mkdir(parents=True)
-    (reported / "robustness" / "delay" / "results.json").write_text(json.dumps(content))
+    write_finished(reported / "robustness" / "delay", 11, 25, 1, identity(variation="delay"))
     document = tmp_path / "README.md"
     document.write_text((ROOT / "README.md").read_text())
     assert run("--reported", str(reported), "--documents", str(document)).returncode == 0
@@ -46,13 +44,9 @@ def test_changes_that_were_measured_stand_below_the_results(tmp_path: Path) -> N
 
 
 def test_success_by_context_length_is_in_order_of_the_length(tmp_path: Path) -> None:
-    content = json.loads((REPORTED / "par-mini" / "results.json").read_text())
     for context, solved in ((16, 7), (4, 9)):
-        content["provenance"]["policy_options"] = {"context": context}
-        for result in content["results"]:
-            result |= {"rollouts": 25, "successes": solved}
-        (tmp_path / "context" / str(context)).mkdir(parents=True)
-        (tmp_path / "context" / str(context) / "results.json").write_text(json.dumps(content))
+        written = identity(policy_options={"context": context})
+        write_finished(tmp_path / "context" / str(context), solved, 25, 1, written)
     document = tmp_path / "README.md"
     document.write_text("before\n<!-- context -->\n<!-- /context -->\nafter\n")
     assert run("--reported", str(tmp_path), "--documents", str(document)).returncode == 0

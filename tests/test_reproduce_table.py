@@ -15,8 +15,9 @@ from finished_runs import curves, read_runs, table_rows
 from reproduce_table import REPORTED, TableConfig, main, methods, table
 
 from baselines import ABLATIONS, NAMES, find_policy
+from made_runs import failed, identity, write_finished, write_records
 from par_agent.errors import UserError
-from par_agent.evaluation.records import read_records
+from par_agent.evaluation.records import read_run
 from par_agent.evaluation.results import summarise
 from par_agent.evaluation.statistics import wilson_interval
 from par_agent.files import read_json, write_json
@@ -25,7 +26,7 @@ from par_agent.tasks import PAPER_TASKS
 ROOT = Path(__file__).parents[1]
 
 
-def write_run(
+def write_trained(
     folder: Path,
     policy: str,
     solved: int,
@@ -36,20 +37,6 @@ def write_run(
     state_seed: int | None = None,
 ) -> None:
     """A run of 4 initial states and 2 policy seeds a task; the first ``solved`` states are solved in every task."""
-    records = [
-        {
-            **{"task": task, "state": state, "policy_seed": seed, "success_once": state < solved, "error": None},
-            **dict.fromkeys(("success_at_end", "steps_to_success", "reward", "renders", "seconds")),
-            "plan_ms": 20.0,
-            "actions_sha256": f"{policy}, {seed}",
-        }
-        for task in PAPER_TASKS
-        for state in range(4)
-        for seed in range(2)
-    ]
-    folder.mkdir(parents=True)
-    (folder / "rollouts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    write_json(folder / "run.json", {"policy": policy, "track": "paper", "state_seed": state_seed})
     counts = dict.fromkeys(PAPER_TASKS, demos or 950)
     options = {"demos": demos, "init": init}
     training = {
@@ -59,15 +46,15 @@ def write_run(
         "steps": steps,
         "options": options,
     }
-    about = {"command": "python run.py", "checkpoint": "0123", "parameters": 7_500_000, "training": training}
-    write_json(folder / "results.json", {"results": [], "provenance": about})
+    run = identity(policy, state_seed)
+    write_finished(folder, solved, 4, 2, run, parameters=7_500_000, training=training)
 
 
 def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "par-mini", 3)
-    write_run(tmp_path / "b", "dp", 1)
-    write_run(tmp_path / "c", "dp", 0, demos=50)
-    write_run(tmp_path / "d", "dp", 4, state_seed=555000)
+    write_trained(tmp_path / "a", "par-mini", 3)
+    write_trained(tmp_path / "b", "dp", 1)
+    write_trained(tmp_path / "c", "dp", 0, demos=50)
+    write_trained(tmp_path / "d", "dp", 4, state_seed=555000)
     runs = read_runs(tmp_path)
     page = table(table_rows(runs), {}, "par-mini", {})
     wilson = wilson_interval(6 / 8, 8)
@@ -85,24 +72,24 @@ def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> 
 
 
 def test_figures_are_drawn_and_nothing_else_is_written(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs" / "a", "par-mini", 3)
-    write_run(tmp_path / "runs" / "b", "act", 2)
+    write_trained(tmp_path / "runs" / "a", "par-mini", 3)
+    write_trained(tmp_path / "runs" / "b", "act", 2)
     config = TableConfig(runs=(tmp_path / "runs",), out=tmp_path / "out")
     assert main(config) == 0
     assert {path.name for path in config.out.iterdir()} == {"table.md", "table.png"}
-    write_run(tmp_path / "runs" / "c", "act", 1, demos=50)
+    write_trained(tmp_path / "runs" / "c", "act", 1, demos=50)
     assert main(config) == 0
     assert {path.name for path in config.out.iterdir()} == {"table.md", "table.png", "demonstrations.png"}
     assert all(path.stat().st_size > 5000 for path in config.out.glob("*.png"))
 
 
 def test_curves_are_of_runs_on_a_number_of_demonstrations_by_what_they_began_with(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "par-mini", 4)
-    write_run(tmp_path / "b", "par-mini", 3, demos=300)
-    write_run(tmp_path / "c", "par-mini", 1, demos=100)
-    write_run(tmp_path / "d", "par-mini", 2, demos=100, init="runs/video/policy")
-    write_run(tmp_path / "e", "par-mini", 4, demos=50, state_seed=555000)
-    write_run(tmp_path / "f", "par-mini", 3, demos=100, steps=1100)
+    write_trained(tmp_path / "a", "par-mini", 4)
+    write_trained(tmp_path / "b", "par-mini", 3, demos=300)
+    write_trained(tmp_path / "c", "par-mini", 1, demos=100)
+    write_trained(tmp_path / "d", "par-mini", 2, demos=100, init="runs/video/policy")
+    write_trained(tmp_path / "e", "par-mini", 4, demos=50, state_seed=555000)
+    write_trained(tmp_path / "f", "par-mini", 3, demos=100, steps=1100)
     runs = read_runs(tmp_path)
     points = curves(runs)
     shown = {key: [(point.demonstrations, point.result.successes) for point in found] for key, found in points.items()}
@@ -122,13 +109,13 @@ def test_curves_are_of_runs_on_a_number_of_demonstrations_by_what_they_began_wit
         if line.startswith("| PickCube | par-mini, --init runs/video/policy | 400 | **50.0** 4/8")
     )
     assert line.endswith("| – |")
-    write_run(tmp_path / "g", "par-mini", 3, demos=100)
+    write_trained(tmp_path / "g", "par-mini", 3, demos=100)
     with pytest.raises(UserError, match="are both of par-mini after 400 steps with 100 demonstrations of PushCube"):
         curves(read_runs(tmp_path))
 
 
 def test_curves_leave_out_tasks_that_the_policy_was_not_trained_on(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "act", 3, demos=50)
+    write_trained(tmp_path / "a", "act", 3, demos=50)
     about = read_json(tmp_path / "a" / "results.json")
     about["provenance"]["training"]["demonstrations"] = {"PickCube": 50}
     write_json(tmp_path / "a" / "results.json", about)
@@ -142,13 +129,13 @@ def test_curves_leave_out_tasks_that_the_policy_was_not_trained_on(tmp_path: Pat
 def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no finished run of the paper track"):
         read_runs(tmp_path)
-    write_run(tmp_path / "b", "dp", 1)
+    write_trained(tmp_path / "b", "dp", 1)
     with pytest.raises(UserError, match="no run of the protocol is of 'par-mini'; there are: dp"):
         table(table_rows(read_runs(tmp_path)), {}, "par-mini", {})
-    write_run(tmp_path / "unfinished", "dp", 1)
+    write_trained(tmp_path / "unfinished", "dp", 1)
     (tmp_path / "unfinished" / "results.json").unlink()
     assert len(read_runs(tmp_path)) == 1
-    write_run(tmp_path / "c", "dp", 1)
+    write_trained(tmp_path / "c", "dp", 1)
     with pytest.raises(UserError, match="are both of dp"):
         table_rows(read_runs(tmp_path))
     write_json(tmp_path / "c" / "results.json", {})
@@ -157,11 +144,9 @@ def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:
 
 
 def test_errors_are_named_beside_the_rate_that_they_lower(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "par-mini", 3)
-    file = tmp_path / "a" / "rollouts.jsonl"
-    failed, *others = (json.loads(line) for line in file.read_text().splitlines())
-    failed |= {"error": "ValueError: no", "success_once": False, "actions_sha256": None}
-    file.write_text("".join(json.dumps(record) + "\n" for record in (failed, *others)))
+    write_trained(tmp_path / "a", "par-mini", 3)
+    _, (first, *others) = read_run(tmp_path / "a")
+    write_records(tmp_path / "a", [failed(first), *others])
     cells = methods(table_rows(read_runs(tmp_path)))[2].split(" | ")
     assert cells[1].startswith("**62.5** 5/8") and cells[1].endswith("], 1 errors")
     assert not any("errors" in cell for cell in cells[2:])
@@ -175,7 +160,7 @@ def test_the_reported_table_is_that_of_the_reported_runs(tmp_path: Path) -> None
 @pytest.mark.parametrize("path", sorted(REPORTED.glob("**/results.json")), ids=lambda path: path.parent.name)
 def test_reported_results_are_those_of_the_records_beside_them(path: Path) -> None:
     results = read_json(path)["results"]
-    records = read_records(path.parent / "rollouts.jsonl")
+    _, records = read_run(path.parent)
     again = [asdict(result) for result in summarise(records, [r["task"] for r in results], results[0]["planned"])]
     for name in ("task", "successes", "rollouts", "rate", "wilson", "cluster", "errors"):
         found, reported = ([_rounded(result[name]) for result in run] for run in (again, results))

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from harness_policies import CountingPolicy
+from made_runs import measured
 from par_agent.errors import UserError
 from par_agent.evaluation import environment, runner
 from par_agent.evaluation.environment import StepResult, TaskEnvironment
 from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource
-from par_agent.evaluation.protocol import InitialState, load_states, protocol_file
+from par_agent.evaluation.protocol import InitialState, load_states, protocol_file, states_checksum
 from par_agent.evaluation.rollout import roll_out
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.tasks import TASKS, TaskSpec, get_task
@@ -95,7 +96,8 @@ def replies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, Reply]]:
     def do(videos: tuple[tuple[int, Path], ...] = (), **options: Any) -> dict[int, Reply]:
         policy = PolicySource("harness_policies:CountingPolicy", options)
         bench = Bench(WorkerSetup(("PushCube",), "paper", policy, "gpu", 3))
-        job = RolloutJob("PushCube", protocol_file(get_task("PushCube")), (4, 5, 6), 0, videos=videos)
+        file = protocol_file(get_task("PushCube"))
+        job = RolloutJob("PushCube", file, states_checksum(file), (4, 5, 6), 0, videos=videos)
         return {reply.state: reply for reply in bench.do(job)}
 
     return do
@@ -152,7 +154,7 @@ class StandInPool:
                 StandInPool.rollouts_left -= 1
                 if StandInPool.rollouts_left < 0:
                     raise KeyboardInterrupt
-                yield job, Reply(state, {"success_once": True, "steps": len(self.jobs)})
+                yield job, Reply(state, measured(solved_after=len(self.jobs)))
 
 
 def test_the_gpu_backend_rolls_all_states_of_a_seed_out_at_once_and_resumes(

@@ -19,6 +19,7 @@ from harness_task import NUDGE_CUBE
 from par_agent.cli import main
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
+from par_agent.evaluation.protocol import CHECKSUMS, states_checksum
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.files import read_json, write_json
@@ -135,10 +136,17 @@ def test_rollouts_are_computed_with_one_thread_as_in_the_benchmark(failed_run: P
 
 
 def test_states_are_those_of_the_longest_run_in_the_folder(failed_run: Path) -> None:
-    (two,) = (failed_run / "states").iterdir()
-    for number in (9, 10):
-        shutil.copy(two, two.with_name(f"NudgeCube-{number}.safetensors"))
+    two = failed_run / "states" / "NudgeCube-2.safetensors"
+    run, checksums = read_json(failed_run / "run.json"), two.with_name(CHECKSUMS)
+    longer = {f"NudgeCube-{number}.safetensors": states_checksum(two) for number in (9, 10)}
+    for name in longer:
+        shutil.copy(two, two.with_name(name))
+    write_json(checksums, {**read_json(checksums), **longer})
+    write_json(failed_run / "run.json", {**run, "made_states": {**run["made_states"], **longer}})
     assert FailedRun(failed_run).states_file(NUDGE_CUBE).stem == "NudgeCube-10"
+    write_json(failed_run / "run.json", {**run, "made_states": {two.name: "0" * 64}})
+    with pytest.raises(UserError, match="holds other initial states than those that"):
+        FailedRun(failed_run).states_file(NUDGE_CUBE)
 
 
 def test_failures_of_another_policy_are_refused(failed_run: Path) -> None:

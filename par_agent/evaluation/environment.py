@@ -148,6 +148,9 @@ class TaskEnvironment:
 
         Args:
             states: (B) one per environment.
+
+        Raises:
+            UserError: they are not of the same objects as the scene.
         """
         import torch
 
@@ -157,6 +160,7 @@ class TaskEnvironment:
             for kind, group in states[0].env_state.items()
         }
         self._env.reset(seed=seeds, options={"reconfigure": True})
+        _check_objects(self.spec, together, self._base.get_state_dict())
         self._variation.change(self._base)
         self._late = deque([None] * self._variation.delay)
         _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
@@ -204,6 +208,18 @@ class TaskEnvironment:
     def close(self) -> None:
         """Frees the simulation."""
         self._env.close()
+
+
+def _check_objects(spec: TaskSpec, states: Any, scene: Any) -> None:
+    """Compares the objects of initial states with those of a scene: ManiSkill leaves those alone that a state lacks."""
+    found, expected = (
+        {f"{kind}/{name}": tuple(tensor.shape) for kind, group in state.items() for name, tensor in group.items()}
+        for state in (states, scene)
+    )
+    if differing := sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name)):
+        raise UserError(
+            f"the initial states do not fit {spec.env_id}: {', '.join(differing)} differ in size or are absent"
+        )
 
 
 def _hold_still(robot: Any) -> None:

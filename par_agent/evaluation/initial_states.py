@@ -11,7 +11,7 @@ from pathlib import Path
 from par_agent.errors import UserError
 from par_agent.evaluation.environment import make_simulation
 from par_agent.evaluation.policies import resolve_task
-from par_agent.evaluation.protocol import InitialState, save_states
+from par_agent.evaluation.protocol import InitialState, is_complete, save_states
 from par_agent.tasks import TaskSpec
 
 
@@ -29,7 +29,7 @@ def make_states(spec: TaskSpec, seeds: Sequence[int]) -> list[InitialState]:
 
 
 def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None:
-    """Makes those of some files of initial states that do not exist, in a process of its own.
+    """Makes those of some files of initial states that are not there or lack a checksum, in a process of its own.
 
     Args:
         files: task reference by file.
@@ -38,7 +38,7 @@ def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None
     Raises:
         UserError: the states cannot be made.
     """
-    missing = {path: task for path, task in files.items() if not path.exists()}
+    missing = {path: task for path, task in files.items() if not is_complete(path)}
     if not missing:
         return
     context = multiprocessing.get_context("spawn")

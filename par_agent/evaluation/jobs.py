@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from par_agent.errors import UnavailableError
+from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.policies import PolicySource, resolve_task
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class RolloutJob:
     """Task reference."""
     states_file: Path
     """File of the task's initial states."""
+    checksum: str
+    """SHA-256 of that file."""
     states: tuple[int, ...]
     """Indices into the file."""
     policy_seed: int
@@ -128,7 +130,7 @@ class Bench:
         """Does one job; an exception becomes the reply of all rollouts that it ends.
 
         Raises:
-            UnavailableError: what the policy acts with is gone.
+            UnavailableError: what the policy acts with is gone, or the initial states are damaged.
         """
         unfinished = set(job.states)
         try:
@@ -167,7 +169,10 @@ class Bench:
 
         env, policy = self._build(job.task)
         if job.states_file not in self._states:
-            self._states[job.states_file] = load_states(job.states_file, self._specs[job.task])
+            try:
+                self._states[job.states_file] = load_states(job.states_file, self._specs[job.task], job.checksum)
+            except UserError as error:  # no fault of the policy: it must not count as a failure
+                raise UnavailableError(str(error)) from None
         states = [self._states[job.states_file][index] for index in job.states]
         with contextlib.ExitStack() as stack:
             recorders = {

@@ -5,25 +5,32 @@ starts in the same place. A test checks that ``env.reset(seed=20241201 + i)`` st
 
 A file holds one tensor per actor and articulation, named ``actors/cube``: (states, 13) float32 of position in metres,
 quaternion (w, x, y, z), linear and angular velocity; articulations have (states, 13 + 2 * joints), joint positions and
-velocities last. A tensor that is equal in all states is stored once, with a leading dimension of 1.
+velocities last. A tensor that is equal in all states is stored once, with a leading dimension of 1. Beside the files
+lies ``checksums.json``, the SHA-256 of each: a file without its own is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path
+from par_agent.files import atomic_path, read_object, write_json
 from par_agent.tasks import PROTOCOL_SEED, PROTOCOL_STATES, TaskSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 STATES_FOLDER = Path(__file__).with_name("states")
 """Where the protocol's states are stored, one file per task."""
+CHECKSUMS = "checksums.json"
+"""Name of the file with the SHA-256 of each file of states beside it, by name."""
+POSE = 13
+"""Numbers of a position, a quaternion and two velocities."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,11 @@ def check_seeds(first_seed: int, count: int) -> None:
 
 
 def save_states(path: Path, spec: TaskSpec, states: Sequence[InitialState]) -> None:
-    """Writes initial states of consecutive seeds to one file, atomically."""
+    """Writes initial states of consecutive seeds to one file, and its checksum beside it, each atomically.
+
+    Raises:
+        UserError: the states are not as :func:`load_states` needs them.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -69,31 +80,123 @@ def save_states(path: Path, spec: TaskSpec, states: Sequence[InitialState]) -> N
             stacked = torch.cat([state.env_state[kind][name] for state in states])
             same = bool((stacked == stacked[:1]).all())
             tensors[f"{kind}/{name}"] = stacked[:1].clone() if same else stacked
+    _check_tensors(path, {name: tensor.numpy() for name, tensor in tensors.items()}, len(states))
     metadata = {"env_id": spec.env_id, "first_seed": str(states[0].env_seed), "count": str(len(states))}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+    checksums = path.with_name(CHECKSUMS)
+    known = read_object(checksums) if checksums.exists() else {}
+    write_json(checksums, dict(sorted({**known, path.name: _sha256(path)}.items())))
 
 
-def load_states(path: Path, spec: TaskSpec) -> list[InitialState]:
-    """Reads the initial states of one file.
+def is_complete(path: Path) -> bool:
+    """Whether a file of initial states was written to its end: it has a checksum, right or wrong."""
+    checksums = path.with_name(CHECKSUMS)
+    return path.exists() and checksums.exists() and path.name in read_object(checksums)
+
+
+def states_checksum(path: Path) -> str:
+    """SHA-256 of a file of initial states, as the file of checksums beside it says.
 
     Raises:
-        UserError: the file is missing, damaged or of another task.
+        UserError: there is none.
     """
-    from safetensors import SafetensorError, safe_open
+    checksums = path.with_name(CHECKSUMS)
+    found = read_object(checksums).get(path.name)
+    if not (isinstance(found, str) and len(found) == 64):
+        raise UserError(
+            f"{checksums} has no SHA-256 of {path.name}: restore both, or delete {path} to have it made anew"
+        )
+    return found
+
+
+def check_states(path: Path, spec: TaskSpec, seeds: range) -> str:
+    """Checks that a file holds the initial states of these environment seeds, unchanged; its SHA-256.
+
+    Raises:
+        UserError: as :func:`load_states`, or it holds states of other seeds.
+    """
+    checksum = states_checksum(path)
+    found, _ = _read(path, spec, checksum)
+    if found != seeds:
+        raise UserError(
+            f"{path} holds states of the seeds {found[0]} to {found[-1]}; expected {seeds[0]} to {seeds[-1]}"
+        )
+    return checksum
+
+
+def load_states(path: Path, spec: TaskSpec, checksum: str | None = None) -> list[InitialState]:
+    """Reads the initial states of one file.
+
+    Args:
+        path: the file.
+        spec: its task.
+        checksum: its SHA-256; None: as the file of checksums beside it says.
+
+    Raises:
+        UserError: the file is missing, changed, damaged or of another task; or its tensors have other shapes than
+            states have, or are not finite.
+    """
+    import torch
 
     if not path.exists():
         raise UserError(f"no initial states for {spec.name}: {path} does not exist")
+    seeds, arrays = _read(path, spec, checksum or states_checksum(path))
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return [InitialState(i, seed, _state_at(tensors, i)) for i, seed in enumerate(seeds)]
+
+
+def _read(path: Path, spec: TaskSpec, checksum: str) -> tuple[range, dict[str, np.ndarray]]:
+    """The environment seeds and tensors of a file of states, checked."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(str(path), framework="pt") as file:
+        if _sha256(path) != checksum:
+            raise UserError(
+                f"{path} is not the file that its checksum is of: it is damaged or was changed; delete it, or restore "
+                "it from the repository"
+            )
+        with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except SafetensorError as error:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        first, count = int(metadata["first_seed"]), int(metadata["count"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is damaged ({error}): delete it, or restore it from the repository") from None
     if metadata.get("env_id") != spec.env_id:
         raise UserError(f"{path} holds states of {metadata.get('env_id')!r}, not of {spec.env_id!r}")
-    first_seed = int(metadata["first_seed"])
-    return [InitialState(i, first_seed + i, _state_at(tensors, i)) for i in range(int(metadata["count"]))]
+    _check_tensors(path, arrays, count)
+    return range(first, first + count), arrays
+
+
+def _check_tensors(path: Path, arrays: Mapping[str, np.ndarray], count: int) -> None:
+    """Checks that arrays are ``count`` states, as the module says.
+
+    Raises:
+        UserError: they are not.
+    """
+    import numpy as np
+
+    def expect(fits: bool, what: str) -> None:
+        if not fits:
+            raise UserError(f"{path} holds no initial states: {what}")
+
+    expect(count >= 1 and bool(arrays), f"{count} states of {len(arrays)} objects")
+    for name, array in arrays.items():
+        kind, _, thing = name.partition("/")
+        shape = f"{name} is {array.dtype} {array.shape}"
+        expect(kind in ("actors", "articulations") and bool(thing), f"{name!r} is no actor and no articulation")
+        expect(array.dtype == np.float32 and array.ndim == 2 and len(array) in (1, count), shape)
+        joints = array.shape[1] - POSE
+        expect(joints == 0 if kind == "actors" else joints >= 0 and joints % 2 == 0, shape)
+        expect(bool(np.isfinite(array).all()), f"{name} has numbers that are not finite")
+        lengths = np.linalg.norm(array[:, 3:7], axis=1)
+        expect(bool((abs(lengths - 1) < 1e-3).all()), f"{name} has quaternions that are not of length 1")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _state_at(tensors: dict[str, Any], index: int) -> dict[str, dict[str, torch.Tensor]]:

@@ -1,7 +1,7 @@
 """A run's folder: what was run, and one line per finished rollout that survives a crash at any moment.
 
 <out>/<policy>-<track>-<key>/
-    run.json          what the key is the hash of: policy, task specs, track, versions
+    run.json          what the key is the hash of: policy, task specs, track, versions; and what else is in the folder
     rollouts.jsonl    one record per rollout, on disk when the rollout ends
     errors.log        tracebacks of rollouts that ended with an exception
     states/           initial states, if they are not the protocol's
@@ -19,10 +19,24 @@ from pathlib import Path
 from typing import IO, Any
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, cannot_write, read_json, write_json
+from par_agent.evaluation.record_checks import Record, RunPlan
+from par_agent.evaluation.rollout import TIMING_FIELDS
+from par_agent.files import atomic_path, cannot_write, read_object, write_json
 
-Record = dict[str, Any]
-"""One line of rollouts.jsonl: plain numbers, text and None by field name."""
+__all__ = [
+    "MADE_STATES",
+    "Record",
+    "RecordKey",
+    "RunFolder",
+    "check_writable",
+    "read_records",
+    "read_run",
+    "record_key",
+]
+
+RUN_FILE, RECORDS_FILE = "run.json", "rollouts.jsonl"
+EXTENT, MADE_STATES = "extent", "made_states"
+"""Fields of run.json that are no part of the run's identity, because later commands may add to them."""
 
 RecordKey = tuple[str, int, int]
 """What identifies a rollout in a run: task, state, policy seed."""
@@ -51,24 +65,59 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def read_records(path: Path) -> list[Record]:
-    """Reads the complete lines of a records file; a last line cut off by a crash is left out.
+def read_run(folder: Path) -> tuple[dict[str, Any], list[Record]]:
+    """What a run is, by its run.json, and its records; a last line cut off by a crash is left out.
 
     Raises:
-        UserError: a line in the middle is damaged.
+        UserError: no run, or a file that is damaged; a record that is none of the run, or two that contradict each
+            other.
+    """
+    run, plan = _read_plan(folder / RUN_FILE)
+    return run, read_records(folder / RECORDS_FILE, plan)
+
+
+def _read_plan(path: Path) -> tuple[dict[str, Any], RunPlan]:
+    run = read_object(path)
+    try:
+        return run, RunPlan.of(run)
+    except UserError as error:
+        raise UserError(f"{path} is not as benchmarks/run.py leaves it: {error}") from None
+
+
+def read_records(path: Path, plan: RunPlan) -> list[Record]:
+    """Reads the complete lines of a records file; a last line cut off by a crash is left out.
+
+    A rollout that is recorded twice with the same outcome counts once.
+
+    Raises:
+        UserError: a line is damaged or no record of the run, or two contradict each other; it names the line.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    records = []
-    for number, line in enumerate(lines, start=1):
+    found: dict[RecordKey, tuple[int, Record]] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             raise UserError(
                 f"{path}, line {number} is damaged: delete that line and run the same command again"
             ) from None
-    return records
+        try:
+            plan.check(record)
+        except UserError as error:
+            raise UserError(f"{path}, line {number} is no record of this run: {error}; delete that line") from None
+        before, first = found.setdefault(record_key(record), (number, record))
+        if _outcome(first) != _outcome(record):
+            where = "{}, state {}, policy seed {}".format(*record_key(record))
+            raise UserError(
+                f"{path}, lines {before} and {number} contradict each other: both are of {where}; delete one of them"
+            )
+    return [record for _, record in found.values()]
+
+
+def _outcome(record: Record) -> Record:
+    """A record without what differs when the same rollout is repeated."""
+    return {name: value for name, value in record.items() if name not in TIMING_FIELDS}
 
 
 def _lines(records: list[Record]) -> bytes:
@@ -81,14 +130,18 @@ class RunFolder:
     Args:
         path: the folder; made on entering.
         identity: what the run is; has to equal what the folder already holds.
+        states: initial states per task; of all commands that wrote to the folder, the largest number is remembered.
+        policy_seeds: policy seeds per initial state; likewise.
 
     Raises:
-        UserError: (on entering) the folder belongs to another run, or another process writes to it.
+        UserError: (on entering) the folder belongs to another run, holds records that are none of this run, or another
+            process writes to it.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, path: Path, identity: dict[str, Any], *, states: int, policy_seeds: int) -> None:
         self.path = path
-        self._identity = identity
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._extent = {"states": states, "policy_seeds": policy_seeds}
         self._file: IO[bytes] | None = None
         self.records: list[Record] = []
         """All records on disk."""
@@ -96,15 +149,12 @@ class RunFolder:
     @property
     def records_file(self) -> Path:
         """File of the records."""
-        return self.path / "rollouts.jsonl"
+        return self.path / RECORDS_FILE
 
     def __enter__(self) -> RunFolder:
-        run_file = self.path / "run.json"
-        if run_file.exists() and read_json(run_file) != json.loads(json.dumps(self._identity)):
-            raise UserError(f"{self.path} holds the results of another policy, task or version; choose another --out")
+        self._run()  # another run's folder is left as it is
         try:
-            if not run_file.exists():
-                write_json(run_file, self._identity)
+            self.path.mkdir(parents=True, exist_ok=True)
             self._file = self.records_file.open("ab", buffering=0)
         except OSError as error:
             raise UserError(cannot_write(self.path, error)) from error
@@ -113,14 +163,65 @@ class RunFolder:
         except OSError:
             self._file.close()
             raise UserError(f"another process is writing to {self.path}; wait for it or end it") from None
-        self._restore_kept()
-        self._drop_cut_off_line()
-        self.records = read_records(self.records_file)
+        try:
+            self._claim()
+            self._restore_kept()
+            self._drop_cut_off_line()
+            self.records = read_records(self.records_file, self._plan)
+        except BaseException:
+            self._file.close()
+            raise
         return self
+
+    def _run(self) -> dict[str, Any]:
+        """What run.json holds; empty if there is none.
+
+        Raises:
+            UserError: it is of another run.
+        """
+        run_file = self.path / RUN_FILE
+        if not run_file.exists():
+            return {}
+        run = read_object(run_file)
+        if {name: value for name, value in run.items() if name not in (EXTENT, MADE_STATES)} != self._identity:
+            raise UserError(f"{self.path} holds the results of another policy, task or version; choose another --out")
+        return run
+
+    def _claim(self) -> None:
+        """Writes run.json, or adds to its extent."""
+        found = self._run()
+        extent = {name: max(number, found.get(EXTENT, {}).get(name, 0)) for name, number in self._extent.items()}
+        self._write_run({**self._identity, **found, EXTENT: extent})
+        _, self._plan = _read_plan(self.path / RUN_FILE)
+
+    def _write_run(self, run: dict[str, Any]) -> None:
+        try:
+            if run != self._run():
+                write_json(self.path / RUN_FILE, run)
+        except OSError as error:
+            raise UserError(cannot_write(self.path, error)) from error
 
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
+
+    def claim_states(self, checksums: dict[str, str]) -> None:
+        """Writes down which initial states, made by this run, its rollouts start from.
+
+        Args:
+            checksums: SHA-256 by name of file.
+
+        Raises:
+            UserError: the run began with others.
+        """
+        run = self._run()
+        known = run.get(MADE_STATES, {})
+        if changed := [name for name, checksum in checksums.items() if known.get(name, checksum) != checksum]:
+            raise UserError(
+                f"{self.path} was begun with other initial states ({', '.join(changed)}): restore them, or choose "
+                "another --out"
+            )
+        self._write_run({**run, MADE_STATES: {**known, **checksums}})
 
     def append(self, record: Record) -> None:
         """Writes one record; it is on disk when this returns.
@@ -149,7 +250,7 @@ class RunFolder:
         """Replaces the records by those of the kept file, if there is one; may be stopped and done again."""
         if self._kept_file.exists():
             assert self._file is not None, "the run folder is not open"
-            kept = read_records(self._kept_file)
+            kept = read_records(self._kept_file, self._plan)
             self._file.truncate(0)
             self._write(kept)
             self._kept_file.unlink()

@@ -16,7 +16,7 @@ from par_agent.evaluation.environment import check_backend
 from par_agent.evaluation.initial_states import make_missing_states
 from par_agent.evaluation.jobs import Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource, hash_content, resolve_tasks
-from par_agent.evaluation.protocol import check_seeds, protocol_file, protocol_seeds
+from par_agent.evaluation.protocol import check_seeds, check_states, protocol_file, protocol_seeds
 from par_agent.evaluation.records import Record, RecordKey, RunFolder, check_writable, record_key
 from par_agent.evaluation.rollout import rollout_versions
 from par_agent.evaluation.variations import get_variation
@@ -129,7 +129,8 @@ class BenchmarkRun:
     """One benchmark run.
 
     Raises:
-        UserError: unknown task, policy or track, a task given twice, or an output folder that cannot be written.
+        UserError: unknown task, policy or track, a task given twice, damaged initial states of the protocol, or an
+            output folder that cannot be written.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -142,6 +143,11 @@ class BenchmarkRun:
         self.commit = git_commit()
         """Of the code that rolls out, also if another one is checked out before the results are written."""
         self.fingerprint = config.policy.fingerprint()
+        self._checksums: dict[str, str] = {}
+        """Of files of initial states, by task; of those that the run makes itself, known once it has begun."""
+        for task in self.specs:
+            if self._has_protocol_states(task):
+                self._check_states(task)
         self.identity = self._identity()
         self.renderer = ""
         """Name of the device that rendered, known once the run has begun."""
@@ -176,11 +182,14 @@ class BenchmarkRun:
             UserError: task, policy or environment do not fit; nothing has been written then.
             UnavailableError: what the policy acts with is gone; what was rolled out before is on disk.
         """
-        with self._pool() as pool, RunFolder(self.folder, self.identity) as folder:
+        extent = {"states": self.config.states, "policy_seeds": self.config.policy_seeds}
+        with self._pool() as pool, RunFolder(self.folder, self.identity, **extent) as folder:
             self.renderer, self.workers = pool.renderer, pool.workers
             if self.config.retry_errors:
                 folder.discard(lambda record: record["error"] is not None)
-            make_missing_states({self.states_file(task): task for task in self.specs}, self._env_seeds)
+            own = [task for task in self.specs if not self._has_protocol_states(task)]
+            make_missing_states({self.states_file(task): task for task in own}, self._env_seeds)
+            folder.claim_states({self.states_file(task).name: self._check_states(task) for task in own})
             wanted = {key for job in self._jobs() for key in self._keys(job)}
             on_start([record for record in folder.records if record_key(record) in wanted])
             self._roll_out(pool, folder, on_record)
@@ -200,9 +209,19 @@ class BenchmarkRun:
     def states_file(self, task: str) -> Path:
         """File of a task's initial states: in the package for the protocol's, else in the run's folder."""
         spec = self.specs[task]
-        if self.config.state_seed is None and protocol_file(spec).exists():
+        if self._has_protocol_states(task):
             return protocol_file(spec)
         return self.folder / "states" / f"{spec.name}-{self.config.states}.safetensors"
+
+    def _has_protocol_states(self, task: str) -> bool:
+        """Whether a task starts from the states that are stored in the package."""
+        return self.config.state_seed is None and protocol_file(self.specs[task]).exists()
+
+    def _check_states(self, task: str) -> str:
+        """Checks a task's initial states; the SHA-256 of their file."""
+        seeds = protocol_seeds() if self._has_protocol_states(task) else self._env_seeds
+        self._checksums[task] = check_states(self.states_file(task), self.specs[task], seeds)
+        return self._checksums[task]
 
     def video_file(self, task: str, state: int, policy_seed: int) -> Path:
         """Where a rollout's video is saved."""
@@ -239,6 +258,7 @@ class BenchmarkRun:
             "state_seed": self.config.state_seed,
             "run_to_end": self.config.run_to_end,
             "tasks": [asdict(spec) for spec in self.specs.values()],
+            "initial_states": {self.states_file(task).name: found for task, found in self._checksums.items()},
             "versions": self.versions,
             **({"alignment": self.config.alignment} if self.config.alignment else {}),
         }
@@ -256,7 +276,16 @@ class BenchmarkRun:
                         if policy_seed * config.states + state < config.videos
                     )
                     file = self.states_file(task)
-                    yield RolloutJob(task, file, states, policy_seed, config.run_to_end, videos, config.alignment)
+                    yield RolloutJob(
+                        task,
+                        file,
+                        self._checksums[task],
+                        states,
+                        policy_seed,
+                        config.run_to_end,
+                        videos,
+                        config.alignment,
+                    )
 
     def _keys(self, job: RolloutJob) -> list[RecordKey]:
         """The rollouts of a job."""

@@ -19,8 +19,8 @@ import numpy as np
 from par_agent.errors import UserError
 from par_agent.evaluation.html_report import FAILURES_SECTION
 from par_agent.evaluation.policies import PolicySource, resolve_task
-from par_agent.evaluation.protocol import protocol_file
-from par_agent.evaluation.records import Record, read_records
+from par_agent.evaluation.protocol import protocol_file, states_checksum
+from par_agent.evaluation.records import MADE_STATES, Record, read_run
 from par_agent.files import atomic_path, read_json, write_json
 from par_agent.tasks import TaskSpec
 from par_agent.visualization.causes import CAUSES, GOALS, ObjectTrace, ObjectTracer, find_goal, propose_cause
@@ -79,7 +79,7 @@ class FailedRun:
 
     def __init__(self, folder: Path, policy: str | None = None, device: str = "cpu") -> None:
         self.folder = folder
-        self.identity = read_json(folder / "run.json")
+        self.identity, records = read_run(folder)
         if policy is None:
             found = folder / "results.json"
             about = read_json(found)["provenance"] if found.exists() else self.identity
@@ -93,17 +93,27 @@ class FailedRun:
                 f"{folder} was made by another policy (checkpoint {self.identity['checkpoint']}) than {policy!r} "
                 f"({self.source.fingerprint()}); say where that is with --policy"
             )
-        failed = [r for r in read_records(folder / "rollouts.jsonl") if not r["success_once"] and r["error"] is None]
+        failed = [r for r in records if not r["success_once"] and r["error"] is None]
         self.without_rules = sorted({r["task"] for r in failed} - set(GOALS))
         """Tasks with failures and without rules."""
         self.groups = _same_actions([r for r in failed if r["task"] in GOALS])
         """Failed rollouts, those with equal actions together."""
 
     def states_file(self, spec: TaskSpec) -> Path:
-        """Initial states of a task; of several files of the run, the one with most states begins with the others'."""
-        own = (self.folder / "states").glob(f"{spec.name}-*.safetensors")
-        most = max(own, key=lambda path: int(path.stem.rpartition("-")[2]), default=None)
-        return most or protocol_file(spec)
+        """Initial states of a task; of several files of the run, the one with most states begins with the others'.
+
+        Raises:
+            UserError: they are not those that the run started from.
+        """
+        made: dict[str, str] = self.identity.get(MADE_STATES, {})
+        own = [self.folder / "states" / name for name in made if name.rpartition("-")[0] == spec.name]
+        path = max(own, key=lambda path: int(path.stem.rpartition("-")[2]), default=protocol_file(spec))
+        known = {**self.identity.get("initial_states", {}), **made}
+        if path.name not in known and self.identity["state_seed"] is not None:
+            raise UserError(f"{self.folder} does not say which initial states of {spec.name} it made: run it again")
+        if states_checksum(path) != known.get(path.name, states_checksum(path)):
+            raise UserError(f"{path} holds other initial states than those that {self.folder} started from")
+        return path
 
     def draw(self, on_failure: Callable[[Failure], None], limit: int | None = None) -> list[Failure]:
         """Repeats and draws what has no files yet; all failures, sorted.
@@ -122,7 +132,7 @@ class FailedRun:
         self, spec: TaskSpec, groups: list[list[Record]], on_failure: Callable[[Failure], None]
     ) -> list[Failure]:
         failures: list[Failure] = []
-        variation = self.identity.get("variation", "none")  # runs of earlier versions have none
+        variation = self.identity["variation"]
         states = self.states_file(spec)
         with Stage(spec, self.source, self.identity["track"], states, imagines=False, variation=variation) as stage:
             for group in groups:

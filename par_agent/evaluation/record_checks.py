@@ -1,0 +1,183 @@
+"""What a record must be to count: every field of its type and range, and a rollout of the run that it lies in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from par_agent.errors import UserError
+from par_agent.evaluation.alignment import ENCODER_PSNR, MEASURES
+from par_agent.json_fields import check
+from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_SEED, PROTOCOL_STATES
+
+Record = dict[str, Any]
+"""One line of rollouts.jsonl: plain numbers, text and None by field name."""
+
+FIELDS: dict[str, Any] = {
+    "task": str,
+    "track": str,
+    "variation": str,
+    "backend": str,
+    "protocol": bool,
+    "state": int,
+    "env_seed": int,
+    "policy_seed": int,
+    "success_once": bool,
+    "success_at_end": bool | None,
+    "steps": int | None,
+    "steps_to_success": int | None,
+    "reward": float | None,
+    "renders": int | None,
+    "actions_sha256": str | None,
+    "plan_ms": float | None,
+    "seconds": float | None,
+    "error": str | None,
+    "policy": str,
+    "checkpoint": str,
+    "versions": dict,
+}
+"""Types of a record's fields; ``alignment`` is there besides where it was measured."""
+MEASURED = (
+    "success_at_end",
+    "steps",
+    "steps_to_success",
+    "reward",
+    "renders",
+    "actions_sha256",
+    "plan_ms",
+    "seconds",
+)
+"""Fields that are None after an exception."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Which rollouts a run has, and what all of its records share."""
+
+    max_steps: dict[str, int]
+    """Step limit by task name."""
+    states: int
+    """Initial states per task."""
+    policy_seeds: int
+    """Policy seeds per initial state."""
+    first_seed: int
+    """Environment seed of initial state 0."""
+    run_to_end: bool
+    """Whether rollouts go on after the first success."""
+    alignment: bool
+    """Whether records have an ``alignment``."""
+    shared: dict[str, Any]
+    """Fields that are the same in all records."""
+
+    @classmethod
+    def of(cls, run: dict[str, Any]) -> RunPlan:
+        """The plan that run.json tells; files of earlier versions lack ``extent``.
+
+        Raises:
+            UserError: a field is missing or of another type.
+        """
+        for name, hint in _RUN_FIELDS.items():
+            if name not in run:
+                raise UserError(f"{name!r} is missing")
+            check(name, run[name], hint)
+        state_seed = run["state_seed"]
+        protocol = state_seed is None
+        extent = run.get("extent", {})
+        for name in ("extent", "made_states"):
+            check(name, run.get(name, {}), dict)
+        limits = {} if protocol else {"states": PROTOCOL_SEED - state_seed, "policy_seeds": 2**32}
+        for name, otherwise in (("states", PROTOCOL_STATES), ("policy_seeds", PROTOCOL_POLICY_SEEDS)):
+            limits[name] = extent.get(name, limits.get(name, otherwise))
+            check(f"extent.{name}", limits[name], int)
+        for spec in run["tasks"]:
+            check("tasks", spec, dict)
+            check("env_id", spec.get("env_id"), str)
+            check("max_steps", spec.get("max_steps"), int)
+        shared = {name: run[name] for name in ("track", "variation", "backend", "policy", "checkpoint", "versions")}
+        return cls(
+            max_steps={spec["env_id"].rsplit("-v", 1)[0]: spec["max_steps"] for spec in run["tasks"]},
+            first_seed=PROTOCOL_SEED if protocol else state_seed,
+            run_to_end=run["run_to_end"],
+            alignment=bool(run.get("alignment")),
+            shared={**shared, "protocol": protocol and run["variation"] == "none"},
+            **limits,
+        )
+
+    def check(self, record: Any) -> None:
+        """Checks one record.
+
+        Raises:
+            UserError: a field is missing, unknown, of another type or out of its range, or contradicts another one or
+                the run.
+        """
+        check("the record", record, dict)
+        fields = {**FIELDS, **({"alignment": dict} if self.alignment and record.get("error") is None else {})}
+        for name in (*fields, *record):
+            if name not in record or name not in fields:
+                raise UserError(f"{name!r} is {'missing' if name in fields else 'no field of a record of this run'}")
+            check(name, record[name], fields[name])
+        for name, value in self.shared.items():
+            if record[name] != value:
+                raise UserError(f"{name} is {record[name]!r}; the run's is {value!r}")
+        if record["task"] not in self.max_steps:
+            raise UserError(f"task is {record['task']!r}; the run has {', '.join(self.max_steps)}")
+        _check_range("state", record["state"], 0, self.states - 1)
+        _check_range("policy_seed", record["policy_seed"], 0, self.policy_seeds - 1)
+        _check_range("env_seed", record["env_seed"], *(self.first_seed + record["state"],) * 2)
+        if record["error"] is None:
+            self._check_measured(record)
+        elif record["success_once"] or any(record[name] is not None for name in MEASURED):
+            raise UserError("the rollout ended with an error, and yet has a result")
+
+    def _check_measured(self, record: Record) -> None:
+        """Checks what a rollout without exception has."""
+        limit, solved = self.max_steps[record["task"]], record["steps_to_success"]
+        for name, highest in (("steps", limit), ("renders", limit), ("seconds", None)):
+            _check_range(name, record[name], int(name == "steps"), highest)
+        if record["plan_ms"] is not None:
+            _check_range("plan_ms", record["plan_ms"], 0, None)
+        if not _is_hash(record["actions_sha256"]):
+            raise UserError(f"actions_sha256 is {record['actions_sha256']!r}; expected 16 hexadecimal digits")
+        if (solved is not None) != record["success_once"]:
+            raise UserError(f"success_once is {record['success_once']}, but steps_to_success is {solved}")
+        if solved is not None:
+            _check_range("steps_to_success", solved, 1, record["steps"])
+        if (record["success_at_end"] is not None) != self.run_to_end or (record["success_at_end"] and solved is None):
+            raise UserError(f"success_at_end is {record['success_at_end']}, which does not fit the run or the rollout")
+        _check_range("steps", record["steps"], *(limit if self.run_to_end or solved is None else solved,) * 2)
+        if self.alignment:
+            _check_alignment(record["alignment"])
+
+
+_RUN_FIELDS: dict[str, Any] = {
+    "policy": str,
+    "checkpoint": str,
+    "backend": str,
+    "track": str,
+    "variation": str,
+    "state_seed": int | None,
+    "run_to_end": bool,
+    "tasks": list,
+    "versions": dict,
+}
+"""Types of what the plan is read from."""
+
+
+def _check_range(name: str, value: Any, lowest: int, highest: int | None) -> None:
+    if value is not None and value >= lowest and (highest is None or value <= highest):
+        return
+    if highest is None:
+        raise UserError(f"{name} is {value}; it must be at least {lowest}")
+    allowed = str(lowest) if lowest == highest else f"from {lowest} to {highest}"
+    raise UserError(f"{name} is {value}; it must be {allowed}")
+
+
+def _is_hash(text: str | None) -> bool:
+    return text is not None and len(text) == 16 and set(text) <= set("0123456789abcdef")
+
+
+def _check_alignment(found: dict[str, Any]) -> None:
+    if set(found) != {*MEASURES, ENCODER_PSNR}:
+        raise UserError(f"alignment has {', '.join(found)}; expected {', '.join([*MEASURES, ENCODER_PSNR])}")
+    for name, values in found.items():
+        check(f"alignment.{name}", values, tuple[float, ...] if name == ENCODER_PSNR else tuple[tuple[float, ...], ...])
