@@ -47,7 +47,7 @@ def test_a_run_remembers_the_most_states_and_seeds_that_it_was_asked_for(tmp_pat
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     write_run(tmp_path, RUN, [FIRST])
     (tmp_path / "rollouts.jsonl").write_text('{"task": \n{"task": "PushCube"}\n')
-    with pytest.raises(UserError, match=r"rollouts.jsonl, line 1 is damaged"):
+    with pytest.raises(UserError, match=r"rollouts.jsonl, line 1 is no record of this run: the line is not valid JSON"):
         read_run(tmp_path)
 
 
@@ -121,13 +121,12 @@ def test_two_records_of_one_rollout_that_differ_are_named_by_their_lines(tmp_pat
         ({"success_at_end": True}, "success_at_end is True, which does not fit"),
         ({"error": "ValueError: no"}, "ended with an error, and yet has a result"),
         ({"renders": -1}, "renders is -1"),
-        ({"seconds": float("nan")}, "seconds is nan; expected a number"),
+        ({"seconds": float("nan")}, "NaN is no number"),
         ({"plan_ms": -3.0}, "plan_ms is -3.0"),
         ({"reward": "much"}, "reward is 'much'"),
         ({"actions_sha256": "b33c"}, "expected 16 hexadecimal digits"),
         ({"checkpoint": "4567"}, "checkpoint is '4567'; the run's is '0123'"),
         ({"track": "native"}, "track is 'native'"),
-        ({"protocol": False}, "protocol is False"),
         ({"alignment": {}}, "'alignment' is no field of a record of this run"),
     ],
 )
@@ -141,6 +140,13 @@ def test_what_is_no_record_of_the_run_is_refused_with_file_and_line(
     assert message in str(refused.value)
     with pytest.raises(UserError, match="line 2 is no record"), RunFolder(tmp_path, RUN, states=3, policy_seeds=2):
         pass
+
+
+def test_what_is_not_the_protocols_is_never_taken_for_it(tmp_path: Path) -> None:
+    for run in (identity(state_seed=500), identity(variation="dim")):
+        write_run(tmp_path, run, [record(run, "PushCube", 0, 0, True, protocol=True)])
+        with pytest.raises(UserError, match="protocol is true; the run is of other initial states"):
+            read_run(tmp_path)
 
 
 @pytest.mark.parametrize("name", FIELDS)

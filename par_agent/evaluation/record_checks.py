@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment import ENCODER_PSNR, MEASURES
@@ -50,6 +50,33 @@ MEASURED = (
 """Fields that are None after an exception."""
 
 
+class _Task(TypedDict):
+    env_id: str
+    max_steps: int
+
+
+class _RunIdentity(TypedDict):
+    """What run.json has to tell."""
+
+    policy: str
+    checkpoint: str
+    backend: str
+    track: str
+    variation: str
+    state_seed: int | None
+    run_to_end: bool
+    tasks: list[_Task]
+    versions: dict[str, str]
+
+
+class _RunFile(_RunIdentity, total=False):
+    """What it may tell besides."""
+
+    extent: dict[str, int]
+    initial_states: dict[str, str]
+    made_states: dict[str, str]
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """Which rollouts a run has, and what all of its records share."""
@@ -66,6 +93,8 @@ class RunPlan:
     """Whether rollouts go on after the first success."""
     alignment: bool
     """Whether records have an ``alignment``."""
+    may_be_protocol: bool
+    """Whether its rollouts can be the protocol's."""
     shared: dict[str, Any]
     """Fields that are the same in all records."""
 
@@ -76,31 +105,20 @@ class RunPlan:
         Raises:
             UserError: a field is missing or of another type.
         """
-        for name, hint in _RUN_FIELDS.items():
-            if name not in run:
-                raise UserError(f"{name!r} is missing")
-            check(name, run[name], hint)
-        state_seed = run["state_seed"]
+        check("run", run, _RunFile)
+        state_seed, extent = run["state_seed"], run.get("extent", {})
         protocol = state_seed is None
-        extent = run.get("extent", {})
-        for name in ("extent", "made_states"):
-            check(name, run.get(name, {}), dict)
-        limits = {} if protocol else {"states": PROTOCOL_SEED - state_seed, "policy_seeds": 2**32}
-        for name, otherwise in (("states", PROTOCOL_STATES), ("policy_seeds", PROTOCOL_POLICY_SEEDS)):
-            limits[name] = extent.get(name, limits.get(name, otherwise))
-            check(f"extent.{name}", limits[name], int)
-        for spec in run["tasks"]:
-            check("tasks", spec, dict)
-            check("env_id", spec.get("env_id"), str)
-            check("max_steps", spec.get("max_steps"), int)
+        limits = (PROTOCOL_STATES, PROTOCOL_POLICY_SEEDS) if protocol else (PROTOCOL_SEED - state_seed, 2**32)
         shared = {name: run[name] for name in ("track", "variation", "backend", "policy", "checkpoint", "versions")}
         return cls(
             max_steps={spec["env_id"].rsplit("-v", 1)[0]: spec["max_steps"] for spec in run["tasks"]},
             first_seed=PROTOCOL_SEED if protocol else state_seed,
             run_to_end=run["run_to_end"],
             alignment=bool(run.get("alignment")),
-            shared={**shared, "protocol": protocol and run["variation"] == "none"},
-            **limits,
+            states=extent.get("states", limits[0]),
+            policy_seeds=extent.get("policy_seeds", limits[1]),
+            may_be_protocol=protocol and run["variation"] == "none",
+            shared=shared,
         )
 
     def check(self, record: Any) -> None:
@@ -119,6 +137,8 @@ class RunPlan:
         for name, value in self.shared.items():
             if record[name] != value:
                 raise UserError(f"{name} is {record[name]!r}; the run's is {value!r}")
+        if record["protocol"] and not self.may_be_protocol:
+            raise UserError("protocol is true; the run is of other initial states, or with something changed")
         if record["task"] not in self.max_steps:
             raise UserError(f"task is {record['task']!r}; the run has {', '.join(self.max_steps)}")
         _check_range("state", record["state"], 0, self.states - 1)
@@ -147,20 +167,6 @@ class RunPlan:
         _check_range("steps", record["steps"], *(limit if self.run_to_end or solved is None else solved,) * 2)
         if self.alignment:
             _check_alignment(record["alignment"])
-
-
-_RUN_FIELDS: dict[str, Any] = {
-    "policy": str,
-    "checkpoint": str,
-    "backend": str,
-    "track": str,
-    "variation": str,
-    "state_seed": int | None,
-    "run_to_end": bool,
-    "tasks": list,
-    "versions": dict,
-}
-"""Types of what the plan is read from."""
 
 
 def _check_range(name: str, value: Any, lowest: int, highest: int | None) -> None:

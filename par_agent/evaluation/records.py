@@ -21,7 +21,8 @@ from typing import IO, Any
 from par_agent.errors import UserError
 from par_agent.evaluation.record_checks import Record, RunPlan
 from par_agent.evaluation.rollout import TIMING_FIELDS
-from par_agent.files import atomic_path, cannot_write, read_object, write_json
+from par_agent.files import atomic_path, cannot_write, read_content, read_object, write_json
+from par_agent.strict_json import parse_json
 
 __all__ = [
     "MADE_STATES",
@@ -95,17 +96,14 @@ def read_records(path: Path, plan: RunPlan) -> list[Record]:
     if not path.exists():
         return []
     found: dict[RecordKey, tuple[int, Record]] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_content(path).split(b"\n")[:-1], start=1):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UserError(
-                f"{path}, line {number} is damaged: delete that line and run the same command again"
-            ) from None
-        try:
+            record = parse_json(line, "the line")
             plan.check(record)
         except UserError as error:
-            raise UserError(f"{path}, line {number} is no record of this run: {error}; delete that line") from None
+            raise UserError(
+                f"{path}, line {number} is no record of this run: {error}. Delete the line and run the same command again"
+            ) from None
         before, first = found.setdefault(record_key(record), (number, record))
         if _outcome(first) != _outcome(record):
             where = "{}, state {}, policy seed {}".format(*record_key(record))
