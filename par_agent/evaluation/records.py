@@ -102,7 +102,7 @@ def read_records(path: Path, plan: RunPlan) -> list[Record]:
             plan.check(record)
         except UserError as error:
             raise UserError(
-                f"{path}, line {number} is no record of this run: {error}. Delete the line and run the same command again"
+                f"{path}, line {number} is no record of this run: {error}. Delete it and run the same command again"
             ) from None
         before, first = found.setdefault(record_key(record), (number, record))
         if _outcome(first) != _outcome(record):
