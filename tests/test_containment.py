@@ -12,7 +12,9 @@ import pytest
 from par_agent.data import lerobot
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.lerobot_export import export_lerobot
-from par_agent.data.lerobot_import import LeRobotFolder, LeRobotRequest, import_lerobot
+from par_agent.data.lerobot_folder import LeRobotFolder
+from par_agent.data.lerobot_import import import_lerobot
+from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
 from par_agent.data.media import decode_image, video_frames
 from par_agent.data.rendering import RenderSpec
 from par_agent.errors import UserError
@@ -44,7 +46,7 @@ def dataset(exports: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> None:
-    import_lerobot(LeRobotFolder(folder), folder.parent / "out", LeRobotRequest())
+    import_lerobot(plan_import(LeRobotFolder(folder), LeRobotRequest()), folder.parent / "out")
 
 
 def change_info(folder: Path, **changes: str) -> None:

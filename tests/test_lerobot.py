@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +17,20 @@ from par_agent.data import lerobot
 from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.lerobot_export import export_lerobot
-from par_agent.data.lerobot_import import LeRobotFolder, LeRobotRequest, import_lerobot
+from par_agent.data.lerobot_folder import LeRobotFolder
+from par_agent.data.lerobot_import import import_lerobot
+from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
 from par_agent.errors import UserError
 from rendered import write_dataset
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'par-agent[lerobot]'")
 
 CAMERAS = ("render_camera", "base_camera")
+
+
+def bring(folder: Path, out: Path, **request: Any) -> int:
+    """Imports a LeRobot dataset; returns how many episodes there are then."""
+    return import_lerobot(plan_import(LeRobotFolder(folder), LeRobotRequest(**request)), out)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +148,7 @@ def test_many_episodes_go_into_several_files(
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out/data").rglob("*.parquet"))
     assert found == [f"data/chunk-{n // 2:03d}/file-{n % 2:03d}.parquet" for n in range(5)]
     assert len(list((tmp_path / "out/videos/observation.images.base_camera").rglob("*.mp4"))) == 5
-    import_lerobot(LeRobotFolder(tmp_path / "out"), tmp_path / "back", LeRobotRequest())
+    bring(tmp_path / "out", tmp_path / "back")
     assert RenderedDataset(tmp_path / "back").summary == rendered.summary
 
 
@@ -155,9 +162,8 @@ def foreign(exported: Path, folder: Path, **changes: object) -> Path:
 
 
 def test_a_foreign_dataset_becomes_training_data(exported: Path, rendered: RenderedDataset, tmp_path: Path) -> None:
-    source = LeRobotFolder(foreign(exported, tmp_path / "foreign"))
-    request = LeRobotRequest(stride=5, cameras=("base_camera",), crop=(0, 8, 32, 32), size=(16, 16))
-    import_lerobot(source, tmp_path / "out", request)
+    source = foreign(exported, tmp_path / "foreign")
+    bring(source, tmp_path / "out", stride=5, cameras=("base_camera",), crop=(0, 8, 32, 32), size=(16, 16))
     dataset = RenderedDataset(tmp_path / "out")
     assert (dataset.spec["env_id"], dataset.spec["instruction"]) == ("so101", "Move the square.")
     assert dataset.cameras == ("base_camera",) and dataset.spec["crop"] == [0, 8, 32, 32]
@@ -169,32 +175,13 @@ def test_a_foreign_dataset_becomes_training_data(exported: Path, rendered: Rende
     assert EpisodeIndex(dataset, 5).action_size == 8
 
 
-@pytest.mark.parametrize(
-    ("joints", "actions", "expected"),
-    [
-        (["a", "b", "c"], ["a", "b", "c"], "pd_joint_pos"),
-        (["a", "b", "f1", "f2"], ["a", "b", "gripper"], "pd_joint_pos"),
-        (["a", "b", "c"], ["x", "y", "z"], "unknown"),
-        (["motors"], ["motors"], "unknown"),
-        (None, None, "unknown"),
-        ({"motors": ["a"]}, {"motors": ["a"]}, "unknown"),
-    ],
-)
-def test_actions_are_joint_targets_where_they_are_called_so(
-    exported: Path, joints: object, actions: object, expected: str
-) -> None:
-    source = LeRobotFolder(exported)
-    source.features = {"observation.state": {"names": joints}, "action": {"names": actions}}
-    assert source.control_mode() == expected
-
-
 def test_an_import_goes_on_where_it_was_stopped(exported: Path, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for out in (whole, stopped):
-        import_lerobot(LeRobotFolder(exported), out, LeRobotRequest())
+        bring(exported, out)
     for name in ("dataset.json", "episodes/episode_000001.h5", "episodes/episode_000003.h5"):
         (stopped / name).unlink()
-    import_lerobot(LeRobotFolder(exported), stopped, LeRobotRequest())
+    bring(exported, stopped)
     for path in whole.rglob("*.*"):
         assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
 
@@ -203,7 +190,7 @@ def test_action_free_video_is_exported_and_imported(tmp_path: Path) -> None:
     write_dataset(tmp_path / "video", source="random-motion", episodes=2)
     export_lerobot(RenderedDataset(tmp_path / "video"), tmp_path / "out")
     assert "action" not in json.loads((tmp_path / "out/meta/info.json").read_text())["features"]
-    import_lerobot(LeRobotFolder(tmp_path / "out"), tmp_path / "back", LeRobotRequest())
+    bring(tmp_path / "out", tmp_path / "back")
     assert not RenderedDataset(tmp_path / "back").has_actions
 
 
@@ -213,7 +200,7 @@ def test_several_wordings_come_back(tmp_path: Path) -> None:
     export_lerobot(RenderedDataset(tmp_path / "data"), tmp_path / "out")
     episodes = parquet.read_table(tmp_path / "out" / lerobot.numbered(lerobot.EPISODES, 0))
     assert episodes["tasks"].to_pylist() == [list(texts)] * 2
-    import_lerobot(LeRobotFolder(tmp_path / "out"), tmp_path / "back", LeRobotRequest())
+    bring(tmp_path / "out", tmp_path / "back")
     back = RenderedDataset(tmp_path / "back")
     assert [read_episode(path).instructions for path in back.paths] == [texts] * 2
     assert back.spec["instruction"] == list(texts)
@@ -225,7 +212,7 @@ def test_extra_observations_come_back(tmp_path: Path) -> None:
     export_lerobot(original, tmp_path / "out")
     info = json.loads((tmp_path / "out/meta/info.json").read_text())
     assert info["features"]["observation.extra.goal_pos"]["names"] == ["goal_pos_0", "goal_pos_1", "goal_pos_2"]
-    import_lerobot(LeRobotFolder(tmp_path / "out"), tmp_path / "back", LeRobotRequest())
+    bring(tmp_path / "out", tmp_path / "back")
     back = RenderedDataset(tmp_path / "back")
     assert back.extra == original.extra == {"goal_pos": 3}
     for a, b in zip(back.paths, original.paths, strict=True):
@@ -253,25 +240,43 @@ def test_bad_exports_are_refused_and_leave_nothing(rendered: RenderedDataset, tm
 
 
 def test_bad_imports_are_explained(exported: Path, tmp_path: Path) -> None:
-    out, request = tmp_path / "out", LeRobotRequest()
+    out = tmp_path / "out"
     with pytest.raises(UserError, match=r"nowhere is not a LeRobot dataset \(no meta/info\.json\)"):
         LeRobotFolder(Path("nowhere"))
-    with pytest.raises(UserError, match=r"has the format v2\.1; expected v3\.0: convert it"):
-        LeRobotFolder(foreign(exported, tmp_path / "old", codebase_version="v2.1"))
-    with pytest.raises(UserError, match=r"lacks observation\.state or images; it has the features action"):
-        LeRobotFolder(foreign(exported, tmp_path / "blind", features={"action": {"dtype": "float32"}}))
-    source = LeRobotFolder(foreign(exported, tmp_path / "foreign"))
+    with pytest.raises(UserError, match=r"has the format v1\.6; expected v2\.0 to v3\.0: convert it"):
+        LeRobotFolder(foreign(exported, tmp_path / "old", codebase_version="v1.6"))
+    source = foreign(exported, tmp_path / "foreign")
     with pytest.raises(UserError, match="has no camera 'wrist'; it has base_camera, render_camera"):
-        import_lerobot(source, out, dataclasses.replace(request, cameras=("wrist",)))
-    for change in ({"size": (8, 8)}, {"stride": 4}, {"control_mode": "pd_joint_pos"}):
-        with pytest.raises(UserError, match="leave --crop, --size, --stride and --control-mode out"):
-            import_lerobot(LeRobotFolder(exported), out, dataclasses.replace(request, **change))
+        bring(source, out, cameras=("wrist",))
+    for change in ({"size": (8, 8)}, {"stride": 4}, {"control_mode": "pd_joint_pos"}, {"action_key": ("action",)}):
+        with pytest.raises(UserError, match="knows its frames and actions: leave --crop, --size, --stride, --control"):
+            bring(exported, out, **change)
     assert not out.exists()
-    path = source.folder / lerobot.numbered(lerobot.DATA, 0)
+    path = source / lerobot.numbered(lerobot.DATA, 0)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"file-000\.parquet is damaged"):
-        import_lerobot(source, out, request)
+        bring(source, out)
+    assert not out.exists()
+
+
+def test_picked_episodes_of_an_export_keep_what_belongs_to_them(
+    exported: Path, rendered: RenderedDataset, tmp_path: Path
+) -> None:
+    assert bring(exported, tmp_path / "out", episodes="1,3-4") == 3
+    dataset = RenderedDataset(tmp_path / "out")
+    assert dataset.spec["source_episodes"] == "1,3-4"
+    for path, number in zip(dataset.paths, (1, 3, 4), strict=True):
+        a, b = read_episode(path), read_episode(rendered.paths[number])
+        assert a.attributes == b.attributes and np.array_equal(a.actions, b.actions)
+
+
+def test_an_export_that_was_changed_later_is_refused(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "changed")
+    ours = json.loads((tmp_path / "changed" / lerobot.OURS).read_text())
+    (tmp_path / "changed" / lerobot.OURS).write_text(json.dumps(ours | {"episodes": ours["episodes"][:3]}))
+    with pytest.raises(UserError, match=r"par_agent\.json describes 3 episodes, the dataset has episode 4: .*delete"):
+        LeRobotFolder(tmp_path / "changed")
 
 
 def test_a_truncated_video_is_named(rendered: RenderedDataset, tmp_path: Path) -> None:
@@ -279,7 +284,7 @@ def test_a_truncated_video_is_named(rendered: RenderedDataset, tmp_path: Path) -
     path = tmp_path / "lerobot" / lerobot.numbered(lerobot.VIDEO, 0, video_key="observation.images.base_camera")
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"file-000\.mp4 is damaged|file-000\.mp4 ends before its frame"):
-        import_lerobot(LeRobotFolder(tmp_path / "lerobot"), tmp_path / "out", LeRobotRequest())
+        bring(tmp_path / "lerobot", tmp_path / "out")
 
 
 def test_without_pyarrow_the_error_names_the_extra(rendered: RenderedDataset, tmp_path: Path) -> None:

@@ -175,10 +175,10 @@ class _Writer:
         write_json(self.folder / lerobot.INFO, info)
         write_json(self.folder / lerobot.STATS, totals)
         write_json(self.folder / lerobot.OURS, {"spec": self.dataset.spec, "episodes": self.attributes})
-        parquet.write_table(_tasks_table(self.tasks), self.folder / lerobot.TASKS)
+        parquet.write_table(_tasks_table(self.tasks), self.folder / lerobot.TASKS, write_page_checksum=True)
         path = self.folder / lerobot.numbered(lerobot.EPISODES, 0)
         path.parent.mkdir(parents=True)
-        parquet.write_table(arrow.Table.from_pylist(self.episodes), path)
+        parquet.write_table(arrow.Table.from_pylist(self.episodes), path, write_page_checksum=True)
 
 
 class _DataFiles:
@@ -198,7 +198,9 @@ class _DataFiles:
             self._path = self._folder / lerobot.numbered(lerobot.DATA, self._number)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # A dictionary holds an image once that several rows show.
-            self._writer = parquet.ParquetWriter(self._path, self._schema, dictionary_pagesize_limit=2**28)
+            self._writer = parquet.ParquetWriter(
+                self._path, self._schema, dictionary_pagesize_limit=2**28, write_page_checksum=True
+            )
         arrays = [_array(arrow, columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(arrow.Table.from_arrays(arrays, schema=self._schema))
         chunk, file = divmod(self._number, lerobot.FILES_PER_CHUNK)

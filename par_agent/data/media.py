@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -15,35 +16,44 @@ from par_agent.files import check_file
 CONTAINERS = {b"ftyp": (4, "mov"), b"\x1aE\xdf\xa3": (0, "matroska")}
 """What a video file has near its beginning -> where, and what ffmpeg calls the format."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+DEEP = re.compile(r"I|F|I;16.*|gray(9|1\d|f).*")
+"""What Pillow and ffmpeg call pixels of more than 8 bits that they would cut to 8: depth, for example."""
 
 
 def decode_image(content: bytes, origin: str) -> np.ndarray:
-    """Decodes an image: (H, W) or (H, W, channels).
+    """Decodes an image into (H, W, 3) uint8 RGB: gray is repeated, transparency dropped.
 
     Args:
         content: a file's bytes.
         origin: where they are from, for messages.
 
     Raises:
-        UserError: they are damaged, or no PNG, JPEG or WebP.
+        UserError: they are damaged, no PNG, JPEG or WebP, or have more than 8 bits a channel.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
-            return np.asarray(image.convert("RGB") if image.mode == "P" else image)
+            if not DEEP.fullmatch(image.mode):
+                return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, LookupError, SyntaxError, ArithmeticError, Image.DecompressionBombError) as error:
         raise UserError(f"{origin} is damaged ({error}); expected {', '.join(IMAGE_FORMATS)}") from None
+    raise UserError(f"{origin} has more than 8 bits a channel, as depth has; leave that camera out")
 
 
-def video_frames(path: Path) -> Generator[np.ndarray, None, None]:
+def video_frames(path: Path, fps: float | None = None) -> Generator[np.ndarray, None, None]:
     """Frames (H, W, 3) uint8 RGB of a video, from its beginning; close the generator to end the decoder.
 
     The format is looked up here and not left to ffmpeg, to which a text that lists other files, or addresses in the
-    network, is a video too.
+    network, is a video too. Every frame comes once, whatever the file says of its time.
+
+    Args:
+        path: the file.
+        fps: frames a second that it should have; None: any.
 
     Raises:
-        UserError: the file is missing, damaged, or neither MP4 nor Matroska.
+        UserError: the file is missing, damaged, neither MP4 nor Matroska, has other frames a second or more than 8 bits
+            a channel.
     """
     import imageio.v2 as imageio
 
@@ -53,7 +63,14 @@ def video_frames(path: Path) -> Generator[np.ndarray, None, None]:
     try:
         options = ["-f", _container(path), "-protocol_whitelist", "file"]
         # An absolute path: ffmpeg takes one like "http:/..." for an address.
-        reader = imageio.get_reader(path.absolute(), format="ffmpeg", input_params=options)
+        reader = imageio.get_reader(
+            path.absolute(), format="ffmpeg", input_params=options, output_params=["-fps_mode", "passthrough"]
+        )
+        found = reader.get_meta_data()
+        if DEEP.fullmatch(str(found.get("pix_fmt"))):
+            raise UserError(f"{path} has more than 8 bits a channel, as depth has; leave that camera out")
+        if fps is not None and abs(found["fps"] - fps) > 0.01 * fps:
+            raise UserError(f"{path} has {found['fps']:g} frames a second; expected {fps:g}, one each row")
         for frame in reader:
             yield np.asarray(frame)
     except UserError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,34 @@ class Table:
         path: the file.
         columns: names of the columns to read, which must be there; None: all but those of statistics.
         episode: reads the rows of this ``episode_index`` alone, in the order of their ``frame_index``.
+        others: further files that hold such rows.
 
     Raises:
         UserError: the file is missing or damaged, lacks a column, or pyarrow is not installed.
     """
 
-    def __init__(self, path: Path, columns: list[str] | None = None, episode: int | None = None) -> None:
+    def __init__(
+        self, path: Path, columns: list[str] | None = None, episode: int | None = None, others: Sequence[Path] = ()
+    ) -> None:
         self.path = path
-        check_file(path)
-        parquet = lerobot.pyarrow_module("parquet")
+        arrow, parquet = lerobot.pyarrow_module(""), lerobot.pyarrow_module("parquet")
+        filters = None if episode is None else [("episode_index", "==", episode)]
+        parts = []
+        for file in (path, *others):
+            check_file(file)
+            with self._named_faults():
+                names = parquet.read_schema(file).names
+                if columns is None:
+                    columns = [name for name in names if not name.startswith("stats/")]
+                if absent := [name for name in columns if name not in names]:
+                    raise self.damaged(f"it lacks the column {absent[0]}")
+                parts.append(
+                    parquet.read_table(
+                        file, columns=columns, filters=filters, partitioning=None, page_checksum_verification=True
+                    )
+                )
         with self._named_faults():
-            if columns is None:
-                columns = [name for name in parquet.read_schema(path).names if not name.startswith("stats/")]
-            filters = None if episode is None else [("episode_index", "==", episode)]
-            self._table = parquet.read_table(
-                path, columns=columns, filters=filters, partitioning=None, page_checksum_verification=True
-            )
+            self._table = arrow.concat_tables(parts)
             if episode is not None:
                 self._table = self._table.sort_by("frame_index")
 
@@ -55,10 +67,12 @@ class Table:
     def __contains__(self, column: str) -> bool:
         return column in self._table.column_names
 
-    def values(self, column: str, kind: Any) -> list[Any]:
-        """A column as Python has it, each value of a kind as :func:`par_agent.json_fields.check` knows them."""
+    def values(self, column: str, kind: Any, rows: np.ndarray | None = None) -> list[Any]:
+        """A column, or some rows of it, as Python has it, each value of a kind as :func:`par_agent.json_fields.check`
+        knows them."""
         with self._named_faults(column):
-            values: list[Any] = self._table[column].to_pylist()
+            found = self._table[column]
+            values: list[Any] = (found if rows is None else found.take(rows.tolist())).to_pylist()
         try:
             check(column, values, list[kind])
         except UserError as error:
@@ -75,24 +89,36 @@ class Table:
             raise self.damaged(str(error)) from None
         return rows
 
-    def matrix(self, column: str) -> np.ndarray:
-        """A column of numbers, or of lists of as many of them, as (K, n) float32, all finite."""
-        arrow = lerobot.pyarrow_module("")
+    def matrix(self, column: str, *, truths: bool = False) -> np.ndarray:
+        """A column of numbers, or of lists of as many of them, as (K, n) float32, all finite.
+
+        Lists may be nested where only one dimension has more than one entry. ``truths`` takes true and false for 1 and
+        0.
+        """
+        arrow, compute = lerobot.pyarrow_module(""), lerobot.pyarrow_module("compute")
+        kinds = arrow.types
         with self._named_faults(column):
-            flat, size = self._table[column].combine_chunks(), 1
-            kinds = arrow.types
-            if kinds.is_list(flat.type) or kinds.is_large_list(flat.type) or kinds.is_fixed_size_list(flat.type):
-                sizes = set(lerobot.pyarrow_module("compute").list_value_length(flat).to_pylist())
-                if len(sizes) != 1 or not (size := sizes.pop()):
+            flat, sizes = arrow.concat_arrays(self._table[column].chunks), list[int]()
+            flat = flat.storage if isinstance(flat, arrow.ExtensionArray) else flat
+            while kinds.is_list(flat.type) or kinds.is_large_list(flat.type) or kinds.is_fixed_size_list(flat.type):
+                lengths = compute.unique(compute.list_value_length(flat)).to_pylist()
+                if len(lengths) != 1 or not lengths[0]:
                     raise self.damaged(
-                        f"rows of {column} hold {sorted(map(str, sizes))} numbers; expected as many in each"
+                        f"rows of {column} hold {sorted(map(str, lengths))} numbers; expected as many in each"
                     )
+                sizes += [size for size in lengths if size != 1]
                 flat = flat.flatten()
+            if truths and kinds.is_boolean(flat.type):
+                flat = flat.cast(arrow.uint8())
+            if len(sizes) > 1:
+                raise self.damaged(f"each row of {column} has the shape {sizes}; expected one dimension")
             if flat.null_count or not (kinds.is_floating(flat.type) or kinds.is_integer(flat.type)):
                 raise self.damaged(f"{column} holds {flat.type} with {flat.null_count} gaps; expected numbers")
-            values = np.asarray(flat, dtype=np.float32).reshape(len(self), size)
+            with np.errstate(over="ignore"):
+                values = flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(self), -1)
         if not np.isfinite(values).all():
-            raise self.damaged(f"row {int(np.argmin(np.isfinite(values).all(1)))} of {column} holds NaN or infinity")
+            row = int(np.argmin(np.isfinite(values).all(1)))
+            raise self.damaged(f"row {row} of {column} holds NaN, infinity or a number too large for float32")
         return values
 
     @contextlib.contextmanager

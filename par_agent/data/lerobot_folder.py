@@ -1,0 +1,293 @@
+"""Reads an existing LeRobotDataset, v2.0 to v3.0: what it says of itself, and where its episodes are.
+
+:mod:`par_agent.data.lerobot` shows the files of v3.0. Those of v2.0 and v2.1 are::
+
+    meta/info.json                                sizes, frames a second, features
+    meta/tasks.jsonl                              {"task_index": 0, "task": "..."} a line
+    meta/episodes.jsonl                           {"episode_index": 0, "length": 120, "tasks": ["..."]} a line
+    data/chunk-000/episode_000000.parquet         one row a control step, one episode a file
+    videos/chunk-000/<feature>/episode_000000.mp4 the frames of those rows
+
+Nothing in these files is taken on trust: each error names the file, the key, and the episode where there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+from par_agent.data import lerobot
+from par_agent.data.lerobot_features import Feature
+from par_agent.data.tables import ADVICE, Table
+from par_agent.errors import UserError
+from par_agent.files import inside, read_content, read_object
+from par_agent.json_fields import check
+from par_agent.strict_json import parse_json
+
+
+class _Feature(TypedDict):
+    """What is needed of a feature's description."""
+
+    dtype: str
+    shape: list[int]
+
+
+class _Info(TypedDict):
+    """What is needed of meta/info.json."""
+
+    fps: float
+    data_path: str
+    features: dict[str, _Feature]
+
+
+class _Layout(Protocol):
+    """Where a format keeps things."""
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Rows of the table of tasks: ``task_index``, ``task``."""
+
+    def episodes(self) -> Iterator[dict[str, Any] | UserError]:
+        """Rows of the table of episodes, or why some cannot be read."""
+
+    def rows(self, record: dict[str, Any], where: str) -> dict[str, int | str]:
+        """What makes an episode's file of rows out of ``data_path``; ``where`` is for messages."""
+
+    def frames(self, record: dict[str, Any], feature: str, where: str) -> tuple[dict[str, int | str], float]:
+        """What makes an episode's video out of ``video_path``, and the second at which the episode begins in it."""
+
+
+class _Version2:
+    """Tables are lines of JSON; an episode has files of its own."""
+
+    def __init__(self, folder: Path, info: dict[str, Any]) -> None:
+        self._folder = folder
+        self._chunk = max(1, whole(info.get("chunks_size", 1000), f"{folder / lerobot.INFO}: chunks_size"))
+
+    def tasks(self) -> list[dict[str, Any]]:
+        rows = list(self._lines("meta/tasks.jsonl"))
+        for row in rows:
+            if isinstance(row, UserError):
+                raise row
+        return rows
+
+    def episodes(self) -> Iterator[dict[str, Any] | UserError]:
+        return self._lines("meta/episodes.jsonl")
+
+    def rows(self, record: dict[str, Any], where: str) -> dict[str, int | str]:
+        number = record["episode_index"]
+        return {"episode_chunk": number // self._chunk, "episode_index": number}
+
+    def frames(self, record: dict[str, Any], feature: str, where: str) -> tuple[dict[str, int | str], float]:
+        return {**self.rows(record, where), "video_key": feature}, 0.0
+
+    def _lines(self, name: str) -> Iterator[Any]:
+        path = inside(self._folder, name)
+        for number, line in enumerate(read_content(path).splitlines(), 1):
+            if line.strip():
+                try:
+                    row = parse_json(line, f"line {number} of {path}")
+                    check(f"line {number} of {path}", row, dict)
+                    yield row
+                except UserError as error:
+                    yield error
+
+
+class _Version3:
+    """Tables are Parquet files; files hold several episodes."""
+
+    def __init__(self, folder: Path, info: dict[str, Any]) -> None:
+        self._folder = folder
+
+    def tasks(self) -> list[dict[str, Any]]:
+        table = Table(inside(self._folder, lerobot.TASKS))
+        text = "task" if "task" in table else "__index_level_0__"  # pandas' name of a nameless index
+        return [{**row, "task": row.get(text)} for row in table.records(dict)]
+
+    def episodes(self) -> Iterator[dict[str, Any] | UserError]:
+        for path in sorted((self._folder / "meta/episodes").rglob("*.parquet")):
+            try:
+                yield from Table(inside(self._folder, str(path.relative_to(self._folder)))).records(dict)
+            except UserError as error:
+                yield error
+
+    def rows(self, record: dict[str, Any], where: str) -> dict[str, int | str]:
+        return self._numbers(record, "data", where)
+
+    def frames(self, record: dict[str, Any], feature: str, where: str) -> tuple[dict[str, int | str], float]:
+        key = f"videos/{feature}/from_timestamp"
+        begin = record.get(key)
+        check(f"{key} of {where}", begin, float)
+        assert isinstance(begin, int | float)
+        return {**self._numbers(record, f"videos/{feature}", where), "video_key": feature}, max(0.0, begin)
+
+    def _numbers(self, record: dict[str, Any], prefix: str, where: str) -> dict[str, int | str]:
+        keys = ("chunk_index", "file_index")
+        return {key: whole(record.get(f"{prefix}/{key}"), f"{prefix}/{key} of {where}") for key in keys}
+
+
+class LeRobotFolder:
+    """An existing LeRobotDataset.
+
+    Raises:
+        UserError: no such dataset, another version, a description that lacks something, or pyarrow is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        lerobot.pyarrow_module("")
+        path = folder / lerobot.INFO
+        if not path.is_file():
+            raise UserError(f"{folder} is not a LeRobot dataset (no {lerobot.INFO})")
+        self.info = read_object(inside(folder, lerobot.INFO))
+        self.version = str(self.info.get("codebase_version"))
+        """Of its format."""
+        if not self.version.startswith(("v2.", "v3.")):
+            raise UserError(
+                f"{folder} has the format {self.version}; expected v2.0 to v3.0: convert it with LeRobot's own scripts"
+            )
+        check(str(path), self.info, _Info)
+        self.fps = float(self.info["fps"])
+        """Rows a second."""
+        self.features = [Feature.read(name, content) for name, content in self.info["features"].items()]
+        if self.fps <= 0:
+            raise UserError(f"{path}: fps is {self.fps:g}; it must be above 0")
+        self._layout: _Layout = (_Version2 if self.version.startswith("v2.") else _Version3)(folder, self.info)
+        self.records: dict[int, dict[str, Any]] = {}
+        """Rows of the table of episodes by the episode's number, ascending."""
+        self.unreadable: list[UserError] = []
+        """What is wrong with the other rows."""
+        self._read_episodes()
+        self.ours: _Ours | None = None
+        """What this package's own export says besides; None: another tool wrote the dataset."""
+        if (folder / lerobot.OURS).is_file():
+            self.ours = self._read_ours(inside(folder, lerobot.OURS))
+
+    def _read_episodes(self) -> None:
+        found = []
+        for row in self._layout.episodes():
+            try:
+                if isinstance(row, UserError):
+                    raise row
+                number = whole(row.get("episode_index"), f"episode_index of an episode of {self.folder}")
+                found.append((number, {**row, "episode_index": number}))
+            except UserError as error:
+                self.unreadable.append(error)
+        self.records = dict(sorted(found, key=lambda pair: pair[0]))
+        if len(self.records) < len(found):
+            raise UserError(f"{self.folder} lists an episode twice in its table of episodes; {ADVICE}")
+
+    def _read_ours(self, path: Path) -> _Ours:
+        ours = read_object(path, _Ours)
+        if len(ours["episodes"]) <= max(self.records, default=-1):
+            raise UserError(
+                f"{path} describes {len(ours['episodes'])} episodes, the dataset has episode {max(self.records)}: it "
+                "was changed since par_agent exported it; delete that file to read it as any other dataset"
+            )
+        return ours
+
+    @cached_property
+    def tasks(self) -> dict[int, str]:
+        """Instructions by the index that rows have.
+
+        Raises:
+            UserError: the table is missing or damaged.
+        """
+        where = f"the table of tasks of {self.folder}"
+        tasks: dict[int, str] = {}
+        for row in self._layout.tasks():
+            number = whole(row.get("task_index"), f"task_index in {where}")
+            check(f"task {number} in {where}", row.get("task"), str)
+            if tasks.setdefault(number, row["task"]) != row["task"]:
+                raise UserError(f"{where} has task {number} twice; {ADVICE}")
+        return tasks
+
+    def name(self, number: int) -> str:
+        """An episode in messages."""
+        return f"episode {number} of {self.folder}"
+
+    def rows(self, number: int, columns: Sequence[str]) -> Table:
+        """Columns of an episode's rows, in their order.
+
+        Raises:
+            UserError: the rows are missing, repeated or damaged.
+        """
+        record, where = self.records[number], self.name(number)
+        length = whole(record.get("length"), f"length of {where}")
+        if length < 2:
+            raise UserError(f"{where} has {length} rows; an episode needs 2 to show what an action leads to")
+        path, wanted = (
+            self._file("data_path", self._layout.rows(record, where)),
+            [*dict.fromkeys(["frame_index", *columns])],
+        )
+        table, fault = None, None
+        try:
+            table = Table(path, wanted, number)
+        except UserError as error:
+            fault = error
+        if table is None or len(table) < length:
+            others = [file for file in self._holders.get(number, []) if file != path]
+            if fault is not None and not others:
+                raise fault
+            first, *more = others if table is None else [path, *others]
+            table = Table(first, wanted, number, more)
+        if len(table) != length:
+            raise table.damaged(f"it holds {len(table)} rows of {where}, whose table of episodes says {length}")
+        if (np.diff(table.matrix("frame_index")[:, 0]) != 1).any():
+            raise table.damaged(f"a row of {where} is missing or there twice")
+        return table
+
+    def video(self, number: int, feature: str) -> tuple[Path, int]:
+        """The video of an episode's camera, and which of its frames is the episode's first.
+
+        Raises:
+            UserError: the description of the dataset, or of the episode, does not say it.
+        """
+        values, begin = self._layout.frames(self.records[number], feature, self.name(number))
+        return self._file("video_path", values), round(begin * self.fps)
+
+    def _file(self, key: str, values: dict[str, int | str]) -> Path:
+        """The path of a file by its template in meta/info.json."""
+        template, where = self.info.get(key), self.folder / lerobot.INFO
+        check(f"{where}: {key}", template, str)
+        try:
+            return inside(self.folder, lerobot.fill(str(template), **values))
+        except UserError as error:
+            raise UserError(f"{where}: {key}: {error}") from None
+
+    @cached_property
+    def _holders(self) -> dict[int, list[Path]]:
+        """Files that hold rows of an episode, whatever the table of episodes says."""
+        holders: dict[int, list[Path]] = {}
+        if isinstance(self._layout, _Version2):
+            return holders
+        for path in sorted((self.folder / "data").rglob("*.parquet")):
+            with contextlib.suppress(UserError):
+                table = Table(inside(self.folder, str(path.relative_to(self.folder))), ["episode_index"])
+                for number in sorted(set(table.values("episode_index", int))):
+                    holders.setdefault(number, []).append(path)
+        return holders
+
+
+class _Ours(TypedDict):
+    """What :mod:`par_agent.data.lerobot_export` writes beside LeRobot's files."""
+
+    spec: dict[str, Any]
+    episodes: list[dict[str, str | int | float | bool | tuple[str, ...]]]
+
+
+def whole(value: Any, key: str) -> int:
+    """A count or an index, which some tools store as a decimal number.
+
+    Raises:
+        UserError: it is something else; ``key`` says what it is.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is not int or value < 0:
+        raise UserError(f"{key} is {value!r}; expected a whole number, 0 or more")
+    return value

@@ -1,0 +1,317 @@
+"""What of a LeRobotDataset becomes training data: found out, checked and said before any image is decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from par_agent.data import lerobot
+from par_agent.data.conventions import joint_targets
+from par_agent.data.lerobot_features import CONTROL_MODES, Feature, Keys, choose_keys
+from par_agent.data.lerobot_folder import LeRobotFolder, whole
+from par_agent.data.rendering import RenderSpec, wordings
+from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
+from par_agent.data.tables import Table
+from par_agent.errors import UserError
+from par_agent.tasks import UNKNOWN_CONTROLLER
+from par_agent.transforms import crop_and_resize
+
+DEFAULT_STRIDE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeRobotRequest:
+    """What of a LeRobot dataset to take, and how."""
+
+    episodes: str | None = None
+    """Numbers of the episodes to read, such as 0-99,120; all if not given."""
+    include_failures: bool = False
+    """Also reads episodes in which the feature `next.success` or `success` is never true."""
+    skip_corrupt: bool = False
+    """Leaves out episodes that cannot be read, and names each."""
+    stride: int | None = None
+    """Rows between stored frames; the chunk length, or a divisor of it for more starting points. 8 if not given."""
+    cameras: tuple[str, ...] = ()
+    """Cameras by name, without `observation.images.`; all that show colours if not given."""
+    crop: tuple[int, int, int, int] | None = None
+    """Top, left, height, width in pixels of the images."""
+    size: tuple[int, int] | None = None
+    """Height and width of the stored frames, resized by area averaging."""
+    instruction: tuple[str, ...] = ()
+    """Language instruction, or several wordings of it, of all episodes, in place of the dataset's tasks."""
+    control_mode: str | None = None
+    """What an action is: `pd_joint_pos` if its numbers are target positions of the joints in the state, in the same
+    order (they are then learnt relative to where the joints are); another of ManiSkill's controllers, for example
+    `pd_ee_delta_pose`, or `unknown`, and they are learnt as they are. Found by the features' names where they tell."""
+    image_key: tuple[str, ...] = ()
+    """Features of the cameras, each as `NAME=FEATURE` or `FEATURE`, for example `wrist=wrist_image`."""
+    state_key: tuple[str, ...] = ()
+    """Feature of the joint positions, or several that follow one another; `observation.state` or `state` if not given.
+    """
+    action_key: tuple[str, ...] = ()
+    """Feature of the actions, or several that follow one another; `action` or `actions` if not given. `none`: reads
+    videos without actions."""
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """What will be read of a dataset whose numbers have been looked at."""
+
+    source: LeRobotFolder
+    request: LeRobotRequest
+    keys: Keys
+    spec: RenderSpec
+    control_mode: str
+    """What the actions are."""
+    episodes: tuple[int, ...]
+    """Numbers of the episodes to read."""
+    rows: int
+    """How many these have."""
+    instructions: Counter[str | tuple[str, ...]]
+    """In how many of them each instruction stands."""
+
+    def __str__(self) -> str:
+        """What was understood of the dataset, and what is left out."""
+        source, keys = self.source, self.keys
+        robot = source.info.get("robot_type") or "unknown"
+        lines = [f"{source.folder}: LeRobot {source.version}, robot {robot}, {source.fps:g} rows a second"]
+        for name, camera in keys.cameras.items():
+            height, width, channels = camera.image_size
+            lines.append(f"  camera {name}: {camera.name}, {camera.dtype}s of {height}x{width}, {channels} channels")
+        lines.append(f"  state: {_described(keys.state)}")
+        if keys.action:
+            targets = joint_targets(self.control_mode, keys.action_size, keys.state_size)
+            lines.append(f"  action: {_described(keys.action)}; {self.control_mode}, {sum(targets)} joint targets")
+        else:
+            lines.append("  no actions: videos alone")
+        if keys.unused:
+            lines.append(f"  not read: {', '.join(feature.name for feature in keys.unused)}")
+        for instruction, count in self.instructions.most_common(3):
+            lines.append(f"  instruction of {count} episodes: {instruction!r}")
+        if len(self.instructions) > 3:
+            lines.append(f"  and {len(self.instructions) - 3} other instructions")
+        lines.append(f"  episodes: {len(self.episodes)} of {len(source.records)}, {self.rows} rows")
+        success = "no feature tells success" if keys.success is None else f"{keys.success.name} tells success"
+        lines[-1] += f"; {'failures included' if self.request.include_failures else success}"
+        return "\n".join(lines)
+
+
+def _described(features: tuple[Feature, ...]) -> str:
+    names = [name for feature in features for name in feature.number_names]
+    some = f" ({', '.join(names[:12])}{', ...' * (len(names) > 12)})" if names else ""
+    return f"{' + '.join(f.name for f in features)}, {sum(f.size for f in features)} numbers{some}"
+
+
+def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
+    """Looks at all numbers of the episodes that are asked for.
+
+    Raises:
+        UserError: features that are not found or do not fit; actions of which it is not known what they are; an
+            episode that cannot be read, unless such are left out; or none is left.
+    """
+    keys = choose_keys(
+        source.features,
+        str(source.folder),
+        image_key=request.image_key,
+        state_key=request.state_key,
+        action_key=request.action_key,
+        cameras=request.cameras,
+        video=source.ours is not None,
+    )
+    _check_options(source, request, keys)
+    if not request.instruction:
+        _ = source.tasks  # without which no episode can be read
+    seen = _Seen()
+    if source.unreadable and request.episodes is None and not request.skip_corrupt:
+        raise UserError(f"{source.unreadable[0]}; or leave such episodes out: --skip-corrupt")
+    for error in source.unreadable:
+        tqdm.write(f"left out: {error}")
+
+    @functools.lru_cache(1)
+    def read(number: int) -> EpisodeRows:
+        return read_rows(source, keys, request, number)
+
+    selection = Selection(
+        None if request.episodes is None else parse_numbers(request.episodes),
+        include_failures=request.include_failures,
+        skip_corrupt=request.skip_corrupt,
+    )
+    taken = select(
+        str(source.folder),
+        list(source.records),
+        selection,
+        lambda number: read(number).succeeded,
+        lambda number: seen.add(read(number), keys),
+    )
+    mode = _control_mode(source, request, keys, follows=seen.misses <= seen.spread)
+    spec = _spec(source, request, keys, taken, seen.instructions)
+    return ImportPlan(source, request, keys, spec, mode, taken, seen.rows, seen.instructions)
+
+
+class _Seen:
+    """What the episodes' numbers tell."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.instructions: Counter[str | tuple[str, ...]] = Counter()
+        self.misses, self.spread = 0.0, 0.0
+        """Squared distances of actions from the joints that are called alike, and of these from their mean."""
+
+    def add(self, rows: EpisodeRows, keys: Keys) -> None:
+        """Looks at one more episode."""
+        self.rows += len(rows.state)
+        self.instructions[rows.instruction] += 1
+        if rows.action is not None and keys.called_like_joints:
+            joints = np.flatnonzero(joint_targets("pd_joint_pos", keys.action_size, keys.state_size))
+            state = rows.state[:, joints]
+            self.misses += float(np.square(rows.action[:, joints] - state).sum())
+            self.spread += float(np.square(state - state.mean(0)).sum())
+
+
+def _check_options(source: LeRobotFolder, request: LeRobotRequest, keys: Keys) -> None:
+    """Compares options with the dataset's features."""
+    fixed = ("crop", "size", "stride", "control_mode", "image_key", "state_key", "action_key")
+    if source.ours is not None and any(getattr(request, name) for name in fixed):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+        raise UserError(
+            f"{source.folder} was exported by par_agent and knows its frames and actions: leave {options} out"
+        )
+    if request.control_mode not in (None, *CONTROL_MODES):
+        raise UserError(f"--control-mode is {request.control_mode!r}; expected one of {', '.join(CONTROL_MODES)}")
+    if request.control_mode == "pd_joint_pos" and keys.action_size > keys.state_size:
+        raise UserError(
+            f"--control-mode pd_joint_pos: {source.folder} has {keys.action_size} numbers an action and "
+            f"{keys.state_size} of state; there are targets of no more joints than those: name others with --state-key"
+        )
+    for camera in keys.cameras.values():
+        height, width, _ = camera.image_size
+        crop_and_resize(np.zeros((height, width, 3), np.uint8), request.crop, request.size)
+
+
+def _control_mode(source: LeRobotFolder, request: LeRobotRequest, keys: Keys, *, follows: bool) -> str:
+    """What the actions are; ``follows``: they lie near the joints that are called alike, as targets do."""
+    if request.control_mode is not None or not keys.action:
+        return request.control_mode or UNKNOWN_CONTROLLER
+    if source.ours is not None:
+        return str(next(iter(source.ours["episodes"]), {}).get("control_mode", UNKNOWN_CONTROLLER))
+    if keys.called_like_joints and follows:
+        return "pd_joint_pos"
+    reason = f"action: {_described(keys.action)}; state: {_described(keys.state)}"
+    if keys.called_like_joints:
+        reason = "they are called like the joints, but are far from where these are"
+    raise UserError(
+        f"{source.folder} does not tell what its actions are ({reason}): say it with --control-mode pd_joint_pos if "
+        f"they are target positions of the joints, else with one of {', '.join(CONTROL_MODES[1:])}"
+    )
+
+
+def _spec(
+    source: LeRobotFolder, request: LeRobotRequest, keys: Keys, taken: tuple[int, ...], instructions: Counter[Any]
+) -> RenderSpec:
+    """The spec of the imported dataset: the original one, where this package exported it."""
+    all_taken = taken == tuple(source.records)
+    if source.ours is not None:
+        original = RenderSpec.from_json(source.ours["spec"], str(source.folder / lerobot.OURS))
+        cameras = request.cameras or original.cameras
+        if all_taken:
+            return dataclasses.replace(original, cameras=cameras)
+        own = source.ours["episodes"]
+        chosen = [
+            whole(own[number].get("source_episode"), f"source_episode of {source.name(number)}") for number in taken
+        ]
+        return dataclasses.replace(
+            original, cameras=cameras, num_episodes=len(taken), source_episodes=format_numbers(chosen)
+        )
+    stride = DEFAULT_STRIDE if request.stride is None else request.stride
+    return RenderSpec(
+        env_id=str(source.info.get("robot_type") or "unknown"),
+        source=str(source.folder),
+        num_episodes=len(taken),
+        instruction=next(iter(instructions)) if len(instructions) == 1 else "",
+        cameras=tuple(keys.cameras),
+        crop=request.crop,
+        size=request.size,
+        chunk_length=stride,
+        stride=stride,
+        source_episodes=None if all_taken else format_numbers(taken),
+    )
+
+
+@dataclass(frozen=True)
+class EpisodeRows:
+    """An episode of K rows."""
+
+    table: Table
+    """With its images, if they were asked for."""
+    state: np.ndarray
+    """(K, P) float32."""
+    action: np.ndarray | None
+    """(K, A) float32; None of a video."""
+    extra: dict[str, np.ndarray]
+    """Name -> (K, n) float32."""
+    instruction: str | tuple[str, ...]
+    """What to do, or wordings of it."""
+    succeeded: bool
+    """False if the dataset says that it never did; failures that are read, too, are not looked for."""
+
+
+def read_rows(
+    source: LeRobotFolder, keys: Keys, request: LeRobotRequest, number: int, images: tuple[Feature, ...] = ()
+) -> EpisodeRows:
+    """Reads an episode, with the images that are stored among its rows.
+
+    Raises:
+        UserError: they are missing or damaged, hold what are no finite numbers, or the task changes on the way.
+    """
+    success = None if request.include_failures else keys.success
+    features = (*keys.state, *keys.action, *keys.extra.values())
+    task = [] if request.instruction or source.ours is not None else ["task_index"]
+    columns = [feature.name for feature in (*features, *images, *([success] if success else []))]
+    table = source.rows(number, [*columns, *task])
+
+    def matrix(feature: Feature) -> np.ndarray:
+        values = table.matrix(feature.name, truths=feature is success)
+        if values.shape[1] != feature.size:
+            raise table.damaged(
+                f"{feature.name} has {values.shape[1]} numbers a row; {lerobot.INFO} says {feature.size}"
+            )
+        return values
+
+    try:
+        return EpisodeRows(
+            table,
+            np.concatenate([matrix(feature) for feature in keys.state], 1),
+            np.concatenate([matrix(feature) for feature in keys.action], 1) if keys.action else None,
+            {name: matrix(feature) for name, feature in keys.extra.items()},
+            _instruction(source, request, number, table),
+            success is None or bool(matrix(success).any()),
+        )
+    except UserError as error:
+        raise UserError(f"{source.name(number)}: {error}") from None
+
+
+def _instruction(source: LeRobotFolder, request: LeRobotRequest, number: int, table: Table) -> str | tuple[str, ...]:
+    """The instruction of an episode: that of all its rows, unless one is given."""
+    if request.instruction:
+        return wordings(request.instruction)
+    if source.ours is not None:
+        own = source.ours["episodes"][number].get("instruction", "")
+        return tuple(own) if isinstance(own, list) else str(own)
+    found = [whole(index, f"{table.path}: task_index") for index in table.matrix("task_index")[:, 0].tolist()]
+    for index in set(found) - set(source.tasks):
+        raise UserError(f"its task_index is {index}, which the table of tasks lacks: give --instruction TEXT")
+    texts = [source.tasks[index] for index in found]
+    if change := next((row for row, text in enumerate(texts) if text != texts[0]), 0):
+        raise UserError(
+            f"its task changes at row {change}, from {texts[0]!r} to {texts[change]!r}; an episode has one: give "
+            "--instruction TEXT for all episodes"
+        )
+    if not texts[0].strip():
+        raise UserError(f"its task {found[0]} has no words: give --instruction TEXT for all episodes")
+    return texts[0]
