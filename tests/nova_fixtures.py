@@ -92,10 +92,11 @@ def write_phi(folder: Path, width: int) -> Path:
     return folder
 
 
-def write_released_folder(folder: Path, text_width: int = 16) -> Path:
+def write_released_folder(folder: Path, text_width: int = 16, text_length: int = 4) -> Path:
     """Writes a whole released NOVA folder in miniature: transformer, vae, scheduler, text encoder and tokenizer."""
     write_phi(folder, text_width)
-    write_nova(folder / "transformer", mixer_rank=2, text_token_dim=text_width)
+    sizes = {"text_token_dim": text_width, "text_token_len": text_length}
+    write_nova(folder / "transformer", mixer_rank=2, **sizes)
     shutil.copytree(ROOT / "vae_tiny", folder / "vae")
     (folder / "scheduler").mkdir()
     config = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}

@@ -31,7 +31,7 @@ INSTRUCTION = "push the red cube"
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_released_folder(tmp_path_factory.mktemp("released"))
+    return write_released_folder(tmp_path_factory.mktemp("released"), text_length=24)
 
 
 def run(released: Path, out: Path, *options: str) -> int:
@@ -112,7 +112,7 @@ def test_the_printed_commands_lead_from_the_released_folder_to_a_policy(
     )
     record(tmp_path / "FILE.h5", "PushCube-v1", (9, 9, 9), {})
     printed[1][printed[1].index("cuda")] = "cpu"
-    assert main([*printed[0], "--workers", "1"]) == 0
+    assert main([*printed[0], "--workers", "1", "--include-failures"]) == 0
     assert main([*printed[1], "--steps", "2", "--window", "2", "--variants", "1"]) == 0
     options = json.loads(Path("runs/NAME/finetune.json").read_text())
     assert (options["learning_rate"], options["batch_size"], options["accumulation"]) == (1e-4, 4, 8)
