@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from par_agent.data.episodes import RenderedDataset
+from par_agent.data.lerobot_folder import LeRobotFolder
+from par_agent.data.lerobot_import import import_lerobot
+from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
+from par_agent.errors import UserError
 
 SIZE = (16, 24)
 """Height and width of images."""
@@ -153,3 +160,17 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if rows:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def bring(folder: Path, **request: Any) -> RenderedDataset:
+    """Imports a dataset; returns what became of it."""
+    out = folder.with_name(f"{folder.name}-imported")
+    import_lerobot(plan_import(LeRobotFolder(folder), LeRobotRequest(**{"stride": 4, **request})), out)
+    return RenderedDataset(out)
+
+
+def refused(folder: Path, message: str, **request: Any) -> None:
+    """Checks that an import is refused before anything is written."""
+    with pytest.raises(UserError, match=message):
+        bring(folder, **request)
+    assert not folder.with_name(f"{folder.name}-imported").exists()
