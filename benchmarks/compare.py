@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from par_agent.cli.entry import run_command
 from par_agent.errors import UserError
 from par_agent.evaluation.records import Record, RecordKey, read_run, record_key
 from par_agent.evaluation.statistics import compare_paired
@@ -63,9 +64,11 @@ def comparison_table(config: CompareConfig) -> Table:
     return table
 
 
+def main(config: CompareConfig) -> int:
+    """Prints the table."""
+    Console().print(comparison_table(config))
+    return 0
+
+
 if __name__ == "__main__":
-    try:
-        Console().print(comparison_table(tyro.cli(CompareConfig, description=__doc__)))
-    except UserError as error:
-        print(f"benchmarks/compare.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command("benchmarks/compare.py", lambda: main(tyro.cli(CompareConfig, description=__doc__))))

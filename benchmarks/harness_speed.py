@@ -25,6 +25,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from par_agent.cli.entry import run_command
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
 from par_agent.evaluation.records import Record
@@ -258,10 +259,4 @@ def table(config: SpeedConfig, times: dict[str, list[StepTime]]) -> Table:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(SpeedConfig, description=__doc__))
-    except UserError as error:
-        print(f"benchmarks/harness_speed.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(run_command("benchmarks/harness_speed.py", lambda: main(tyro.cli(SpeedConfig, description=__doc__))))

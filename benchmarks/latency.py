@@ -19,6 +19,7 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from par_agent.cli.entry import run_command
 from par_agent.errors import UserError
 from par_agent.modeling.frame_encoder import make_frame_encoder
 from par_agent.modeling.generation import GenerationConfig, mask_schedule
@@ -305,7 +306,4 @@ def describe(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(LatencyConfig, description=__doc__))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command("benchmarks/latency.py", lambda: main(tyro.cli(LatencyConfig, description=__doc__))))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from par_agent.errors import UserError
+from par_agent.cli.entry import run_command
 from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.protocol import is_complete, protocol_file, protocol_seeds, save_states
 from par_agent.tasks import TASKS, get_task
@@ -40,7 +40,4 @@ def main(config: MakeStatesConfig) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(MakeStatesConfig)))
-    except UserError as error:
-        sys.exit(f"make_states: error: {error}")
+    sys.exit(run_command("benchmarks/make_states.py", lambda: main(tyro.cli(MakeStatesConfig)), resumes=True))

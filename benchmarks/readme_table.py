@@ -16,6 +16,7 @@ import tyro
 from finished_runs import Run, curves, finished_runs, read_runs, table_rows
 from reproduce_table import demonstrations, methods, other_states
 
+from par_agent.cli.entry import run_command
 from par_agent.errors import UserError
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.evaluation.variations import VARIATIONS
@@ -160,8 +161,4 @@ def main(config: TableConfig) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(TableConfig)))
-    except UserError as error:
-        print(f"benchmarks/readme_table.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command("benchmarks/readme_table.py", lambda: main(tyro.cli(TableConfig))))

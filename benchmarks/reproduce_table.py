@@ -15,6 +15,7 @@ import tyro
 from figures import draw_curves, draw_table
 from finished_runs import ROWS, Curve, Point, Run, curves, read_runs, table_rows
 
+from par_agent.cli.entry import run_command
 from par_agent.errors import UserError
 from par_agent.evaluation.records import record_key
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
@@ -212,8 +213,4 @@ def main(config: TableConfig) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(TableConfig, description=__doc__)))
-    except UserError as error:
-        print(f"benchmarks/reproduce_table.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command("benchmarks/reproduce_table.py", lambda: main(tyro.cli(TableConfig, description=__doc__))))

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from baselines import find_policy
+from par_agent.cli.entry import run_command
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import parse_options, search_folder
 from par_agent.evaluation.records import Record
@@ -39,8 +40,6 @@ from par_agent.tasks import BUNDLED, PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCO
 from par_agent.vla_eval.client import PREFIX
 
 EXIT_ALL_ERRORS = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -191,11 +190,6 @@ def main(config: BenchmarkConfig) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(BenchmarkConfig, description=__doc__)))
-    except UserError as error:
-        print(f"benchmarks/run.py: error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes where this one stopped.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(
+        run_command("benchmarks/run.py", lambda: main(tyro.cli(BenchmarkConfig, description=__doc__)), resumes=True)
+    )

@@ -21,6 +21,7 @@ from latency import count_flops, describe, synchronise
 from torch import Tensor, nn
 
 from par_agent.checkpoint import Checkpoint
+from par_agent.cli.entry import run_command
 from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions
 from par_agent.data.episodes import RenderedDataset
@@ -147,21 +148,21 @@ def main(config: ThroughputConfig) -> None:
     sampler = open_data(config, training.checkpoint)
     stopwatch, product = Stopwatch(config), matrix_product(config)
     waited, began, memory, flops = 0.0, 0.0, 0, {}
-    batches = prefetch(sampler.batch, 0, config.steps + 2)
-    for number in range(config.steps + 2):
-        before = time.perf_counter()
-        began = before if number == 2 else began
-        windows = next(batches)
-        waited += time.perf_counter() - before if number >= 2 else 0.0
-        if number == 0:
-            flops["step"] = count_flops(lambda windows=windows: training.step(windows))
-            flops["transformer"] = count_flops(training.transformer)
-        elif number == 1:
-            training.step(windows)
-        else:
-            stopwatch("step", lambda windows=windows: training.step(windows))
-        memory = max(memory, own_memory())
-    elapsed = time.perf_counter() - began
+    with prefetch(sampler.batch, 0, config.steps + 2) as batches:
+        for number in range(config.steps + 2):
+            before = time.perf_counter()
+            began = before if number == 2 else began
+            windows = next(batches)
+            waited += time.perf_counter() - before if number >= 2 else 0.0
+            if number == 0:
+                flops["step"] = count_flops(lambda windows=windows: training.step(windows))
+                flops["transformer"] = count_flops(training.transformer)
+            elif number == 1:
+                training.step(windows)
+            else:
+                stopwatch("step", lambda windows=windows: training.step(windows))
+            memory = max(memory, own_memory())
+        elapsed = time.perf_counter() - began
     for _ in range(config.steps):
         stopwatch("transformer", training.transformer)
         stopwatch("product", product)
@@ -237,7 +238,4 @@ def report(config: ThroughputConfig, model: PARModel, flops: dict[str, float], s
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(ThroughputConfig, description=__doc__))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command("benchmarks/throughput.py", lambda: main(tyro.cli(ThroughputConfig, description=__doc__))))

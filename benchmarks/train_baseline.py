@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from baselines.training import BaselineConfig, train
+from par_agent.cli.entry import run_command
 from par_agent.cli.options import parse
 from par_agent.errors import UserError
 from par_agent.files import cannot_write
@@ -25,11 +26,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"benchmarks/train_baseline.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(run_command("benchmarks/train_baseline.py", lambda: main(sys.argv[1:]), resumes=True))

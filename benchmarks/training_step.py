@@ -17,7 +17,7 @@ import tyro
 from latency import count_flops, describe, measure_peak, peak_memory, synchronise
 from torch import Tensor
 
-from par_agent.errors import UserError
+from par_agent.cli.entry import run_command
 from par_agent.modeling.par import PARModel, PhysicalTokens, Targets
 from par_agent.modeling.presets import preset
 from par_agent.training.optimisation import clip_and_step, make_optimizer
@@ -102,7 +102,6 @@ def backward(config: TrainingStepConfig, model: PARModel, device: torch.device) 
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(TrainingStepConfig, description=__doc__))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(
+        run_command("benchmarks/training_step.py", lambda: main(tyro.cli(TrainingStepConfig, description=__doc__)))
+    )

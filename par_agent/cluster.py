@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from par_agent.errors import UserError
+from par_agent.interrupts import deferred_interrupts
 
 Job = TypeVar("Job")
 
 MAX_RETRIES = 3
 """How often a job is started again whose worker process or node is lost."""
+NOTICED = 0.5
+"""Seconds after which an interruption is noticed at the latest."""
 
 
 class LostJobError(Exception):
@@ -44,7 +50,8 @@ class Cluster:
             raise UserError("a cluster needs Ray: pip install 'par-agent[cluster]'") from None
         try:
             _connect(self._address)  # Ray itself tries an address for minutes
-            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+            with _same_sigterm():
+                ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"no Ray cluster at {self._address!r} ({error}); start one with `ray start --head`, add nodes with "
@@ -79,6 +86,9 @@ class Cluster:
         Yields:
             Every job and its result, as they come, each once. The result of a job that was lost at every attempt is a
             :class:`LostJobError`; an exception of `prepare` or `do` is raised.
+
+        Raises:
+            Interrupted: this process was told to end.
         """
         task = self._ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_do_on_node)
         shared = self._ray.put(setup)
@@ -88,7 +98,7 @@ class Cluster:
                 running[task.remote(prepare, shared, do, job)] = job
             if not running:
                 return
-            (finished,), _ = self._ray.wait(list(running), num_returns=1)
+            finished = self._wait(list(running))
             try:
                 result = self._ray.get(finished)
             except self._ray.exceptions.RayTaskError as error:
@@ -96,6 +106,24 @@ class Cluster:
             except self._ray.exceptions.RayError as error:
                 result = LostJobError(f"its worker was lost {MAX_RETRIES + 1} times: {type(error).__name__}")
             yield running.pop(finished), result
+
+    def _wait(self, running: list[Any]) -> Any:
+        """The next task that ends."""
+        with deferred_interrupts() as interrupts:
+            while True:
+                finished, _ = self._ray.wait(running, num_returns=1, timeout=NOTICED)
+                interrupts.check()
+                if finished:
+                    return finished[0]
+
+
+@contextlib.contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """What SIGTERM does is the same after the block as before; Ray lets it end the process without a clean-up."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _cause(error: Any) -> Exception:

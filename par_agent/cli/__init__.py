@@ -7,10 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from par_agent.cli.entry import EXIT_BAD_INPUT, run_command
 from par_agent.errors import UserError
-
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit status: 2 for bad input, 130 for Ctrl-C, else what the subcommand returns."""
+    """Entry point. Returns the exit status: 2 for bad input, 128 + n for signal n, else what the subcommand returns."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in HELP:
         print(usage())
@@ -118,13 +116,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(arguments) == 2 and arguments[1] in HELP and _pairs(arguments[0]):
         print(usage(arguments[0]))
         return 0
-    try:
-        return run_subcommand(*find_subcommand(arguments))
-    except UserError as error:
-        print(f"par-agent: error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        name, _ = find_subcommand(arguments)
-        resumes = "; the same command resumes where this one stopped" if SUBCOMMANDS[name].resumes else ""
-        print(f"\npar-agent: interrupted{resumes}.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    command = SUBCOMMANDS.get(arguments[0]) or SUBCOMMANDS.get(" ".join(arguments[:2]))
+    resumes = command is not None and command.resumes
+    return run_command("par-agent", lambda: run_subcommand(*find_subcommand(arguments)), resumes)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 Batch = TypeVar("Batch")
 
 
-def prefetch(make: Callable[[int], Batch], start: int, stop: int, depth: int = 2) -> Iterator[Batch]:
-    """Yields ``make(start) … make(stop - 1)`` in order, up to ``depth`` of them made ahead.
+@contextmanager
+def prefetch(make: Callable[[int], Batch], start: int, stop: int, depth: int = 2) -> Iterator[Iterator[Batch]]:
+    """Gives ``make(start) … make(stop - 1)`` in order, up to ``depth`` of them made ahead.
 
-    An exception of ``make`` is raised where its batch would have come.
+    An exception of ``make`` is raised where its batch would have come. The thread ends with the block: one that still
+    read a file when Python ends would keep h5py's lock, and the process with it.
     """
     ready: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
@@ -35,12 +38,16 @@ def prefetch(make: Callable[[int], Batch], start: int, stop: int, depth: int = 2
 
     thread = threading.Thread(target=work, daemon=True, name="prefetch")
     thread.start()
-    try:
+
+    def batches() -> Iterator[Batch]:
         for _ in range(start, stop):
             batch, error = ready.get()
             if error is not None:
                 raise error
             yield batch  # type: ignore[misc]
+
+    try:
+        yield batches()
     finally:
         stopped.set()
         thread.join()

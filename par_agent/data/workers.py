@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from par_agent.errors import UserError
 from par_agent.files import cannot_write
+from par_agent.interrupts import Interrupts, deferred_interrupts
+from par_agent.processes import receive, start_process
 
 Report = Callable[[int], None]
 """Tells of an amount done inside a job."""
@@ -47,31 +47,24 @@ def worker_processes(count: int, prepare: Prepare, what: Any, folder: Path) -> I
         what: its first argument, picklable as jobs are.
         folder: where the jobs write.
     """
-    context = get_context("spawn")
-    processes, connections = [], []
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to handle
-    try:
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, prepare, what, folder), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            connections.append(ours)
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield partial(do_all, connections)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    workers = []
+    with deferred_interrupts() as interrupts:
+        try:
+            for _ in range(count):
+                workers.append(start_process(serve, prepare, what, folder))
+            yield partial(do_all, [connection for _, connection in workers], interrupts)
+        finally:
+            for process, connection in workers:
+                process.kill()
+                process.join()
+                connection.close()
 
 
-def do_all(workers: Sequence[Connection], next_job: NextJob) -> Iterator[tuple[str, Any]]:
+def do_all(workers: Sequence[Connection], interrupts: Interrupts, next_job: NextJob) -> Iterator[tuple[str, Any]]:
     """Lets workers, at the other ends of connections, do jobs; see :data:`DoAll`.
 
     Raises:
+        Interrupted: this process was told to end; what workers do is left undone.
         UserError: a worker has met an error, or has died.
     """
     idle = deque(workers)
@@ -84,8 +77,10 @@ def do_all(workers: Sequence[Connection], next_job: NextJob) -> Iterator[tuple[s
                 worker.send(job)
         if not busy:
             return
-        for worker in [ready for ready in wait(list(busy)) if isinstance(ready, Connection)]:
-            kind, value = _receive(worker)
+        ready = wait([*busy, interrupts.fileno()])
+        interrupts.check()
+        for worker in [each for each in ready if isinstance(each, Connection)]:
+            kind, value = _receive(worker, interrupts)
             if kind == "progress":
                 yield kind, value
             else:
@@ -93,11 +88,11 @@ def do_all(workers: Sequence[Connection], next_job: NextJob) -> Iterator[tuple[s
                 yield kind, busy.pop(worker)
 
 
-def _receive(worker: Connection) -> tuple[str, Any]:
+def _receive(worker: Connection, interrupts: Interrupts) -> tuple[str, Any]:
     """Reads a worker's next message."""
     try:
-        kind, value = worker.recv()
-    except (EOFError, ConnectionResetError):
+        kind, value = receive(worker, interrupts)
+    except EOFError:
         raise UserError(
             "a worker process died (out of memory, or a crash inside the simulator, its renderer or its planner); "
             "run `par-agent doctor`, then the same command again, with fewer workers if memory was short"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from par_agent.errors import UserError
 from par_agent.evaluation.environment import make_simulation
 from par_agent.evaluation.policies import resolve_task
 from par_agent.evaluation.protocol import InitialState, is_complete, save_states
+from par_agent.processes import call_in_process
 from par_agent.tasks import TaskSpec
 
 
@@ -38,19 +36,14 @@ def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None
     Raises:
         UserError: the states cannot be made.
     """
-    missing = {path: task for path, task in files.items() if not is_complete(path)}
-    if not missing:
-        return
-    context = multiprocessing.get_context("spawn")
-    ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)  # it is the parent's to handle
-    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignore_ctrl_c) as process:
-        for path, task in missing.items():
-            try:
-                process.submit(_make_states_file, path, task, seeds).result()
-            except Exception as error:
-                raise UserError(f"cannot make initial states for {task}: {type(error).__name__}: {error}") from error
+    if missing := {path: task for path, task in files.items() if not is_complete(path)}:
+        call_in_process(_make_states_files, missing, seeds)
 
 
-def _make_states_file(path: Path, task: str, seeds: Sequence[int]) -> None:
-    spec = resolve_task(task)
-    save_states(path, spec, make_states(spec, seeds))
+def _make_states_files(files: Mapping[Path, str], seeds: Sequence[int]) -> None:
+    for path, task in files.items():
+        try:
+            spec = resolve_task(task)
+            save_states(path, spec, make_states(spec, seeds))
+        except Exception as error:
+            raise UserError(f"cannot make initial states for {task}: {type(error).__name__}: {error}") from error

@@ -21,6 +21,7 @@ from par_agent.evaluation.records import Record, RecordKey, RunFolder, check_wri
 from par_agent.evaluation.rollout import rollout_versions
 from par_agent.evaluation.variations import get_variation
 from par_agent.evaluation.workers import WorkerPool
+from par_agent.interrupts import deferred_interrupts
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, check_track
 from par_agent.versions import git_commit
 
@@ -181,9 +182,14 @@ class BenchmarkRun:
         Raises:
             UserError: task, policy or environment do not fit; nothing has been written then.
             UnavailableError: what the policy acts with is gone; what was rolled out before is on disk.
+            Interrupted: the process was told to end; likewise.
         """
         extent = {"states": self.config.states, "policy_seeds": self.config.policy_seeds}
-        with self._pool() as pool, RunFolder(self.folder, self.identity, **extent) as folder:
+        with (
+            deferred_interrupts(),
+            self._pool() as pool,
+            RunFolder(self.folder, self.identity, **extent) as folder,
+        ):
             self.renderer, self.workers = pool.renderer, pool.workers
             if self.config.retry_errors:
                 folder.discard(lambda record: record["error"] is not None)

@@ -7,9 +7,7 @@ known before anything is written. A worker that dies takes nothing with it: its 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,23 +16,25 @@ from typing import Any
 
 from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.jobs import MAX_ATTEMPTS, Bench, Reply, RolloutJob, WorkerSetup, died
+from par_agent.interrupts import Interrupts, deferred_interrupts
+from par_agent.processes import receive, start_process
 
 
 class _Worker:
     """The parent's end of one worker process."""
 
     def __init__(self, setup: WorkerSetup, core: int | None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, child = context.Pipe()
-        self.process = context.Process(target=_worker_main, args=(child, setup, core), daemon=True)
-        self.process.start()
-        child.close()
+        self.process, self.connection = start_process(_worker_main, setup, core)
         self.job: RolloutJob | None = None
 
-    def receive(self) -> tuple[str, Any] | None:
-        """The worker's next message; None once it is dead."""
+    def receive(self, interrupts: Interrupts) -> tuple[str, Any] | None:
+        """The worker's next message; None once it is dead.
+
+        Raises:
+            Interrupted: this process was told to end.
+        """
         try:
-            message: tuple[str, Any] = self.connection.recv()
+            message: tuple[str, Any] = receive(self.connection, interrupts)
             return message
         except (EOFError, OSError):
             self.process.join()
@@ -49,7 +49,7 @@ class _Worker:
     def stop(self) -> None:
         """Ends the process, busy or not."""
         self.connection.close()
-        self.process.terminate()
+        self.process.kill()
         self.process.join()
 
 
@@ -74,20 +74,20 @@ class WorkerPool:
         """Name of the device that renders, known once the pool is entered."""
 
     def __enter__(self) -> WorkerPool:
-        try:
-            self._workers = [_Worker(self._setup, core) for core in self._cores]
+        with contextlib.ExitStack() as stack:
+            self._interrupts = stack.enter_context(deferred_interrupts())
+            stack.callback(self._end_workers)
+            for core in self._cores:
+                self._workers.append(_Worker(self._setup, core))
             for worker in self._workers:
-                self.renderer = _wait_until_ready(worker)
-        except BaseException:
-            self.close()
-            raise
+                self.renderer = _wait_until_ready(worker, self._interrupts)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._stack.close()
 
-    def close(self) -> None:
-        """Ends all workers."""
+    def _end_workers(self) -> None:
         for worker in self._workers:
             worker.stop()
         self._workers = []
@@ -98,15 +98,17 @@ class WorkerPool:
         A job whose worker died is done again as a whole: some of its rollouts may be yielded twice, with equal records.
 
         Raises:
+            Interrupted: this process was told to end; rollouts in hand are lost.
             UnavailableError: what the policy acts with is gone.
         """
         waiting = deque(jobs)
         attempts: dict[RolloutJob, int] = {}
         self._give_out(waiting)
         while busy := {worker.connection: worker for worker in self._workers if worker.job is not None}:
-            for ready in connection.wait(list(busy)):
-                worker = busy[ready]  # type: ignore[index]
-                job, message = worker.job, worker.receive()
+            ready = connection.wait([*busy, self._interrupts.fileno()])
+            self._interrupts.check()
+            for worker in [busy[each] for each in ready if isinstance(each, connection.Connection)]:
+                job, message = worker.job, worker.receive(self._interrupts)
                 assert job is not None
                 if message is None:
                     attempts[job] = attempts.get(job, 0) + 1
@@ -134,16 +136,17 @@ class WorkerPool:
         index = self._workers.index(dead)
         dead.stop()
         self._workers[index] = _Worker(self._setup, self._cores[index])
-        _wait_until_ready(self._workers[index])
+        _wait_until_ready(self._workers[index], self._interrupts)
 
 
-def _wait_until_ready(worker: _Worker) -> str:
+def _wait_until_ready(worker: _Worker, interrupts: Interrupts) -> str:
     """Waits for a worker's first message; returns its renderer.
 
     Raises:
+        Interrupted: this process was told to end.
         UserError: what the worker could not build.
     """
-    message = worker.receive()
+    message = worker.receive(interrupts)
     if message is None:
         raise UserError(
             f"a worker process died while it started (exit code {worker.process.exitcode}); `par-agent doctor` says "
@@ -163,7 +166,6 @@ def _cores_for(count: int) -> Sequence[int | None]:
 
 def _worker_main(parent: connection.Connection, setup: WorkerSetup, core: int | None) -> None:
     """Body of a worker process: builds, reports ready, then does jobs until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["LP_NUM_THREADS"] = "1"  # the software renderer's own threads
     os.environ["OMP_NUM_THREADS"] = "1"
     if core is not None:

@@ -92,6 +92,15 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def kept(folder: Path) -> str:
+    """What to tell the user of an interrupted run."""
+    found = latest_checkpoint(folder)
+    if found is None:
+        return "no step is saved yet: the same command begins anew"
+    step = int(found.name.removeprefix("step_"))
+    return f"the first {step} steps are saved, and the same command goes on from there"
+
+
 def load_checkpoint(
     path: Path, weights: Mapping[str, Mapping[str, Tensor]], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +27,9 @@ from par_agent.checkpoint import Checkpoint
 from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import MixedSampler, Windows
 from par_agent.errors import UserError
+from par_agent.interrupts import Interrupted, Interrupts, deferred_interrupts
 from par_agent.modeling.par import PARModel
-from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, whole
+from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint, whole
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.monitor import Monitor, StepReport
 from par_agent.training.objective import Objective
@@ -169,26 +172,40 @@ class TrainingLoop(abc.ABC):
 
         Raises:
             UserError: the loss explodes or is not finite, or the disk is full; the last checkpoint is intact.
+            Interrupted: the processes, or one of them, were told to end.
         """
+        with deferred_interrupts() as interrupts:
+            try:
+                self._run(interrupts)
+            except Interrupted as interruption:
+                raise Interrupted(interruption.number, kept(self.checkpoints)) from None
+            self.save_policy()  # also of a run that had been stopped between its last checkpoint and this
+
+    def _run(self, interrupts: Interrupts) -> None:
         config, progress = self.config, self.progress
-        batches, windows = self._batches(), self.batches_per_step * config.batch_size
-        self._counted, self._processor = time.monotonic(), time.process_time()
-        with Monitor(config, progress.step, windows, self.accelerator.is_main_process) as monitor:
+        windows, main = self.batches_per_step * config.batch_size, self.accelerator.is_main_process
+        with self._batches() as batches, Monitor(config, progress.step, windows, main) as monitor:
+            self._counted, self._processor = time.monotonic(), time.process_time()
             while progress.step < config.steps:
-                report, due = self._step(batches)
+                report, due, told = self._step(batches, interrupts)
                 self._count_time()
                 monitor.stepped(progress.step - 1, report)
                 last = progress.step == config.steps
-                if progress.step % config.validate_every == 0 or last:
+                measured = last or progress.step % config.validate_every == 0
+                rolled_out = self._rollout_every and (last or progress.step % self._rollout_every == 0)
+                if told and not last:
+                    if not (measured or rolled_out):  # a step that is saved is not measured later
+                        self._save_checkpoint()
+                    raise Interrupted(interrupts.received or signal.SIGTERM)
+                if measured:
                     self._validate(monitor)
                 if due or last:
                     self._save_checkpoint()
                 if due and not last:
                     self.save_policy()
-                if self._rollout_every and (progress.step % self._rollout_every == 0 or last):
+                if rolled_out:
                     self._roll_out(monitor)
                 self._counted, self._processor = time.monotonic(), time.process_time()
-        self.save_policy()  # also of a run that had been stopped between its last checkpoint and this
 
     def save_policy(self) -> None:
         """Writes the averaged model as the run's policy; every process has to call this."""
@@ -198,7 +215,7 @@ class TrainingLoop(abc.ABC):
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _batches(self) -> Iterator[tuple[int, Windows]]:
+    def _batches(self) -> AbstractContextManager[Iterator[tuple[int, Windows]]]:
         """This process's batches up to the last step, each with its number."""
         processes, draw = self.accelerator.num_processes, self._train.batch
         first = self.progress.batches + self.accelerator.process_index
@@ -208,8 +225,11 @@ class TrainingLoop(abc.ABC):
 
         return prefetch(numbered, 0, (self.config.steps - self.progress.step) * self.config.accumulation)
 
-    def _step(self, batches: Iterator[tuple[int, Windows]]) -> tuple[StepReport, bool]:
-        """One optimiser step; also tells whether a checkpoint is due, which the main process's clock decides."""
+    def _step(self, batches: Iterator[tuple[int, Windows]], interrupts: Interrupts) -> tuple[StepReport, bool, bool]:
+        """One optimiser step; also tells whether a checkpoint is due, and whether the run is to end.
+
+        The main process's clock decides the one, any process the other, so that all of them end after the same step.
+        """
         config, progress, accelerator = self.config, self.progress, self.accelerator
         rate = learning_rate(progress.step, config.steps, config.warmup, config.learning_rate)
         set_learning_rate(self.optimizer, rate)
@@ -225,7 +245,7 @@ class TrainingLoop(abc.ABC):
             losses += torch.stack([loss.action, loss.frame]).detach() / config.accumulation
             seen.append((loss.total.detach(), windows.episodes))
         norm = float(whole(accelerator.clip_grad_norm_(self.objective.parameters(), config.clip)))
-        action, frame, due = self._agree(losses)
+        action, frame, due, told = self._agree(losses, interrupts)
         total = action + frame
         limit = math.inf if progress.loss is None else EXPLODED * max(progress.loss, SMALL)
         if not (math.isfinite(norm) and total <= limit):
@@ -236,14 +256,14 @@ class TrainingLoop(abc.ABC):
         self.average.update(self.model, progress.step)
         progress.step += 1
         progress.batches += self.batches_per_step
-        return StepReport(action, frame, norm, rate, waited), due
+        return StepReport(action, frame, norm, rate, waited), due, told
 
-    def _agree(self, losses: Tensor) -> tuple[float, float, bool]:
-        """Losses (2,) averaged over processes, and whether it is time for a checkpoint."""
+    def _agree(self, losses: Tensor, interrupts: Interrupts) -> tuple[float, float, bool, bool]:
+        """Losses (2,) averaged over processes, whether it is time for a checkpoint, and whether to end."""
         late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
-        due = losses.new_tensor([float(late and self.accelerator.is_main_process)])
-        action, frame, due_share = self.accelerator.reduce(torch.cat([losses, due]), "mean").tolist()
-        return action, frame, due_share > 0
+        flags = losses.new_tensor([late and self.accelerator.is_main_process, interrupts.received is not None])
+        action, frame, due, told = self.accelerator.reduce(torch.cat([losses, flags]), "mean").tolist()
+        return action, frame, due > 0, told > 0
 
     def _broken_down(
         self, loss: float, norm: float, limit: float, seen: list[tuple[Tensor, tuple[str, ...]]]

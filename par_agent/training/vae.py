@@ -18,9 +18,10 @@ from par_agent.data.hdf5 import HDF5Reader
 from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, claim_folder
+from par_agent.interrupts import Interrupted, deferred_interrupts
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.modeling.pretrained import save_module
-from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
 
 HELD_OUT = 20
@@ -135,6 +136,7 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
 
     Raises:
         UserError: data that does not fit, a run folder of other settings, a diverging loss, a full disk.
+        Interrupted: the process was told to end; the step in hand is done and saved.
     """
     torch.manual_seed(options.seed)
     datasets = [RenderedDataset(folder) for folder in options.data]
@@ -143,8 +145,7 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
     device = torch.device(options.device)
     vae = FrameVAE(options.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(vae, options.learning_rate, 0.0)
-    checkpoints, weights, start = options.out / "checkpoints", {"model": vae.state_dict()}, 0
-    found = latest_checkpoint(checkpoints)
+    found, start = latest_checkpoint(options.out / "checkpoints"), 0
     claim_folder(
         options.out / "train_vae.json",
         dataclasses.asdict(options),
@@ -152,12 +153,26 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
         free=("out", "checkpoint_minutes", "device"),
     )
     if found is not None:
-        start = load_checkpoint(found, weights, optimizer)["step"]
+        start = load_checkpoint(found, {"model": vae.state_dict()}, optimizer)["step"]
         print(f"resumed from {found}")
-    sampler = FrameSampler(train, options.camera, options.seed)
-    batches = prefetch(lambda step: sampler.patches(step, options.batch_size, options.patch), start, options.steps)
-    saved = time.monotonic()
-    with tqdm(total=options.steps, initial=start, desc="train-vae", unit="step") as progress:
+    _train(vae, optimizer, options, FrameSampler(train, options.camera, options.seed), start)
+    return finish(vae, options, train, held)
+
+
+def _train(
+    vae: FrameVAE, optimizer: torch.optim.Optimizer, options: VAETraining, sampler: FrameSampler, start: int
+) -> None:
+    """Does the steps from ``start`` on and saves the last one."""
+    checkpoints, device, saved = options.out / "checkpoints", torch.device(options.device), time.monotonic()
+
+    def patches(step: int) -> Tensor:
+        return sampler.patches(step, options.batch_size, options.patch)
+
+    with (
+        deferred_interrupts() as interrupts,
+        prefetch(patches, start, options.steps) as batches,
+        tqdm(total=options.steps, initial=start, desc="train-vae", unit="step") as progress,
+    ):
         for step, batch in enumerate(batches, start):
             set_learning_rate(optimizer, learning_rate(step, options.steps, options.warmup, options.learning_rate))
             generator = torch.Generator(device).manual_seed(options.seed * 1_000_003 + step)
@@ -168,12 +183,12 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
             progress.update(1)
             if step % 20 == 0:
                 progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr(squared):.1f}dB")
-            if time.monotonic() - saved > 60 * options.checkpoint_minutes:
-                save_checkpoint(checkpoints, step + 1, weights, optimizer, {}, keep=1)
+            told, late = interrupts.received, time.monotonic() - saved > 60 * options.checkpoint_minutes
+            if late or told is not None or step + 1 == options.steps:
+                save_checkpoint(checkpoints, step + 1, {"model": vae.state_dict()}, optimizer, {}, keep=1)
                 saved = time.monotonic()
-    if start < options.steps:
-        save_checkpoint(checkpoints, options.steps, weights, optimizer, {}, keep=1)
-    return finish(vae, options, train, held)
+            if told is not None:
+                raise Interrupted(told, kept(checkpoints))
 
 
 def finish(vae: FrameVAE, options: VAETraining, train: list[Path], held: list[Path]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import sys
 from typing import Any
 
-from par_agent.errors import UserError
+from par_agent.cli.entry import run_command
 from par_agent.evaluation.policies import PolicySource, checkpoint_folder
 from par_agent.policy import PARPolicy
 from par_agent.vla_eval import MISSING
@@ -104,8 +104,4 @@ class PARModelServer(PredictModelServer):
 
 
 if __name__ == "__main__":
-    try:
-        run_server(PARModelServer)
-    except UserError as error:
-        print(f"par_agent.vla_eval.server: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command("par_agent.vla_eval.server", lambda: run_server(PARModelServer)))

@@ -1,0 +1,165 @@
+"""Ctrl-C, SIGTERM and SIGHUP: kept as a flag, which long work looks at between two pieces.
+
+What a signal handler raises may come up inside a destructor, where Python drops it and the command runs to its end, or
+in the middle of a clean-up. So long work asks::
+
+    with deferred_interrupts() as interrupts:
+        for piece in pieces:
+            interrupts.check()
+            do(piece)
+
+Outside of such blocks the handler raises at once; if that is dropped, the next check raises again. A second Ctrl-C ends
+the process at once, as SIGKILL would: what was finished before is kept. Signals that the process ignores (under
+``nohup``, in the background of a shell) or that the program handles in a way of its own are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What tells a command to end."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was told to end.
+
+    Args:
+        number: the signal.
+        kept: what the user has to know of the work that is done; None: nothing beside what the command always says.
+    """
+
+    def __init__(self, number: int, kept: str | None = None) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number, self.kept = number, kept
+
+
+class Interrupts:
+    """What this process was told by signals; comes from :func:`deferred_interrupts` or :func:`caught_interrupts`.
+
+    What waits for connections should wait for :meth:`fileno` too, and call :meth:`check` when it is woken.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        """The first signal that came."""
+        self._deferred = False
+        self._readable, self._writable = os.pipe()
+        for end in (self._readable, self._writable):
+            os.set_blocking(end, False)
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+
+    def fileno(self) -> int:
+        """A file descriptor that can be read from once a signal has come."""
+        return self._readable
+
+    def check(self) -> None:
+        """Does nothing unless a signal has come.
+
+        Raises:
+            Interrupted: one has.
+        """
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._readable, 4096)  # signals that mean something else would wake a waiting loop for ever
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def close(self) -> None:
+        """Frees the file descriptors."""
+        os.close(self._readable)
+        os.close(self._writable)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handles signals while the block runs; for the main thread only."""
+        free = (signal.SIG_DFL, signal.default_int_handler)
+        before = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) in free}
+        woken_before = signal.set_wakeup_fd(self._writable, warn_on_full_buffer=False)
+        try:
+            for number in before:
+                signal.signal(number, self.handle)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(woken_before)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only :meth:`check` raises while the block runs."""
+        before, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    def handle(self, number: int, frame: Any) -> None:
+        """The signal handler.
+
+        Raises:
+            Interrupted: outside of a deferred block.
+        """
+        if number == signal.SIGHUP:
+            self._leave_lost_terminals()
+        first = self.received is None
+        if not first and number == signal.SIGINT:
+            _tell("\nended at once; what was finished before is kept\n")
+            os._exit(128 + number)  # worker processes end with this one
+        self.received = number if self.received is None else self.received
+        if not self._deferred:
+            raise Interrupted(self.received)
+        if first:
+            _tell("\ntold to end: the piece of work in hand is finished; Ctrl-C again ends at once\n")
+
+    def _leave_lost_terminals(self) -> None:
+        """Lets output go nowhere that would go to a closed terminal, where it is an error."""
+        for stream in self._terminals:
+            if not os.isatty(stream):
+                with open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), stream)
+
+
+def _tell(text: str) -> None:
+    """Writes to stderr past its buffer, which may be in use where the signal came; a bar's hidden cursor shows again."""
+    with contextlib.suppress(OSError):
+        os.write(2, (("\x1b[?25h" if os.isatty(2) else "") + text).encode())
+
+
+@contextlib.contextmanager
+def caught_interrupts() -> Iterator[Interrupts]:
+    """Signals are caught while the block runs. Inner blocks get what the outermost one made.
+
+    Outside of the main thread, where Python delivers no signals, none ever comes.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if main and (outer := _installed()) is not None:
+        yield outer
+        return
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(contextlib.closing(Interrupts()))
+        if main:
+            stack.enter_context(interrupts.installed())
+        yield interrupts
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[Interrupts]:
+    """Signals are caught while the block runs, and only :meth:`Interrupts.check` raises.
+
+    Raises:
+        Interrupted: (on entering) a signal came before, but what the handler raised was dropped.
+    """
+    with caught_interrupts() as interrupts, interrupts.deferred():
+        interrupts.check()
+        yield interrupts
+
+
+def _installed() -> Interrupts | None:
+    """What handles this process's signals: the table of handlers is the one place that all of its code shares."""
+    owners = (getattr(signal.getsignal(number), "__self__", None) for number in SIGNALS)
+    return next((owner for owner in owners if isinstance(owner, Interrupts)), None)
