@@ -9,12 +9,10 @@ frame after each chunk. A second plain loop leaves the sensor cameras out and us
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -30,6 +28,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.processes import call_in_process
 from par_agent.tasks import PAPER_TASKS, get_task
 
 
@@ -218,8 +217,7 @@ def measure(config: SpeedConfig, contestant: Contestant) -> StepTime:
     """A control step of one contestant, mean over tasks."""
     if not contestant.plain:
         return time_harness(config, contestant)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        tasks = process.submit(time_plain_loop, config, contestant).result()
+    tasks = call_in_process(time_plain_loop, config, contestant)
     return StepTime(mean(task.wall for task in tasks), mean(task.processor for task in tasks))
 
 

@@ -8,9 +8,9 @@ in the middle of a clean-up. So long work asks::
             interrupts.check()
             do(piece)
 
-Outside of such blocks the handler raises at once; if that is dropped, the next check raises again. A second Ctrl-C ends
-the process at once, as SIGKILL would: what was finished before is kept. Signals that the process ignores (under
-``nohup``, in the background of a shell) or that the program handles in a way of its own are left alone.
+Outside of such blocks the handler raises at once, and again where that was dropped. A second Ctrl-C ends the process at
+once, as SIGKILL would: what was finished before is kept. Signals that the process ignores (under ``nohup``, in the
+background of a shell) or that the program handles in a way of its own are left alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What tells a command to end."""
+AGAIN = 0.05
+"""Seconds after which an exception that Python has dropped is raised again."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -79,7 +82,9 @@ class Interrupts:
         """Handles signals while the block runs; for the main thread only."""
         free = (signal.SIG_DFL, signal.default_int_handler)
         before = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) in free}
+        alarm = signal.getsignal(signal.SIGALRM)
         woken_before = signal.set_wakeup_fd(self._writable, warn_on_full_buffer=False)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._dropped
         try:
             for number in before:
                 signal.signal(number, self.handle)
@@ -87,7 +92,11 @@ class Interrupts:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            sys.unraisablehook = self._hook
             signal.set_wakeup_fd(woken_before)
+            if signal.getsignal(signal.SIGALRM) == self._raise_again and alarm is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, alarm)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -116,6 +125,18 @@ class Interrupts:
         if first:
             _tell("\ntold to end: the piece of work in hand is finished; Ctrl-C again ends at once\n")
 
+    def _dropped(self, unraisable: Any) -> None:
+        """Has an interruption raised again that came up where Python drops exceptions: here another would be, too."""
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._hook(unraisable)
+            return
+        signal.signal(signal.SIGALRM, self._raise_again)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+
+    def _raise_again(self, number: int, frame: Any) -> None:
+        if self.received is not None and not self._deferred:
+            raise Interrupted(self.received)
+
     def _leave_lost_terminals(self) -> None:
         """Lets output go nowhere that would go to a closed terminal, where it is an error."""
         for stream in self._terminals:
@@ -125,7 +146,7 @@ class Interrupts:
 
 
 def _tell(text: str) -> None:
-    """Writes to stderr past its buffer, which may be in use where the signal came; a bar's hidden cursor shows again."""
+    """Writes to stderr past its buffer, which may be in use when the signal comes, and shows a bar's hidden cursor."""
     with contextlib.suppress(OSError):
         os.write(2, (("\x1b[?25h" if os.isatty(2) else "") + text).encode())
 

@@ -17,6 +17,7 @@ import pytest
 
 from par_agent.data.hdf5 import file_image, open_in_memory
 from par_agent.data.workers import DoAll, do_all, serve
+from par_agent.interrupts import deferred_interrupts
 
 SHADER = {"shader_pack": "minimal"}
 
@@ -116,7 +117,8 @@ def worker_threads(count: int, *rest: Any) -> Iterator[DoAll]:
     for worker in workers:
         worker.start()
     try:
-        yield partial(do_all, [ours for ours, _ in pipes])
+        with deferred_interrupts() as interrupts:
+            yield partial(do_all, [ours for ours, _ in pipes], interrupts)
     finally:
         for (ours, _), worker in zip(pipes, workers, strict=True):
             ours.close()

@@ -9,13 +9,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
+from held import Held, Moment, gone
 from par_agent.cli import main
 from par_agent.data.demos import DemoRequest, make_demos
 from par_agent.data.trajectory import TrajectoryFile
@@ -32,13 +31,6 @@ def arguments(out: Path, workers: int = 1) -> list[str]:
 
 def start(out: Path, **options) -> subprocess.Popen:
     return subprocess.Popen([*COMMAND, *arguments(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-
-
-def wait_for(path: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 60
-    while not any(path.glob(pattern)):
-        assert time.monotonic() < deadline, f"no {pattern} in {path}"
-        time.sleep(0.02)
 
 
 def files_below(folder: Path) -> list[str]:
@@ -84,32 +76,37 @@ def test_a_file_made_with_other_arguments_is_not_replaced(demos):
     assert demos.read_bytes() == content
 
 
+def held(out: Path, marks: Path, seeds: int) -> Held:
+    """The command, whose worker holds when it has solved some seeds more."""
+    moment = Moment("par_agent.data.planning:solve", number=seeds)
+    return Held(["par-agent", "demos", *arguments(out)], moment, marks)
+
+
 def test_interrupted_killed_and_resumed_gives_the_same_bytes_as_one_run(demos, tmp_path):
-    target = DemoRequest("PushCube", NUM).path(tmp_path)
+    target = DemoRequest("PushCube", NUM).path(tmp_path / "out")
     parts = target.parent / ".parts"
 
-    interrupted = start(tmp_path)
-    wait_for(parts, "seeds-*")
-    interrupted.send_signal(signal.SIGINT)
-    output = interrupted.communicate(timeout=60)[0].decode()
-    assert interrupted.returncode == 130
-    assert "the same command resumes" in output and "Traceback" not in output
-    assert not target.exists() and not list(parts.glob("unfinished-*"))
+    with held(tmp_path / "out", tmp_path / "interrupted", seeds=11) as interrupted:
+        interrupted.until_held()
+        workers = interrupted.workers()
+        interrupted.tell(signal.SIGINT)
+        assert interrupted.status() == 130, interrupted.output
+        assert "the same command resumes" in interrupted.output and "Traceback" not in interrupted.output
+        gone(workers)
+    assert [part.name for part in parts.glob("*s*-*")] == ["seeds-00000000"], "the second was not finished"
 
-    killed = start(tmp_path)
-    wait_for(parts, "unfinished-*")
-    workers = psutil.Process(killed.pid).children(recursive=True)
-    killed.kill()
-    killed.communicate(timeout=60)
-    assert psutil.wait_procs(workers, timeout=30)[1] == [], "workers outlive the command"
+    with held(tmp_path / "out", tmp_path / "killed", seeds=1) as killed:
+        killed.until_held()
+        workers = killed.workers()
+        killed.process.kill()
+        gone(workers)
+    assert sorted(part.name for part in parts.glob("*s*-*")) == ["seeds-00000000", "unfinished-00000010"]
     assert not target.exists() and not target.with_suffix(".json").exists()
 
-    kept = {part.name: part.stat().st_mtime_ns for part in parts.glob("seeds-*/part.h5")}
-    assert main(["demos", *arguments(tmp_path)]) == 0
-    assert kept, "the interrupted run's part was lost"
+    assert main(["demos", *arguments(tmp_path / "out")]) == 0
     assert target.read_bytes() == demos.read_bytes()
     assert target.with_suffix(".json").read_bytes() == demos.with_suffix(".json").read_bytes()
-    assert files_below(tmp_path) == files_below(demos.parents[2])
+    assert files_below(tmp_path / "out") == files_below(demos.parents[2])
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):

@@ -7,18 +7,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
+from held import Held, Moment, gone
 from par_agent.cli import main
 from par_agent.cli import render as render_command
 from par_agent.data.episodes import Episode, RenderedDataset, read_episode
@@ -33,7 +30,6 @@ from recordings import Views, make_environment, record, require_renderer, worker
 LENGTHS = (7, 10, 4, 5, 6, 5, 4, 6)
 BOUNDARIES = {0: [0, 5, 7], 1: [0, 5, 10]}
 CAMERAS = ("render_camera", "base_camera")  # the first takes time, in which a command can be stopped
-COMMAND = [sys.executable, "-c", "import sys; from par_agent.cli import main; sys.exit(main())", "render"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -302,36 +298,31 @@ def test_files_that_were_removed_are_rendered_again_alike(finished, recording, t
     assert contents(tmp_path) == contents(finished)
 
 
-def start(recording: tuple[Path, list], out: Path, workers: int) -> subprocess.Popen:
-    command = [*COMMAND, *arguments(recording, out, workers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def wait_for_another_episode(out: Path, before: int) -> None:
-    deadline = time.monotonic() + 200
-    while len(list(out.glob("episodes/*.h5"))) <= before:
-        assert time.monotonic() < deadline, f"no new episode in {out}"
-        time.sleep(0.02)
+def held(recording: tuple[Path, list], out: Path, marks: Path, workers: int) -> Held:
+    """The command, of which every worker holds when it has written two episodes."""
+    moment = Moment("par_agent.data.rendering:write_episode", number=2)
+    return Held(["par-agent", "render", *arguments(recording, out, workers)], moment, marks)
 
 
 def test_stopped_by_ctrl_c_and_by_kill_and_resumed_gives_the_same_bytes(finished, recording, tmp_path, threads):
-    interrupted = start(recording, tmp_path, workers=2)
-    wait_for_another_episode(tmp_path, 0)
-    interrupted.send_signal(signal.SIGINT)
-    output = interrupted.communicate(timeout=60)[0].decode()
-    assert interrupted.returncode == 130, output
-    assert "the same command resumes" in output and "Traceback" not in output
-    complete = contents(tmp_path)
-    assert 2 <= len(complete) < 1 + len(LENGTHS)
+    out = tmp_path / "out"
+    with held(recording, out, tmp_path / "interrupted", workers=2) as interrupted:
+        interrupted.until_held()
+        workers = interrupted.workers()
+        interrupted.tell(signal.SIGINT)
+        assert interrupted.status() == 130, interrupted.output
+        assert "the same command resumes" in interrupted.output and "Traceback" not in interrupted.output
+        gone(workers)
+    complete = contents(out)
     assert complete == {name: (finished / name).read_bytes() for name in complete}
+    assert 2 <= sum(name.startswith("episodes/") for name in complete) < len(LENGTHS) - 1
 
-    killed = start(recording, tmp_path, workers=1)
-    wait_for_another_episode(tmp_path, len(complete) - 1)
-    workers = psutil.Process(killed.pid).children(recursive=True)
-    killed.kill()
-    killed.communicate(timeout=60)
-    assert psutil.wait_procs(workers, timeout=30)[1] == [], "workers outlive the command"
-    assert not (tmp_path / "dataset.json").exists()
+    with held(recording, out, tmp_path / "killed", workers=1) as killed:
+        killed.until_held()
+        workers = killed.workers()
+        killed.process.kill()
+        gone(workers)
+    assert not (out / "dataset.json").exists()
 
-    assert main(["render", *arguments(recording, tmp_path)]) == 0
-    assert contents(tmp_path) == contents(finished)
+    assert main(["render", *arguments(recording, out)]) == 0
+    assert contents(out) == contents(finished)

@@ -30,10 +30,8 @@ class PlayConfig:
 def main(config: PlayConfig) -> int:
     """Serves until Ctrl-C."""
     import os
-    import signal
     import tempfile
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C
     with tempfile.TemporaryDirectory(prefix="par-agent-play-") as pictures:
         os.environ["GRADIO_TEMP_DIR"] = pictures  # gradio shows pictures from files; read when it is imported
         _serve(config)

@@ -31,6 +31,7 @@ from par_agent.data.trajectory import TrajectoryFile
 from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
 from par_agent.files import cannot_write, claim_folder, only_process, write_json
+from par_agent.interrupts import deferred_interrupts
 from par_agent.tasks import TaskSpec, find_task, get_task
 
 MOST_STEPS = 10**9
@@ -161,7 +162,7 @@ def main(config: RenderConfig) -> int:
     made = not config.out.exists()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        with only_process(config.out / ".lock", f"renders into {config.out}"):
+        with deferred_interrupts(), only_process(config.out / ".lock", f"renders into {config.out}"):
             _remove_unfinished(config.out)
             begun = any((config.out / "episodes").glob("*"))
             claim_folder(config.out / "spec.json", spec.to_json(), begun=begun, defaults=ADDED_FIELDS)

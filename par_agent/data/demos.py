@@ -8,7 +8,6 @@ Seeds are tried in order. Finished parts (`planning.py`) wait in a hidden folder
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from par_agent.data.hdf5 import file_image, open_in_memory
 from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, cannot_write, only_process, read_json, write_json
+from par_agent.interrupts import Interrupts, deferred_interrupts
 from par_agent.tasks import PROTOCOL_SEED, get_task
 
 if TYPE_CHECKING:
@@ -92,23 +92,28 @@ def make_demos(
     Raises:
         UserError: the file exists and was made by another request, another process works in the same folder,
             the disk is full, the simulator or its planner cannot run here, or there is no such cluster.
+        Interrupted: the process was told to end; finished parts are kept.
     """
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
     target = request.path(out)
-    if _is_complete(target, request):
-        return target
     parts = target.parent / ".parts"
+    if _is_complete(target, request) and not parts.exists():
+        return target
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        with only_process(parts / "lock", f"makes demonstrations in {target.parent}"):
+        with (
+            deferred_interrupts() as interrupts,
+            only_process(parts / "lock", f"makes demonstrations in {target.parent}"),
+        ):
             planning.remove_unfinished(parts)
-            try:
-                _make_parts(request, parts, workers, progress, cluster)
-            finally:
-                planning.remove_unfinished(parts)
-            _merge(request, parts, target)
-            shutil.rmtree(parts)
+            if not _is_complete(target, request):
+                try:
+                    _make_parts(request, parts, workers, progress, cluster)
+                finally:
+                    planning.remove_unfinished(parts)
+                _merge(request, parts, target, interrupts)
+            planning.remove_parts(parts)
     except OSError as error:
         raise UserError(cannot_write(target.parent, error)) from error
     return target
@@ -191,7 +196,7 @@ def _check_numpy() -> None:
         raise UserError(f"ManiSkill's motion planner crashes with numpy {numpy.__version__}; pip install 'numpy<2'")
 
 
-def _merge(request: DemoRequest, parts: Path, target: Path) -> None:
+def _merge(request: DemoRequest, parts: Path, target: Path, interrupts: Interrupts) -> None:
     """Writes the first `num` kept episodes. The `.h5` is there only when its `.json` is."""
     import h5py
 
@@ -199,6 +204,7 @@ def _merge(request: DemoRequest, parts: Path, target: Path) -> None:
     first = request.first_seed
     with open_in_memory() as output:
         while len(episodes) < request.num:
+            interrupts.check()
             with h5py.File(planning.part_folder(parts, first) / "part.h5", "r") as source:
                 for episode in _kept_episodes(request, parts, first)[: request.num - len(episodes)]:
                     _copy(source[f"traj_{episode['episode_id']}"], output.create_group(f"traj_{len(episodes)}"))

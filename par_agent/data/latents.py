@@ -28,6 +28,7 @@ from par_agent.data.episodes import RenderedDataset, read_episode, read_frames
 from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
 from par_agent.files import only_process, read_json, write_json
+from par_agent.interrupts import deferred_interrupts
 
 Encoder = Callable[[Tensor], Tensor]
 """Frames (B, H, W, 3) uint8 to scaled latents (B, C, h, w)."""
@@ -150,6 +151,7 @@ def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> np
     Raises:
         UserError: the dataset lacks the camera, its frames do not give latents of the expected shape, an episode is
             damaged, or another process computes them now.
+        Interrupted: the process was told to end.
     """
     dataset = index.dataset
     check_camera(dataset, spec.camera)
@@ -180,12 +182,14 @@ def _compute(index: EpisodeIndex, spec: LatentSpec, encode: Encoder, final: Path
         episode = row = 0
         array = open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
     paths = index.dataset.paths[episode:]
-    for path in tqdm(paths, desc=f"latents of {index.dataset.folder.name}", unit="episode"):
-        row += _encode_episode(path, spec, encode, array, row)
-        episode += 1
-        if episode % 50 == 0:
-            array.flush()
-            write_json(record, {"of": frames, "episodes": episode, "frames": row})
+    with deferred_interrupts() as interrupts:
+        for path in tqdm(paths, desc=f"latents of {index.dataset.folder.name}", unit="episode"):
+            row += _encode_episode(path, spec, encode, array, row)
+            episode += 1
+            if episode % 50 == 0 or interrupts.received is not None:
+                array.flush()
+                write_json(record, {"of": frames, "episodes": episode, "frames": row})
+            interrupts.check()
     array.flush()
     write_json(final.with_suffix(".json"), frames)
     partial.replace(final)

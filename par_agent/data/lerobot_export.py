@@ -20,6 +20,7 @@ from par_agent.data.episodes import Episode, RenderedDataset
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
 from par_agent.files import cannot_write, write_json
+from par_agent.interrupts import deferred_interrupts
 
 QUALITY = 18
 """Constant rate factor of the videos; lower is better, 0 loses nothing but colour resolution."""
@@ -40,6 +41,7 @@ def export_lerobot(dataset: RenderedDataset, out: Path, *, fps: int = 20, images
 
     Raises:
         UserError: the folder exists, pyarrow is not installed, frames that a video cannot hold, or a full disk.
+        Interrupted: the process was told to end; nothing is left.
     """
     if fps < 1:
         raise UserError(f"fps is {fps}; it must be at least 1 control step a second")
@@ -51,14 +53,16 @@ def export_lerobot(dataset: RenderedDataset, out: Path, *, fps: int = 20, images
     unfinished = out.with_name(f".{out.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        writer = _Writer(dataset, unfinished, fps, images)
-        try:
-            for path in tqdm(dataset.paths, desc=f"export {dataset.folder.name}", unit="episode"):
-                writer.add(dataset.read(path))
-        finally:
-            writer.close()
-        writer.write_meta()
-        unfinished.replace(out)
+        with deferred_interrupts() as interrupts:
+            writer = _Writer(dataset, unfinished, fps, images)
+            try:
+                for path in tqdm(dataset.paths, desc=f"export {dataset.folder.name}", unit="episode"):
+                    interrupts.check()
+                    writer.add(dataset.read(path))
+            finally:
+                writer.close()
+            writer.write_meta()
+            unfinished.replace(out)
     except OSError as error:
         raise UserError(cannot_write(out, error)) from error
     finally:

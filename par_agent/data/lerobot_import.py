@@ -18,6 +18,7 @@ from par_agent.data.lerobot_plan import ImportPlan, read_rows
 from par_agent.data.rendering import ADDED_FIELDS, episode_path, summarise
 from par_agent.errors import UserError
 from par_agent.files import cannot_write, claim_folder, only_process, write_json
+from par_agent.interrupts import deferred_interrupts
 from par_agent.transforms import crop_and_resize
 
 
@@ -29,6 +30,7 @@ def import_lerobot(plan: ImportPlan, out: Path) -> int:
 
     Raises:
         UserError: damaged images or videos, unless such episodes are left out; a folder of other settings; a full disk.
+        Interrupted: the process was told to end; whole episodes are kept.
     """
     source, request = plan.source, plan.request
     names = ("image_key", "state_key", "action_key", "instruction")
@@ -36,6 +38,7 @@ def import_lerobot(plan: ImportPlan, out: Path) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with only_process(out / ".lock", f"writes into {out}"), contextlib.ExitStack() as stack:
+            interrupts = stack.enter_context(deferred_interrupts())
             begun = any((out / "episodes").glob("*"))
             claim_folder(out / "spec.json", plan.spec.to_json(), begun=begun, defaults=ADDED_FIELDS)
             claim_folder(out / "import.json", settings, begun=begun)
@@ -44,6 +47,7 @@ def import_lerobot(plan: ImportPlan, out: Path) -> int:
                 for name, feature in plan.keys.cameras.items()
             }
             for place, number in enumerate(tqdm(plan.episodes, desc=f"import {out.name}", unit="episode")):
+                interrupts.check()
                 path = episode_path(out, place)
                 if path.exists():
                     continue

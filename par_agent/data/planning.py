@@ -45,6 +45,14 @@ def remove_unfinished(parts: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_parts(parts: Path) -> None:
+    """Deletes all parts and their folder. Stopped anywhere, it leaves no part of which a file is missing."""
+    for first in finished_parts(parts):
+        os.replace(part_folder(parts, first), parts / f"{UNFINISHED}{first:08d}")
+    remove_unfinished(parts)
+    shutil.rmtree(parts)
+
+
 def part_maker(env_id: str, parts: Path) -> DoJob:
     """What a worker does: makes the part whose first seed it is given, and reports every success's steps."""
     return lambda first, report: make_part(env_id, first, parts, report)

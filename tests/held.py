@@ -1,0 +1,206 @@
+"""Commands that hold still at a chosen moment until they are stopped or let go: signals meet them there, not by chance.
+
+As a program, `python tests/held.py PROGRAM ...` runs `par-agent` or a script in a process that holds at the moment which
+:class:`Held` has put into the environment; so do the worker processes that it starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PLAN = "HELD_PLAN"
+"""Environment variable that tells a command where to hold."""
+TIMEOUT = 600
+"""Seconds that anything may take; only a test that fails waits for so long."""
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
+"""Audit events of what changes a folder, beside files that are opened to be written."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a process holds still: after a call of a function, or before an operation on the files of a folder."""
+
+    function: str = ""
+    """`module:name` of the function; the module that looks it up, not that which defines it."""
+    below: str = ""
+    """In place of a function: the folder whose changes by the main thread are counted."""
+    number: int = 1
+    """Which call or change, from 1."""
+    worker: bool = False
+    """Changes: those of worker processes count, not those of the command's main process."""
+
+
+class Held:
+    """A command that is stopped at a moment; a context manager, which ends it.
+
+    Args:
+        words: `par-agent` or a script's path, and its arguments.
+        moment: where it holds; None: nowhere.
+        marks: an empty folder for notes.
+    """
+
+    def __init__(self, words: list[str], moment: Moment | None, marks: Path) -> None:
+        marks.mkdir(parents=True)
+        self._marks = marks
+        plan = json.dumps({"marks": str(marks), "moment": moment and dataclasses.asdict(moment)})
+        command = [sys.executable, str(Path(__file__).resolve()), *words]
+        environment = {**os.environ, PLAN: plan}
+        with open(marks / "output", "wb") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment, preexec_fn=default_signals
+            )
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def output(self) -> str:
+        """What it has printed."""
+        return (self._marks / "output").read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def until_held(self) -> int:
+        """Waits until the command, or one of its workers, holds; returns that process's id."""
+        self._until(lambda: self._found("held-*") or not self.running)
+        assert self._found("held-*"), f"it ended before: {self.output}"
+        return int(self._found("held-*")[0].name.removeprefix("held-"))
+
+    def tell(self, number: int) -> None:
+        """Sends a signal to the main process, and waits until that has noticed it or ended."""
+        self.process.send_signal(number)
+        self._until(lambda: self._found("told") or not self.running)
+
+    def let_go(self) -> None:
+        """Lets what holds go on."""
+        (self._marks / "let go").touch()
+
+    def status(self) -> int:
+        """Waits until the command has ended; returns its exit status."""
+        return self.process.wait(TIMEOUT)
+
+    def changes(self, worker: bool) -> int:
+        """How often the main process, or the workers, changed something below the moment's folder."""
+        return (self._marks / f"changes-{worker}").stat().st_size
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that it has started and that are there still."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def _found(self, pattern: str) -> list[Path]:
+        return sorted(self._marks.glob(pattern))
+
+    def _until(self, condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.01)
+
+
+def default_signals() -> None:
+    """Accepts what a shell's background job, or one under `nohup`, is told to ignore."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def gone(processes: list[psutil.Process]) -> float:
+    """Waits until processes are gone; returns how many seconds that took."""
+    began = time.monotonic()
+    while alive := [process for process in processes if _alive(process)]:
+        assert time.monotonic() - began < TIMEOUT, alive
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _hold(marks: Path) -> None:
+    """Waits in the command's process until the test lets it go."""
+    from par_agent.interrupts import caught_interrupts
+
+    (marks / f"held-{os.getpid()}").touch()
+    while not (marks / "let go").exists():
+        with caught_interrupts() as interrupts:
+            if interrupts.received is not None:
+                (marks / "told").touch()
+        time.sleep(0.01)
+
+
+def _hold_after_call(moment: Moment, marks: Path) -> None:
+    module_name, _, name = moment.function.partition(":")
+    module = importlib.import_module(module_name)
+    function, calls = getattr(module, name), itertools.count(1)
+
+    def held(*arguments: Any, **named: Any) -> Any:
+        result = function(*arguments, **named)
+        if next(calls) == moment.number:
+            _hold(marks)
+        return result
+
+    setattr(module, name, held)
+
+
+def _hold_before_change(moment: Moment, marks: Path) -> None:
+    worker = multiprocessing.parent_process() is not None
+    log = os.open(marks / f"changes-{worker}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    changes = itertools.count(1)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if not (event == "open" or event in CHANGES) or threading.current_thread() is not threading.main_thread():
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        path, relative = str(arguments[0]), event in ("os.remove", "os.rmdir") and arguments[-1] >= 0
+        if relative or path.startswith(moment.below):
+            os.write(log, b".")
+            if next(changes) == moment.number and worker == moment.worker:
+                _hold(marks)
+
+    sys.addaudithook(hook)
+
+
+if __name__ in ("__main__", "__mp_main__"):  # the second: a worker process, which is to hold as well
+    plan = json.loads(os.environ[PLAN])
+    if plan["moment"]:
+        planned = Moment(**plan["moment"])
+        (_hold_after_call if planned.function else _hold_before_change)(planned, Path(plan["marks"]))
+
+if __name__ == "__main__":
+    program, sys.argv = sys.argv[1], sys.argv[1:]
+    if program == "par-agent":
+        from par_agent.cli import main
+
+        sys.exit(main())
+    with contextlib.suppress(ValueError):
+        sys.path.remove(str(Path(__file__).parent))
+    sys.path.insert(0, str(Path(program).parent))
+    runpy.run_path(program, run_name="__main__")

@@ -1,0 +1,102 @@
+"""Processes that work for another: what they ignore, and that none is left when it is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import psutil
+import pytest
+
+from held import gone
+from par_agent.errors import UserError
+from par_agent.interrupts import SIGNALS, Interrupted
+from par_agent.processes import call_in_process, start_process
+
+
+def echo(connection: Connection) -> None:
+    while True:
+        connection.send((os.getpid(), connection.recv()))
+
+
+def busy(connection: Connection, seconds: None) -> None:
+    """Never gives another thread a turn: numbers are added up inside one call."""
+    connection.send(os.getpid())
+    sum(range(10**15))
+
+
+def test_a_process_ignores_what_is_for_the_one_that_started_it_to_handle() -> None:
+    process, connection = start_process(echo)
+    assert process.pid is not None
+    for number in SIGNALS:
+        os.kill(process.pid, number)
+        connection.send(number)
+        assert connection.recv() == (process.pid, number)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_signals_are_not_blocked_afterwards() -> None:
+    process, connection = start_process(echo)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(SIGNALS)
+    connection.send("on")
+    connection.recv()
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    blocked = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk"))
+    assert not any(blocked >> (number - 1) & 1 for number in SIGNALS)
+    process.kill()
+    process.join()
+
+
+def test_a_process_ends_with_the_one_that_started_it_whatever_it_is_doing() -> None:
+    program = (
+        "import test_processes as t; w = t.start_process(t.busy, None); print(w[1].recv(), flush=True); w[0].join()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent, stdout=subprocess.PIPE) as main:
+        assert main.stdout is not None
+        worker = psutil.Process(int(main.stdout.readline()))
+        main.kill()
+    gone([worker])
+
+
+def divide(one: int, other: int) -> float:
+    if other < 0:
+        os._exit(3)
+    return one / other
+
+
+def wait_for_ever(path: Path) -> None:
+    path.write_text(str(os.getpid()))
+    threading.Event().wait()
+
+
+def test_a_call_in_a_process_gives_its_result_or_its_exception() -> None:
+    assert call_in_process(divide, 1, 4) == 0.25
+    with pytest.raises(ZeroDivisionError):
+        call_in_process(divide, 1, 0)
+    with pytest.raises(UserError, match=r"a process died \(exit code 3\); `par-agent doctor`"):
+        call_in_process(divide, 1, -1)
+
+
+def test_an_interruption_ends_the_process_of_a_call_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "process"
+
+    def interrupt() -> None:
+        while not (path.exists() and path.read_text()):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    with pytest.raises(Interrupted):
+        call_in_process(wait_for_ever, path)
+    sender.join()
+    signal.signal(signal.SIGTERM, before)
+    assert not psutil.pid_exists(int(path.read_text()))
