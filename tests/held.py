@@ -1,6 +1,6 @@
 """Commands that hold still at a chosen moment until they are stopped or let go: signals meet them there, not by chance.
 
-As a program, `python tests/held.py PROGRAM ...` runs `par-agent` or a script in a process that holds at the moment which
+As a program, `python tests/held.py PROGRAM ...` runs `par-agent` or a script in a process that holds at the moment that
 :class:`Held` has put into the environment; so do the worker processes that it starts.
 """
 
