@@ -6,11 +6,13 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -74,6 +76,24 @@ def test_a_file_made_with_other_arguments_is_not_replaced(demos):
     with pytest.raises(UserError, match=r"'num': 11.*'num': 12.*another output folder"):
         make_demos(DemoRequest("PushCube", NUM + 1), demos.parents[2])
     assert demos.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["truncated", "last trajectory lost", "last trajectory emptied", "no JSON"])
+def test_a_finished_file_that_is_damaged_is_not_taken_for_complete(demos, tmp_path, damage):
+    request = DemoRequest("PushCube", NUM)
+    target = request.path(tmp_path)
+    target.parent.mkdir(parents=True)
+    for path in (demos, demos.with_suffix(".json")):
+        shutil.copy(path, target.with_suffix(path.suffix))
+    if damage == "truncated":
+        target.write_bytes(target.read_bytes()[:1000])
+    elif damage == "no JSON":
+        target.with_suffix(".json").unlink()
+    else:
+        with h5py.File(target, "a") as file:
+            del file[f"traj_{NUM - 1}" + "/actions" * (damage == "last trajectory emptied")]
+    with pytest.raises(UserError, match=r"(is damaged .*;|lacks its \.json:) delete it and run the same command again"):
+        make_demos(request, tmp_path)
 
 
 def held(out: Path, marks: Path, seeds: int) -> Held:

@@ -10,21 +10,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
 
 from par_agent.data import planning
 from par_agent.data.cluster_workers import cluster_workers
-from par_agent.data.hdf5 import file_image, open_in_memory
+from par_agent.data.hdf5 import HDF5Reader, file_image, open_in_memory
 from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, cannot_write, only_process, read_json, write_json
+from par_agent.files import atomic_path, cannot_write, only_process, read_object, write_json
 from par_agent.interrupts import Interrupts, deferred_interrupts
 from par_agent.tasks import PROTOCOL_SEED, get_task
 
 if TYPE_CHECKING:
     import h5py
 
+REMAKE = "delete it and run the same command again, which makes it anew"
 FILE_NAME = "trajectory.none.pd_joint_pos.physx_cpu.h5"
+
+
+class _Request(TypedDict, total=False):
+    request: dict[str, Any]
+
+
+class _Made(planning.Part, _Request):
+    """What is read of the `.json` of demonstrations."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +131,32 @@ def make_demos(
 
 
 def _is_complete(target: Path, request: DemoRequest) -> bool:
+    """Whether the demonstrations are there, all of them.
+
+    Raises:
+        UserError: they were made by another request, or the file is damaged.
+    """
     if not target.exists():
         return False
-    made_by = read_json(target.with_suffix(".json")).get("request")
-    if made_by != request.record():
+    if not target.with_suffix(".json").exists():
+        raise UserError(f"{target} lacks its .json: {REMAKE}")
+    about = read_object(target.with_suffix(".json"), _Made)
+    if about.get("request") != request.record():
         raise UserError(
-            f"{target} exists and was made with {made_by or 'unknown arguments'}, not {request.record()}; "
+            f"{target} exists and was made with {about.get('request') or 'unknown arguments'}, not {request.record()}; "
             "move it away or give another output folder"
         )
+    with HDF5Reader(target, REMAKE) as file:
+        steps = {f"traj_{episode['episode_id']}": episode["elapsed_steps"] for episode in about["episodes"]}
+        if len(steps) != request.num or file.names() != sorted(steps):
+            raise file.damaged(f"it holds {len(file.names())} trajectories, its .json lists {len(steps)}")
+        for name, length in steps.items():
+            file.check(f"{name}/actions", np.float32, (length, None))
+        file.array(f"traj_{request.num - 1}/actions", np.float32, (None, None))
     return True
 
 
-def _kept_episodes(request: DemoRequest, parts: Path, first: int) -> list[dict[str, Any]]:
+def _kept_episodes(request: DemoRequest, parts: Path, first: int) -> list[planning.PartEpisode]:
     """Episodes of a finished part that are short enough for the request."""
     episodes = planning.read_part(parts, first)["episodes"]
     return [episode for episode in episodes if episode["elapsed_steps"] <= request.max_steps]
@@ -198,16 +223,15 @@ def _check_numpy() -> None:
 
 def _merge(request: DemoRequest, parts: Path, target: Path, interrupts: Interrupts) -> None:
     """Writes the first `num` kept episodes. The `.h5` is there only when its `.json` is."""
-    import h5py
-
     episodes: list[dict[str, Any]] = []
     first = request.first_seed
     with open_in_memory() as output:
         while len(episodes) < request.num:
             interrupts.check()
-            with h5py.File(planning.part_folder(parts, first) / "part.h5", "r") as source:
+            folder = planning.part_folder(parts, first)
+            with HDF5Reader(folder / "part.h5", f"delete {folder} and run the same command again") as source:
                 for episode in _kept_episodes(request, parts, first)[: request.num - len(episodes)]:
-                    _copy(source[f"traj_{episode['episode_id']}"], output.create_group(f"traj_{len(episodes)}"))
+                    _copy(source, f"traj_{episode['episode_id']}", output.create_group(f"traj_{len(episodes)}"))
                     episodes.append({**episode, "episode_id": len(episodes)})
             first += planning.SEEDS_PER_PART
         image = file_image(output)
@@ -217,12 +241,11 @@ def _merge(request: DemoRequest, parts: Path, target: Path, interrupts: Interrup
         write_json(target.with_suffix(".json"), {**description, "episodes": episodes, "request": request.record()})
 
 
-def _copy(source: h5py.Group, output: h5py.Group) -> None:
+def _copy(source: HDF5Reader, group: str, output: h5py.Group) -> None:
     """Copies groups and arrays, compressed and without time stamps, so that equal arrays give equal bytes."""
-    import h5py
-
-    for name, item in source.items():
-        if isinstance(item, h5py.Group):
-            _copy(item, output.create_group(name))
+    for name in source.names(group):
+        path = f"{group}/{name}"
+        if source.is_group(path):
+            _copy(source, path, output.create_group(name))
         else:
-            output.create_dataset(name, data=item[()], compression="gzip")
+            output.create_dataset(name, data=source.array(path, None, None, finite=False), compression="gzip")

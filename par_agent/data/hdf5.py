@@ -92,6 +92,13 @@ class HDF5Reader:
         with self._named_faults(name):
             return self._find(name) is not None
 
+    def is_group(self, name: str) -> bool:
+        """Whether ``name`` is a group, and no array."""
+        import h5py
+
+        with self._named_faults(name):
+            return isinstance(self._find(name), h5py.Group)
+
     def names(self, group: str = "") -> list[str]:
         """Names in a group, sorted; of the whole file if none is given."""
         import h5py
@@ -123,7 +130,7 @@ class HDF5Reader:
 
         Args:
             name: where it is, for example ``frames/render_camera``.
-            dtype: the type that it must be stored in, or a tuple of those that it may be.
+            dtype: the type that it must be stored in, or a tuple of those that it may be; None: any.
             shape: the shape that it must have; None: any.
             rows: (n,) ascending whole numbers: those entries of the first dimension alone.
             finite: refuses NaN, infinity, and numbers beyond :data:`LARGEST`.
@@ -183,7 +190,8 @@ class HDF5Reader:
         found = self._find(name)
         if not isinstance(found, h5py.Dataset):
             raise self.damaged(f"{name} is {'missing' if found is None else 'no array'}; expected an array")
-        self._check_type(found, name, dtype if isinstance(dtype, tuple) else (dtype,))
+        if dtype is not None:
+            self._check_type(found, name, dtype if isinstance(dtype, tuple) else (dtype,))
         given = found.shape or ()
         shape = (None,) * len(given) if shape is None else shape
         if len(given) != len(shape) or any(n not in (None, size) for n, size in zip(shape, given, strict=True)):

@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from par_agent.data.hdf5 import file_image, open_in_memory
 from par_agent.data.workers import UNFINISHED, DoJob, Report
 from par_agent.errors import UserError
-from par_agent.files import read_json
+from par_agent.files import read_object
 
 SEEDS_PER_PART = 10
 ARMS = ("panda", "so100")
@@ -31,12 +31,29 @@ def part_folder(parts: Path, first: int) -> Path:
 
 def finished_parts(parts: Path) -> list[int]:
     """First seeds of all complete parts, in order."""
-    return sorted(int(folder.name.split("-")[1]) for folder in parts.glob("seeds-*"))
+    return sorted(int(folder.name.removeprefix("seeds-")) for folder in parts.glob("seeds-" + "[0-9]" * 8))
 
 
-def read_part(parts: Path, first: int) -> dict[str, Any]:
-    """ManiSkill's JSON of a part: `env_info`, ..., and one entry in `episodes` for each success."""
-    return read_json(part_folder(parts, first) / "part.json")
+class PartEpisode(TypedDict):
+    """What is read of an entry in `episodes`."""
+
+    episode_id: int
+    elapsed_steps: int
+
+
+class Part(TypedDict):
+    """What is read of ManiSkill's JSON of a part."""
+
+    episodes: list[PartEpisode]
+
+
+def read_part(parts: Path, first: int) -> Part:
+    """ManiSkill's JSON of a part: `env_info`, ..., and one entry in `episodes` for each success.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_object(part_folder(parts, first) / "part.json", Part)
 
 
 def remove_unfinished(parts: Path) -> None:
