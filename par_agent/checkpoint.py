@@ -25,7 +25,7 @@ from torch import nn
 
 from par_agent.device import floating_type, usable_device
 from par_agent.errors import UserError
-from par_agent.files import read_json, read_object, write_json
+from par_agent.files import naming, read_json, read_object, write_json
 from par_agent.json_fields import build, check
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
@@ -122,12 +122,14 @@ class Checkpoint:
         """
         folder, device, dtype = Path(folder), usable_device(device), floating_type(dtype)
         content = read_policy(folder)
-        config = PARConfig.from_json(read_json(folder / "config.json"))
+        config = read_model_config(folder)
         with torch.device("meta"):
             model = PARModel(config)
         load_module(model, folder)
         encoder = load_frame_encoder(folder / ENCODER)
-        transforms = None if content["transforms"] is None else Transforms.from_json(content["transforms"])
+        with naming(folder / POLICY):
+            transforms = None if content["transforms"] is None else Transforms.from_json(content["transforms"])
+            acting = build(Acting, content["acting"])
         if encoder.channels != config.nova.latent_channels:
             raise UserError(
                 f"{folder}: the model reads latents of {config.nova.latent_channels} channels, its frame encoder gives "
@@ -135,7 +137,6 @@ class Checkpoint:
             )
         if transforms is not None:
             _check(config, encoder, transforms, folder)
-        acting = build(Acting, content["acting"])
         text = _load_text_encoder(content["text_encoder"], config, folder)
         return cls(
             model.eval().to(device, dtype), encoder.to(device, dtype), transforms, text, acting, content["trained"]
@@ -162,6 +163,18 @@ def read_policy(folder: Path) -> dict[str, Any]:
     check(f"{path}: trained", content["trained"], dict)
     check(f"{path}: trained.steps", content["trained"].get("steps"), int | None)
     return content
+
+
+def read_model_config(folder: Path) -> PARConfig:
+    """A checkpoint's ``config.json``.
+
+    Raises:
+        UserError: it is missing, damaged, or from a newer version.
+    """
+    path = folder / "config.json"
+    content = read_json(path)
+    with naming(path):
+        return PARConfig.from_json(content)
 
 
 def make_text_encoder(config: PARConfig) -> TextEncoder:

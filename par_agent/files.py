@@ -143,6 +143,15 @@ def read_json(path: Path) -> Any:
     return parse_json(read_content(path), str(path))
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts a file's name before the errors of what is made from its content."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 @overload
 def read_object(path: Path) -> dict[str, Any]: ...
 

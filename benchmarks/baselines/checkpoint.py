@@ -28,8 +28,8 @@ from baselines.icrt import ICRT
 from baselines.rdt import RDT
 from par_agent.device import usable_device
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, read_json, read_object, write_json
-from par_agent.json_fields import build
+from par_agent.files import atomic_path, naming, read_object, write_json
+from par_agent.json_fields import build, check
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.pretrained import load_module, save_module
 from par_agent.modeling.text_encoder import HashTextEncoder
@@ -54,6 +54,15 @@ class Prompt:
     """(K, L, A) normalised chunk before each frame."""
     past_known: Tensor
     """(K,) bool; False at the start."""
+
+    def __post_init__(self) -> None:
+        ranks = {"latents": 4, "proprioception": 2, "past": 3, "past_known": 1}
+        values: dict[str, Tensor] = {name: getattr(self, name) for name in ranks}
+        if any(values[name].ndim != rank for name, rank in ranks.items()) or len({*map(len, values.values())}) > 1:
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in values.items())
+            raise UserError(f"the arrays of a prompt do not fit one another: {shapes}")
+        if not all(len(value) and value.isfinite().all() for value in values.values()):
+            raise UserError("the arrays of a prompt are empty, or hold NaN or infinity")
 
 
 @dataclass
@@ -100,17 +109,21 @@ class BaselineCheckpoint:
         if not (folder / ABOUT).is_file():
             raise UserError(f"{folder} holds no baseline (no {ABOUT}); train one with benchmarks/train_baseline.py")
         content = read_object(folder / ABOUT)
-        if (method := content.get("method")) not in METHODS:
+        if (method := str(content.get("method"))) not in METHODS:
             raise UserError(f"{folder / ABOUT} names the method {method!r}; known: {', '.join(METHODS)}")
         for name in ("transforms", "trained"):
             if name not in content:
                 raise UserError(f"{folder / ABOUT} lacks {name!r}; copy or train the checkpoint again")
         cls_ = METHODS[method]
-        config = build(cls_.Config, read_json(folder / "config.json"))
+        fields = read_object(folder / "config.json")
+        with naming(folder / "config.json"):
+            config = build(cls_.Config, fields)
         with torch.device("meta"):
             model = cls_(config)
         load_module(model, folder)
-        transforms = Transforms.from_json(content["transforms"])
+        with naming(folder / ABOUT):
+            transforms = Transforms.from_json(content["transforms"])
+            check("trained", content["trained"], dict)
         if (config.horizon, config.action_size) != (transforms.targets, transforms.action_size):
             raise UserError(
                 f"{folder}: the model and its transforms differ in actions; the files do not belong together"
@@ -126,6 +139,7 @@ def _read_prompts(path: Path) -> dict[str, Prompt]:
         instruction, _, name = key.rpartition("/")
         parts.setdefault(instruction, {})[name] = value
     try:
-        return {instruction: Prompt(**tensors) for instruction, tensors in parts.items()}
+        with naming(path):
+            return {instruction: Prompt(**tensors) for instruction, tensors in parts.items()}
     except TypeError as error:
         raise UserError(f"{path} holds incomplete prompts ({error}); copy or train the checkpoint again") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from par_agent.errors import UserError
-from par_agent.files import read_json, read_object
+from par_agent.files import read_object
 
 if TYPE_CHECKING:
     from par_agent.modeling.config import PARConfig
@@ -56,8 +56,7 @@ def describe(name_or_folder: str, preset: bool = False) -> Description:
     Raises:
         UserError: neither, or a folder that is no policy checkpoint.
     """
-    from par_agent.checkpoint import ENCODER, read_policy
-    from par_agent.modeling.config import PARConfig
+    from par_agent.checkpoint import ENCODER, read_model_config, read_policy
     from par_agent.modeling.presets import PRESETS
     from par_agent.policy import CHECKPOINTS
 
@@ -66,7 +65,7 @@ def describe(name_or_folder: str, preset: bool = False) -> Description:
             continue
         policy = read_policy(folder)
         return Description(
-            PARConfig.from_json(read_json(folder / "config.json")),
+            read_model_config(folder),
             read_object(folder / ENCODER / "config.json"),
             policy["text_encoder"],
             f"checkpoint {folder}: {_training(policy)}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from par_agent.errors import UserError
-from par_agent.files import read_json
+from par_agent.files import read_object
 
 FILE_OPTION = "--config"
 """Names a JSON file of options, such as the one that a run writes into its folder."""
@@ -55,9 +55,7 @@ def with_file(cls: type, arguments: Sequence[str]) -> list[str]:
     if not inline and place == len(given):
         raise UserError(f"{FILE_OPTION} needs a file: {FILE_OPTION} FILE.json")
     path = Path(value if inline else given.pop(place))
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}; expected an object of options")
+    content = read_object(path)
     known = [field.name for field in dataclasses.fields(cls)]
     if unknown := [name for name in content if name not in known]:
         raise UserError(f"{path} has the unknown option {unknown[0]!r}; known: {', '.join(known)}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from par_agent.errors import UserError
 from par_agent.files import read_object
+from par_agent.strict_json import parse_json
 from par_agent.tasks import TASKS, UNKNOWN_CONTROLLER, TaskSpec, get_task
 from par_agent.versions import PACKAGE_FOLDER, hash_files
 
@@ -116,8 +117,8 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
         if key in parsed:
             raise UserError(f"policy option {key!r} is given twice")
         try:
-            parsed[key] = json.loads(text)
-        except json.JSONDecodeError:
+            parsed[key] = parse_json(text, key)
+        except UserError:
             parsed[key] = text
     return parsed
 

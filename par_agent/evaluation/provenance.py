@@ -54,10 +54,9 @@ def _weights(folder: Path | None) -> dict[str, Any]:
         return about
     about["weights"] = hash_files(weight_files(folder))
     if (weights := folder / "model.safetensors").is_file():
-        from safetensors import safe_open
+        from par_agent.modeling.weights import read_shapes
 
-        with safe_open(str(weights), framework="numpy") as file:
-            about["parameters"] = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        about["parameters"] = sum(map(prod, read_shapes(weights).values()))
     for name in ABOUT:
         if (folder / name).is_file():
             about["training"] = read_object(folder / name).get("trained")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import read_object
+from par_agent.files import naming, read_object
 from par_agent.json_fields import build
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig, to_frames, to_pixels
 from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora, OpenSoraVAEConfig
@@ -97,7 +97,7 @@ def load_frame_encoder(folder: Path) -> FrameEncoder:
         UserError: a file is missing, damaged, or of a kind that is not known.
     """
     path, content = find_weights(folder), read_object(folder / "config.json")
-    with torch.device("meta"):
+    with torch.device("meta"), naming(folder / "config.json"):
         encoder = make_frame_encoder(content)
     load_weights(_weights(encoder), read_tensors(path), path, torch.float32)
     encoder = encoder.eval().requires_grad_(False)

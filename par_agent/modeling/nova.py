@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import read_object
+from par_agent.files import naming, read_object
 from par_agent.modeling.attention_mask import block_causal_mask
 from par_agent.modeling.config import NOVAConfig
 from par_agent.modeling.embeddings import (
@@ -98,7 +98,9 @@ class NOVA(nn.Module):
         tensors = read_tensors(path)
         scheduler = folder.parent / "scheduler"
         described = read_object(scheduler / "scheduler_config.json") if scheduler.is_dir() else None
-        config = nova_config(fields, tensors, diffusion_config(described))
+        diffusion = diffusion_config(described)
+        with naming(folder / "config.json"):
+            config = nova_config(fields, tensors, diffusion)
         with torch.device("meta"):
             model = cls(config)
         load_weights(model, tensors, path, dtype)

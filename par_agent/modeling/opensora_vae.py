@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
+from par_agent.files import naming
 from par_agent.json_fields import build
 from par_agent.modeling.opensora_vae_blocks import NORM_EPS, CausalConv3d, DownBlock, MidBlock, UpBlock, convolution
 from par_agent.modeling.weights import find_weights, load_weights, read_config, read_tensors
@@ -208,7 +209,9 @@ class AutoencoderKLOpenSora(nn.Module):
             UserError: a file is missing, truncated or pickled; configuration fields are unknown or out of range;
                 tensors are missing, left over, of another shape or not finite. Every one is named.
         """
-        config = build(OpenSoraVAEConfig, read_config(folder))
+        fields = read_config(folder)
+        with naming(Path(folder) / "config.json"):
+            config = build(OpenSoraVAEConfig, fields)
         path = find_weights(folder)
         with torch.device("meta"):
             model = cls(config)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path
+from par_agent.files import atomic_path, naming
 from par_agent.modeling.weights import read_tensors
 
 PHI_WIDTH = 2560
@@ -126,6 +126,8 @@ class StoredTextEncoder:
                     f"the stored features of {instruction!r} have shape {tuple(value.shape)}; expected at most "
                     f"{length} rows of {dim} numbers"
                 )
+            if not value.is_floating_point() or not value.isfinite().all():
+                raise UserError(f"the stored features of {instruction!r} are {value.dtype}, NaN or infinite")
         self.features = {normalised(instruction): value.float() for instruction, value in features.items()}
         self.dim = dim
         self.length = length
@@ -137,7 +139,9 @@ class StoredTextEncoder:
         Raises:
             UserError: the file is missing, damaged, or does not fit the model.
         """
-        return cls(read_tensors(path), dim, length)
+        features = read_tensors(path)
+        with naming(path):
+            return cls(features, dim, length)
 
     def save(self, path: Path) -> None:
         """Writes what :meth:`load` reads, atomically."""
@@ -224,13 +228,10 @@ class PhiTextEncoder:
         return hashlib.sha256(f"{self._model_id}\n{self.length}\n{instruction}".encode()).hexdigest()[:32]
 
     def _read(self, path: Path) -> torch.Tensor:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            features = load_file(path)["features"].float()
-        except (SafetensorError, KeyError) as error:
-            raise UserError(f"{path} is not a cached text feature file ({error}); delete it and encode again") from None
+        features = read_tensors(path, "delete it and encode again").get("features")
+        if features is None or not features.is_floating_point():
+            raise UserError(f"{path} holds no text features; delete it and encode again")
+        features = features.float()
         self._check_width(features, str(path))
         return features
 
@@ -292,3 +293,5 @@ class PhiTextEncoder:
             raise UserError(
                 f"{origin} gives text features of shape {tuple(features.shape)}; expected (tokens, {self.dim})"
             )
+        if not features.isfinite().all():
+            raise UserError(f"{origin} gives text features that are NaN or infinite; delete or download it again")

@@ -47,13 +47,17 @@ def find_weights(folder: str | Path) -> Path:
     raise UserError(f"{folder} has no weights; expected {EITHER} in it")
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, advice: str = "download or copy it again") -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU, in the types they are stored in.
+
+    Args:
+        path: the file.
+        advice: what the user can do where it is damaged; ends the message.
 
     Raises:
         UserError: the file is missing, truncated, pickled or not safetensors at all.
     """
-    with _opened(Path(path)) as file:
+    with _opened(Path(path), advice) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
 
 
@@ -78,7 +82,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, advice: str = "download or copy it again") -> Iterator[Any]:
     """A safetensors file that is open for reading."""
     from safetensors import SafetensorError, safe_open
 
@@ -90,8 +94,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, MemoryError) as error:
         raise UserError(
-            f"{path} is not a complete safetensors file ({error}; {path.stat().st_size:,} bytes): download or "
-            "copy it again"
+            f"{path} is not a complete safetensors file ({error}; {path.stat().st_size:,} bytes): {advice}"
         ) from None
 
 
