@@ -20,7 +20,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.records import record_key
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.evaluation.statistics import compare_paired
-from par_agent.files import atomic_path, cannot_write
+from par_agent.files import atomic_path, writing
 from par_agent.tasks import PAPER_TASKS
 
 REPORTED = Path(__file__).parent / "reported"
@@ -198,15 +198,13 @@ def main(config: TableConfig) -> int:
     rows, points = table_rows(runs), curves(runs)
     page = table(rows, table_rows(runs, protocol=False), config.reference, points)
     written = ["table.md", "table.png"]
-    try:
+    with writing(config.out):
         with atomic_path(config.out / "table.md") as temporary:
             temporary.write_text(page)
         draw_table(rows, config.reference, config.out / "table.png")
         if points:
             draw_curves(points, config.out / "demonstrations.png")
             written.append("demonstrations.png")
-    except OSError as error:
-        raise UserError(cannot_write(config.out, error)) from error
     print(page)
     print(f"written to {config.out}: {', '.join(written)}")
     return 0

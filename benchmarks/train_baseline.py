@@ -10,17 +10,14 @@ import sys
 from baselines.training import BaselineConfig, train
 from par_agent.cli.entry import run_command
 from par_agent.cli.options import parse
-from par_agent.errors import UserError
-from par_agent.files import cannot_write
+from par_agent.files import writing
 
 
 def main(arguments: list[str]) -> int:
     """Trains and says where the policy is."""
     config = parse(BaselineConfig, arguments, "train_baseline.py", str(__doc__).splitlines()[0])
-    try:
+    with writing(config.out):
         train(config)
-    except OSError as error:
-        raise UserError(cannot_write(config.out, error)) from error
     print(f"trained policy: {config.out / 'policy'}; python benchmarks/run.py --policy {config.out / 'policy'}")
     return 0
 

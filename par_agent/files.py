@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from par_agent.errors import UserError
 from par_agent.json_fields import check
 from par_agent.strict_json import parse_json
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 T = TypeVar("T")
+
+PATIENCE = 0.2
+"""Seconds to wait for a lock, so that one whose holder is about to end counts as free."""
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "get permission to write there, or choose another place"),
+    errno.EROFS: "choose another place, this one is read-only",
+    errno.EIO: "check the disk",
+}
+"""Number of an error that writing meets -> what to do about it."""
 
 
 @contextlib.contextmanager
@@ -23,10 +39,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it to ``path`` if the block succeeds, deletes it otherwise.
 
     The name carries the process id, so that two processes never write the same temporary file. The file gets the
-    permissions of any new one, whatever wrote it (safetensors would keep it to its owner).
+    permissions of any new one, whatever wrote it (safetensors would keep it to its owner). Folders are made as needed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
@@ -37,39 +53,87 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        _remove_empty(made)
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Makes a folder and those above it; returns those that did not exist, the innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes those folders, the innermost first, that hold nothing."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextlib.contextmanager
 def only_process(lock: Path, doing: str) -> Iterator[None]:
     """Holds the file ``lock`` while the block runs, so that no other process does the same; a dead one holds nothing.
 
+    The lock file, and those of its folders that this made and that are still empty, are removed at the end. A killed
+    process leaves the file; the next one takes it.
+
     Args:
-        lock: made if absent, removed at the end; its folder must exist.
+        lock: made if absent, with its folder.
         doing: what the block does, for the error message: "another process {doing} now".
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the folder cannot be made; nothing was made then.
     """
-    with contextlib.closing(_lock(lock, doing)):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    with contextlib.ExitStack() as undo:
+        held = _acquire(lock, doing, undo)
+        undo.callback(held.release)
+        undo.callback(lock.unlink, missing_ok=True)  # before it is released: who waits for it sees that it is gone
+        yield
 
 
-def _lock(lock: Path, doing: str) -> IO[str]:
-    """The file, made and locked."""
+def _acquire(lock: Path, doing: str, undo: contextlib.ExitStack) -> BaseFileLock:
+    """The lock, held; ``undo`` gets what removes the folders made for it."""
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock, preserve_lock_file=True)  # it is removed here, while it is held
     while True:
-        file = open(lock, "w")  # noqa: SIM115 the caller closes it
+        check_writable(lock.parent)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
+            undo.callback(_remove_empty, _make_folder(lock.parent))
+            held.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 10)
+            return held
+        except Timeout:
             raise UserError(f"another process {doing} now; wait for it to end") from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
-                return file
-        file.close()  # its last holder removed it after it was opened here
+        except (FileExistsError, FileNotFoundError):
+            continue  # another process made the folder, and has just removed it with its lock
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            raise UserError(f"the file system of {lock.parent} has no file locks; choose another place") from None
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that files can be written into a folder, or that it could be made; leaves nothing behind.
+
+    Raises:
+        UserError: the folder or one above it is a file, a link to nothing, read-only or full.
+    """
+    existing = Path(folder)
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if existing.is_symlink() and not existing.exists():
+        target = os.readlink(existing)
+        raise UserError(
+            f"cannot write to {folder}: {existing} is a link to {target}, which does not exist; make that folder, or "
+            "remove the link"
+        )
+    if not existing.is_dir():
+        raise UserError(f"cannot write to {folder}: {existing} is no folder; choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {existing}: {error.strerror}; {remedy(error)}") from None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -175,15 +239,18 @@ def read_object(path: Path, kind: Any = dict) -> Any:
     return content
 
 
-def claim_folder(
+@contextlib.contextmanager
+def claimed_folder(
     settings: Path,
     wanted: dict[str, Any],
     *,
-    begun: bool,
+    begun: Callable[[], bool],
     free: tuple[str, ...] = (),
     defaults: dict[str, Any] | None = None,
-) -> None:
+) -> Iterator[None]:
     """Writes the settings that a folder's content depends on, or checks that it was begun with the same ones.
+
+    If the block fails before anything is begun, the settings are as they were.
 
     Args:
         settings: JSON file in the folder.
@@ -196,16 +263,55 @@ def claim_folder(
         UserError: the folder was begun with other settings.
     """
     wanted = json.loads(json.dumps(wanted, default=str))
-    if not (begun and settings.exists()):
+    older = settings.read_bytes() if settings.exists() else None
+    if begun() and older is not None:
+        found = {**(defaults or {}), **read_object(settings)}
+        differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
+        if differing:
+            details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)
+            raise UserError(f"{settings.parent} was begun with other settings ({details}); choose another --out")
+    else:
         write_json(settings, wanted)
-        return
-    found = {**(defaults or {}), **read_object(settings)}
-    differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
-    if differing:
-        details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)
-        raise UserError(f"{settings.parent} was begun with other settings ({details}); choose another --out")
+    try:
+        yield
+    except BaseException:
+        if not begun():
+            _restore(settings, older)
+        raise
+
+
+def _restore(path: Path, content: bytes | None) -> None:
+    """Gives a file the content that it had; None: there was none."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns the system's errors inside the block, which works in ``folder``, into one line for the user.
+
+    That the reader of this process's own output is gone (``BrokenPipeError``) is none of them.
+
+    Raises:
+        UserError: the disk is full, the folder is read-only, and the like.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(cannot_write(folder, error)) from error
 
 
 def cannot_write(folder: Path, error: OSError) -> str:
-    """What to tell the user when a disk is full or a folder cannot be written."""
-    return f"cannot write below {folder}: {error}. What is finished is kept: make room, then run the same command again"
+    """What to tell the user when a disk is full or a folder cannot be written, or of any other error of the system."""
+    what = f"cannot write below {folder}" if error.errno in _REMEDIES else f"the work in {folder} failed"
+    return f"{what}: {error}. What is finished is kept: {remedy(error)}, then run the same command again"
+
+
+def remedy(error: OSError) -> str:
+    """What to do about an error of the system."""
+    return _REMEDIES.get(error.errno or 0, "see to that")

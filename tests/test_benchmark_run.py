@@ -297,12 +297,12 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.startswi
 
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write results to"):
+    with pytest.raises(UserError, match="cannot write to"):
         BenchmarkRun(config(tmp_path / "file" / "out"))
-    with pytest.raises(UserError, match="cannot write results to"):
+    with pytest.raises(UserError, match="cannot write to"):
         BenchmarkRun(config(Path("/proc/out")))
     BenchmarkRun(config(tmp_path)).folder.write_text("in the way")
-    with pytest.raises(UserError, match="cannot write results to"):
+    with pytest.raises(UserError, match="cannot write to"):
         BenchmarkRun(config(tmp_path))
 
 

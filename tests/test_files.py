@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,8 +14,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from other_process import lock_held_elsewhere
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, claim_folder, only_process, read_json, read_object, write_json
+from par_agent.files import (
+    atomic_path,
+    check_writable,
+    claimed_folder,
+    only_process,
+    read_json,
+    read_object,
+    write_json,
+    writing,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -49,64 +61,162 @@ def test_json_is_read_as_written(tmp_path):
     assert read_json(tmp_path / "a.json") == {"b": [1, None, "ü"]}
 
 
-def test_a_lock_keeps_others_out_while_the_block_runs(tmp_path):
+def test_a_lock_keeps_other_processes_out_while_the_block_runs(tmp_path):
     lock = tmp_path / "lock"
     with (
-        only_process(lock, "works here"),
+        lock_held_elsewhere(lock),
         pytest.raises(UserError, match="another process works here now; wait"),
         only_process(lock, "works here"),
     ):
         pass
     with only_process(lock, "works here"):
-        pass
+        assert names(tmp_path) == ["lock"]
     assert names(tmp_path) == []
 
 
-def test_a_lock_that_was_removed_while_it_was_taken_is_taken_again(tmp_path, monkeypatch):
-    lock, taken = tmp_path / "lock", []
-
-    def flock(file, how):  # the first time, its last holder ends in between
-        taken.append(file)
-        if len(taken) == 1:
-            lock.unlink()
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with only_process(lock, "works here"):
-        assert len(taken) == 2 and taken[0].closed
-        assert lock.exists(), "others would not see that it is held"
-
-
-def test_a_lock_file_that_a_killed_process_left_holds_nothing(tmp_path):
-    lock = tmp_path / "lock"
-    with open(lock, "w") as left:
-        fcntl.flock(left, fcntl.LOCK_EX)
-    with only_process(lock, "works here"):
+def test_a_lock_keeps_out_who_asks_twice_in_one_process(tmp_path):
+    with (
+        only_process(tmp_path / "lock", "works here"),
+        pytest.raises(UserError, match="another process works here"),
+        only_process(tmp_path / "lock", "works here"),
+    ):
         pass
+
+
+def test_a_lock_that_a_killed_process_left_holds_nothing(tmp_path):
+    with lock_held_elsewhere(tmp_path / "lock") as process:
+        process.kill()
+        process.wait()
+        assert names(tmp_path) == ["lock"]
+        with only_process(tmp_path / "lock", "works here"):
+            pass
+    assert names(tmp_path) == []
+
+
+RACE = """
+import sys
+from pathlib import Path
+from par_agent.errors import UserError
+from par_agent.files import only_process
+lock, inside = Path(sys.argv[1]) / "folder" / "lock", Path(sys.argv[1]) / "inside"
+sys.stdin.read()
+entered = 0
+while entered < 50:
+    try:
+        with only_process(lock, "works here"):
+            inside.touch(exist_ok=False)
+            inside.unlink()
+            entered += 1
+    except UserError:
+        pass
+"""
+
+
+def test_of_processes_that_race_for_a_lock_and_its_folder_one_is_inside_at_a_time(tmp_path):
+    command = [sys.executable, "-c", RACE, str(tmp_path)]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for racer in racers:
+        racer.stdin.close()
+    assert [(racer.wait(), racer.stderr.read()) for racer in racers] == [(0, "")] * 3
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_block_that_fails_leaves_no_lock_and_no_folder_that_was_made_for_it(tmp_path):
+    with pytest.raises(UserError, match="bad"), only_process(tmp_path / "a" / "b" / "lock", "works here"):
+        raise UserError("bad")
+    assert names(tmp_path) == []
+    with only_process(tmp_path / "a" / "b" / "lock", "works here"):
+        (tmp_path / "a" / "b" / "result").touch()
+    assert names(tmp_path / "a" / "b") == ["result"]
+
+
+def test_a_place_that_cannot_be_written_to_is_called_what_it_is(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    (tmp_path / "good").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=rf"link/out: .*link is a link to {tmp_path}/gone, which does not"):
+        check_writable(tmp_path / "link" / "out")
+    with pytest.raises(UserError, match=r"cannot write to .*link: .* is a link to"):
+        check_writable(tmp_path / "link")
+    with pytest.raises(UserError, match=r"cannot write to .*file/out: .*file is no folder; choose another place"):
+        check_writable(tmp_path / "file" / "out")
+    with pytest.raises(UserError, match=r"cannot write to /proc/out: /proc: "):
+        check_writable(Path("/proc/out"))
+    check_writable(tmp_path / "good" / "out" / "deeper")
+    assert names(tmp_path) == ["file", "good", "link"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (
+            errno.ENOSPC,
+            "cannot write below out: .*No space left.*: 'file'. What is finished is kept: make room, ",
+        ),
+        (errno.EDQUOT, "kept: make room, then run the same command again"),
+        (errno.EFBIG, r"kept: allow larger files \(ulimit -f\), then"),
+        (errno.EACCES, "Permission denied: 'file'.*kept: get permission to write there, or choose another place, then"),
+        (errno.EROFS, "kept: choose another place, this one is read-only, then"),
+        (errno.EIO, "kept: check the disk, then"),
+        (
+            errno.ENOENT,
+            "^the work in out failed: .*No such file or directory: 'file'. What is.* kept: see to",
+        ),
+    ],
+)
+def test_an_error_of_the_system_says_what_to_do_about_it(number, words):
+    with pytest.raises(UserError, match=words), writing(Path("out")):
+        raise OSError(number, os.strerror(number), "file")
+
+
+def test_that_nobody_reads_the_output_any_more_is_no_error_of_the_disk():
+    with pytest.raises(BrokenPipeError), writing(Path("out")):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def claim(settings, wanted, begun, **options):
+    with claimed_folder(settings, wanted, begun=lambda: begun, **options):
+        pass
+
+
+def test_a_claim_whose_block_fails_before_anything_is_begun_is_taken_back(tmp_path):
+    settings, begun = tmp_path / "settings.json", []
+    for older in (None, b"{}"):
+        if older is not None:
+            settings.write_bytes(older)
+        with pytest.raises(UserError), claimed_folder(settings, {"a": 1}, begun=lambda: bool(begun)):
+            assert read_json(settings) == {"a": 1}
+            raise UserError("bad")
+        assert (settings.read_bytes() if settings.exists() else None) == older
+    with pytest.raises(UserError), claimed_folder(settings, {"a": 1}, begun=lambda: bool(begun)):
+        begun.append(True)
+        raise UserError("bad")
+    assert read_json(settings) == {"a": 1}
 
 
 def test_the_same_settings_are_accepted_again(tmp_path):
     wanted = {"out": Path("a/b"), "sizes": (1, 2), "inner": {"x": None}}
-    claim_folder(tmp_path / "settings.json", wanted, begun=False)
+    claim(tmp_path / "settings.json", wanted, begun=False)
     before = (tmp_path / "settings.json").read_bytes()
     assert json.loads(before) == {"out": "a/b", "sizes": [1, 2], "inner": {"x": None}}
-    claim_folder(tmp_path / "settings.json", wanted, begun=True)
+    claim(tmp_path / "settings.json", wanted, begun=True)
     assert (tmp_path / "settings.json").read_bytes() == before
 
 
 def test_other_settings_are_refused_and_each_is_named(tmp_path):
-    claim_folder(tmp_path / "settings.json", {"a": 1, "b": (1, 2), "c": 3}, begun=False)
+    claim(tmp_path / "settings.json", {"a": 1, "b": (1, 2), "c": 3}, begun=False)
     with pytest.raises(UserError, match=r"b: \[1, 2\] there, \[1, 3\] asked for; c: 3 there, None asked for.*--out"):
-        claim_folder(tmp_path / "settings.json", {"a": 1, "b": (1, 3), "c": None}, begun=True)
+        claim(tmp_path / "settings.json", {"a": 1, "b": (1, 3), "c": None}, begun=True)
 
 
 def test_free_settings_may_change(tmp_path):
-    claim_folder(tmp_path / "settings.json", {"a": 1, "device": "cpu"}, begun=False)
-    claim_folder(tmp_path / "settings.json", {"a": 1, "device": "cuda"}, begun=True, free=("device",))
+    claim(tmp_path / "settings.json", {"a": 1, "device": "cpu"}, begun=False)
+    claim(tmp_path / "settings.json", {"a": 1, "device": "cuda"}, begun=True, free=("device",))
 
 
 def test_settings_of_a_folder_without_content_are_replaced(tmp_path):
-    claim_folder(tmp_path / "settings.json", {"camera": "mistyped"}, begun=False)
-    claim_folder(tmp_path / "settings.json", {"camera": "base_camera"}, begun=False)
+    claim(tmp_path / "settings.json", {"camera": "mistyped"}, begun=False)
+    claim(tmp_path / "settings.json", {"camera": "base_camera"}, begun=False)
     assert read_json(tmp_path / "settings.json") == {"camera": "base_camera"}
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import h5py
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from par_agent import PARPolicy
@@ -223,7 +222,7 @@ def test_weights_that_explode_stop_the_training(config: FinetuneConfig) -> None:
 def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     import par_agent.training.checkpoint as module
 
-    real, calls = module.save_file, 0
+    real, calls = module.write_tensors, 0
 
     def full(*args: Any, **options: Any) -> None:
         nonlocal calls
@@ -232,11 +231,11 @@ def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch
             raise OSError(28, "No space left on device")
         real(*args, **options)
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "write_tensors", full)
     with pytest.raises(UserError, match=r"cannot write the checkpoint .*No space left on device.*run the same command"):
         finetune(config)
     assert latest_checkpoint(config.out / "checkpoints").name == "step_00000001"  # type: ignore[union-attr]
-    monkeypatch.setattr(module, "save_file", real)
+    monkeypatch.setattr(module, "write_tensors", real)
     finetune(config)
     assert latest_checkpoint(config.out / "checkpoints").name == "step_00000006"  # type: ignore[union-attr]
 
@@ -247,10 +246,10 @@ def test_a_disk_that_fills_up_while_the_policy_is_written_stops_with_a_message_a
     import par_agent.modeling.pretrained as module
 
     def full(*args: Any, **options: Any) -> None:
-        raise SafetensorError("No space left on device")
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", full)
+        patch.setattr(module, "write_tensors", full)
         assert main(command(config)[3:]) == 2
     message = r"cannot write below .*run: .*No space left on device.*run the same command"
     assert re.search(message, capsys.readouterr().err)

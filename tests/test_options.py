@@ -32,8 +32,8 @@ def test_the_file_that_a_run_writes_gives_the_same_options_again(tmp_path: Path)
         learning_rate=1e-5,
         foresight=(9, 12),
     )
-    config.claim(begun=False)
-    assert read("--config", tmp_path / "finetune.json") == config
+    with config.claimed():
+        assert read("--config", tmp_path / "finetune.json") == config
 
 
 def test_options_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
@@ -105,6 +105,9 @@ def test_a_run_folder_of_an_older_version_is_taken_for_what_it_is(tmp_path: Path
     config = FinetuneConfig(out=tmp_path, steps=7)
     older = {name: value for name, value in config.to_json().items() if name not in ("accumulation", "train", "keep")}
     (tmp_path / "finetune.json").write_text(json.dumps(older))
-    config.claim(begun=True)
-    with pytest.raises(UserError, match="accumulation: 1 there, 2 asked for"):
-        FinetuneConfig(out=tmp_path, steps=7, accumulation=2).claim(begun=True)
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    with config.claimed():
+        pass
+    other = FinetuneConfig(out=tmp_path, steps=7, accumulation=2)
+    with pytest.raises(UserError, match="accumulation: 1 there, 2 asked for"), other.claimed():
+        pass

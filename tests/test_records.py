@@ -30,7 +30,7 @@ def opened(folder: Path, run: dict[str, Any] = RUN, states: int = 4) -> RunFolde
 def test_a_folder_of_another_run_or_in_use_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path / "run") as folder:
         folder.append(FIRST)
-        with pytest.raises(UserError, match="another process is writing"), opened(tmp_path / "run"):
+        with pytest.raises(UserError, match="another process writes to"), opened(tmp_path / "run"):
             pass
     other = identity("other")
     with pytest.raises(UserError, match="another policy, task or version"), opened(tmp_path / "run", other):

@@ -123,7 +123,7 @@ def test_a_full_disk_is_reported_and_leaves_the_checkpoint(data, tmp_path, monke
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("par_agent.modeling.pretrained.save_file", full)
+    monkeypatch.setattr("par_agent.modeling.pretrained.write_tensors", full)
     sizes = ["--steps", "1", "--batch-size", "1", "--patch", "8", "--model.channels", "4", "--model.widths", "8"]
     assert main(["train-vae", "--data", str(data), "--out", str(tmp_path), *sizes]) == 2
     assert "No space left on device. What is finished is kept" in capsys.readouterr().err

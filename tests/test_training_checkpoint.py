@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_alone(tmp_path, name):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot write the checkpoint .*step_00000002.*free some space"):
+        with pytest.raises(UserError, match=r"cannot write the checkpoint .*step_00000002.*allow larger files"):
             run.save(tmp_path, 2, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from baselines.act import ACT
@@ -28,12 +27,12 @@ from baselines.icrt import ICRT
 from baselines.rdt import RDT
 from par_agent.device import usable_device
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, naming, read_object, write_json
+from par_agent.files import naming, read_object, write_json
 from par_agent.json_fields import build, check
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.pretrained import load_module, save_module
 from par_agent.modeling.text_encoder import HashTextEncoder
-from par_agent.modeling.weights import read_tensors
+from par_agent.modeling.weights import read_tensors, write_tensors
 from par_agent.transforms import Transforms
 
 METHODS: dict[str, type[Method]] = {"act": ACT, "bc-t": BCT, "dp": DP, "icrt": ICRT, "rdt": RDT}
@@ -88,12 +87,11 @@ class BaselineCheckpoint:
         save_frame_encoder(self.encoder, folder / "frame_encoder")
         if self.prompts:
             tensors = {
-                f"{instruction}/{name}": value.contiguous()
+                f"{instruction}/{name}": value
                 for instruction, prompt in self.prompts.items()
                 for name, value in vars(prompt).items()
             }
-            with atomic_path(folder / "prompts.safetensors") as temporary:
-                save_file(tensors, temporary)
+            write_tensors(folder / "prompts.safetensors", tensors)
         save_module(self.model, self.model.config.to_json(), folder)
         content = {"method": self.method, "transforms": self.transforms.to_json(), "trained": self.trained}
         write_json(folder / ABOUT, content)

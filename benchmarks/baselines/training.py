@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.modeling.par import PARLoss
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.training.batches import displaced, tensors
-from par_agent.training.checkpoint import latest_checkpoint, whole
+from par_agent.training.checkpoint import whole
 from par_agent.training.config import TrainingConfig
 from par_agent.training.finetune import make_accelerator
 from par_agent.training.loop import SavedPolicy, TrainingLoop
@@ -98,19 +98,19 @@ def train(config: BaselineConfig) -> BaselineCheckpoint:
     """Runs or resumes training; returns the trained policy, which is also in ``config.out / "policy"``.
 
     Raises:
-        UserError: data that does not fit, a run folder of other options, a loss that explodes or is not finite, a full
-            disk.
+        UserError: data that does not fit, a run folder of other options or of another process, a loss that explodes or
+            is not finite, a full disk.
     """
     accelerator = make_accelerator(config)
     config.folders()  # unknown ones are refused before anything is written
     accelerator.print(config.describe())
-    with accelerator.main_process_first():
-        config.claim(begun=latest_checkpoint(config.out / "checkpoints") is not None)
-        setup = prepare(config, accelerator.device)
-    training = BaselineTraining(config, setup, accelerator)
-    training.resume()
-    training.run()
-    return training.policy()
+    with config.claimed() if accelerator.is_main_process else nullcontext():
+        with accelerator.main_process_first():
+            setup = prepare(config, accelerator.device)
+        training = BaselineTraining(config, setup, accelerator)
+        training.resume()
+        training.run()
+        return training.policy()
 
 
 def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from par_agent.data.episodes import RenderedDataset
 from par_agent.errors import UserError
-from par_agent.files import cannot_write
+from par_agent.files import writing
 from par_agent.tasks import TASKS, TRACKS
 from par_agent.training.finetune import FinetuneConfig, finetune
 from par_agent.training.loop import Rollouts
@@ -22,10 +22,8 @@ DEVELOPMENT_SEED = 555000
 def main(config: FinetuneConfig) -> int:
     """Trains and says where the policy is."""
     rollouts = make_rollouts(config) if config.rollout_every else None
-    try:
+    with writing(config.out):
         finetune(config, rollouts)
-    except OSError as error:
-        raise UserError(cannot_write(config.out, error)) from error
     print(f"trained policy: {config.out / 'policy'}")
     return 0
 

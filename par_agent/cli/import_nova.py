@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from par_agent.errors import UserError
-from par_agent.files import cannot_write
+from par_agent.files import only_process, writing
 from par_agent.tasks import TASKS, TaskSpec
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ class ImportNovaConfig:
 
 def main(config: ImportNovaConfig) -> int:
     """Checks every part, then writes the checkpoint; nothing is written if a part is broken."""
+    with writing(config.out), only_process(config.out / ".lock", f"writes {config.out}"):
+        _import(config)
+    return 0
+
+
+def _import(config: ImportNovaConfig) -> None:
     import torch
 
     from par_agent.checkpoint import POLICY, Checkpoint
@@ -67,16 +73,12 @@ def main(config: ImportNovaConfig) -> int:
     model = _with_action_parts(nova, config)
     trained = {"imported_from": "NOVA", "seed": config.seed}
     checkpoint = Checkpoint(model, encoder, None, text, trained=trained)
-    try:
-        checkpoint.save(config.out, None if config.dtype == "float32" else getattr(torch, config.dtype))
-    except OSError as error:
-        raise UserError(cannot_write(config.out, error)) from None
+    checkpoint.save(config.out, None if config.dtype == "float32" else getattr(torch, config.dtype))
     print(
         f"every key and shape fits: {len(nova.state_dict())} tensors of the transformer, {parameters(nova):,} numbers"
     )
     print(f"text features of {len(text.features)} instructions are stored")
     print("\n".join([f"wrote {config.out}; train it:", *next_commands(config, nova, encoder)]))
-    return 0
 
 
 def next_commands(config: ImportNovaConfig, nova: NOVA, encoder: FrameEncoder) -> list[str]:

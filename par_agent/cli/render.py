@@ -22,6 +22,7 @@ from par_agent.data.rendering import (
     check_seed,
     episode_path,
     episode_renderer,
+    has_episodes,
     recorded_episode,
     summarise,
     wordings,
@@ -30,7 +31,7 @@ from par_agent.data.selection import Selection, format_numbers, parse_numbers, s
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
-from par_agent.files import cannot_write, claim_folder, only_process, write_json
+from par_agent.files import claimed_folder, only_process, write_json, writing
 from par_agent.interrupts import deferred_interrupts
 from par_agent.tasks import TaskSpec, find_task, get_task
 
@@ -159,26 +160,15 @@ def main(config: RenderConfig) -> int:
     if config.workers < 1:
         raise UserError(f"workers is {config.workers}; it must be at least 1")
     spec = config.spec()
-    made = not config.out.exists()
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        with deferred_interrupts(), only_process(config.out / ".lock", f"renders into {config.out}"):
-            _remove_unfinished(config.out)
-            begun = any((config.out / "episodes").glob("*"))
-            claim_folder(config.out / "spec.json", spec.to_json(), begun=begun, defaults=ADDED_FIELDS)
+    out, settings = config.out, config.out / "spec.json"
+    with deferred_interrupts(), writing(out), only_process(out / ".lock", f"renders into {out}"):
+        _remove_unfinished(out)
+        with claimed_folder(settings, spec.to_json(), begun=lambda: has_episodes(out), defaults=ADDED_FIELDS):
             try:
-                _render_missing(spec, config.out, config.workers, config.cluster)
+                _render_missing(spec, out, config.workers, config.cluster)
             finally:
-                _remove_unfinished(config.out)
-                if not any((config.out / "episodes").glob("*")):
-                    (config.out / "spec.json").unlink()
-            write_json(config.out / "dataset.json", summarise(config.out))
-    except OSError as error:
-        raise UserError(cannot_write(config.out, error)) from error
-    finally:
-        if made:
-            with suppress(OSError):  # there is something in it
-                config.out.rmdir()
+                _remove_unfinished(out)
+            write_json(out / "dataset.json", summarise(out))
     return 0
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from par_agent.errors import UserError
-from par_agent.files import cannot_write
+from par_agent.files import writing
 from par_agent.training.vae import VAETraining, train_vae
 
 TrainVAEConfig = VAETraining
@@ -11,9 +10,7 @@ TrainVAEConfig = VAETraining
 
 def main(config: VAETraining) -> int:
     """Trains, saves and prints the held-out reconstruction error."""
-    try:
+    with writing(config.out):
         metrics = train_vae(config)
-    except OSError as error:
-        raise UserError(cannot_write(config.out, error)) from error
     print(f"held-out reconstruction: {metrics['psnr_db']:.2f} dB; frozen VAE in {config.out / 'vae'}")
     return 0

@@ -33,7 +33,7 @@ def main(config: FailuresConfig) -> int:
 
     from par_agent.device import usable_device
     from par_agent.evaluation.policies import search_folder
-    from par_agent.files import cannot_write
+    from par_agent.files import only_process, writing
     from par_agent.visualization.failures import FailedRun, count_causes, write_section
 
     if config.limit is not None and config.limit < 1:
@@ -43,12 +43,10 @@ def main(config: FailuresConfig) -> int:
     run = FailedRun(config.run, config.policy, config.device)
     for task in run.without_rules:
         print(f"{task}: there are no rules for why it fails; its failures are left out")
-    try:
+    with writing(config.run), only_process(config.run / ".failures.lock", f"draws failures in {config.run}"):
         with tqdm(total=len(run.groups), unit="rollout", desc="failures") as progress:
             failures = run.draw(lambda failure: progress.update() and None, config.limit)
         write_section(run, failures)
-    except OSError as error:
-        raise UserError(cannot_write(config.run, error)) from error
     for task, counts in count_causes(failures).items():
         print(f"{task}: " + ", ".join(f"{count} {cause}" for cause, count in counts.most_common()))
     print(f"{config.run / 'report.html'}, pictures in {config.run / 'failures'}")

@@ -30,10 +30,9 @@ def main(config: GalleryConfig) -> int:
     """Draws the pictures, small."""
     from tqdm import tqdm
 
-    from par_agent.errors import UserError
     from par_agent.evaluation.alignment import check_installed
     from par_agent.evaluation.policies import PolicySource
-    from par_agent.files import cannot_write
+    from par_agent.files import writing
     from par_agent.videos import check_video_path
     from par_agent.visualization.gallery import compress, draw_attention, draw_one_failure, draw_rollouts
     from par_agent.visualization.rollout import perform
@@ -42,7 +41,7 @@ def main(config: GalleryConfig) -> int:
     source = PolicySource(config.policy)
     rollouts, attended, failed = (config.out / f"{name}.png" for name in ("rollouts", "attention", "failure"))
     check_video_path(rollouts, 1)
-    try:
+    with writing(config.out):
         with tqdm(total=5, unit="rollout", desc="gallery") as progress:
             performed = []
             for task, state in zip(PAPER_TASKS, config.states, strict=True):
@@ -55,7 +54,5 @@ def main(config: GalleryConfig) -> int:
             progress.update()
         for path in (rollouts, attended, failed):
             compress(path)
-    except OSError as error:
-        raise UserError(cannot_write(config.out, error)) from error
     print(f"{rollouts}, {attended}, {failed}")
     return 0

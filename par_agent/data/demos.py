@@ -19,7 +19,7 @@ from par_agent.data.cluster_workers import cluster_workers
 from par_agent.data.hdf5 import HDF5Reader, file_image, open_in_memory
 from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, cannot_write, only_process, read_object, write_json
+from par_agent.files import atomic_path, only_process, read_object, write_json, writing
 from par_agent.interrupts import Interrupts, deferred_interrupts
 from par_agent.tasks import PROTOCOL_SEED, get_task
 
@@ -111,22 +111,19 @@ def make_demos(
     parts = target.parent / ".parts"
     if _is_complete(target, request) and not parts.exists():
         return target
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-        with (
-            deferred_interrupts() as interrupts,
-            only_process(parts / "lock", f"makes demonstrations in {target.parent}"),
-        ):
-            planning.remove_unfinished(parts)
-            if not _is_complete(target, request):
-                try:
-                    _make_parts(request, parts, workers, progress, cluster)
-                finally:
-                    planning.remove_unfinished(parts)
-                _merge(request, parts, target, interrupts)
-            planning.remove_parts(parts)
-    except OSError as error:
-        raise UserError(cannot_write(target.parent, error)) from error
+    with (
+        deferred_interrupts() as interrupts,
+        writing(target.parent),
+        only_process(parts / "lock", f"makes demonstrations in {target.parent}"),
+    ):
+        planning.remove_unfinished(parts)
+        if not _is_complete(target, request):
+            try:
+                _make_parts(request, parts, workers, progress, cluster)
+            finally:
+                planning.remove_unfinished(parts)
+            _merge(request, parts, target, interrupts)
+        planning.remove_parts(parts)
     return target
 
 

@@ -19,7 +19,7 @@ from par_agent.data.conventions import joint_targets
 from par_agent.data.episodes import Episode, RenderedDataset
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
-from par_agent.files import cannot_write, write_json
+from par_agent.files import only_process, write_json, writing
 from par_agent.interrupts import deferred_interrupts
 
 QUALITY = 18
@@ -40,7 +40,8 @@ def export_lerobot(dataset: RenderedDataset, out: Path, *, fps: int = 20, images
         images: stores frames as PNG images in the data files, exactly, instead of as videos.
 
     Raises:
-        UserError: the folder exists, pyarrow is not installed, frames that a video cannot hold, or a full disk.
+        UserError: the folder exists or another process writes it, pyarrow is not installed, frames that a video cannot
+            hold, or a full disk.
         Interrupted: the process was told to end; nothing is left.
     """
     if fps < 1:
@@ -51,9 +52,13 @@ def export_lerobot(dataset: RenderedDataset, out: Path, *, fps: int = 20, images
         raise UserError(f"{dataset.folder} was rendered with --phase {dataset.spec['phase']}; render it with --phase 0")
     lerobot.pyarrow_module("")
     unfinished = out.with_name(f".{out.name}.unfinished")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with deferred_interrupts() as interrupts:
+    with (
+        deferred_interrupts() as interrupts,
+        writing(out),
+        only_process(out.with_name(f".{out.name}.lock"), f"writes {out}"),
+    ):
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
             writer = _Writer(dataset, unfinished, fps, images)
             try:
                 for path in tqdm(dataset.paths, desc=f"export {dataset.folder.name}", unit="episode"):
@@ -63,10 +68,8 @@ def export_lerobot(dataset: RenderedDataset, out: Path, *, fps: int = 20, images
                 writer.close()
             writer.write_meta()
             unfinished.replace(out)
-    except OSError as error:
-        raise UserError(cannot_write(out, error)) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 class _Writer:

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from par_agent.data.episodes import Episode, frame_steps, write_episode
 from par_agent.data.lerobot_frames import CameraFrames
 from par_agent.data.lerobot_plan import ImportPlan, read_rows
-from par_agent.data.rendering import ADDED_FIELDS, episode_path, summarise
+from par_agent.data.rendering import ADDED_FIELDS, episode_path, has_episodes, summarise
 from par_agent.errors import UserError
-from par_agent.files import cannot_write, claim_folder, only_process, write_json
+from par_agent.files import claimed_folder, only_process, write_json, writing
 from par_agent.interrupts import deferred_interrupts
 from par_agent.transforms import crop_and_resize
 
@@ -35,34 +35,37 @@ def import_lerobot(plan: ImportPlan, out: Path) -> int:
     source, request = plan.source, plan.request
     names = ("image_key", "state_key", "action_key", "instruction")
     settings = {name: getattr(request, name) for name in names} | {"control_mode": plan.control_mode}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with only_process(out / ".lock", f"writes into {out}"), contextlib.ExitStack() as stack:
-            interrupts = stack.enter_context(deferred_interrupts())
-            begun = any((out / "episodes").glob("*"))
-            claim_folder(out / "spec.json", plan.spec.to_json(), begun=begun, defaults=ADDED_FIELDS)
-            claim_folder(out / "import.json", settings, begun=begun)
-            frames = {
-                name: stack.enter_context(contextlib.closing(CameraFrames(source, feature)))
-                for name, feature in plan.keys.cameras.items()
-            }
-            for place, number in enumerate(tqdm(plan.episodes, desc=f"import {out.name}", unit="episode")):
-                interrupts.check()
-                path = episode_path(out, place)
-                if path.exists():
-                    continue
-                try:
-                    write_episode(path, _episode(plan, number, frames))
-                except UserError as error:
-                    if not request.skip_corrupt:
-                        raise UserError(f"{error}; or leave such episodes out: --skip-corrupt") from None
-                    tqdm.write(f"left out: {error}")
-            if not any((out / "episodes").glob("*.h5")):
-                raise UserError(f"no episode of {source.folder} is left: none of their images can be read")
-            summary = summarise(out)
-            write_json(out / "dataset.json", summary)
-    except OSError as error:
-        raise UserError(cannot_write(out, error)) from error
+
+    def begun() -> bool:
+        return has_episodes(out)
+
+    with (
+        deferred_interrupts() as interrupts,
+        writing(out),
+        only_process(out / ".lock", f"writes into {out}"),
+        claimed_folder(out / "spec.json", plan.spec.to_json(), begun=begun, defaults=ADDED_FIELDS),
+        claimed_folder(out / "import.json", settings, begun=begun),
+        contextlib.ExitStack() as stack,
+    ):
+        frames = {
+            name: stack.enter_context(contextlib.closing(CameraFrames(source, feature)))
+            for name, feature in plan.keys.cameras.items()
+        }
+        for place, number in enumerate(tqdm(plan.episodes, desc=f"import {out.name}", unit="episode")):
+            interrupts.check()
+            path = episode_path(out, place)
+            if path.exists():
+                continue
+            try:
+                write_episode(path, _episode(plan, number, frames))
+            except UserError as error:
+                if not request.skip_corrupt:
+                    raise UserError(f"{error}; or leave such episodes out: --skip-corrupt") from None
+                tqdm.write(f"left out: {error}")
+        if not begun():
+            raise UserError(f"no episode of {source.folder} is left: none of their images can be read")
+        summary = summarise(out)
+        write_json(out / "dataset.json", summary)
     return int(summary["num_episodes"])
 
 

@@ -305,6 +305,11 @@ def episode_path(folder: Path, index: int) -> Path:
     return folder / "episodes" / f"episode_{index:06d}.h5"
 
 
+def has_episodes(folder: Path) -> bool:
+    """Whether a dataset folder holds an episode yet."""
+    return any((folder / "episodes").glob("episode_*.h5"))
+
+
 @dataclass(frozen=True)
 class RenderWork:
     """What is the same for all jobs of a dataset."""

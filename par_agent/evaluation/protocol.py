@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, read_object, write_json
+from par_agent.files import read_object, write_json
 from par_agent.tasks import PROTOCOL_SEED, PROTOCOL_STATES, TaskSpec
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def save_states(path: Path, spec: TaskSpec, states: Sequence[InitialState]) -> N
         UserError: the states are not as :func:`load_states` needs them.
     """
     import torch
-    from safetensors.torch import save_file
+
+    from par_agent.modeling.weights import write_tensors
 
     tensors = {}
     for kind, group in states[0].env_state.items():
@@ -82,8 +83,7 @@ def save_states(path: Path, spec: TaskSpec, states: Sequence[InitialState]) -> N
             tensors[f"{kind}/{name}"] = stacked[:1].clone() if same else stacked
     _check_tensors(path, {name: tensor.numpy() for name, tensor in tensors.items()}, len(states))
     metadata = {"env_id": spec.env_id, "first_seed": str(states[0].env_seed), "count": str(len(states))}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    write_tensors(path, tensors, metadata)
     checksums = path.with_name(CHECKSUMS)
     known = read_object(checksums) if checksums.exists() else {}
     write_json(checksums, dict(sorted({**known, path.name: _sha256(path)}.items())))

@@ -10,10 +10,9 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +20,7 @@ from typing import IO, Any
 from par_agent.errors import UserError
 from par_agent.evaluation.record_checks import Record, RunPlan
 from par_agent.evaluation.rollout import TIMING_FIELDS
-from par_agent.files import atomic_path, cannot_write, read_content, read_object, write_json
+from par_agent.files import atomic_path, only_process, read_content, read_object, write_json, writing
 from par_agent.strict_json import parse_json
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "Record",
     "RecordKey",
     "RunFolder",
-    "check_writable",
     "read_records",
     "read_run",
     "record_key",
@@ -46,24 +44,6 @@ RecordKey = tuple[str, int, int]
 def record_key(record: Record) -> RecordKey:
     """The rollout that a record is of."""
     return record["task"], record["state"], record["policy_seed"]
-
-
-def check_writable(folder: Path) -> None:
-    """Checks that a folder exists or could be made, without making it.
-
-    Raises:
-        UserError: it could not.
-    """
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"cannot write results to {folder}: {existing}: {error.strerror}; choose another --out"
-        ) from None
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Record]]:
@@ -141,6 +121,7 @@ class RunFolder:
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._extent = {"states": states, "policy_seeds": policy_seeds}
         self._file: IO[bytes] | None = None
+        self._opened = contextlib.ExitStack()
         self.records: list[Record] = []
         """All records on disk."""
 
@@ -151,24 +132,14 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         self._run()  # another run's folder is left as it is
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._file = self.records_file.open("ab", buffering=0)
-        except OSError as error:
-            raise UserError(cannot_write(self.path, error)) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise UserError(f"another process is writing to {self.path}; wait for it or end it") from None
-        try:
+        with contextlib.ExitStack() as opened, writing(self.path):
+            opened.enter_context(only_process(self.path / ".lock", f"writes to {self.path}"))
             self._claim()
+            self._file = opened.enter_context(self.records_file.open("ab", buffering=0))
             self._restore_kept()
             self._drop_cut_off_line()
             self.records = read_records(self.records_file, self._plan)
-        except BaseException:
-            self._file.close()
-            raise
+            self._opened = opened.pop_all()
         return self
 
     def _run(self) -> dict[str, Any]:
@@ -193,15 +164,12 @@ class RunFolder:
         _, self._plan = _read_plan(self.path / RUN_FILE)
 
     def _write_run(self, run: dict[str, Any]) -> None:
-        try:
-            if run != self._run():
+        if run != self._run():
+            with writing(self.path):
                 write_json(self.path / RUN_FILE, run)
-        except OSError as error:
-            raise UserError(cannot_write(self.path, error)) from error
 
     def __exit__(self, *exception: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._opened.close()
 
     def claim_states(self, checksums: dict[str, str]) -> None:
         """Writes down which initial states, made by this run, its rollouts start from.

@@ -7,7 +7,6 @@ import io
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
-from par_agent.errors import UserError
 from par_agent.evaluation.alignment_report import (
     ALIGNMENT_FIGURE,
     ALIGNMENT_HEADER,
@@ -26,7 +25,7 @@ from par_agent.evaluation.results import (
     result_row,
     summarise,
 )
-from par_agent.files import atomic_path, cannot_write, write_json
+from par_agent.files import atomic_path, write_json, writing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,10 +70,8 @@ def write_results(run: BenchmarkRun, records: list[Record]) -> list[TaskResult]:
     Raises:
         UserError: they cannot be written, for example because the disk is full; the records are there still.
     """
-    try:
+    with writing(run.folder):
         return _write_results(run, records)
-    except OSError as error:
-        raise UserError(cannot_write(run.folder, error)) from error
 
 
 def _write_results(run: BenchmarkRun, records: list[Record]) -> list[TaskResult]:

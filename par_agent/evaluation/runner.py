@@ -17,10 +17,11 @@ from par_agent.evaluation.initial_states import make_missing_states
 from par_agent.evaluation.jobs import Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource, hash_content, resolve_tasks
 from par_agent.evaluation.protocol import check_seeds, check_states, protocol_file, protocol_seeds
-from par_agent.evaluation.records import Record, RecordKey, RunFolder, check_writable, record_key
+from par_agent.evaluation.records import Record, RecordKey, RunFolder, record_key
 from par_agent.evaluation.rollout import rollout_versions
 from par_agent.evaluation.variations import get_variation
 from par_agent.evaluation.workers import WorkerPool
+from par_agent.files import check_writable
 from par_agent.interrupts import deferred_interrupts
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, check_track
 from par_agent.versions import git_commit

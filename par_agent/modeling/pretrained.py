@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
-from par_agent.files import atomic_path, write_json
-from par_agent.modeling.weights import find_weights, load_weights, read_tensors
+from par_agent.files import write_json
+from par_agent.modeling.weights import find_weights, load_weights, read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -24,12 +22,7 @@ def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None
         OSError: the disk is full or not writable.
     """
     write_json(folder / CONFIG, config)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
-        try:
-            save_file(tensors, temporary)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+    write_tensors(folder / WEIGHTS, module.state_dict())
 
 
 def load_module(module: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:

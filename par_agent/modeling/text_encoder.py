@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, naming
-from par_agent.modeling.weights import read_tensors
+from par_agent.files import naming
+from par_agent.modeling.weights import read_tensors, write_tensors
 
 PHI_WIDTH = 2560
 """Width of Phi-2's hidden state."""
@@ -145,10 +145,7 @@ class StoredTextEncoder:
 
     def save(self, path: Path) -> None:
         """Writes what :meth:`load` reads, atomically."""
-        from safetensors.torch import save_file
-
-        with atomic_path(path) as temporary:
-            save_file(self.features, temporary)
+        write_tensors(path, self.features)
 
     def encode(self, instruction: str) -> torch.Tensor:
         """Features of one instruction: (length_used, dim) float32.
@@ -236,10 +233,7 @@ class PhiTextEncoder:
         return features
 
     def _write(self, path: Path, features: torch.Tensor, instruction: str) -> None:
-        from safetensors.torch import save_file
-
-        with atomic_path(path) as temporary:
-            save_file({"features": features}, temporary, {"model_id": self._model_id, "instruction": instruction})
+        write_tensors(path, {"features": features}, {"model_id": self._model_id, "instruction": instruction})
 
     def _run_phi(self, instruction: str) -> torch.Tensor:
         if self._model is None:

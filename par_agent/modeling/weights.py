@@ -6,7 +6,9 @@ Only safetensors files are read. Pickled weights are refused and never opened.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import check_file, read_object
+from par_agent.files import atomic_path, check_file, read_object
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.safetensors")
 EITHER = f"{WEIGHT_NAMES[0]} or {WEIGHT_NAMES[-1]}"
@@ -96,6 +98,24 @@ def _opened(path: Path, advice: str = "download or copy it again") -> Iterator[A
         raise UserError(
             f"{path} is not a complete safetensors file ({error}; {path.stat().st_size:,} bytes): {advice}"
         ) from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors, from any device, as a safetensors file that appears when it is complete.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(content, temporary, metadata)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(*([int(number[1]), os.strerror(int(number[1]))] if number else [str(error)])) from None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

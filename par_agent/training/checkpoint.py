@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, read_json, write_json
+from par_agent.files import read_json, remedy, write_json
+from par_agent.modeling.weights import write_tensors
 
 
 def save_checkpoint(
@@ -61,15 +62,14 @@ def save_checkpoint(
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
-            with atomic_path(temporary / f"{name}.safetensors") as file:
-                save_file(tensors, file)
+            write_tensors(temporary / f"{name}.safetensors", tensors)
         write_json(temporary / "state.json", {"step": step, **state})
         if final.exists():
             _remove(final)
         os.replace(temporary, final)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(
-            f"cannot write the checkpoint {final} ({error}); free some space, then run the same command to go on from "
+            f"cannot write the checkpoint {final} ({error}); {remedy(error)}, then run the same command to go on from "
             "the one before"
         ) from None
     finally:
@@ -142,7 +142,7 @@ def _sharded_like(value: Tensor, like: Tensor) -> Tensor:
 def _complete(tensors: Mapping[str, Tensor], kept: bool) -> dict[str, Tensor]:
     """Whole tensors on the CPU; gathered but dropped where they are not ``kept``."""
     gathered = ((name, whole(value.detach())) for name, value in tensors.items())
-    return {name: value.cpu().contiguous() for name, value in gathered if kept}
+    return {name: value.cpu() for name, value in gathered if kept}
 
 
 @torch.no_grad()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from par_agent.errors import UserError
-from par_agent.files import claim_folder, read_json
+from par_agent.files import claimed_folder, only_process, read_json
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.presets import preset
 from par_agent.tasks import TASKS
@@ -239,19 +241,26 @@ class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions
         lines = textwrap.wrap(", ".join(words), 118, break_long_words=False, break_on_hyphens=False)
         return "\n  ".join([f"options (in {self.out / self.settings_file}):", *lines])
 
-    def claim(self, begun: bool) -> None:
-        """Writes the options into the run's folder, or checks that it was begun with the same ones.
-
-        Args:
-            begun: whether the folder holds a training checkpoint.
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While the block runs, the run's folder is this process's, and holds the options that the run has.
 
         Raises:
-            UserError: the folder was begun with other options.
+            UserError: another process trains in the folder, or it was begun with other options.
         """
         fields = {option.name: option.default for option in dataclasses.fields(self)} | self.model_defaults()
         del fields["out"]
         defaults = json.loads(json.dumps(fields, default=str))
-        claim_folder(self.out / self.settings_file, self.to_json(), begun=begun, free=_FREE, defaults=defaults)
+        settings = self.out / self.settings_file
+        with (
+            only_process(self.out / ".lock", f"trains in {self.out}"),
+            claimed_folder(settings, self.to_json(), begun=self.is_begun, free=_FREE, defaults=defaults),
+        ):
+            yield
+
+    def is_begun(self) -> bool:
+        """Whether the run's folder holds a training checkpoint."""
+        return any((self.out / "checkpoints").glob("step_*"))
 
 
 @dataclass(frozen=True, kw_only=True)

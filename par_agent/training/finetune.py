@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import timedelta
 
@@ -16,7 +17,6 @@ from accelerate.utils import (
 
 from par_agent.checkpoint import Checkpoint
 from par_agent.errors import UserError
-from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.loop import Rollouts, Training
 from par_agent.training.setup import prepare
@@ -37,21 +37,21 @@ def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkp
         rollouts: closed-loop evaluation of the policy in a folder; needed if ``config.rollout_every`` is not 0.
 
     Raises:
-        UserError: data that does not fit the model, a run folder of other options, a loss that explodes or is not
-            finite, a full disk.
+        UserError: data that does not fit the model, a run folder of other options or of another process, a loss that
+            explodes or is not finite, a full disk.
     """
     if config.rollout_every and rollouts is None:
         raise UserError("rollout_every is for `par-agent finetune`; from Python also give finetune() its rollouts")
     accelerator = make_accelerator(config)
     config.folders()  # unknown ones are refused before anything is written
     accelerator.print(config.describe())
-    with accelerator.main_process_first():
-        config.claim(begun=latest_checkpoint(config.out / "checkpoints") is not None)
-        setup = prepare(config, accelerator.device)
-    training = Training(config, setup, accelerator, rollouts)
-    training.resume()
-    training.run()
-    policy = training.policy()
+    with config.claimed() if accelerator.is_main_process else contextlib.nullcontext():
+        with accelerator.main_process_first():
+            setup = prepare(config, accelerator.device)
+        training = Training(config, setup, accelerator, rollouts)
+        training.resume()
+        training.run()
+        policy = training.policy()
     if accelerator.num_processes > 1:
         accelerator.end_training()
     return policy

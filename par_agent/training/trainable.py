@@ -10,13 +10,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, write_json
+from par_agent.files import write_json
 from par_agent.modeling.par import PARModel
+from par_agent.modeling.weights import write_tensors
 from par_agent.training.config import FinetuneConfig
 
 ACTION_PARTS = ("action_tokenizer", "action_detokenizer")
@@ -104,9 +103,5 @@ def save_adapter(folder: Path, tensors: dict[str, Tensor], config: FinetuneConfi
         "modules_to_save": parts or None,
         "base_model_name_or_path": str(config.init),
     }
-    with atomic_path(folder / "adapter_model.safetensors") as temporary:
-        try:
-            save_file({name: value.detach().cpu().contiguous() for name, value in named.items()}, temporary)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+    write_tensors(folder / "adapter_model.safetensors", named)
     write_json(folder / "adapter_config.json", content)

@@ -17,7 +17,7 @@ from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_epi
 from par_agent.data.hdf5 import HDF5Reader
 from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, claim_folder
+from par_agent.files import atomic_path, claimed_folder, only_process
 from par_agent.interrupts import Interrupted, deferred_interrupts
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.modeling.pretrained import save_module
@@ -135,23 +135,31 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
     """Runs or resumes training, writes the frozen VAE into ``out`` and returns its measurements.
 
     Raises:
-        UserError: data that does not fit, a run folder of other settings, a diverging loss, a full disk.
+        UserError: data that does not fit, a run folder of other settings or of another process, a diverging loss, a
+            full disk.
         Interrupted: the process was told to end; the step in hand is done and saved.
     """
-    torch.manual_seed(options.seed)
     datasets = [RenderedDataset(folder) for folder in options.data]
     check_frames(datasets, options)
-    train, held = split_paths(datasets)
+    with (
+        only_process(options.out / ".lock", f"trains in {options.out}"),
+        claimed_folder(
+            options.out / "train_vae.json",
+            dataclasses.asdict(options),
+            begun=lambda: latest_checkpoint(options.out / "checkpoints") is not None,
+            free=("out", "checkpoint_minutes", "device"),
+        ),
+    ):
+        return _go_on(options, *split_paths(datasets))
+
+
+def _go_on(options: VAETraining, train: list[Path], held: list[Path]) -> dict[str, Any]:
+    """Trains from the last checkpoint on, and measures."""
+    torch.manual_seed(options.seed)
     device = torch.device(options.device)
     vae = FrameVAE(options.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(vae, options.learning_rate, 0.0)
     found, start = latest_checkpoint(options.out / "checkpoints"), 0
-    claim_folder(
-        options.out / "train_vae.json",
-        dataclasses.asdict(options),
-        begun=found is not None,
-        free=("out", "checkpoint_minutes", "device"),
-    )
     if found is not None:
         start = load_checkpoint(found, {"model": vae.state_dict()}, optimizer)["step"]
         print(f"resumed from {found}")
