@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import importlib.metadata
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import par_agent
 from par_agent.cli import SUBCOMMANDS, main
+from par_agent.cli.entry import run_command
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_help_lists_every_subcommand_with_its_summary(capsys):
@@ -108,3 +115,39 @@ def test_the_two_classes_are_found_when_asked_for():
 def test_unknown_attributes_are_attribute_errors():
     with pytest.raises(AttributeError, match="PARPolcy"):
         _ = par_agent.PARPolcy
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-m", "par_agent", "--help"),
+        ("-m", "par_agent", "finetune", "--help"),
+        ("-m", "par_agent", "info", "par-mini"),
+        ("-m", "par_agent", "demos", "--task", "PushSphere"),
+        ("benchmarks/compare.py", *("benchmarks/reported/par-mini" for _ in range(2))),
+    ],
+)
+def test_a_command_whose_output_nobody_reads_ends_quietly_as_after_sigpipe(words):
+    readable, writable = os.pipe()
+    os.close(readable)
+    refused = "PushSphere" in words  # then the message on stderr is what nobody reads
+    streams = {"stdout": subprocess.PIPE, "stderr": writable} if refused else {"stdout": writable}
+    with subprocess.Popen([sys.executable, *words], **{"stderr": subprocess.PIPE, **streams}, cwd=ROOT) as process:
+        os.close(writable)
+        said = process.communicate()
+    assert (process.returncode, b"".join(filter(None, said))) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_no_quiet_end(capsys):
+    def talk():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    assert run_command("tool", talk) == 2
+    assert capsys.readouterr().err == "tool: error: what this command talks to has ended: [Errno 32] Broken pipe\n"
+
+
+def test_output_that_cannot_be_written_is_one_line_on_stderr():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "par_agent", "--help"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "par-agent: error: [Errno 28] No space left on device\n")

@@ -103,8 +103,15 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit status: 2 for bad input, 128 + n for signal n, else what the subcommand returns."""
+    """Entry point. Returns the exit status; see :func:`par_agent.cli.entry.run_command`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    command = SUBCOMMANDS.get(" ".join(arguments[:1])) or SUBCOMMANDS.get(" ".join(arguments[:2]))
+    resumes = command is not None and command.resumes
+    return run_command("par-agent", lambda: _answer(arguments), resumes)
+
+
+def _answer(arguments: Sequence[str]) -> int:
+    """Explains, or runs the subcommand."""
     if not arguments or arguments[0] in HELP:
         print(usage())
         return 0 if arguments else EXIT_BAD_INPUT
@@ -116,6 +123,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(arguments) == 2 and arguments[1] in HELP and _pairs(arguments[0]):
         print(usage(arguments[0]))
         return 0
-    command = SUBCOMMANDS.get(arguments[0]) or SUBCOMMANDS.get(" ".join(arguments[:2]))
-    resumes = command is not None and command.resumes
-    return run_command("par-agent", lambda: run_subcommand(*find_subcommand(arguments)), resumes)
+    return run_subcommand(*find_subcommand(arguments))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -10,6 +12,8 @@ from par_agent.errors import UserError
 from par_agent.interrupts import Interrupted, caught_interrupts
 
 EXIT_BAD_INPUT = 2
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+STDOUT, STDERR = 1, 2
 RESUMES = "the same command resumes where this one stopped"
 
 
@@ -22,8 +26,29 @@ def run_command(program: str, command: Callable[[], int | None], resumes: bool =
         resumes: whether the same command goes on where it was stopped.
 
     Returns:
-        2 after bad input, 128 + n when signal n ended it (Ctrl-C: 130, SIGHUP: 129, SIGTERM: 143).
+        2 after bad input, 128 + n when signal n ended it (Ctrl-C: 130, SIGHUP: 129, SIGTERM: 143); 141, as by SIGPIPE,
+        when nobody reads its output any more (`par-agent info | true`): then it says nothing about that.
     """
+    try:
+        try:
+            return _run(program, command, resumes)
+        finally:
+            _flush()
+    except BrokenPipeError as error:
+        if _reader_is_gone():
+            return EXIT_BROKEN_PIPE
+        print(f"{program}: error: what this command talks to has ended: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich has seen to it
+            return EXIT_BROKEN_PIPE
+        raise
+
+
+def _run(program: str, command: Callable[[], int | None], resumes: bool) -> int:
     try:
         with caught_interrupts():
             return command() or 0
@@ -37,3 +62,33 @@ def run_command(program: str, command: Callable[[], int | None], resumes: bool =
         kept = kept or (RESUMES if resumes else None)
         print(f"\n{program}: interrupted{f'; {kept}' if kept else ''}.", file=sys.stderr)
         return 128 + number
+
+
+def _flush() -> None:
+    """Writes what is in the buffer of the output here, where it can be told if that fails, not when Python ends."""
+    if sys.stdout is None:  # closed by the shell
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        _drop(STDOUT)
+        raise
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads this process's output or errors any more, which then go nowhere."""
+    streams = select.poll()
+    for stream in (STDOUT, STDERR):
+        streams.register(stream, 0)  # errors are always told
+    gone = [stream for stream, event in streams.poll(0) if event & select.POLLERR]
+    for stream in gone:
+        _drop(stream)
+    return bool(gone)
+
+
+def _drop(stream: int) -> None:
+    """Has what is still in a stream's buffer, and all that follows, go nowhere."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream)
