@@ -277,6 +277,10 @@ def test_an_export_that_was_changed_later_is_refused(exported: Path, tmp_path: P
     (tmp_path / "changed" / lerobot.OURS).write_text(json.dumps(ours | {"episodes": ours["episodes"][:3]}))
     with pytest.raises(UserError, match=r"par_agent\.json describes 3 episodes, the dataset has episode 4: .*delete"):
         LeRobotFolder(tmp_path / "changed")
+    ours["spec"]["cameras"] = ["hand_camera"]
+    (tmp_path / "changed" / lerobot.OURS).write_text(json.dumps(ours))
+    with pytest.raises(UserError, match="lacks its camera 'hand_camera'; copy or export the dataset again"):
+        bring(tmp_path / "changed", tmp_path / "out")
 
 
 def test_a_truncated_video_is_named(rendered: RenderedDataset, tmp_path: Path) -> None:

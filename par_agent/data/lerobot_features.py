@@ -73,7 +73,7 @@ class Feature:
     @property
     def camera(self) -> str:
         """What the camera is called here."""
-        return re.sub(r"[^\w-]", "_", re.sub(r"^observation[./](images[./])?", "", self.name))
+        return re.sub(r"[^\w.-]", "_", re.sub(r"^observation[./](images[./])?", "", self.name))
 
     @property
     def image_size(self) -> tuple[int, int, int]:

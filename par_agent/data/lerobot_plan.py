@@ -219,6 +219,8 @@ def _spec(
     if source.ours is not None:
         original = RenderSpec.from_json(source.ours["spec"], str(source.folder / lerobot.OURS))
         cameras = request.cameras or original.cameras
+        if lacking := [camera for camera in cameras if camera not in keys.cameras]:
+            raise UserError(f"{source.folder} lacks its camera {lacking[0]!r}; copy or export the dataset again")
         if all_taken:
             return dataclasses.replace(original, cameras=cameras)
         own = source.ours["episodes"]
