@@ -14,6 +14,8 @@ CHOSEN_ANEW = (
 )
 """Options of a recorded environment that do not decide what its cameras show of a state."""
 SHADER = "minimal"
+_FAULTS = (ImportError, OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+"""What ManiSkill raises for options that they do not take, and where they do not work."""
 
 
 def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, Any]) -> Any:
@@ -40,19 +42,17 @@ def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, An
             render_backend="cpu",
             **options,
         )
-    except (ImportError, RuntimeError) as error:
+    except (EOFError, SystemExit):  # it asks whether to download them
         raise UserError(
-            f"ManiSkill cannot start {env_id} here ({error}); `par-agent doctor` names what is missing"
-        ) from error
-    except (EOFError, SystemExit):
-        raise UserError(
-            f"{env_id} needs assets that are not here: python -m mani_skill.utils.download_asset {env_id}"
+            f"{env_id} needs assets that are not here; python -m mani_skill.utils.download_asset gets those of tasks "
+            "and robots by their names"
         ) from None
-    except (gymnasium.error.Error, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+    except (gymnasium.error.Error, *_FAULTS) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in recorded.items() if name not in CHOSEN_ANEW)
         raise UserError(
-            f"ManiSkill cannot make {env_id} as it was when it was recorded ({type(error).__name__}: {error}); the "
-            f"trajectory file's JSON says, in env_kwargs: {given or 'nothing'}"
+            f"ManiSkill cannot make {env_id} here as it was when it was recorded ({type(error).__name__}: {error}); "
+            f"the trajectory file's JSON tells the options {given or 'none'} in env_kwargs, and `par-agent doctor` "
+            "whether ManiSkill works here"
         ) from error
 
 
