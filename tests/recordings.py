@@ -38,7 +38,7 @@ def require_renderer() -> None:
         pytest.skip(f"no usable renderer ({words}); `par-agent doctor` says more")
 
 
-def make_environment(env_id: str) -> Any:
+def make_environment(env_id: str, control_mode: str = "pd_joint_pos") -> Any:
     """One CPU environment with sensor cameras, to which nothing is shown unless :func:`look` is called."""
     import gymnasium
     import mani_skill.envs  # noqa: F401  registers the environments
@@ -48,7 +48,7 @@ def make_environment(env_id: str) -> Any:
     environment = gymnasium.make(
         env_id,
         obs_mode="rgb",
-        control_mode="pd_joint_pos",
+        control_mode=control_mode,
         render_mode="rgb_array",
         sim_backend="physx_cpu",
         render_backend="cpu",
@@ -67,11 +67,18 @@ def look(base: Any) -> Views:
     return {"render_camera": base.render_rgb_array("render_camera")[0].numpy(), **sensors}
 
 
-def record(path: Path, env_id: str, lengths: Sequence[int], look_at: dict[int, list[int]]) -> list[list[Views]]:
+def record(
+    path: Path,
+    env_id: str,
+    lengths: Sequence[int],
+    look_at: dict[int, list[int]],
+    control_mode: str = "pd_joint_pos",
+) -> list[list[Views]]:
     """Records one episode per length into ``path`` (.h5, with its .json), seeds 0, 1, …
 
     Args:
         look_at: episode -> control steps before which to look.
+        control_mode: controller; joints walk randomly with ``pd_joint_pos``, other commands are random.
 
     Returns:
         For every episode what the cameras showed live.
@@ -79,7 +86,7 @@ def record(path: Path, env_id: str, lengths: Sequence[int], look_at: dict[int, l
     from mani_skill.utils.wrappers.record import RecordEpisode
 
     recorder = RecordEpisode(
-        make_environment(env_id),
+        make_environment(env_id, control_mode),
         output_dir=str(path.parent),
         trajectory_name=path.stem,
         save_video=False,
@@ -98,9 +105,12 @@ def record(path: Path, env_id: str, lengths: Sequence[int], look_at: dict[int, l
         for step in range(length + 1):
             if step in look_at.get(seed, ()):
                 views.append(look(base))
-            if step < length:
+            if step < length and control_mode == "pd_joint_pos":
                 target = target + generator.normal(0, 0.1, 8).astype(np.float32)
                 recorder.step(target)
+            elif step < length:
+                size = base.single_action_space.shape
+                recorder.step(generator.uniform(-1, 1, size).astype(np.float32))
         recorder.flush_trajectory()
         seen.append(views)
     image = file_image(recorder._h5_file)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from par_agent.cli import main
 from par_agent.data.conventions import check_conventions, fit_transforms
-from par_agent.data.episodes import RenderedDataset
+from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource
+from par_agent.evaluation.initial_states import make_states
+from par_agent.evaluation.jobs import Bench, RolloutJob, WorkerSetup
+from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.evaluation.protocol import save_states
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.observations import check_task
 from par_agent.tasks import PROTOCOL_STATES, UNKNOWN_CONTROLLER, get_task
+from par_agent.training.finetune import finetune
 from par_agent.transforms import Transforms
-from tiny import LENGTH, SIZE, task_checkpoint, tiny_dataset, tiny_transforms
+from recordings import record, require_renderer, worker_threads
+from tiny import LENGTH, SIZE, task_checkpoint, tiny_dataset, tiny_run, tiny_transforms
 
 
 def controlled(folder: Path, mode: str, size: int = SIZE, episodes: int = 3) -> EpisodeIndex:
@@ -95,3 +102,35 @@ def test_a_policys_task_has_its_controller_and_is_not_called_the_protocols(tmp_p
     assert runs["changes"].config.protocol_label == "NOT THE PROTOCOL: control mode pd_joint_delta_pos, the protocol"
     with pytest.raises(UserError, match="commands pd_joint_delta_pos; task PushCube takes pd_joint_pos"):
         check_task(transforms, push)
+
+
+def test_recorded_hand_movements_become_a_policy_that_moves_the_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a recording of `pd_ee_delta_pose` through frames and training to a rollout, at toy size."""
+    require_renderer()
+    task, spec = "harness_task:NUDGE_CUBE", resolve_task("harness_task:NUDGE_CUBE")
+    path, data = tmp_path / "trajectory.h5", tmp_path / "rendered"
+    record(path, spec.env_id, (9, 12), {}, "pd_ee_delta_pose")
+    monkeypatch.setattr("par_agent.cli.render.worker_processes", worker_threads)
+    options = ["--instruction", spec.instruction, "--size", "16", "16", "--stride", str(LENGTH), "--workers", "1"]
+    command = ["render", "--trajectory", str(path), "--out", str(data), "--include-failures", *options]
+    assert main([*command, "--chunk-length", str(LENGTH)]) == 0
+    with h5py.File(path) as file:
+        for number, episode in enumerate(map(read_episode, RenderedDataset(data).paths)):
+            assert episode.attributes["control_mode"] == "pd_ee_delta_pose"
+            assert np.array_equal(episode.actions, file[f"traj_{number}/actions"]) and episode.actions.shape[1] == 7
+
+    config = tiny_run(tmp_path, data=(data,), new_robot=True, steps=2, validate_every=9, variants=1, shift=0)
+    transforms = finetune(config).transforms
+    assert transforms is not None
+    assert (transforms.control_mode, transforms.relative) == ("pd_ee_delta_pose", (False,) * 7)
+
+    source = PolicySource(str(config.out / "policy"))
+    assert source.task(spec) == dataclasses.replace(spec, control_mode="pd_ee_delta_pose", action_size=7)
+    states = tmp_path / "states.safetensors"
+    save_states(states, spec, make_states(spec, [777]))
+    job = RolloutJob(task, states, hashlib.sha256(states.read_bytes()).hexdigest(), (0,), policy_seed=0)
+    (reply,) = Bench(WorkerSetup((task,), "paper", source)).do(job)
+    assert reply.error is None and reply.fields is not None, reply.traceback
+    assert reply.fields["steps"] == spec.max_steps and reply.fields["renders"] == spec.max_steps // LENGTH

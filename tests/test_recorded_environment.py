@@ -69,7 +69,7 @@ def test_missing_assets_are_named_with_what_gets_them(monkeypatch: pytest.Monkey
 def test_cameras_keep_what_was_recorded_but_their_shaders() -> None:
     cameras = {"width": 64, "base_camera": {"height": 32, "shader_pack": "rt"}, "shader_pack": "rt-fast"}
     recorded = JOINTS | {"sensor_configs": cameras, "human_render_camera_configs": None, "shader_dir": "rt"}
-    env = make_recorded_environment("PushCube-v1", "rgb", recorded).unwrapped
+    env = make_recorded_environment("PushCube-v1", "none", recorded).unwrapped
     config = env.scene.sensors["base_camera"].config
     assert (config.width, config.height, config.shader_pack) == (64, 32, "minimal")
     assert env.scene.human_render_cameras["render_camera"].config.shader_pack == "minimal"

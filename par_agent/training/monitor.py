@@ -103,7 +103,7 @@ class Monitor:
         """Shows measurements on held-out episodes after ``step`` steps."""
         self.log("validation", metrics, step)
         shown = {
-            "action_error": ("err", "{:.4f}rad"),
+            "action_error": ("err", "{:.4f}"),
             "gripper_accuracy": ("grip", "{:.1%}"),
             "frame_psnr": ("frames", "{:.1f}dB"),
         }
