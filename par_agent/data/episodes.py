@@ -6,7 +6,8 @@
       spec.json                    what was asked for (a RenderSpec); written first, compared when rendering resumes
       dataset.json                 summary and normalisation statistics; written last: without it, it is unfinished
       episodes/episode_000000.h5   attributes: instruction (or several wordings of it), env_id, seed, source,
-                                   source_episode, control_mode
+                                   source_episode, control_mode, and image_size.<camera>, "512x512" for example: height
+                                   and width of the camera's whole image, of which the frames are cut
         frames/<camera>            (K, H, W, 3) uint8 RGB, compressed losslessly (gzip), one chunk a frame
         frame_steps                (K,) int32, the control step before which each frame was taken, ascending
         proprioception             (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
@@ -19,6 +20,8 @@ start a chunk of any length.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -50,6 +53,7 @@ class _Summary(TypedDict, total=False):
     """What is read of dataset.json."""
 
     num_episodes: int
+    image_sizes: dict[str, tuple[int, int]]
     extra: dict[str, int]
     statistics: dict[str, dict[str, tuple[float, ...]]]
 
@@ -71,7 +75,8 @@ class Episode:
     actions: np.ndarray | None
     """(T, A) float32, or None for action-free video."""
     attributes: dict[str, Any]
-    """instruction (a text, or a tuple of wordings), env_id, seed, source, source_episode, control_mode."""
+    """instruction (a text, or a tuple of wordings), env_id, seed, source, source_episode, control_mode, and those of
+    :func:`image_size_attributes`."""
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> (T + 1, n) float32 extra observations."""
 
@@ -80,6 +85,31 @@ class Episode:
         """Wordings of the instruction, those without words left out; training draws one a window."""
         given = self.attributes.get("instruction", "")
         return tuple(text for text in ((given,) if isinstance(given, str) else given) if text.strip())
+
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Height and width of each camera's whole image, of which the frames are cut; cameras are missing where nothing
+        tells.
+
+        Raises:
+            UserError: an attribute is no such size.
+        """
+        sizes = {}
+        for name, value in self.attributes.items():
+            if name.startswith(_IMAGE_SIZE):
+                found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", str(value))
+                if found is None:
+                    raise UserError(f"attribute {name} is {value!r}; expected a size such as '512x512'")
+                sizes[name.removeprefix(_IMAGE_SIZE)] = int(found[1]), int(found[2])
+        return sizes
+
+
+_IMAGE_SIZE = "image_size."
+
+
+def image_size_attributes(images: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Attributes that tell how large cameras' whole images (..., H, W, 3) are, before they are cropped and resized."""
+    return {f"{_IMAGE_SIZE}{camera}": f"{rows.shape[-3]}x{rows.shape[-2]}" for camera, rows in images.items()}
 
 
 def write_episode(path: Path, episode: Episode) -> None:
@@ -167,6 +197,7 @@ def _problem(episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None
         return f"frames at control steps {steps.tolist()} of {total}"
     try:
         check("attributes", episode.attributes, _Attributes)
+        _ = episode.image_sizes
     except UserError as error:
         return str(error)
     return None if episode.attributes.get("seed", 0) >= 0 else "its seed is negative"
@@ -243,6 +274,11 @@ class RenderedDataset:
             if self._spec.frame_size not in (None, shapes[camera][1:3]):
                 found = f"frames of {shapes[camera][1]}x{shapes[camera][2]} pixels"
                 raise damaged_episode(path, f"{found}; the dataset's are {self._spec.frame_size}")
+        for camera, size in episode.image_sizes.items():
+            if size != self.image_size(camera):
+                raise damaged_episode(
+                    path, f"its images of {camera} were {size}; the dataset's {self.image_size(camera)}"
+                )
         if self.has_actions and episode.actions is None:
             raise damaged_episode(path, "it holds no actions")
         return episode
@@ -263,6 +299,11 @@ class RenderedDataset:
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras that were rendered."""
         return tuple(self.spec["cameras"])
+
+    def image_size(self, camera: str) -> tuple[int, int] | None:
+        """Height and width of a camera's whole image, of which the frames are cut; None in older datasets."""
+        size = self.summary.get("image_sizes", {}).get(camera)
+        return None if size is None else (size[0], size[1])
 
     @property
     def extra(self) -> dict[str, int]:

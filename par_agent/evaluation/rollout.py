@@ -33,6 +33,7 @@ ROLLOUT_CODE = (
     "evaluation/protocol.py",
     "evaluation/rollout.py",
     "evaluation/variations.py",
+    "instructions.py",
     "observations.py",
     "policy.py",
     "tasks.py",
