@@ -239,7 +239,7 @@ class PARPolicy:
             new = Instructions.read(instruction, self.checkpoint.text_encoder, self.device)
             told = new if rows is None else told.with_rows(rows.tolist(), new, count)
         if seed is not None:
-            self._seed = checked_seed(seed)
+            self._seed = seed = checked_seed(seed)
         elif state is not None and rows is None:
             self._seed = next_seed(state.generators)
         self._told = told

@@ -126,14 +126,15 @@ def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkp
     Raises:
         UserError: another size of the camera's images, another crop or size, or without the extra observations.
     """
-    found, known = image_size([index.dataset for index in indices], transforms.camera), transforms.image_size
-    if None not in (found, known) and found != known:
-        raise UserError(
-            f"{indices[0].dataset.folder} holds frames of {_pixels(found)} images of {transforms.camera}; {checkpoint} "
-            f"was trained with {_pixels(known)} ones, of which the same crop shows another part: render it again from "
-            "a camera of that size"
-        )
+    known = transforms.image_size
     for index in indices:
+        found = index.dataset.image_size(transforms.camera)
+        if None not in (found, known) and found != known:
+            raise UserError(
+                f"{index.dataset.folder} holds frames of {_pixels(found)} images of {transforms.camera}; {checkpoint} "
+                f"was trained with {_pixels(known)} ones, of which the same crop shows another part: render it again "
+                "from a camera of that size"
+            )
         if lacking := {name for name, _ in transforms.extra} - set(index.dataset.spec.get("extra", [])):
             raise UserError(
                 f"{index.dataset.folder} was rendered without {', '.join(sorted(lacking))}, which {checkpoint} reads: "
