@@ -15,7 +15,8 @@ from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions, fit_transforms, joint_targets
 from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents
+from par_agent.data.latent_cache import CachedLatents, cached_latents
+from par_agent.data.latents import EncodedFrames, LatentSpec
 from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
@@ -63,35 +64,6 @@ def test_a_damaged_episode_in_the_middle_is_named_with_the_flag_that_skips_it(tm
         windows.sample(0, len(windows))
 
 
-def test_latents_of_frames_that_were_rendered_anew_are_computed_anew(tmp_path: Path) -> None:
-    tiny_dataset(tmp_path)
-    encoded: list[int] = []
-
-    def counting(frames: torch.Tensor) -> torch.Tensor:
-        encoded.append(len(frames))
-        return pixels(frames)
-
-    for again in (False, True):
-        first = cached_latents(EpisodeIndex(RenderedDataset(tmp_path), LENGTH), SPEC, counting)
-        assert bool(encoded) != again, "what is there is not computed twice"
-        encoded.clear()
-    spec = read_json(tmp_path / "spec.json")
-    write_json(tmp_path / "spec.json", spec | {"crop": [0, 8, 16, 16]})
-    second = cached_latents(EpisodeIndex(RenderedDataset(tmp_path), LENGTH), SPEC, counting)
-    assert sum(encoded) == first.shape[0] * first.shape[1] and second.shape == first.shape
-
-
-def test_two_processes_do_not_compute_the_same_latents(tmp_path: Path) -> None:
-    index = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path)), LENGTH)
-
-    def meanwhile(frames: torch.Tensor) -> torch.Tensor:
-        with pytest.raises(UserError, match=r"another process computes the latents of .* now; wait for it to end"):
-            cached_latents(index, SPEC, pixels)
-        return pixels(frames)
-
-    assert cached_latents(index, SPEC, meanwhile).shape[1] == index.num_frames
-
-
 def test_skipping_leaves_out_the_damaged_ones_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     tiny_dataset(tmp_path)
     whole = EpisodeIndex(RenderedDataset(tmp_path), LENGTH)
@@ -102,10 +74,11 @@ def test_skipping_leaves_out_the_damaged_ones_alone(tmp_path: Path, capsys: pyte
     assert [path.name[-4] for path in dataset.skipped] == ["3", "5"] and len(dataset) == 4
     assert "episode_000003.h5 is damaged" in "".join(capsys.readouterr())
     index = EpisodeIndex(dataset, LENGTH)
-    latents = cached_latents(index, SPEC, pixels)
-    assert latents.shape[1] == index.num_frames < whole.num_frames
+    assert cached_latents(index, SPEC, pixels).shape[1] == index.num_frames < whole.num_frames
     assert len(list((tmp_path / "latents").glob("*.npy"))) == 2, "the cache of all episodes is another file"
-    sampler = WindowSampler(index, CachedLatents(latents), list(range(4)), 1, seed=0)
+    latents = CachedLatents(index, SPEC, pixels)
+    latents.prepare()
+    sampler = WindowSampler(index, latents, list(range(4)), 1, seed=0)
     windows = sampler.sample(0, len(sampler), augment=False)
     for row, name in enumerate(windows.episodes):
         frames = read_episode(tmp_path / "episodes" / name.split("/")[1]).frames["render_camera"]

@@ -23,11 +23,12 @@ from par_agent.data.conventions import (
 )
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSource, LatentSpec, cached_latents, file_hash
+from par_agent.data.latent_cache import CachedLatents
+from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec, file_hash
 from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
-from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
+from par_agent.modeling.frame_encoder import FrameEncoder, describe_frame_encoder, load_frame_encoder
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.presets import preset
 from par_agent.modeling.text_encoder import TextEncoder
@@ -123,7 +124,8 @@ def open_samplers(
             f"model, {window}: give a larger --batch-size"
         )
     augmentation = Augmentation(config.shift, config.color_jitter)
-    spec = LatentSpec(config.camera, file_hash(find_weights(encoder_folder)), shape, config.variants, augmentation)
+    digest, about = file_hash(find_weights(encoder_folder)), describe_frame_encoder(encoder)
+    spec = LatentSpec(config.camera, digest, shape, config.variants, augmentation, about)
     splits = [index.split(config.demos) for index in indices]
     latents = [_latents(index, spec, encoder, config.cache) for index in indices]
     train = [
@@ -134,7 +136,10 @@ def open_samplers(
         WindowSampler(index, source, split[1], window, config.seed)
         for index, source, split in zip(indices, latents, splits, strict=True)
     ]
-    return MixedSampler(train, list(config.weights) or [1.0] * len(train), batch_size), held
+    mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), batch_size)
+    for source in latents:
+        source.prepare()  # the long work; all that can be refused has been
+    return mixed, held
 
 
 def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
@@ -234,4 +239,4 @@ def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache
     def encode(frames: Tensor) -> Tensor:
         return encoder.encode(frames.to(next(encoder.parameters()).device))
 
-    return CachedLatents(cached_latents(index, spec, encode)) if cache else EncodedFrames(index, spec, encode)
+    return CachedLatents(index, spec, encode) if cache else EncodedFrames(index, spec, encode)
