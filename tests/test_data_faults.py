@@ -93,6 +93,14 @@ SECOND: dict[str, tuple[str, object, str]] = {
     "no actions": ("actions", None, "it holds no actions"),
     "a link": ("actions", h5py.ExternalLink("/etc/passwd", "actions"), "actions is a link"),
     "NaN": ("actions", np.full((6, 8), np.nan, np.float32), "actions hold NaN"),
+    "too large": (
+        "proprioception",
+        np.full((7, 9), 1e30, np.float32),
+        "hold numbers too large in row 0",
+    ),
+    "complex": ("proprioception", np.zeros((7, 9), np.complex64), "proprioception is stored as complex64"),
+    "booleans": ("actions", np.zeros((6, 8), bool), "actions is stored as bool"),
+    "wide frames": ("frames/render_camera", np.zeros((3, 16, 16, 3), np.int16), "is stored as int16; expected uint8"),
     "shifted": (
         "frame_steps",
         np.array([1, 4, 6], np.int32),
@@ -164,7 +172,12 @@ def test_a_dataset_of_damaged_episodes_alone_is_refused(tmp_path: Path) -> None:
     [
         ("actions", np.zeros((3, 8), np.float32), "3 actions and 8 joint positions; expected one position more"),
         ("actions", np.full((7, 8), np.nan, np.float32), "actions hold NaN"),
-        ("proprioception", np.full((8, 9), np.inf, np.float32), "proprioception hold NaN or infinity"),
+        ("proprioception", np.full((8, 9), np.inf, np.float32), "proprioception hold NaN or infinity in row 0: inf"),
+        (
+            "proprioception",
+            np.eye(8, 9, -3, np.float32) * 1e30,
+            r"proprioception hold numbers too large in row 3",
+        ),
         ("frame_steps", np.array([0, 4, 9], np.int32), r"frames at control steps \[0, 4, 9\] of 7"),
         ("frame_steps", np.array([4, 0, 7], np.int32), "frames at control steps"),
         ("frame_steps", np.array([0, 7], np.int32), "3 frames of render_camera at 2 control steps"),
@@ -200,6 +213,17 @@ def test_frames_that_are_not_rgb_bytes_are_not_written(tmp_path: Path, frames: n
     odd = dataclasses.replace(read_episode(path), frames={"render_camera": frames})
     with pytest.raises(UserError, match=r"odd\.h5 would hold frames of render_camera of shape .* expected RGB"):
         write_episode(tmp_path / "odd.h5", odd)
+
+
+@pytest.mark.parametrize(("name", "value"), [("proprioception", np.nan), ("actions", 1e30), ("extra", np.inf)])
+def test_numbers_that_no_robot_has_are_never_written(tmp_path: Path, name: str, value: float) -> None:
+    whole = read_episode(episode(tiny_dataset(tmp_path, episodes=1), 0))
+    rows = np.zeros((6, 2), np.float32) if name == "extra" else getattr(whole, name).copy()
+    rows[4, 1] = value
+    odd = dataclasses.replace(whole, **{name: {"goal_pos": rows} if name == "extra" else rows})
+    with pytest.raises(UserError, match=r"odd\.h5 would hold .* in row 4: .*: leave that episode out"):
+        write_episode(tmp_path / "odd.h5", odd)
+    assert not (tmp_path / "odd.h5").exists()
     assert not (tmp_path / "odd.h5").exists()
 
 

@@ -29,7 +29,7 @@ from typing import Any, TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from par_agent.data.hdf5 import HDF5Reader, file_image, open_in_memory
+from par_agent.data.hdf5 import HDF5Reader, file_image, number_fault, open_in_memory
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, read_object
 from par_agent.json_fields import check
@@ -116,7 +116,7 @@ def write_episode(path: Path, episode: Episode) -> None:
     """Writes one episode file atomically; equal episodes give equal bytes.
 
     Raises:
-        UserError: frames that are not (K, H, W, 3) uint8.
+        UserError: frames that are not (K, H, W, 3) uint8, or numbers that are no robot's.
     """
     import h5py
 
@@ -126,6 +126,12 @@ def write_episode(path: Path, episode: Episode) -> None:
                 f"{path} would hold frames of {camera} of shape {frames.shape} and type {frames.dtype}; expected "
                 "RGB, (frames, height, width, 3) uint8"
             )
+    numbers = {"proprioception": episode.proprioception, "actions": episode.actions, **episode.extra}
+    for name, values in numbers.items():
+        if values is not None and (fault := number_fault(values)):
+            about = episode.attributes
+            origin = f"episode {about.get('source_episode')} of {about.get('source')}"
+            raise UserError(f"{path} would hold {fault}, among the {name} of {origin}: leave that episode out")
     with open_in_memory() as file:
         for name, value in episode.attributes.items():
             file.attrs[name] = np.array(value, h5py.string_dtype()) if isinstance(value, tuple) else value
