@@ -142,6 +142,12 @@ class TrajectoryFile:
     def __len__(self) -> int:
         return len(self.episodes)
 
+    @property
+    def unlisted(self) -> list[str]:
+        """Names of what the file holds beside the episodes that its JSON lists."""
+        listed = {self._group(number) for number in self.episodes}
+        return [name for name in self._file.names() if name not in listed]
+
     def info(self, number: int) -> EpisodeInfo:
         """What the JSON tells of an episode.
 
@@ -186,7 +192,8 @@ class TrajectoryFile:
         """
         info, actions, group = self.info(number), self._actions(number), self._group(number)
         if f"{group}/env_states" not in self._file:
-            raise UserError(f"{self.path}:{group} holds no env_states; record it with record_env_state=True")
+            images = ", or take its images: --recorded-images" if f"{group}/obs/sensor_data" in self._file else ""
+            raise UserError(f"{self.path}:{group} holds no env_states; record it with record_env_state=True{images}")
         states: StateDict = {}
         for kind in self._file.names(f"{group}/env_states"):
             width = POSE if kind == "actors" else None
