@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from par_agent.errors import UserError
 from par_agent.evaluation.records import Record, read_run
@@ -26,6 +26,38 @@ ROWS = {
 """Names of policies -> rows of the paper's Tables 2 and 3."""
 
 
+class _Result(TypedDict):
+    """A task's line in results.json."""
+
+    task: str
+    rollouts: int
+    successes: int
+
+
+class _Training(TypedDict, total=False):
+    """How a policy was trained, as far as is known."""
+
+    steps: int | None
+    demonstrations: dict[str, int]
+    options: dict[str, Any]
+
+
+class _Origin(TypedDict, total=False):
+    training: _Training | None
+
+
+class _Provenance(_Origin):
+    command: str
+    policy_options: dict[str, Any]
+
+
+class _Results(TypedDict):
+    """What is read of results.json."""
+
+    provenance: _Provenance
+    results: list[_Result]
+
+
 @dataclass(frozen=True)
 class Run:
     """One finished run, as its folder tells it."""
@@ -34,7 +66,7 @@ class Run:
     """The policy's."""
     folder: Path
     records: list[Record]
-    about: dict[str, Any]
+    about: _Provenance
     """The provenance in its results.json."""
     state_seed: int | None
     """First environment seed of its initial states; None: the protocol's."""
@@ -81,12 +113,18 @@ def finished_runs(folder: Path) -> list[Run]:
 
 def _read(results: Path) -> Run:
     run, records = read_run(results.parent)
-    about = read_object(results).get("provenance")
-    if not isinstance(about, dict):
-        raise UserError(f"{results.parent} is not as benchmarks/run.py leaves a run: 'provenance' is missing")
+    content = read_object(results, _Results)
+    about = content["provenance"]
     for name in ("checkpoint", "track", "variation"):
         if about.get(name) != run[name]:
             raise UserError(f"{results} is of another run than run.json beside it: {name} is {about.get(name)!r} there")
+    for told in content["results"]:
+        found = [record["success_once"] for record in records if record["task"] == told["task"]]
+        if (len(found), sum(found)) != (told["rollouts"], told["successes"]):
+            raise UserError(
+                f"{results} tells of {told['successes']} successes in {told['rollouts']} rollouts of {told['task']}, "
+                f"the records beside it of {sum(found)} in {len(found)}: restore both, or run the same command again"
+            )
     return Run(run["policy"], results.parent, records, about, run["state_seed"])
 
 

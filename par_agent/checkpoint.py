@@ -129,7 +129,7 @@ class Checkpoint:
         encoder = load_frame_encoder(folder / ENCODER)
         with naming(folder / POLICY):
             transforms = None if content["transforms"] is None else Transforms.from_json(content["transforms"])
-            acting = build(Acting, content["acting"])
+            acting = build(Acting, content["acting"], added=())
         if encoder.channels != config.nova.latent_channels:
             raise UserError(
                 f"{folder}: the model reads latents of {config.nova.latent_channels} channels, its frame encoder gives "

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
+from collections.abc import Collection
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from par_agent.errors import UserError
 
 T = TypeVar("T")
+MOST, MOST_BLOCKS = 2**20, 1000
+"""Limits of sizes, and of numbers of layers."""
 NAMES = {
     int: "a whole number",
     float: "a number",
@@ -20,8 +23,14 @@ NAMES = {
 }
 
 
-def build(cls: type[T], content: Any) -> T:
+def build(cls: type[T], content: Any, added: Collection[str] | None = None) -> T:
     """Makes a dataclass from JSON: objects become the dataclasses that its fields name, lists become tuples.
+
+    Args:
+        cls: the dataclass.
+        content: read from JSON.
+        added: the only fields that may be missing, at any depth, because files of older versions lack them; None: all
+            that have a default.
 
     Raises:
         UserError: not an object; a field is unknown, missing or of another type; or what the class itself refuses.
@@ -34,12 +43,13 @@ def build(cls: type[T], content: Any) -> T:
             f"unknown fields in {name}: {', '.join(unknown)}; known: {', '.join(sorted(hints))}. If a newer version "
             "wrote them: update par_agent"
         )
-    if missing := sorted(f.name for f in dataclasses.fields(cls) if _required(f) and f.name not in content):
+    fields = {f.name: _required(f) if added is None else f.name not in added for f in dataclasses.fields(cls)}
+    if missing := sorted(field for field, required in fields.items() if required and field not in content):
         raise UserError(f"missing fields in {name}: {', '.join(missing)}")
     values = {}
     for field, value in content.items():
         if dataclasses.is_dataclass(hints[field]):
-            values[field] = build(hints[field], value)
+            values[field] = build(hints[field], value, added)
         else:
             check(f"{name}.{field}", value, hints[field])
             values[field] = _tuples(value)
@@ -53,16 +63,23 @@ def check(name: str, value: Any, hint: Any) -> None:
         name: says whose value it is, for messages.
         value: read from JSON.
         hint: types of JSON, tuples for lists, unions, literals, ``list[X]``, ``dict[str, X]``, or TypedDicts, besides
-            whose fields an object may have others.
+            whose fields an object may have others; the latter three also in unions with None.
 
     Raises:
         UserError: they do not match; the message names the field inside ``value``.
     """
-    if is_typeddict(hint) or get_origin(hint) in (list, dict):
+    if get_origin(hint) in (Union, types.UnionType) and (found := list(filter(_has_entries, get_args(hint)))):
+        if value is not None or type(None) not in get_args(hint):
+            check(name, value, found[0])
+    elif _has_entries(hint):
         _check_entries(name, value, hint)
     elif not _fits(value, hint):
         given = repr(value)
         raise UserError(f"{name} is {given[:60]}{'...' * (len(given) > 60)}; expected {_describe(hint)}")
+
+
+def _has_entries(hint: Any) -> bool:
+    return is_typeddict(hint) or get_origin(hint) in (list, dict)
 
 
 def _check_entries(name: str, value: Any, hint: Any) -> None:
@@ -81,6 +98,19 @@ def _check_entries(name: str, value: Any, hint: Any) -> None:
         for key, part in get_type_hints(hint).items():
             if key in value:
                 check(f"{name}.{key}", value[key], part)
+
+
+def check_sizes(owner: object, *names: str, most: int = MOST) -> None:
+    """Checks that fields, whole numbers or tuples of them, are at least 1, and not so large that only a damaged file
+    says it.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        if not all(1 <= number <= most for number in (value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{type(owner).__name__}.{name} is {value}; it must be at least 1, and at most {most}")
 
 
 def is_count(value: Any) -> bool:

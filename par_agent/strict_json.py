@@ -18,7 +18,7 @@ def parse_json(content: bytes | str, origin: str) -> Any:
     """Reads JSON text, in UTF-8, as the standard has it.
 
     Refused are also NaN and infinity, numbers past what 64 bits hold, a name that an object has twice, halves of
-    surrogate pairs, and what is nested deeper than :data:`DEEPEST`.
+    surrogate pairs, the character NUL, and what is nested deeper than :data:`DEEPEST`.
 
     Args:
         content: the text.
@@ -34,6 +34,8 @@ def parse_json(content: bytes | str, origin: str) -> Any:
         )
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
+        if "\\u0000" in text:
+            raise ValueError("a text holds the character NUL")
     except RecursionError:
         raise _invalid(origin, f"nested deeper than {DEEPEST} levels") from None
     except ValueError as error:  # also those of JSON and of Unicode

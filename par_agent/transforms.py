@@ -203,7 +203,7 @@ class Transforms:
         Raises:
             UserError: a field is missing, unknown, of another type or of another size than the rest.
         """
-        transforms = build(cls, content)
+        transforms = build(cls, content, added=("extra", "control_mode"))
         if "control_mode" in content or any(transforms.relative):
             return transforms
         return dataclasses.replace(transforms, control_mode=UNKNOWN_CONTROLLER)  # older checkpoints do not say it

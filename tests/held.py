@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import itertools
 import json
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ class Moment:
     """Where a process holds still: after a call of a function, or before an operation on the files of a folder."""
 
     function: str = ""
-    """`module:name` or `module:Class.name`; the module that looks it up, not that which defines it."""
+    """`module:name` of the function; the module that looks it up, not that which defines it."""
     below: str = ""
     """In place of a function: the folder whose changes by the main thread are counted."""
     number: int = 1
@@ -55,27 +54,18 @@ class Held:
     Args:
         words: `par-agent` or a script's path, and its arguments.
         moment: where it holds; None: nowhere.
-        marks: a folder to make for notes.
-        launcher: what starts several processes of it, as arguments of Python.
-        cwd: the folder in which it runs.
+        marks: an empty folder for notes.
     """
 
-    def __init__(
-        self,
-        words: list[str],
-        moment: Moment | None,
-        marks: Path,
-        launcher: Sequence[str] = (),
-        cwd: Path | None = None,
-    ) -> None:
+    def __init__(self, words: list[str], moment: Moment | None, marks: Path) -> None:
         marks.mkdir(parents=True)
         self._marks = marks
         plan = json.dumps({"marks": str(marks), "moment": moment and dataclasses.asdict(moment)})
-        command = [sys.executable, *launcher, str(Path(__file__).resolve()), *words]
+        command = [sys.executable, str(Path(__file__).resolve()), *words]
         environment = {**os.environ, PLAN: plan}
         with open(marks / "output", "wb") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=environment, cwd=cwd, preexec_fn=default_signals
+                command, stdout=output, stderr=output, env=environment, preexec_fn=default_signals
             )
 
     def __enter__(self) -> Held:
@@ -94,20 +84,16 @@ class Held:
     def running(self) -> bool:
         return self.process.poll() is None
 
-    def until_held(self, count: int = 1) -> list[psutil.Process]:
-        """Waits until some of its processes hold; returns them."""
-        until(lambda: len(self._found("held-*")) >= count or not self.running)
-        assert self.running, f"it ended before: {self.output}"
-        return [psutil.Process(int(path.name.removeprefix("held-"))) for path in self._found("held-*")]
+    def until_held(self) -> int:
+        """Waits until the command, or one of its workers, holds; returns that process's id."""
+        self._until(lambda: self._found("held-*") or not self.running)
+        assert self._found("held-*"), f"it ended before: {self.output}"
+        return int(self._found("held-*")[0].name.removeprefix("held-"))
 
     def tell(self, number: int) -> None:
         """Sends a signal to the main process, and waits until that has noticed it or ended."""
         self.process.send_signal(number)
-        self.until_told()
-
-    def until_told(self) -> None:
-        """Waits until a process that holds has noticed a signal, or the command has ended."""
-        until(lambda: self._found("told") or not self.running)
+        self._until(lambda: self._found("told") or not self.running)
 
     def let_go(self) -> None:
         """Lets what holds go on."""
@@ -128,6 +114,12 @@ class Held:
     def _found(self, pattern: str) -> list[Path]:
         return sorted(self._marks.glob(pattern))
 
+    def _until(self, condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.01)
+
 
 def default_signals() -> None:
     """Accepts what a shell's background job, or one under `nohup`, is told to ignore."""
@@ -135,25 +127,13 @@ def default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def gone_process() -> int:
-    """Id of a process that was there and is gone."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
-
-
-def until(condition: Callable[[], Any]) -> float:
-    """Waits until something is so; returns how many seconds that took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < TIMEOUT
-        time.sleep(0.01)
-    return time.monotonic() - began
-
-
 def gone(processes: list[psutil.Process]) -> float:
     """Waits until processes are gone; returns how many seconds that took."""
-    return until(lambda: not any(map(_alive, processes)))
+    began = time.monotonic()
+    while alive := [process for process in processes if _alive(process)]:
+        assert time.monotonic() - began < TIMEOUT, alive
+        time.sleep(0.01)
+    return time.monotonic() - began
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -176,10 +156,9 @@ def _hold(marks: Path) -> None:
 
 
 def _hold_after_call(moment: Moment, marks: Path) -> None:
-    module_name, _, path = moment.function.partition(":")
-    *owners, name = path.split(".")
-    owner = functools.reduce(getattr, owners, importlib.import_module(module_name))
-    function, calls = getattr(owner, name), itertools.count(1)
+    module_name, _, name = moment.function.partition(":")
+    module = importlib.import_module(module_name)
+    function, calls = getattr(module, name), itertools.count(1)
 
     def held(*arguments: Any, **named: Any) -> Any:
         result = function(*arguments, **named)
@@ -187,7 +166,7 @@ def _hold_after_call(moment: Moment, marks: Path) -> None:
             _hold(marks)
         return result
 
-    setattr(owner, name, held)
+    setattr(module, name, held)
 
 
 def _hold_before_change(moment: Moment, marks: Path) -> None:

@@ -51,7 +51,11 @@ def write_finished(folder: Path, solved: int, states: int, seeds: int, run: dict
     """A finished run whose first ``solved`` states are solved in every task, with more that its results.json tells."""
     keys = [(task, state, seed) for task in PAPER_TASKS for state in range(states) for seed in range(seeds)]
     write_run(folder, run, [record(run, *key, success=key[1] < solved) for key in keys])
-    write_json(folder / "results.json", {"provenance": {**run, "command": "python run.py", **about}})
+    results = [
+        {"task": task, "rollouts": states * seeds, "successes": min(solved, states) * seeds} for task in PAPER_TASKS
+    ]
+    provenance = {**run, "command": "python run.py", **about}
+    write_json(folder / "results.json", {"results": results, "provenance": provenance})
 
 
 def failed(record: dict[str, Any], error: str = "ValueError: no") -> dict[str, Any]:

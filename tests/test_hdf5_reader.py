@@ -165,6 +165,25 @@ def test_attributes_are_texts_numbers_and_several_texts(file, value):
         reader.attributes()
 
 
+def test_a_heap_of_texts_that_its_entries_do_not_fill_is_refused_instead_of_read_for_ever(file):
+    content = bytearray(file.read_bytes())
+    begin = content.index(b"GCOL")
+    free = content.index(bytes(8) + (4096 - 16 - 16 - 8).to_bytes(8, "little"), begin)  # after "ü"
+    content[free + 8] -= 64
+    file.write_bytes(content)
+    with HDF5Reader(file) as reader, pytest.raises(UserError, match="its texts"):
+        reader.attributes()
+
+
+def test_an_attribute_that_claims_more_than_the_file_holds_is_refused(file):
+    with h5py.File(file, "a") as made:
+        made.attrs.create("text", np.zeros(8000))
+    content = file.read_bytes()
+    file.write_bytes(content.replace((8000).to_bytes(8, "little"), (2**40).to_bytes(8, "little")))
+    with HDF5Reader(file) as reader, pytest.raises(UserError, match=r"attribute text claims|its attributes: "):
+        reader.attributes()
+
+
 def test_what_is_no_hdf5_file_is_refused(tmp_path, file):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "text").write_text("text")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from par_agent.errors import UserError
-from par_agent.json_fields import build
+from par_agent.json_fields import build, check_sizes
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,20 @@ def test_objects_become_dataclasses_and_lists_tuples() -> None:
 def test_a_value_that_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(Cart, {**GOOD, **changes})
+
+
+def test_only_fields_that_were_added_later_may_be_missing() -> None:
+    with pytest.raises(UserError, match="missing fields in Wheel: radius"):
+        build(Cart, {**GOOD, "wheel": {}, "drive": "rear"}, added=("open",))
+    with pytest.raises(UserError, match="missing fields in Cart: drive, open"):
+        build(Cart, GOOD, added=())
+    assert build(Cart, {**GOOD, "drive": "front"}, added=("open", "radius")).open is False
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**20 + 1, 10**12])
+def test_sizes_that_no_model_has_are_refused(size: int) -> None:
+    with pytest.raises(UserError, match=rf"Cart.size is \(2, {size}\); it must be at least 1, and at most 1048576"):
+        check_sizes(build(Cart, {**GOOD, "size": [2, size]}), "size")
 
 
 def test_missing_fields_are_named_at_once_and_long_values_are_cut() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from finished_runs import read_runs
 
-from made_runs import failed, identity, record, write_records, write_run
+from made_runs import failed, identity, record, write_finished, write_records, write_run
 from par_agent.errors import UserError
 from par_agent.evaluation.record_checks import FIELDS
 from par_agent.evaluation.records import RunFolder, read_run, record_key
@@ -42,6 +42,15 @@ def test_a_run_remembers_the_most_states_and_seeds_that_it_was_asked_for(tmp_pat
         with opened(tmp_path, states=states):
             pass
     assert read_json(tmp_path / "run.json") == {**RUN, "extent": {"states": 9, "policy_seeds": 2}}
+
+
+def test_records_of_which_some_were_lost_after_the_run_are_refused(tmp_path: Path) -> None:
+    write_finished(tmp_path / "run", 1, 2, 1, RUN)
+    assert len(read_runs(tmp_path)[0].records) == 6
+    lines = (tmp_path / "run" / "rollouts.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run" / "rollouts.jsonl").write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"1 successes in 2 rollouts of StackCube, the records beside it of 1 in 1"):
+        read_runs(tmp_path)
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
@@ -88,7 +97,8 @@ def test_records_that_stay_survive_a_stop_while_others_are_removed(
 
 def test_a_rollout_recorded_twice_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path / "a", RUN, [*SOLVED, *({**found, "seconds": 9.0, "plan_ms": 1.0} for found in SOLVED[:10])])
-    write_json(tmp_path / "a" / "results.json", {"provenance": RUN})
+    results = [{"task": task, "rollouts": 6, "successes": 4} for task in PAPER_TASKS]
+    write_json(tmp_path / "a" / "results.json", {"results": results, "provenance": {**RUN, "command": "python run.py"}})
     assert read_run(tmp_path / "a")[1] == SOLVED
     (run,) = read_runs(tmp_path)
     assert (run.results()["PushCube"].successes, run.results()["PushCube"].rollouts) == (4, 6)

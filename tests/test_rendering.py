@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from held import Held, Moment, gone, gone_process
+from held import Held, Moment, gone
 from par_agent.cli import main
 from par_agent.cli import render as render_command
 from par_agent.data.episodes import Episode, RenderedDataset, read_episode
@@ -101,8 +101,6 @@ def test_joint_positions_actions_and_origin_are_the_recordings(renderer, recordi
         "source": "trajectory.h5",
         "source_episode": 1,
         "control_mode": "pd_joint_pos",
-        "image_size.render_camera": "512x512",
-        "image_size.base_camera": "128x128",
     }
 
 
@@ -226,9 +224,6 @@ def test_a_finished_dataset_holds_what_the_cameras_showed(finished, recording):
     dataset = RenderedDataset(finished)
     assert dataset.summary["num_steps"] == sum(LENGTHS)
     assert dataset.spec["instruction"] == get_task("PickCube").instruction
-    assert {camera: dataset.image_size(camera) for camera in CAMERAS} == {
-        camera: recording[1][1][0][camera].shape[:2] for camera in CAMERAS
-    }
     found = read_episode(dataset.paths[1])
     assert sorted(found.frames) == sorted(CAMERAS)
     for camera in CAMERAS:
@@ -298,7 +293,7 @@ def test_files_that_were_removed_are_rendered_again_alike(finished, recording, t
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for name in ("dataset.json", "episodes/episode_000001.h5", "episodes/episode_000006.h5"):
         os.remove(tmp_path / name)
-    (tmp_path / "episodes" / f".episode_000006.h5.{gone_process()}.tmp").write_bytes(b"left by a killed worker")
+    (tmp_path / "episodes" / ".episode_000006.h5.123.tmp").write_bytes(b"left by a killed worker")
     assert main(["render", *arguments(recording, tmp_path, workers=2)]) == 0
     assert contents(tmp_path) == contents(finished)
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
+from par_agent.json_fields import MOST, MOST_BLOCKS, check_sizes
 from par_agent.modeling.action_detokenizer import CrossAttention, KeysAndValues
 from par_agent.modeling.blocks import MLP, Attention
 from par_agent.modeling.embeddings import PatchEmbedding, TextEmbedding, space_embedding
@@ -61,9 +62,8 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"{type(self).__name__}.{field.name} is {value}; it must be at least 1")
+            if isinstance(getattr(self, field.name), int):
+                check_sizes(self, field.name, most=MOST_BLOCKS if "layers" in field.name else MOST)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.horizon < self.chunk_length:

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from baselines.checkpoint import BaselineCheckpoint
 from baselines.common import History
-from par_agent.episode import checked_seed, chosen_rows, next_seed, reseed, row_generator
+from par_agent.episode import chosen_rows, next_seed, reseed, row_generator
 from par_agent.errors import UserError
 from par_agent.json_fields import check
-from par_agent.modeling.random_numbers import normal_rows
 from par_agent.observations import camera_images, check_task, proprioception
 from par_agent.tasks import TaskSpec
 
@@ -134,19 +133,17 @@ class BaselinePolicy:
         """Forgets the episodes of some rows, or of all; ``seed`` decides what they draw from now on.
 
         Raises:
-            UserError: rows that do not exist, or another seed than a whole number of at least 0; nothing has changed
-                then.
+            UserError: a row that does not exist.
         """
         state = self._state
-        count = None if state is None else len(state.used)
-        rows = None if env_idx is None else chosen_rows(env_idx, count, self.device)
         if seed is not None:
-            self._seed = seed = checked_seed(seed)
-        elif state is not None and rows is None:
+            self._seed = seed
+        elif state is not None and env_idx is None:
             self._seed = next_seed(state.generators)
-        if rows is None or state is None:
+        if env_idx is None or state is None:
             self._state = None
             return
+        rows = chosen_rows(env_idx, len(state.used), self.device)
         state.seen[rows] = 0
         state.used[rows] = self.execute
         reseed(state.generators, rows, seed)
@@ -201,7 +198,8 @@ class BaselinePolicy:
         start = None
         if not self.deterministic:
             shape = config.horizon, config.action_size
-            start = normal_rows(shape, [state.generators[row] for row in rows.tolist()], self.device)
+            start = torch.stack([torch.randn(shape, generator=state.generators[row]) for row in rows.tolist()])
+            start = start.to(self.device)
         actions = self.model.draw(z, start)
         state.chunk[rows] = actions[:, : config.chunk_length]
         plan = self.transforms.denormalise_actions(actions, positions)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from baselines.checkpoint import METHODS, BaselineCheckpoint, Prompt
 from baselines.common import Method, MethodConfig
-from par_agent.data.conventions import fit_transforms, image_size
+from par_agent.data.conventions import fit_transforms
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.windows import MixedSampler, Windows, WindowSampler
@@ -23,7 +23,6 @@ from par_agent.evaluation.policies import parse_options
 from par_agent.json_fields import build
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.modeling.par import PARLoss
-from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.training.batches import displaced, tensors
 from par_agent.training.checkpoint import whole
@@ -31,7 +30,7 @@ from par_agent.training.config import TrainingConfig
 from par_agent.training.finetune import make_accelerator
 from par_agent.training.loop import SavedPolicy, TrainingLoop
 from par_agent.training.monitor import Monitor
-from par_agent.training.setup import open_samplers
+from par_agent.training.setup import image_size, open_samplers
 from par_agent.training.validation import action_metrics, held_out_windows
 from par_agent.transforms import Transforms
 
@@ -126,7 +125,7 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     datasets = [RenderedDataset(folder, skip_corrupt=config.skip_corrupt) for folder in config.folders()]
     asked = config.sizes()
     indices = [EpisodeIndex(dataset, asked.chunk_length, asked.foresight) for dataset in datasets]
-    transforms = fit_transforms(indices, config.camera, image_size(datasets, config.camera), config.demos)
+    transforms = fit_transforms(indices, config.camera, image_size(datasets[0], config.camera), config.demos)
     if transforms.frame_size is None:
         raise UserError(f"{datasets[0].folder} does not say how large its frames are; render it with --crop or --size")
     sizes = config.sizes(
@@ -166,7 +165,7 @@ class BaselineObjective(nn.Module):
                 length = self.model.config.chunk_length
                 windows = displaced(windows, self.transforms, length, self.config.recovery_noise, None)
             inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
-            noise = self.config.proprioception_noise * normal(inputs.proprioception.shape, device)
+            noise = self.config.proprioception_noise * torch.randn_like(inputs.proprioception)
             inputs = dataclasses.replace(inputs, proprioception=inputs.proprioception + noise)
             loss = self.model.loss(inputs, targets, features, there(windows).to(device))
         return PARLoss(loss, loss, torch.zeros_like(loss))

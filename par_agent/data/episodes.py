@@ -6,8 +6,7 @@
       spec.json                    what was asked for (a RenderSpec); written first, compared when rendering resumes
       dataset.json                 summary and normalisation statistics; written last: without it, it is unfinished
       episodes/episode_000000.h5   attributes: instruction (or several wordings of it), env_id, seed, source,
-                                   source_episode, control_mode, and image_size.<camera>, "512x512" for example: height
-                                   and width of the camera's whole image, of which the frames are cut
+                                   source_episode, control_mode
         frames/<camera>            (K, H, W, 3) uint8 RGB, compressed losslessly (gzip), one chunk a frame
         frame_steps                (K,) int32, the control step before which each frame was taken, ascending
         proprioception             (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
@@ -20,8 +19,6 @@ start a chunk of any length.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -29,7 +26,7 @@ from typing import Any, TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from par_agent.data.hdf5 import HDF5Reader, file_image, number_fault, open_in_memory
+from par_agent.data.hdf5 import HDF5Reader, file_image, open_in_memory
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, read_object
 from par_agent.json_fields import check
@@ -38,7 +35,7 @@ ADVICE = "delete it and run `par-agent render` again, or train without it: --ski
 """What the user can do where an episode file is damaged."""
 
 
-class _Attributes(TypedDict, total=False):
+class Attributes(TypedDict, total=False):
     """Attributes of an episode file, as far as it has them."""
 
     instruction: str | tuple[str, ...]
@@ -49,11 +46,13 @@ class _Attributes(TypedDict, total=False):
     control_mode: str
 
 
-class _Summary(TypedDict, total=False):
+class _Count(TypedDict):
+    num_episodes: int
+
+
+class _Summary(_Count, total=False):
     """What is read of dataset.json."""
 
-    num_episodes: int
-    image_sizes: dict[str, tuple[int, int]]
     extra: dict[str, int]
     statistics: dict[str, dict[str, tuple[float, ...]]]
 
@@ -75,8 +74,7 @@ class Episode:
     actions: np.ndarray | None
     """(T, A) float32, or None for action-free video."""
     attributes: dict[str, Any]
-    """instruction (a text, or a tuple of wordings), env_id, seed, source, source_episode, control_mode, and those of
-    :func:`image_size_attributes`."""
+    """instruction (a text, or a tuple of wordings), env_id, seed, source, source_episode, control_mode."""
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> (T + 1, n) float32 extra observations."""
 
@@ -86,37 +84,12 @@ class Episode:
         given = self.attributes.get("instruction", "")
         return tuple(text for text in ((given,) if isinstance(given, str) else given) if text.strip())
 
-    @property
-    def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Height and width of each camera's whole image, of which the frames are cut; cameras are missing where nothing
-        tells.
-
-        Raises:
-            UserError: an attribute is no such size.
-        """
-        sizes = {}
-        for name, value in self.attributes.items():
-            if name.startswith(_IMAGE_SIZE):
-                found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", str(value))
-                if found is None:
-                    raise UserError(f"attribute {name} is {value!r}; expected a size such as '512x512'")
-                sizes[name.removeprefix(_IMAGE_SIZE)] = int(found[1]), int(found[2])
-        return sizes
-
-
-_IMAGE_SIZE = "image_size."
-
-
-def image_size_attributes(images: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Attributes that tell how large cameras' whole images (..., H, W, 3) are, before they are cropped and resized."""
-    return {f"{_IMAGE_SIZE}{camera}": f"{rows.shape[-3]}x{rows.shape[-2]}" for camera, rows in images.items()}
-
 
 def write_episode(path: Path, episode: Episode) -> None:
     """Writes one episode file atomically; equal episodes give equal bytes.
 
     Raises:
-        UserError: frames that are not (K, H, W, 3) uint8, or numbers that are no robot's.
+        UserError: frames that are not (K, H, W, 3) uint8.
     """
     import h5py
 
@@ -126,12 +99,6 @@ def write_episode(path: Path, episode: Episode) -> None:
                 f"{path} would hold frames of {camera} of shape {frames.shape} and type {frames.dtype}; expected "
                 "RGB, (frames, height, width, 3) uint8"
             )
-    numbers = {"proprioception": episode.proprioception, "actions": episode.actions, **episode.extra}
-    for name, values in numbers.items():
-        if values is not None and (fault := number_fault(values)):
-            about = episode.attributes
-            origin = f"episode {about.get('source_episode')} of {about.get('source')}"
-            raise UserError(f"{path} would hold {fault}, among the {name} of {origin}: leave that episode out")
     with open_in_memory() as file:
         for name, value in episode.attributes.items():
             file.attrs[name] = np.array(value, h5py.string_dtype()) if isinstance(value, tuple) else value
@@ -139,12 +106,12 @@ def write_episode(path: Path, episode: Episode) -> None:
             file.create_dataset(
                 f"frames/{camera}", data=frames, chunks=(1, *frames.shape[1:]), compression="gzip", compression_opts=1
             )
-        file["frame_steps"] = episode.frame_steps.astype(np.int32)
-        file["proprioception"] = episode.proprioception.astype(np.float32)
-        for name, values in episode.extra.items():
-            file[f"extra/{name}"] = values.astype(np.float32)
-        if episode.actions is not None:
-            file["actions"] = episode.actions.astype(np.float32)
+        arrays = {"frame_steps": episode.frame_steps.astype(np.int32), "proprioception": episode.proprioception}
+        arrays |= {f"extra/{name}": values for name, values in episode.extra.items()}
+        arrays |= {} if episode.actions is None else {"actions": episode.actions}
+        for name, values in arrays.items():
+            kind = np.int32 if name == "frame_steps" else np.float32
+            file.create_dataset(name, data=values.astype(kind), fletcher32=values.size > 0)  # a checksum
         image = file_image(file)
     with atomic_path(path) as temporary:
         temporary.write_bytes(image)
@@ -202,8 +169,7 @@ def _problem(episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None
     if not len(steps) or steps[0] < 0 or steps[-1] > total or (np.diff(steps) <= 0).any():
         return f"frames at control steps {steps.tolist()} of {total}"
     try:
-        check("attributes", episode.attributes, _Attributes)
-        _ = episode.image_sizes
+        check("attributes", episode.attributes, Attributes)
     except UserError as error:
         return str(error)
     return None if episode.attributes.get("seed", 0) >= 0 else "its seed is negative"
@@ -269,25 +235,44 @@ class RenderedDataset:
             UserError: the file is damaged, or is not what the dataset's spec says.
         """
         episode, shapes = _read(path, frames)
+        if fault := self._mismatch(episode, shapes):
+            raise damaged_episode(path, fault)
+        return episode
+
+    def _mismatch(self, episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None:
+        """What of an episode, with frames of these shapes per camera, is not as the dataset says; None: nothing."""
         total = len(episode.proprioception) - 1
         expected = frame_steps(total, self._spec.stride, self._spec.phase)
         if not np.array_equal(episode.frame_steps, expected):
             found = f"frames at control steps {episode.frame_steps.tolist()} of {total}"
-            raise damaged_episode(path, f"{found}; the dataset's are at {expected.tolist()}")
+            return f"{found}; the dataset's are at {expected.tolist()}"
         for camera in self.cameras:
             if camera not in shapes:
-                raise damaged_episode(path, f"no frames of {camera}")
+                return f"no frames of {camera}"
             if self._spec.frame_size not in (None, shapes[camera][1:3]):
                 found = f"frames of {shapes[camera][1]}x{shapes[camera][2]} pixels"
-                raise damaged_episode(path, f"{found}; the dataset's are {self._spec.frame_size}")
-        for camera, size in episode.image_sizes.items():
-            if size != self.image_size(camera):
-                raise damaged_episode(
-                    path, f"its images of {camera} were {size}; the dataset's {self.image_size(camera)}"
-                )
-        if self.has_actions and episode.actions is None:
-            raise damaged_episode(path, "it holds no actions")
-        return episode
+                return f"{found}; the dataset's are {self._spec.frame_size}"
+        if self.has_actions != (episode.actions is not None):
+            return f"it holds {'no ' * self.has_actions}actions, unlike the dataset"
+        if self.extra != {name: values.shape[1] for name, values in episode.extra.items()}:
+            return f"it holds the extra observations {sorted(episode.extra)}; the dataset's are {self.extra}"
+        if episode.attributes.get("env_id", self._spec.env_id) != self._spec.env_id:
+            return f"it is of {episode.attributes['env_id']}; the dataset is of {self._spec.env_id}"
+        arrays = {"proprioception": episode.proprioception, "actions": episode.actions}
+        faults = (self._out_of_range(name, values) for name, values in arrays.items() if values is not None)
+        return next(filter(None, faults), None)
+
+    def _out_of_range(self, name: str, values: np.ndarray) -> str | None:
+        """What is said of rows that dataset.json was not made of; None: they may be its own."""
+        found = self.summary["statistics"].get(name, {})
+        if not {"min", "max"} <= set(found):
+            return None
+        low, high = np.array(found["min"]), np.array(found["max"])
+        if low.shape != high.shape or low.shape != values.shape[1:]:
+            return f"{values.shape[1]} numbers in a row of {name}; dataset.json has statistics of {len(low)}"
+        slack = 1e-6 * np.maximum(1, np.maximum(abs(low), abs(high)))
+        outside = ((values < low - slack) | (values > high + slack)).any(1)
+        return f"row {outside.argmax()} of {name} lies outside of what dataset.json says" if outside.any() else None
 
     def _damaged(self) -> list[Path]:
         """Those files that cannot be read to their end; each is reported."""
@@ -305,11 +290,6 @@ class RenderedDataset:
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras that were rendered."""
         return tuple(self.spec["cameras"])
-
-    def image_size(self, camera: str) -> tuple[int, int] | None:
-        """Height and width of a camera's whole image, of which the frames are cut; None in older datasets."""
-        size = self.summary.get("image_sizes", {}).get(camera)
-        return None if size is None else (size[0], size[1])
 
     @property
     def extra(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import struct
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,16 +34,20 @@ LARGEST = 1e6
 SMALL = 65536
 """Bytes of an array that are never too many."""
 
+HEAP = b"GCOL\1\0\0\0"
+"""What a heap of texts begins with: then its size, and for each entry its number, 0 for free space, and its length."""
+
 Shape = tuple[int | None, ...]
 """Sizes of an array's dimensions; None: any."""
 
 
 def open_in_memory() -> h5py.File:
-    """A new, empty HDF5 file that never touches the disk."""
+    """A new, empty HDF5 file that never touches the disk; all but the values of its arrays will have checksums."""
     import h5py
 
-    # HDF5 takes two open files of one name for the same file.
-    return h5py.File(f"in-memory-{uuid.uuid4()}.h5", "w", driver="core", backing_store=False)
+    # HDF5 takes two open files of one name for the same file. The format of version 1.8 has no checksums.
+    name, format = f"in-memory-{uuid.uuid4()}.h5", ("v110", "v110")
+    return h5py.File(name, "w", driver="core", backing_store=False, libver=format)
 
 
 def file_image(file: h5py.File) -> bytes:
@@ -50,17 +55,6 @@ def file_image(file: h5py.File) -> bytes:
     file.flush()
     image: bytes = file.id.get_file_image()
     return image
-
-
-def number_fault(values: np.ndarray) -> str | None:
-    """What a robot's numbers cannot be, with the row and the number; None: all can be."""
-    if values.dtype.kind not in "fc":
-        return None
-    for bad, what in ((~np.isfinite(values), "NaN or infinity"), (np.abs(values) > LARGEST, "numbers too large")):
-        if bad.any():
-            first = tuple(np.argwhere(bad)[0])
-            return f"{what}{f' in row {first[0]}' if first else ''}: {values[first]}"
-    return None
 
 
 class HDF5Reader:
@@ -151,13 +145,14 @@ class HDF5Reader:
             if rows is not None and len(rows) and not 0 <= rows[0] <= rows[-1] < len(dataset):
                 raise self.damaged(f"{name} has {len(dataset)} entries; entry {rows[-1]} was expected")
             values: np.ndarray = dataset[()] if rows is None else dataset[rows]
-        if finite and (fault := number_fault(values)):
-            raise self.damaged(f"{name} hold {fault}")
+        if finite and values.dtype.kind in "fc":
+            self._check_numbers(name, values)
         return values
 
     def attributes(self) -> dict[str, Any]:
         """The file's attributes: texts, numbers, and tuples of texts."""
         with self._named_faults("its attributes"):
+            self._check_texts()
             return {name: self._attribute(name) for name in self._file.attrs}
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -172,6 +167,14 @@ class HDF5Reader:
         except (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
             words = " ".join(str(error).split()) or type(error).__name__
             raise self.damaged(f"{name}: {words}" if name else words) from None
+
+    def _check_numbers(self, name: str, values: np.ndarray) -> None:
+        """Checks that all numbers can be those of a robot."""
+        for bad, what in ((~np.isfinite(values), "NaN or infinity"), (np.abs(values) > LARGEST, "numbers too large")):
+            if bad.any():
+                first = np.argwhere(bad)[0]
+                where = f" in row {first[0]}" if len(first) else ""
+                raise self.damaged(f"{name} hold {what}{where}: {values[tuple(first)]}")
 
     def _find(self, name: str) -> h5py.Group | h5py.Dataset | None:
         """What is there under a name; None: nothing. Only what lies in this very file is opened."""
@@ -226,8 +229,27 @@ class HDF5Reader:
         if present != expected:
             raise self.damaged(f"{name} is incomplete")
 
+    def _check_texts(self) -> None:
+        """Checks the heaps that texts lie in: where entries do not fill one, the HDF5 library searches for ever."""
+        content = self.path.read_bytes()
+        begin = content.find(HEAP)
+        while begin >= 0:
+            size, *_ = struct.unpack_from("<Q", content, begin + 8)
+            place, end = begin + 16, begin + size
+            while place + 16 <= end:
+                number, length = struct.unpack_from("<H6xQ", content, place)
+                place += 16 + -(-length // 8) * 8 if number else max(16, length)
+                if number == 0 and length < 16:
+                    raise self.damaged("its texts")
+            if place > end:
+                raise self.damaged("its texts")
+            begin = content.find(HEAP, begin + 1)
+
     def _attribute(self, name: str) -> str | int | float | bool | tuple[str, ...]:
-        shape, value = self._file.attrs.get_id(name).shape, self._file.attrs[name]
+        found = self._file.attrs.get_id(name)
+        if found.shape is not None and found.get_storage_size() > min(SMALL, self.path.stat().st_size):
+            raise self.damaged(f"attribute {name} claims {found.get_storage_size():,} bytes")
+        shape, value = found.shape, self._file.attrs[name]
         if shape == () and isinstance(value, np.generic):
             value = value.item()
         texts = [name] if shape == () else [name, *value] if shape is not None and len(shape) == 1 else []

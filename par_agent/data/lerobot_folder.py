@@ -22,10 +22,11 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from par_agent.data import lerobot
+from par_agent.data.episodes import Attributes
 from par_agent.data.lerobot_features import Feature
 from par_agent.data.tables import ADVICE, Table
 from par_agent.errors import UserError
-from par_agent.files import inside, read_content, read_object
+from par_agent.files import inside, naming, read_content, read_object
 from par_agent.json_fields import check
 from par_agent.strict_json import parse_json
 
@@ -153,7 +154,8 @@ class LeRobotFolder:
         check(str(path), self.info, _Info)
         self.fps = float(self.info["fps"])
         """Rows a second."""
-        self.features = [Feature.read(name, content) for name, content in self.info["features"].items()]
+        with naming(path):
+            self.features = [Feature.read(name, content) for name, content in self.info["features"].items()]
         if self.fps <= 0:
             raise UserError(f"{path}: fps is {self.fps:g}; it must be above 0")
         self._layout: _Layout = (_Version2 if self.version.startswith("v2.") else _Version3)(folder, self.info)
@@ -183,6 +185,8 @@ class LeRobotFolder:
 
     def _read_ours(self, path: Path) -> _Ours:
         ours = read_object(path, _Ours)
+        if unknown := sorted({name for about in ours["episodes"] for name in about} - set(Attributes.__annotations__)):
+            raise UserError(f"{path} tells {unknown[0]!r} of an episode, which is not known; {ADVICE}")
         if len(ours["episodes"]) <= max(self.records, default=-1):
             raise UserError(
                 f"{path} describes {len(ours['episodes'])} episodes, the dataset has episode {max(self.records)}: it "
@@ -220,28 +224,26 @@ class LeRobotFolder:
         length = whole(record.get("length"), f"length of {where}")
         if length < 2:
             raise UserError(f"{where} has {length} rows; an episode needs 2 to show what an action leads to")
-        path = self._file("data_path", self._layout.rows(record, where))
-        table = self._table(number, path, length, [*dict.fromkeys(["frame_index", *columns])])
+        path, wanted = (
+            self._file("data_path", self._layout.rows(record, where)),
+            [*dict.fromkeys(["frame_index", *columns])],
+        )
+        table, fault = None, None
+        try:
+            table = Table(path, wanted, number)
+        except UserError as error:
+            fault = error
+        if table is None or len(table) < length:
+            others = [file for file in self._holders.get(number, []) if file != path]
+            if fault is not None and not others:
+                raise fault
+            first, *more = others if table is None else [path, *others]
+            table = Table(first, wanted, number, more)
         if len(table) != length:
             raise table.damaged(f"it holds {len(table)} rows of {where}, whose table of episodes says {length}")
         if (np.diff(table.matrix("frame_index")[:, 0]) != 1).any():
             raise table.damaged(f"a row of {where} is missing or there twice")
         return table
-
-    def _table(self, number: int, path: Path, length: int, columns: list[str]) -> Table:
-        """An episode's rows: those of the file that should hold them all, and of others where it does not."""
-        table, fault = None, None
-        try:
-            table = Table(path, columns, number)
-        except UserError as error:
-            fault = error
-        if table is not None and len(table) >= length:
-            return table
-        others = [file for file in self._holders.get(number, []) if file != path]
-        if fault is not None and not others:
-            raise fault
-        first, *more = others if table is None else [path, *others]
-        return Table(first, columns, number, more)
 
     def video(self, number: int, feature: str) -> tuple[Path, int]:
         """The video of an episode's camera, and which of its frames is the episode's first.
@@ -279,7 +281,7 @@ class _Ours(TypedDict):
     """What :mod:`par_agent.data.lerobot_export` writes beside LeRobot's files."""
 
     spec: dict[str, Any]
-    episodes: list[dict[str, str | int | float | bool | tuple[str, ...]]]
+    episodes: list[Attributes]
 
 
 def whole(value: Any, key: str) -> int:

@@ -19,6 +19,7 @@ from par_agent.data.rendering import RenderSpec, wordings
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.tables import Table
 from par_agent.errors import UserError
+from par_agent.files import naming
 from par_agent.tasks import UNKNOWN_CONTROLLER
 from par_agent.transforms import crop_and_resize
 
@@ -115,15 +116,16 @@ def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
         UserError: features that are not found or do not fit; actions of which it is not known what they are; an
             episode that cannot be read, unless such are left out; or none is left.
     """
-    keys = choose_keys(
-        source.features,
-        str(source.folder),
-        image_key=request.image_key,
-        state_key=request.state_key,
-        action_key=request.action_key,
-        cameras=request.cameras,
-        video=source.ours is not None,
-    )
+    with naming(source.folder / lerobot.INFO):
+        keys = choose_keys(
+            source.features,
+            str(source.folder),
+            image_key=request.image_key,
+            state_key=request.state_key,
+            action_key=request.action_key,
+            cameras=request.cameras,
+            video=source.ours is not None,
+        )
     _check_options(source, request, keys)
     if not request.instruction:
         _ = source.tasks  # without which no episode can be read
@@ -199,7 +201,7 @@ def _control_mode(source: LeRobotFolder, request: LeRobotRequest, keys: Keys, *,
     if request.control_mode is not None or not keys.action:
         return request.control_mode or UNKNOWN_CONTROLLER
     if source.ours is not None:
-        return str(next(iter(source.ours["episodes"]), {}).get("control_mode", UNKNOWN_CONTROLLER))
+        return next((about.get("control_mode") for about in source.ours["episodes"]), None) or UNKNOWN_CONTROLLER
     if keys.called_like_joints and follows:
         return "pd_joint_pos"
     reason = f"action: {_described(keys.action)}; state: {_described(keys.state)}"

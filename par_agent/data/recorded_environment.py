@@ -30,6 +30,8 @@ def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, An
     from mani_skill.utils.logging_utils import logger
 
     logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
+    if ":" in env_id:  # Gymnasium would import what stands before it
+        raise UserError(f"the trajectory file's JSON names the environment {env_id!r}; expected a plain name")
     options = {name: value for name, value in recorded.items() if name not in CHOSEN_ANEW}
     for cameras in ("sensor_configs", "human_render_camera_configs"):
         options[cameras] = {**_without_shaders(options.get(cameras) or {}), "shader_pack": SHADER}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, read_episode, write_episode
+from par_agent.data.episodes import Episode, frame_steps, read_episode, write_episode
 from par_agent.data.recorded_environment import check_states, make_recorded_environment
 from par_agent.data.statistics import RunningStatistics
 from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
@@ -70,6 +70,8 @@ class RenderSpec:
             raise UserError(f"phase is {self.phase}; it must be from 0 to stride - 1 = {self.stride - 1}")
         if not self.cameras:
             raise UserError("no camera given; name render_camera or a sensor camera of the environment")
+        if twice := [name for name in (*self.cameras, *self.extra) if (*self.cameras, *self.extra).count(name) > 1]:
+            raise UserError(f"{twice[0]!r} is named twice")
         if unfit := [name for name in self.cameras if name in ("", ".", "..") or "/" in name]:
             raise UserError(f"{unfit[0]!r} is no name of a camera; files and folders are called by it")
         if self.is_random and self.first_seed + self.num_episodes > PROTOCOL_SEED:
@@ -104,11 +106,8 @@ class RenderSpec:
         Raises:
             UserError: fields are missing, unknown, of another type or out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        if missing := [name for name in known if name not in content and name not in ADDED_FIELDS]:
-            raise UserError(f"{origin} lacks {', '.join(missing)}; it is no spec of a rendered dataset, or damaged")
         try:
-            return build(cls, content)
+            return build(cls, content, ADDED_FIELDS)
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
 
@@ -142,7 +141,6 @@ class Renderer:
 
     def __init__(self, spec: RenderSpec, options: dict[str, Any] | None = None) -> None:
         self.spec = spec
-        self._sizes: dict[str, str] = {}
         if options is None:
             options = {"control_mode": get_task(spec.env_id).control_mode}
         obs_mode = "none" if spec.cameras == ("render_camera",) else "rgb"
@@ -180,7 +178,6 @@ class Renderer:
             images["render_camera"] = self.base.render_rgb_array("render_camera")[0].cpu().numpy()
         if sensors := [camera for camera in self.spec.cameras if camera != "render_camera"]:
             images.update(self._sensor_images(sensors))
-        self._sizes = image_size_attributes(images)
         return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
 
     def _sensor_images(self, cameras: list[str]) -> dict[str, np.ndarray]:
@@ -224,7 +221,7 @@ class Renderer:
             extra.append(self.extra())
             if step in steps:
                 images.append(self.frames())
-        attributes = _attributes(self.spec, info.seed, info.episode_id, self.base.control_mode) | self._sizes
+        attributes = _attributes(self.spec, info.seed, info.episode_id, self.base.control_mode)
         proprioception = demonstration.joint_positions(self.robot)
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes, _stack(extra))
 
@@ -252,7 +249,7 @@ class Renderer:
                 velocity = 0.9 * velocity + generator.normal(0, 0.01, size).astype(np.float32)
                 target = np.clip(target + velocity, low, high)
                 self.env.step(target)
-        attributes = _attributes(self.spec, seed, index, self.base.control_mode) | self._sizes
+        attributes = _attributes(self.spec, seed, index, self.base.control_mode)
         return Episode(_stack(images), steps, positions, None, attributes, _stack(extra))
 
 
@@ -271,7 +268,6 @@ def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, number: int
         for camera, images in recording.images.items()
     }
     attributes = _attributes(spec, info.seed, info.episode_id, info.control_mode)
-    attributes |= image_size_attributes(recording.images)
     return Episode(frames, steps, recording.positions, recording.actions, attributes, recording.extra)
 
 
@@ -361,7 +357,6 @@ def summarise(folder: Path) -> dict[str, Any]:
     totals = {"frames": 0, "steps": 0}
     statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}
     extra: dict[str, int] = {}
-    sizes: dict[str, tuple[int, int]] = {}
     paths = sorted((folder / "episodes").glob("episode_*.h5"))
     for path in paths:
         episode = read_episode(path, frames=False)
@@ -369,12 +364,6 @@ def summarise(folder: Path) -> dict[str, Any]:
         totals["steps"] += len(episode.proprioception) - 1
         statistics["proprioception"].add(episode.proprioception)
         extra.update({name: values.shape[1] for name, values in episode.extra.items()})
-        for camera, size in episode.image_sizes.items():
-            if sizes.setdefault(camera, size) != size:
-                raise UserError(
-                    f"{path}: images of {camera} were {size[0]}x{size[1]}, those of earlier episodes "
-                    f"{sizes[camera][0]}x{sizes[camera][1]}: make a dataset of each"
-                )
         if episode.actions is not None:
             statistics["actions"].add(np.asarray(episode.actions))
     if not statistics["actions"].count:
@@ -385,6 +374,5 @@ def summarise(folder: Path) -> dict[str, Any]:
         "num_frames": totals["frames"],
         "num_steps": totals["steps"],
         **({"extra": extra} if extra else {}),
-        "image_sizes": sizes,
         "statistics": {name: value.result() for name, value in statistics.items()},
     }

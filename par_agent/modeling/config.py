@@ -8,16 +8,11 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from par_agent.errors import UserError
-from par_agent.json_fields import build
+from par_agent.json_fields import MOST, MOST_BLOCKS, build, check_sizes
 
 CONFIG_VERSION = 1
-
-
-def _positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value < 1:
-            raise UserError(f"{type(owner).__name__}.{name} is {value}; it must be at least 1")
+ADDED_FIELDS = ("branch_start", "conditions")
+"""Fields that files of this version may lack, because they were written before there was a choice."""
 
 
 def _newer(version: int) -> str:
@@ -42,9 +37,9 @@ class EncoderConfig:
     """Weight that the norm behind every branch starts training with: below 1, tokens start out close to themselves."""
 
     def __post_init__(self) -> None:
-        _positive(self, "width", "heads", "mlp_ratio")
-        if self.depth < 0:
-            raise UserError(f"EncoderConfig.depth is {self.depth}; it must be 0 or more")
+        check_sizes(self, "width", "heads", "mlp_ratio")
+        if not 0 <= self.depth <= MOST_BLOCKS:
+            raise UserError(f"EncoderConfig.depth is {self.depth}; it must be 0 or more, and at most {MOST_BLOCKS}")
         if self.branch_start <= 0:
             raise UserError(f"EncoderConfig.branch_start is {self.branch_start}; it must be above 0")
         if self.width % self.heads:
@@ -67,7 +62,7 @@ class DiffusionConfig:
     """DDPM only: what is added to every sampling time, 1 in NOVA's released video model."""
 
     def __post_init__(self) -> None:
-        _positive(self, "train_steps", "sampling_steps")
+        check_sizes(self, "train_steps", "sampling_steps")
         if self.kind not in ("flow", "ddpm"):
             raise UserError(f"DiffusionConfig.kind is {self.kind!r}; allowed: 'flow', 'ddpm'")
         if not 0 <= self.steps_offset <= 1:
@@ -124,13 +119,11 @@ class NOVAConfig:
     """Noise process of the frame de-tokenizer."""
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "latent_channels", "video_patch", "image_patch", "decoder_depth", "decoder_width", "text_dim",
-            "text_length",
+        check_sizes(
+            self, "latent_channels", "video_patch", "image_patch", "decoder_width", "text_dim",
+            "text_length", "latent_size", "video_base_size", "image_base_size", "stem_widths",
         )  # fmt: skip
-        for name in ("latent_size", "video_base_size", "image_base_size"):
-            if min(getattr(self, name)) < 1:
-                raise UserError(f"NOVAConfig.{name} is {getattr(self, name)}; every number must be at least 1")
+        check_sizes(self, "decoder_depth", most=MOST_BLOCKS)
         for name in ("video_patch", "image_patch"):
             patch = getattr(self, name)
             if any(size % patch for size in self.latent_size):
@@ -193,8 +186,9 @@ class ActionConfig:
     """Noise process of the action de-tokenizer."""
 
     def __post_init__(self) -> None:
-        _positive(self, "action_size", "chunk_length", "width", "depth", "heads")
-        if self.proprioception_size < 0:
+        check_sizes(self, "action_size", "chunk_length", "width", "heads", "tokenizer_widths")
+        check_sizes(self, "depth", most=MOST_BLOCKS)
+        if not 0 <= self.proprioception_size <= MOST:
             raise UserError(f"ActionConfig.proprioception_size is {self.proprioception_size}; it must be 0 or more")
         if self.width % self.heads:
             raise UserError(f"ActionConfig.heads is {self.heads}; it must divide the width {self.width}")
@@ -235,7 +229,7 @@ class PARConfig:
     """Format version of this configuration."""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_context", "noise_samples")
+        check_sizes(self, "max_context", "noise_samples")
         if self.detokenizers not in ("diffusion", "regression"):
             raise UserError(f"PARConfig.detokenizers is {self.detokenizers!r}; allowed: 'diffusion', 'regression'")
         if not self.autoregressive and (self.imagination or self.detokenizers == "regression"):
@@ -274,4 +268,4 @@ class PARConfig:
         version = content.get("version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > CONFIG_VERSION:  # before its new fields are refused one by one
             raise UserError(_newer(version))
-        return build(cls, content)
+        return build(cls, content, ADDED_FIELDS)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from par_agent.modeling.diffusion import Noised, NoiseProcess, noise_process
 from par_agent.modeling.nova import NOVA
-from par_agent.modeling.random_numbers import normal, orders, uniform
 
 WEIGHT_EPS = 1e-5
 
@@ -29,7 +28,7 @@ class FrameNoise:
         cls, shape: tuple[int, int, int], process: NoiseProcess, device: torch.device, generator: torch.Generator | None
     ) -> FrameNoise:
         """Fresh noise (rows, F, p p C) and times."""
-        noise = normal(shape, device, generator)
+        noise = torch.randn(shape, generator=generator, device=device)
         return cls(noise, process.draw_index(shape[:2], generator, device))
 
 
@@ -96,6 +95,7 @@ def draw_known_patches(rows: int, patches: int, generator: torch.Generator | Non
     The mask ratio follows NOVA: a normal of mean 1 and deviation 0.25, truncated to 0.7 … 1, drawn once per batch.
     """
     low, high = (torch.special.ndtr(torch.tensor((bound - 1) / 0.25)) for bound in (0.7, 1.0))
-    ratio = 1 + 0.25 * torch.special.ndtri(low + (high - low) * uniform((), "cpu", generator))
+    uniform = torch.rand((), generator=generator, device=device).cpu()
+    ratio = 1 + 0.25 * torch.special.ndtri(low + (high - low) * uniform)
     known = round((1 - ratio.clamp(0.7, 1.0).item()) * patches)
-    return orders(rows, patches, device, generator)[:, :known]
+    return torch.rand(rows, patches, generator=generator, device=device).argsort(1)[:, :known]

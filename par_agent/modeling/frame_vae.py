@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
+from par_agent.json_fields import check_sizes
 from par_agent.modeling.embeddings import ResidualConv
-from par_agent.modeling.random_numbers import normal
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class FrameVAEConfig:
     """Encoder widths; each halves the resolution. The decoder mirrors them."""
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or not self.widths or any(width < 8 or width % 8 for width in self.widths):
+        check_sizes(self, "channels", "widths")
+        if not self.widths or any(width < 8 or width % 8 for width in self.widths):
             raise UserError(
-                f"FrameVAEConfig(channels={self.channels}, widths={self.widths}): channels must be at least 1 and "
-                "every width a multiple of 8"
+                f"FrameVAEConfig(channels={self.channels}, widths={self.widths}): every width must be a "
+                "multiple of 8, and there must be one"
             )
 
     @property
@@ -125,7 +126,7 @@ def vae_loss(vae: FrameVAE, pixels: Tensor, kl_weight: float, generator: torch.G
     Absolute plus squared error of the reconstruction, plus the KL divergence to N(0, 1) (mean per latent number).
     """
     mean, log_variance = vae.posterior(pixels)
-    noise = normal(mean.shape, mean.device, generator)
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     reconstruction = vae.reconstruct(mean + noise * (0.5 * log_variance).exp())
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     squared = F.mse_loss(reconstruction, pixels)

@@ -98,7 +98,8 @@ class NOVA(nn.Module):
         tensors = read_tensors(path)
         scheduler = folder.parent / "scheduler"
         described = read_object(scheduler / "scheduler_config.json") if scheduler.is_dir() else None
-        diffusion = diffusion_config(described)
+        with naming(scheduler / "scheduler_config.json"):
+            diffusion = diffusion_config(described)
         with naming(folder / "config.json"):
             config = nova_config(fields, tensors, diffusion)
         with torch.device("meta"):

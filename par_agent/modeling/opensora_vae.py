@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from par_agent.errors import UserError
 from par_agent.files import naming
-from par_agent.json_fields import build
+from par_agent.json_fields import MOST_BLOCKS, build, check_sizes
 from par_agent.modeling.opensora_vae_blocks import NORM_EPS, CausalConv3d, DownBlock, MidBlock, UpBlock, convolution
-from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.weights import find_weights, load_weights, read_config, read_tensors
 
 ENCODE_FRAMES = 17
@@ -81,10 +80,9 @@ class OpenSoraVAEConfig:
             )
         if set(up) != {3}:
             raise UserError(f"up_block_types is {self.up_block_types}; every one must be UpDecoderBlock3D")
-        for name in ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if bad := [c for c in self.block_out_channels if c < 1 or c % self.norm_num_groups]:
+        check_sizes(self, "in_channels", "out_channels", "latent_channels", "norm_num_groups", "block_out_channels")
+        check_sizes(self, "layers_per_block", most=MOST_BLOCKS)
+        if bad := [c for c in self.block_out_channels if c % self.norm_num_groups]:
             raise UserError(
                 f"block_out_channels has {bad}; each must be a multiple of norm_num_groups {self.norm_num_groups}"
             )
@@ -120,7 +118,7 @@ class LatentDistribution:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One draw."""
-        noise = normal(self.mean.shape, self.mean.device, generator, self.mean.dtype)
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + (0.5 * self.logvar).exp() * noise
 
 

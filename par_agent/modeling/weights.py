@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ EITHER = f"{WEIGHT_NAMES[0]} or {WEIGHT_NAMES[-1]}"
 """The names to tell users."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+CHECKSUM = "crc32"
+"""Name of a file's checksum among what it says of itself; files of others, and of older versions, have none."""
 MOST_NAMED = 40
 """Keys spelled out per kind of fault; past it the message counts."""
 
@@ -60,7 +63,11 @@ def read_tensors(path: str | Path, advice: str = "download or copy it again") ->
         UserError: the file is missing, truncated, pickled or not safetensors at all.
     """
     with _opened(Path(path), advice) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        expected = (file.metadata() or {}).get(CHECKSUM)
+    if expected is not None and expected != _checksum(tensors):
+        raise UserError(f"{path} is damaged (its tensors are not those that were written): {advice}")
+    return tensors
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -101,7 +108,7 @@ def _opened(path: Path, advice: str = "download or copy it again") -> Iterator[A
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors, from any device, as a safetensors file that appears when it is complete.
+    """Writes tensors, from any device, as a safetensors file with a checksum that appears when it is complete.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -112,10 +119,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         try:
-            save_file(content, temporary, metadata)
+            save_file(content, temporary, {**(metadata or {}), CHECKSUM: _checksum(content)})
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(*([int(number[1]), os.strerror(int(number[1]))] if number else [str(error)])) from None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

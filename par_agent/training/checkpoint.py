@@ -16,16 +16,20 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.files import read_json, remedy, write_json
-from par_agent.modeling.weights import write_tensors
+from par_agent.files import read_object, remedy, write_json
+from par_agent.modeling.weights import read_tensors, write_tensors
+
+
+class _State(TypedDict):
+    """What state.json holds at least."""
+
+    step: int
 
 
 def save_checkpoint(
@@ -111,15 +115,17 @@ def load_checkpoint(
     """
     try:
         for name, tensors in weights.items():
-            _fill(tensors, load_file(path / f"{name}.safetensors"))
-        _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        state: dict[str, Any] = read_json(path / "state.json")
-    except (OSError, SafetensorError, RuntimeError, LookupError, UserError) as error:
+            _fill(tensors, read_tensors(path / f"{name}.safetensors"))
+        _restore_optimizer(optimizer, read_tensors(path / "optimizer.safetensors"))
+        state = read_object(path / "state.json", _State)
+        if path.name != f"step_{state['step']:08d}":
+            raise LookupError(f"its state is of step {state['step']}")
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"cannot resume from {path} ({error}); delete that folder to go on from the one before, or choose "
             "another --out"
         ) from None
-    return state
+    return dict(state)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +27,9 @@ from par_agent.checkpoint import Checkpoint
 from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import MixedSampler, Windows
 from par_agent.errors import UserError
+from par_agent.files import naming
 from par_agent.interrupts import Interrupted, Interrupts, deferred_interrupts
+from par_agent.json_fields import check
 from par_agent.modeling.par import PARModel
 from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint, whole
 from par_agent.training.config import FinetuneConfig, TrainingConfig
@@ -72,9 +74,17 @@ class Progress:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> Progress:
-        """From a checkpoint's state; one of an older version comes from a run of one batch a step."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{"batches": state["step"], **{name: state[name] for name in known if name in state}})
+        """From a checkpoint's state; one of an older version comes from a run of one batch a step.
+
+        Raises:
+            UserError: a value is of another type, or negative.
+        """
+        known = {name: state[name] for name in get_type_hints(cls) if name in state}
+        for name, value in known.items():
+            check(name, value, get_type_hints(cls)[name])
+            if name not in ("loss", "best", "base") and value < 0:
+                raise UserError(f"{name} is {value}; it must be 0 or more")
+        return cls(**{"batches": state["step"], **known})
 
 
 Rollouts = Callable[[Path], dict[str, float]]
@@ -164,7 +174,9 @@ class TrainingLoop(abc.ABC):
         """
         if (found := latest_checkpoint(self.checkpoints)) is None:
             return
-        self.progress = Progress.from_json(load_checkpoint(found, self.weights(), self.optimizer))
+        state = load_checkpoint(found, self.weights(), self.optimizer)
+        with naming(found / "state.json"):
+            self.progress = Progress.from_json(state)
         self.accelerator.print(f"resumed from {found}")
 
     def run(self) -> None:

@@ -10,11 +10,20 @@ as much as some fifty control steps. There, too, ``camera`` names the camera tha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from par_agent.errors import UserError
+from par_agent.json_fields import check
+
+
+class _Episode(TypedDict, total=False):
+    """Which episode a benchmark begins."""
+
+    seeds: tuple[int, ...] | None
+    episode_idx: int
+
 
 if TYPE_CHECKING:
     from par_agent.tasks import TaskSpec
@@ -42,18 +51,17 @@ def from_message(message: dict[str, Any]) -> dict[str, Any]:
     """A ManiSkill observation of one environment, arrays with a leading 1, out of its message.
 
     Raises:
-        UserError: there is no state; PAR reads joint positions.
+        UserError: there is no state, for PAR reads joint positions; or what is there is no array of numbers.
     """
+    check("the observation", message, dict)
     state = message.get("state", message.get("states"))
     if state is None:
         raise UserError("the observation has no state; the benchmark has to send joint positions (send_state: true)")
-    observation: dict[str, Any] = {"agent": {"qpos": np.asarray(state, np.float32)[None]}}
-    if message.get("images"):
-        observation["sensor_data"] = {
-            name: {"rgb": np.asarray(image)[None]} for name, image in message["images"].items()
-        }
+    observation: dict[str, Any] = {"agent": {"qpos": _sent("state", state).astype(np.float32)}}
+    if images := _named_arrays(message, "images"):
+        observation["sensor_data"] = {name: {"rgb": image} for name, image in images.items()}
     if "extra" in message:
-        observation["extra"] = {name: np.asarray(value)[None] for name, value in message["extra"].items()}
+        observation["extra"] = _named_arrays(message, "extra")
     return observation
 
 
@@ -72,7 +80,8 @@ def read_actions(answer: dict[str, Any], spec: TaskSpec) -> np.ndarray:
             raise ValueError(f"numbers of type {actions.dtype}")
     except ValueError as error:
         raise UserError(f"the model server's answer holds actions that are not an array of numbers: {error}") from None
-    actions = actions.astype(np.float32)
+    with np.errstate(over="ignore"):  # it is found below
+        actions = actions.astype(np.float32)
     chunk = actions[None] if actions.ndim == 1 else actions
     if chunk.ndim != 2 or not len(chunk) or chunk.shape[1] != spec.action_size:
         raise UserError(
@@ -86,10 +95,33 @@ def read_actions(answer: dict[str, Any], spec: TaskSpec) -> np.ndarray:
 
 
 def episode_seed(start: dict[str, Any]) -> int | None:
-    """The policy's seed of an episode that starts with this message; None where the benchmark gave none."""
+    """The policy's seed of an episode that starts with this message; None where the benchmark gave none.
+
+    Raises:
+        UserError: what it gave are no seeds.
+    """
+    check("the message", start, dict)
     task = start.get("task") or {}
+    check("the message's task", task, _Episode)
     seeds, index = task.get("seeds"), task.get("episode_idx", 0)
-    return int(seeds[index]) if seeds and 0 <= index < len(seeds) else None
+    return seeds[index] if seeds and 0 <= index < len(seeds) else None
+
+
+def _named_arrays(message: dict[str, Any], name: str) -> dict[str, np.ndarray]:
+    found = message.get(name) or {}
+    check(f"the observation's {name}", found, dict)
+    return {entry: _sent(f"{name}/{entry}", value) for entry, value in found.items()}
+
+
+def _sent(name: str, value: Any) -> np.ndarray:
+    """An array of numbers of a message, with a leading 1."""
+    try:
+        array = np.asarray(value)[None]
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"the observation's {name} is no array of numbers: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"the observation's {name} is an array of {array.dtype}; expected numbers")
+    return array
 
 
 def _array(value: Any) -> np.ndarray:
