@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from par_agent.errors import UserError
@@ -165,6 +167,66 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage):
         Run().load(path)
 
 
+NAN, INFINITE = float("nan"), float("inf")
+WEIGHT, MOMENT = "0.0.weight", "2.exp_avg_sq"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "change", "message"),
+    [
+        ("model", WEIGHT, lambda x: x.fill_(NAN), r"NaN or infinite values in \(1\): 0\.0\.weight"),
+        ("ema", WEIGHT, lambda x: x.fill_(-INFINITE), r"ema\.safetensors does not fit.*\n.*infinite.*0\.0\.weight"),
+        ("optimizer", MOMENT, lambda x: x.fill_(INFINITE), r"optimizer\.safetensors does.*\n.*2\.exp_avg_sq"),
+        ("optimizer", MOMENT, lambda x: x.fill_(-1), r"optimizer\.safetensors holds negative numbers in 2\.exp_avg_sq"),
+        ("optimizer", "2.step", lambda x: x.fill_(NAN), r"NaN or infinite values in \(1\): 2\.step"),
+        ("model", WEIGHT, lambda x: x.int(), r"0\.0\.weight is int32, expected float32"),
+        ("model", WEIGHT, lambda x: x.half(), r"0\.0\.weight is float16, expected float32"),
+        ("optimizer", MOMENT, lambda x: x.long(), r"2\.exp_avg_sq is int64, expected float32"),
+        ("optimizer", MOMENT, lambda x: x[:1].clone(), r"2\.exp_avg_sq is 1x.*the configuration says"),
+        ("ema", WEIGHT, lambda x: x[:1].clone(), r"0\.0\.weight is 1x3x3x3, the configuration says 4x3x3x3"),
+        ("optimizer", MOMENT, None, r"missing keys \(1\): 2\.exp_avg_sq"),
+        ("optimizer", "2.", None, r"missing keys \(3\): 2\.step, 2\.exp_avg, 2\.exp_avg_sq"),
+        ("optimizer", "", None, r"missing keys \(18\): 0\.step"),
+        ("ema", WEIGHT, None, r"missing keys \(1\): 0\.0\.weight"),
+    ],
+)
+def test_tensors_that_no_training_wrote_are_refused_by_name_and_change_nothing(tmp_path, name, key, change, message):
+    run = Run()
+    run.train(0, 2)
+    path = run.save(tmp_path, 2)
+    tensors = load_file(path / f"{name}.safetensors")
+    for found in [found for found in tensors if found.startswith(key)]:
+        tensor = tensors.pop(found)
+        if change is not None:
+            tensors[found] = change(tensor)
+    save_file(tensors, path / f"{name}.safetensors")
+    resumed, before = Run(), Run()
+    with pytest.raises(UserError, match=r"cannot resume from .*step_00000002") as refused:
+        resumed.load(path)
+    assert re.search(message, str(refused.value))
+    assert not resumed.optimizer.state
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.ema.tensors.values(), before.ema.tensors.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": -5}, "its state is of step -5"),
+        ({"step": "2"}, r"state\.json\.step is '2'; expected a whole number"),
+        ({"batches": -1}, "batches in state.json is -1; expected a number of at least 0"),
+        ({"seconds": "long"}, "seconds in state.json is 'long'"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(tmp_path, change, message):
+    path = Run().save(tmp_path, 2)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, **change}))
+    with pytest.raises(UserError, match=message):
+        Run().load(path)
+
+
 def test_another_models_checkpoint_is_refused(tmp_path):
     path = Run(width=8).save(tmp_path, 1)
     with pytest.raises(UserError, match=r"cannot resume from .*step_00000001"):
@@ -175,7 +237,11 @@ def test_nothing_is_pickled(tmp_path):
     run = Run()
     run.train(0, 1)
     path = run.save(tmp_path, 1)
-    assert json.loads((path / "state.json").read_text()) == {"step": 1, "note": [1, "two"]}
+    assert json.loads((path / "state.json").read_text()) == {
+        "step": 1,
+        "note": [1, "two"],
+        "moments": [0, 1, 2, 3, 4, 5],
+    }
     for file in path.glob("*.safetensors"):
         header = int.from_bytes(file.read_bytes()[:8], "little")
         assert json.loads(file.read_bytes()[8 : 8 + header])

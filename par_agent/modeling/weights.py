@@ -155,34 +155,50 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], origin: str | Pa
     Raises:
         UserError: missing, left-over or non-finite tensors, wrong shapes or types, each named.
     """
-    expected = module.state_dict()
+    if text := tensor_faults(tensors, module.state_dict()):
+        raise UserError(f"the weights in {origin} do not fit the model:\n{text}")
+    cast = {name: value.to(dtype) for name, value in tensors.items()}
+    module.load_state_dict(cast, strict=True, assign=True)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)  # assign=True takes the tensor's own flag, which is off
+
+
+def tensor_faults(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, exact: bool = False) -> str:
+    """What is wrong with tensors that were read, a line for every kind of fault; empty: nothing.
+
+    Args:
+        tensors: what was read.
+        expected: names, shapes and types.
+        exact: whether types have to be equal; otherwise any floats will do.
+    """
+    both = [(name, tensors[name], value) for name, value in expected.items() if name in tensors]
     faults = [
         _listing("missing keys", [name for name in expected if name not in tensors]),
         _listing("left-over keys", [name for name in tensors if name not in expected]),
         _listing(
             "wrong shapes",
             [
-                f"{name} is {_shape(tensors[name])}, the configuration says {_shape(value)}"
-                for name, value in expected.items()
-                if name in tensors and tensors[name].shape != value.shape
+                f"{name} is {_shape(found)}, the configuration says {_shape(value)}"
+                for name, found, value in both
+                if found.shape != value.shape
             ],
         ),
         _listing(
             "wrong types",
             [
-                f"{name} is {str(tensors[name].dtype).removeprefix('torch.')}, expected float32, float16 or bfloat16"
-                for name in expected
-                if name in tensors and tensors[name].dtype not in FLOATS
+                f"{name} is {_type(found.dtype)}, "
+                f"expected {_type(value.dtype) if exact else 'float32, float16 or bfloat16'}"
+                for name, found, value in both
+                if found.dtype not in ((value.dtype,) if exact else FLOATS)
             ],
         ),
         _listing("NaN or infinite values in", [name for name, value in tensors.items() if not _finite(value)]),
     ]
-    if text := "\n".join(filter(None, faults)):
-        raise UserError(f"the weights in {origin} do not fit the model:\n{text}")
-    cast = {name: value.to(dtype) for name, value in tensors.items()}
-    module.load_state_dict(cast, strict=True, assign=True)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)  # assign=True takes the tensor's own flag, which is off
+    return "\n".join(filter(None, faults))
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -12,6 +12,7 @@ Tensors that FSDP shards over processes are written whole, so that any number of
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from par_agent.errors import UserError
 from par_agent.files import read_object, remedy, write_json
-from par_agent.modeling.weights import read_tensors, write_tensors
+from par_agent.modeling.weights import read_tensors, tensor_faults, write_tensors
 
 
 class _State(TypedDict):
@@ -67,7 +68,8 @@ def save_checkpoint(
         temporary.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             write_tensors(temporary / f"{name}.safetensors", tensors)
-        write_json(temporary / "state.json", {"step": step, **state})
+        numbers = sorted({int(name.partition(".")[0]) for name in files["optimizer"]})
+        write_json(temporary / "state.json", {"step": step, **state, "moments": numbers})
         if final.exists():
             _remove(final)
         os.replace(temporary, final)
@@ -114,18 +116,39 @@ def load_checkpoint(
         UserError: the checkpoint is damaged or belongs to another model.
     """
     try:
-        for name, tensors in weights.items():
-            _fill(tensors, read_tensors(path / f"{name}.safetensors"))
-        _restore_optimizer(optimizer, read_tensors(path / "optimizer.safetensors"))
-        state = read_object(path / "state.json", _State)
-        if path.name != f"step_{state['step']:08d}":
-            raise LookupError(f"its state is of step {state['step']}")
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        state: dict[str, Any] = {**read_object(path / "state.json", _State)}
+        found = {name: read_tensors(path / f"{name}.safetensors") for name in weights}
+        moments = read_tensors(path / "optimizer.safetensors")
+        expected = {**weights, "optimizer": _expected_moments(optimizer, moments, state)}
+        for name, tensors in {**found, "optimizer": moments}.items():
+            if faults := tensor_faults(tensors, expected[name], exact=True):
+                raise UserError(f"{name}.safetensors does not fit the run:\n{faults}")
+        if wrong := [name for name, value in moments.items() if not name.endswith("exp_avg") and (value < 0).any()]:
+            raise UserError(f"optimizer.safetensors holds negative numbers in {', '.join(wrong)}")
+        _check_state(state, path)
+    except UserError as error:
         raise UserError(
             f"cannot resume from {path} ({error}); delete that folder to go on from the one before, or choose "
             "another --out"
         ) from None
-    return dict(state)
+    for name, own in weights.items():
+        _fill(own, found[name])
+    _restore_optimizer(optimizer, moments)
+    state.pop("moments", None)
+    return state
+
+
+def _check_state(state: dict[str, Any], path: Path) -> None:
+    """Compares what is known of a checkpoint's state with what it may be."""
+    if path.name != f"step_{state['step']:08d}":
+        raise UserError(f"its state is of step {state['step']}")
+    for name, value in state.items():
+        if isinstance(value, float | int) and not (isinstance(value, bool) or math.isfinite(value)):
+            raise UserError(f"{name} in state.json is {value}")
+    for name in ("batches", "seconds", "processor_seconds", "loss"):
+        value = state.get(name, 0)
+        if value is not None and (not isinstance(value, float | int) or value < 0):
+            raise UserError(f"{name} in state.json is {value!r}; expected a number of at least 0")
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -153,11 +176,7 @@ def _complete(tensors: Mapping[str, Tensor], kept: bool) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _fill(tensors: Mapping[str, Tensor], values: dict[str, Tensor]) -> None:
-    if missing := [name for name in tensors if name not in values]:
-        raise LookupError(f"it lacks {', '.join(missing)}")
     for name, tensor in tensors.items():
-        if values[name].shape != tensor.shape:
-            raise LookupError(f"{name} is {tuple(values[name].shape)}, the model's is {tuple(tensor.shape)}")
         tensor.copy_(_sharded_like(values[name], tensor))
 
 
@@ -170,6 +189,21 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         f"{number}.{name}": torch.as_tensor(value)
         for number, parameter in enumerate(_parameters(optimizer))
         for name, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _expected_moments(
+    optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor], state: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Moments of the parameters that had some when the checkpoint was written; by its own tensors, if it is older."""
+    told = state.get("moments")
+    numbers = told if isinstance(told, list) else sorted({name.partition(".")[0] for name in found})
+    scalar, parameters = torch.zeros(()), dict(enumerate(_parameters(optimizer)))
+    return {
+        f"{number}.{kind}": scalar if kind == "step" else parameters[int(number)]
+        for number in numbers
+        if str(number).isdecimal() and int(number) in parameters
+        for kind in ("step", "exp_avg", "exp_avg_sq")
     }
 
 
