@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import itertools
 import json
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Moment:
     """Where a process holds still: after a call of a function, or before an operation on the files of a folder."""
 
     function: str = ""
-    """`module:name` of the function; the module that looks it up, not that which defines it."""
+    """`module:name` or `module:Class.name`; the module that looks it up, not that which defines it."""
     below: str = ""
     """In place of a function: the folder whose changes by the main thread are counted."""
     number: int = 1
@@ -54,14 +55,15 @@ class Held:
     Args:
         words: `par-agent` or a script's path, and its arguments.
         moment: where it holds; None: nowhere.
-        marks: an empty folder for notes.
+        marks: a folder to make for notes.
+        launcher: what starts several processes of it, as arguments of Python.
     """
 
-    def __init__(self, words: list[str], moment: Moment | None, marks: Path) -> None:
+    def __init__(self, words: list[str], moment: Moment | None, marks: Path, launcher: Sequence[str] = ()) -> None:
         marks.mkdir(parents=True)
         self._marks = marks
         plan = json.dumps({"marks": str(marks), "moment": moment and dataclasses.asdict(moment)})
-        command = [sys.executable, str(Path(__file__).resolve()), *words]
+        command = [sys.executable, *launcher, str(Path(__file__).resolve()), *words]
         environment = {**os.environ, PLAN: plan}
         with open(marks / "output", "wb") as output:
             self.process = subprocess.Popen(
@@ -84,15 +86,19 @@ class Held:
     def running(self) -> bool:
         return self.process.poll() is None
 
-    def until_held(self) -> int:
-        """Waits until the command, or one of its workers, holds; returns that process's id."""
-        self._until(lambda: self._found("held-*") or not self.running)
-        assert self._found("held-*"), f"it ended before: {self.output}"
-        return int(self._found("held-*")[0].name.removeprefix("held-"))
+    def until_held(self, count: int = 1) -> list[psutil.Process]:
+        """Waits until some of its processes hold; returns them."""
+        self._until(lambda: len(self._found("held-*")) >= count or not self.running)
+        assert self.running, f"it ended before: {self.output}"
+        return [psutil.Process(int(path.name.removeprefix("held-"))) for path in self._found("held-*")]
 
     def tell(self, number: int) -> None:
         """Sends a signal to the main process, and waits until that has noticed it or ended."""
         self.process.send_signal(number)
+        self.until_told()
+
+    def until_told(self) -> None:
+        """Waits until a process that holds has noticed a signal, or the command has ended."""
         self._until(lambda: self._found("told") or not self.running)
 
     def let_go(self) -> None:
@@ -156,9 +162,10 @@ def _hold(marks: Path) -> None:
 
 
 def _hold_after_call(moment: Moment, marks: Path) -> None:
-    module_name, _, name = moment.function.partition(":")
-    module = importlib.import_module(module_name)
-    function, calls = getattr(module, name), itertools.count(1)
+    module_name, _, path = moment.function.partition(":")
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module_name))
+    function, calls = getattr(owner, name), itertools.count(1)
 
     def held(*arguments: Any, **named: Any) -> Any:
         result = function(*arguments, **named)
@@ -166,7 +173,7 @@ def _hold_after_call(moment: Moment, marks: Path) -> None:
             _hold(marks)
         return result
 
-    setattr(module, name, held)
+    setattr(owner, name, held)
 
 
 def _hold_before_change(moment: Moment, marks: Path) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,8 @@ from safetensors.torch import load_file
 
 from baselines import NAMES
 from baselines.checkpoint import BaselineCheckpoint
-from baselines.training import BaselineConfig, predict, prepare, there, train
+from baselines.training import predict, prepare, there, train
+from held import Held, Moment
 from par_agent.data.windows import Windows
 from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint
@@ -101,25 +98,18 @@ def test_a_handful_of_episodes_is_learnt_by_heart_from_their_frames_and_saved(me
 
 @pytest.mark.parametrize("method", ["act", "icrt"])
 def test_a_killed_run_that_goes_on_equals_one_that_was_not_killed(method: str, tmp_path: Path) -> None:
-    config = run(tmp_path, method, steps=40, validate_every=100)
+    config = run(tmp_path, method, steps=9, validate_every=100)
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     train(whole)
-    process = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while (latest_checkpoint(config.out / "checkpoints") or Path()) < config.out / "checkpoints" / "step_00000003":
-        assert process.poll() is None, process.communicate()[0].decode()
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert latest_checkpoint(config.out / "checkpoints").name < "step_00000040"  # type: ignore[union-attr]
-    subprocess.run(command(config), check=True, capture_output=True)
+    moment = Moment("par_agent.training.loop:save_checkpoint", number=4)
+    script = str(ROOT / "benchmarks" / "train_baseline.py")
+    with Held([script, *option_words(config)], moment, tmp_path / "marks") as held:
+        held.until_held()
+    assert latest_checkpoint(config.out / "checkpoints") == config.out / "checkpoints" / "step_00000004"
+    train(config)
     weights = load_file(config.out / "policy" / "model.safetensors")
     for name, value in load_file(whole.out / "policy" / "model.safetensors").items():
         assert torch.equal(value, weights[name]), name
-
-
-def command(config: BaselineConfig) -> list[str]:
-    """The command line of a run."""
-    return [sys.executable, str(ROOT / "benchmarks" / "train_baseline.py"), *option_words(config)]
 
 
 @pytest.mark.parametrize(

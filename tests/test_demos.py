@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -10,17 +11,24 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from held import Held, Moment, gone
+from held import CHANGES, Held, Moment, gone
 from par_agent.cli import main
+from par_agent.data import demos as demos_module
+from par_agent.data import planning
 from par_agent.data.demos import DemoRequest, make_demos
 from par_agent.data.trajectory import TrajectoryFile
+from par_agent.data.workers import DoAll
 from par_agent.errors import UserError
+from par_agent.files import write_json
 from par_agent.tasks import PROTOCOL_SEED
 
 NUM = 11  # needs two parts: seed 9 has no solution
@@ -127,6 +135,66 @@ def test_interrupted_killed_and_resumed_gives_the_same_bytes_as_one_run(demos, t
     assert target.read_bytes() == demos.read_bytes()
     assert target.with_suffix(".json").read_bytes() == demos.with_suffix(".json").read_bytes()
     assert files_below(tmp_path / "out") == files_below(demos.parents[2])
+
+
+class FakePlanner:
+    """In place of worker processes: makes parts of ten episodes of a few numbers, at once."""
+
+    @contextmanager
+    def __call__(self, count: int, prepare: Any, env_id: str, parts: Path) -> Iterator[DoAll]:
+        def do_all(next_job: Callable[[], int | None]) -> Iterator[tuple[str, Any]]:
+            while (first := next_job()) is not None:
+                self.make(parts, first)
+                yield "done", first
+
+        yield do_all
+
+    def make(self, parts: Path, first: int) -> None:
+        unfinished = parts / f"unfinished-{first:08d}"
+        unfinished.mkdir()
+        with h5py.File(unfinished / "part.h5", "w") as file:
+            for number in range(10):
+                file.create_dataset(f"traj_{number}/actions", data=np.full((3, 8), first + number, np.float32))
+        episodes = [{"episode_id": n, "episode_seed": first + n, "elapsed_steps": 3} for n in range(10)]
+        write_json(unfinished / "part.json", {"episodes": episodes})
+        unfinished.rename(planning.part_folder(parts, first))
+
+
+def killed_before_change(number: int, out: Path) -> bool:
+    """Makes demonstrations in a copy of this process that is killed before it changes a folder once more."""
+    process = os.fork()
+    if process:
+        return os.waitpid(process, 0)[1] != 0
+    changes = itertools.count(1)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in CHANGES and next(changes) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    make_demos(DemoRequest("PushCube", NUM), out, progress=False)
+    os._exit(0)
+
+
+def test_killed_at_any_step_of_the_clean_up_it_goes_on_and_leaves_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(demos_module, "worker_processes", FakePlanner())
+    request = DemoRequest("PushCube", NUM)
+    expected = make_demos(request, tmp_path / "whole", progress=False)
+    for number in itertools.count(1):
+        for moved_away in (False, True):  # the finished file, as one that was damaged would be
+            out = tmp_path / f"{number}{moved_away}"
+            killed = killed_before_change(number, out)
+            target, parts = request.path(out), request.path(out).parent / ".parts"
+            for part in parts.glob("seeds-*"):
+                assert sorted(os.listdir(part)) == ["part.h5", "part.json"], "a part without a file passes for whole"
+            if moved_away:
+                target.unlink(missing_ok=True)
+            assert make_demos(request, out, progress=False) == target
+            assert target.read_bytes() == expected.read_bytes()
+            assert files_below(out) == files_below(tmp_path / "whole")
+        if not killed:
+            break
+    assert number > 10
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from held import Held, Moment
 from par_agent.errors import UserError
 from par_agent.files import read_json
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
-from tiny import command, tiny_run
+from tiny import command, option_words, tiny_run
 
 STEPS = 5
 
@@ -38,6 +38,25 @@ def on_two_processes(config: FinetuneConfig) -> subprocess.Popen:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def held_on_two_processes(config: FinetuneConfig, marks: Path) -> Held:
+    """Both processes hold when the third checkpoint is written."""
+    moment = Moment("par_agent.training.loop:save_checkpoint", number=3)
+    return Held(["par-agent", "finetune", *option_words(config)], moment, marks, launcher=torchrun([])[1:])
+
+
+def saved(config: FinetuneConfig) -> int:
+    """Steps of the newest checkpoint."""
+    found = latest_checkpoint(config.out / "checkpoints")
+    assert found is not None
+    return int(found.name.removeprefix("step_"))
+
+
+def assert_equal_policies(one: FinetuneConfig, other: FinetuneConfig) -> None:
+    expected = load_file(other.out / "policy" / "model.safetensors")
+    for name, value in load_file(one.out / "policy" / "model.safetensors").items():
+        assert torch.equal(value, expected[name]), name
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -70,21 +89,32 @@ def test_deepspeed_is_refused_with_what_to_use_instead(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 def test_two_killed_processes_resume_to_the_bit(tmp_path: Path) -> None:
-    config = tiny_run(tmp_path, steps=80, validate_every=100)
+    config = tiny_run(tmp_path, steps=9, validate_every=100)
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     finish(on_two_processes(whole))
-    process = on_two_processes(config)
-    while latest_checkpoint(config.out / "checkpoints") is None:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)
-    for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-        one.kill()
-    process.communicate()
-    assert latest_checkpoint(config.out / "checkpoints").name < "step_00000080"  # type: ignore[union-attr]
+    with held_on_two_processes(config, tmp_path / "marks") as held:
+        held.until_held(count=2)
+        for one in (*held.workers(), held.process):
+            one.kill()
+    assert saved(config) == 3
     finish(on_two_processes(config))
-    expected = load_file(whole.out / "policy" / "model.safetensors")
-    for name, value in load_file(config.out / "policy" / "model.safetensors").items():
-        assert torch.equal(value, expected[name]), name
+    assert_equal_policies(config, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_told_end_after_the_same_step_and_resume_to_the_bit(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, steps=9, validate_every=100)
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    finish(on_two_processes(whole))
+    with held_on_two_processes(config, tmp_path / "marks") as held:
+        held.until_held(count=2)[1].send_signal(signal.SIGTERM)
+        held.until_told()
+        held.let_go()
+        assert held.status() != 0
+        assert held.output.count("the first 4 steps are saved") == 2, held.output
+    assert saved(config) == 4
+    finish(on_two_processes(config))
+    assert_equal_policies(config, whole)
 
 
 @pytest.mark.slow

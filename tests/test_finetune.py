@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-import random
 import re
 import signal
 import subprocess
-import time
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from held import Held, Moment
 from par_agent import PARPolicy
 from par_agent.cli import main
 from par_agent.errors import UserError
+from par_agent.interrupts import Interrupted
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.finetune import FinetuneConfig, finetune
-from tiny import LENGTH, command, tiny_checkpoint, tiny_dataset, tiny_run
+from par_agent.training.loop import Training
+from par_agent.training.objective import Objective
+from tiny import LENGTH, command, option_words, tiny_checkpoint, tiny_dataset, tiny_run
 
 
 @pytest.fixture
@@ -93,21 +98,77 @@ def test_foresight_is_learnt_beside_the_chunk_and_never_executed(config: Finetun
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_run_equals_an_uninterrupted_one(config: FinetuneConfig, tmp_path: Path, stop: int) -> None:
-    config = dataclasses.replace(config, steps=40, validate_every=100)
+    config = dataclasses.replace(config, steps=9, validate_every=100)
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     finetune(whole)
-    process = subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    last = config.out / "checkpoints" / f"step_{random.randrange(1, 20):08d}"
-    while (latest_checkpoint(config.out / "checkpoints") or Path()) < last:
-        assert process.poll() is None, process.communicate()[0].decode()
-        time.sleep(0.005)
-    process.send_signal(stop)
-    process.communicate()
-    stopped = latest_checkpoint(config.out / "checkpoints")
-    assert stopped is not None and stopped.name < "step_00000040"
-    subprocess.run(command(config), check=True, capture_output=True)
+    moment = Moment("par_agent.training.loop:save_checkpoint", number=4)
+    with Held(["par-agent", "finetune", *option_words(config)], moment, tmp_path / "marks") as held:
+        held.until_held()
+        held.tell(stop)
+        held.let_go()
+        assert held.status() == (130 if stop == signal.SIGINT else -signal.SIGKILL), held.output
+    saved = 5 if stop == signal.SIGINT else 4  # the step in hand is done first
+    assert ("the first 5 steps are saved, and the same command goes on from there" in held.output) == (saved == 5)
+    assert latest_checkpoint(config.out / "checkpoints") == config.out / "checkpoints" / f"step_{saved:08d}"
+    finetune(config)
     for name, value in weights(whole.out).items():
         assert torch.equal(value, weights(config.out)[name]), name
+
+
+def before_batch(number: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets something happen before a batch's loss is computed, counted from 1."""
+    forward, batches = Objective.forward, itertools.count(1)
+
+    def acting(self: Objective, *arguments: Any) -> Any:
+        if next(batches) == number:
+            act()
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Objective, "forward", acting)
+
+
+@pytest.mark.parametrize(("step", "saved"), [(1, 1), (2, 1), (4, 3), (5, 5)])
+def test_an_interrupted_run_loses_no_measurement(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, step: int, saved: int
+) -> None:
+    """A step that is to be measured, here every other, is not saved before it is: it would never be then."""
+    measured: list[int] = []
+
+    def measure(self: Training, policy: Any, monitor: Any) -> tuple[dict[str, float], float]:
+        measured.append(self.progress.step)
+        return {}, 1.0
+
+    monkeypatch.setattr(Training, "measure", measure)
+    config = dataclasses.replace(config, validate_every=2)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as interruption:
+        before_batch(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        finetune(config)
+    assert interruption.value.number == signal.SIGTERM
+    assert f"the first {saved} steps are saved" in str(interruption.value.kept)
+    finetune(config)
+    assert measured == [2, 4, 6]
+
+
+def test_an_interruption_before_the_first_checkpoint_says_that_nothing_is_saved(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted) as interruption:
+        before_batch(1, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch)
+        finetune(dataclasses.replace(config, validate_every=1))
+    assert interruption.value.kept == "no step is saved yet: the same command begins anew"
+
+
+def test_a_training_that_fails_leaves_no_thread_that_reads(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ArithmeticError
+
+    before_batch(2, fail, monkeypatch)
+    with pytest.raises(ArithmeticError) as failure:
+        finetune(config)
+    assert failure.value.__traceback__ is not None  # which keeps what the loop had open
+    assert [thread for thread in threading.enumerate() if thread.name == "prefetch"] == []
 
 
 def test_a_run_stopped_before_it_wrote_its_policy_writes_it(config: FinetuneConfig) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from par_agent.cli import main
 from par_agent.data.episodes import RenderedDataset
 from par_agent.errors import UserError
+from par_agent.interrupts import Interrupted
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.pretrained import load_module
 from par_agent.training import vae
@@ -98,6 +101,34 @@ def test_interrupted_and_resumed_gives_the_same_bytes_as_one_run(data, trained, 
     train_vae(options(data, tmp_path))
     for name in ("vae/model.safetensors", "vae/config.json", "reconstructions.png"):
         assert (tmp_path / name).read_bytes() == (trained / name).read_bytes(), name
+
+
+def test_an_interruption_saves_the_step_in_hand(data, trained, tmp_path, monkeypatch):
+    steps, real = iter(range(STEPS)), vae.vae_loss
+
+    def told(*arguments):
+        if next(steps) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as interruption:
+        patch.setattr(vae, "vae_loss", told)
+        train_vae(options(data, tmp_path))
+    assert interruption.value.kept == "the first 4 steps are saved, and the same command goes on from there"
+    train_vae(options(data, tmp_path))
+    weights = "vae/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (trained / weights).read_bytes()
+
+
+def test_a_training_that_fails_leaves_no_thread_that_reads(data, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ArithmeticError
+
+    monkeypatch.setattr(vae, "vae_loss", fail)
+    with pytest.raises(ArithmeticError) as failure:
+        train_vae(options(data, tmp_path))
+    assert failure.value.__traceback__ is not None  # which keeps what the loop had open
+    assert [thread for thread in threading.enumerate() if thread.name == "prefetch"] == []
 
 
 def test_the_same_command_after_the_end_changes_nothing(data, trained):
