@@ -57,9 +57,17 @@ class Held:
         moment: where it holds; None: nowhere.
         marks: a folder to make for notes.
         launcher: what starts several processes of it, as arguments of Python.
+        cwd: the folder in which it runs.
     """
 
-    def __init__(self, words: list[str], moment: Moment | None, marks: Path, launcher: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        moment: Moment | None,
+        marks: Path,
+        launcher: Sequence[str] = (),
+        cwd: Path | None = None,
+    ) -> None:
         marks.mkdir(parents=True)
         self._marks = marks
         plan = json.dumps({"marks": str(marks), "moment": moment and dataclasses.asdict(moment)})
@@ -67,7 +75,7 @@ class Held:
         environment = {**os.environ, PLAN: plan}
         with open(marks / "output", "wb") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=environment, preexec_fn=default_signals
+                command, stdout=output, stderr=output, env=environment, cwd=cwd, preexec_fn=default_signals
             )
 
     def __enter__(self) -> Held:
@@ -88,7 +96,7 @@ class Held:
 
     def until_held(self, count: int = 1) -> list[psutil.Process]:
         """Waits until some of its processes hold; returns them."""
-        self._until(lambda: len(self._found("held-*")) >= count or not self.running)
+        until(lambda: len(self._found("held-*")) >= count or not self.running)
         assert self.running, f"it ended before: {self.output}"
         return [psutil.Process(int(path.name.removeprefix("held-"))) for path in self._found("held-*")]
 
@@ -99,7 +107,7 @@ class Held:
 
     def until_told(self) -> None:
         """Waits until a process that holds has noticed a signal, or the command has ended."""
-        self._until(lambda: self._found("told") or not self.running)
+        until(lambda: self._found("told") or not self.running)
 
     def let_go(self) -> None:
         """Lets what holds go on."""
@@ -120,12 +128,6 @@ class Held:
     def _found(self, pattern: str) -> list[Path]:
         return sorted(self._marks.glob(pattern))
 
-    def _until(self, condition: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + TIMEOUT
-        while not condition():
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.01)
-
 
 def default_signals() -> None:
     """Accepts what a shell's background job, or one under `nohup`, is told to ignore."""
@@ -133,13 +135,18 @@ def default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def gone(processes: list[psutil.Process]) -> float:
-    """Waits until processes are gone; returns how many seconds that took."""
+def until(condition: Callable[[], Any]) -> float:
+    """Waits until something is so; returns how many seconds that took."""
     began = time.monotonic()
-    while alive := [process for process in processes if _alive(process)]:
-        assert time.monotonic() - began < TIMEOUT, alive
+    while not condition():
+        assert time.monotonic() - began < TIMEOUT
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+def gone(processes: list[psutil.Process]) -> float:
+    """Waits until processes are gone; returns how many seconds that took."""
+    return until(lambda: not any(map(_alive, processes)))
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from held import Held, Moment, gone
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
 from par_agent.evaluation.provenance import provenance
@@ -78,10 +77,7 @@ def command(demos: Path, out: Path, workers: int) -> list[str]:
 
 
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    def accept_ctrl_c() -> None:  # which background jobs of a shell ignore
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(arguments, cwd=REPOSITORY / "tests", stdout=subprocess.DEVNULL, preexec_fn=accept_ctrl_c)
+    return subprocess.Popen(arguments, cwd=REPOSITORY / "tests", stdout=subprocess.DEVNULL)
 
 
 def records_in(out: Path) -> list[dict[str, Any]]:
@@ -98,7 +94,7 @@ def records_in(out: Path) -> list[dict[str, Any]]:
 def finished(demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run with two workers."""
     out = tmp_path_factory.mktemp("finished")
-    assert start(command(demos, out, workers=2)).wait(timeout=300) == 0
+    assert start(command(demos, out, workers=2)).wait() == 0
     return out
 
 
@@ -153,47 +149,40 @@ def test_the_commit_is_that_of_the_runs_start(tmp_path: Path, monkeypatch: pytes
     assert provenance(begun)["git_commit"] == "first"
 
 
-@pytest.mark.parametrize("moments", [(2,), pytest.param((1, 3, 5), marks=pytest.mark.slow)])
-def test_a_run_killed_at_any_moment_ends_with_the_same_records_whatever_the_number_of_workers(
-    demos: Path, finished: Path, tmp_path: Path, moments: tuple[int, ...]
+def held(demos: Path, out: Path, marks: Path, records: int) -> Held:
+    """The run, held when it has written some records more."""
+    moment = Moment("par_agent.evaluation.records:RunFolder.append", number=records)
+    return Held(command(demos, out, workers=1)[1:], moment, marks, cwd=REPOSITORY / "tests")
+
+
+def test_a_run_stopped_by_ctrl_c_and_by_kill_ends_with_the_same_records_whatever_the_number_of_workers(
+    demos: Path, finished: Path, tmp_path: Path
 ) -> None:
-    arguments = command(demos, tmp_path, workers=1)
-    before = b""
-    for lines in moments:
-        process = start(arguments)
-        deadline = time.monotonic() + 200
-        while not any(path.read_bytes().count(b"\n") >= lines for path in tmp_path.glob("*/rollouts.jsonl")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(random.random())
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        (path,) = tmp_path.glob("*/rollouts.jsonl")
-        assert path.read_bytes().startswith(before)
-        before = path.read_bytes()
-        before = before[: before.rindex(b"\n") + 1]
-        assert lines <= before.count(b"\n") < 8
+    out = tmp_path / "out"
+    with held(demos, out, tmp_path / "interrupted", records=2) as interrupted:
+        interrupted.until_held()
+        interrupted.tell(signal.SIGINT)
+        interrupted.let_go()
+        assert interrupted.status() == 130, interrupted.output
+        assert "the same command resumes where this one stopped" in interrupted.output
+    (path,) = out.glob("*/rollouts.jsonl")
+    before = path.read_bytes()
+    assert before.count(b"\n") == 2
+    with held(demos, out, tmp_path / "killed", records=1) as killed:
+        killed.until_held()
+        workers = killed.workers()
+        killed.process.kill()
+        gone(workers)
+    assert path.read_bytes().startswith(before) and path.read_bytes().count(b"\n") == 3
+    before = path.read_bytes()
     path.write_bytes(before + b'{"task": "PushC')  # what a line cut off by a crash looks like
     # Videos asked for later repeat rollouts that are on disk and leave their records as they are.
-    assert start([*arguments, "--video", "1"]).wait(timeout=300) == 0
+    assert start([*command(demos, out, workers=2), "--video", "1"]).wait() == 0
     assert path.read_bytes().startswith(before)
-    assert records_in(tmp_path) == records_in(finished)
-    (video,) = tmp_path.glob("*/videos/PushCube_state00_seed0.mp4")
-    (record,) = (r for r in records_in(tmp_path) if (r["task"], r["state"], r["policy_seed"]) == ("PushCube", 0, 0))
+    assert records_in(out) == records_in(finished)
+    (video,) = out.glob("*/videos/PushCube_state00_seed0.mp4")
+    (record,) = (r for r in records_in(out) if (r["task"], r["state"], r["policy_seed"]) == ("PushCube", 0, 0))
     assert imageio.imread(video).shape == (record["steps"] + 1, 512, 512, 3)
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_the_run_with_status_130_and_it_resumes(demos: Path, finished: Path, tmp_path: Path) -> None:
-    arguments = command(demos, tmp_path, workers=2)
-    process = start(arguments)
-    while not any(path.stat().st_size for path in tmp_path.glob("*/rollouts.jsonl")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
-    assert start(arguments).wait(timeout=300) == 0
-    assert records_in(tmp_path) == records_in(finished)
 
 
 def config(out: Path, policy: str = "harness_policies:SevenNumbersPolicy", **arguments: Any) -> RunConfig:
