@@ -71,7 +71,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def only_process(lock: Path, doing: str) -> Iterator[None]:
+def only_process(lock: Path, doing: str, within: Path | None = None) -> Iterator[None]:
     """Holds the file ``lock`` while the block runs, so that no other process does the same; a dead one holds nothing.
 
     The lock file, and those of its folders that this made and that are still empty, are removed at the end. A killed
@@ -80,6 +80,7 @@ def only_process(lock: Path, doing: str) -> Iterator[None]:
     Args:
         lock: made if absent, with its folder.
         doing: what the block does, for the error message: "another process {doing} now".
+        within: a folder to write to, from which unfinished files of processes that were killed are removed first.
 
     Raises:
         UserError: another process holds it, or the folder cannot be made; nothing was made then.
@@ -88,7 +89,18 @@ def only_process(lock: Path, doing: str) -> Iterator[None]:
         held = _acquire(lock, doing, undo)
         undo.callback(held.release)
         undo.callback(lock.unlink, missing_ok=True)  # before it is released: who waits for it sees that it is gone
+        if within is not None:
+            remove_leftovers(within)
         yield
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes the temporary files of :func:`atomic_path`, anywhere in a folder, whose processes are gone."""
+    for path in folder.rglob(".*.tmp"):
+        process = path.name.split(".")[-2]
+        alive = process != str(os.getpid()) and Path("/proc", process).exists()
+        if process.isdigit() and not alive and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _acquire(lock: Path, doing: str, undo: contextlib.ExitStack) -> BaseFileLock:

@@ -135,6 +135,13 @@ def default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def gone_process() -> int:
+    """Id of a process that was there and is gone."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
 def until(condition: Callable[[], Any]) -> float:
     """Waits until something is so; returns how many seconds that took."""
     began = time.monotonic()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from held import gone_process
 from other_process import lock_held_elsewhere
 from par_agent.errors import UserError
 from par_agent.files import (
@@ -72,6 +73,23 @@ def test_a_lock_keeps_other_processes_out_while_the_block_runs(tmp_path):
     with only_process(lock, "works here"):
         assert names(tmp_path) == ["lock"]
     assert names(tmp_path) == []
+
+
+def test_unfinished_files_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    unfinished = [folder / f".a.json.{gone_process()}.tmp", folder / "inner" / f".b.h5.{os.getpid()}.tmp"]
+    others = [
+        folder / f".a.json.{os.getppid()}.tmp",
+        folder / "c.tmp",
+        folder / ".d.old.tmp",
+        tmp_path / unfinished[0].name,
+    ]
+    for path in (*unfinished, *others):
+        path.touch()
+    with only_process(folder / "lock", "works here", within=folder):
+        assert [path.exists() for path in unfinished] == [False, False]
+    assert all(path.exists() for path in others)
 
 
 def test_a_lock_keeps_out_who_asks_twice_in_one_process(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from held import Held, Moment, gone
+from held import Held, Moment, gone, gone_process
 from par_agent.cli import main
 from par_agent.cli import render as render_command
 from par_agent.data.episodes import Episode, RenderedDataset, read_episode
@@ -293,7 +293,7 @@ def test_files_that_were_removed_are_rendered_again_alike(finished, recording, t
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for name in ("dataset.json", "episodes/episode_000001.h5", "episodes/episode_000006.h5"):
         os.remove(tmp_path / name)
-    (tmp_path / "episodes" / ".episode_000006.h5.123.tmp").write_bytes(b"left by a killed worker")
+    (tmp_path / "episodes" / f".episode_000006.h5.{gone_process()}.tmp").write_bytes(b"left by a killed worker")
     assert main(["render", *arguments(recording, tmp_path, workers=2)]) == 0
     assert contents(tmp_path) == contents(finished)
 

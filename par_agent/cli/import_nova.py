@@ -45,7 +45,7 @@ class ImportNovaConfig:
 
 def main(config: ImportNovaConfig) -> int:
     """Checks every part, then writes the checkpoint; nothing is written if a part is broken."""
-    with writing(config.out), only_process(config.out / ".lock", f"writes {config.out}"):
+    with writing(config.out), only_process(config.out / ".lock", f"writes {config.out}", within=config.out):
         _import(config)
     return 0
 

@@ -31,7 +31,7 @@ from par_agent.data.selection import Selection, format_numbers, parse_numbers, s
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
-from par_agent.files import claimed_folder, only_process, write_json, writing
+from par_agent.files import claimed_folder, only_process, remove_leftovers, write_json, writing
 from par_agent.interrupts import deferred_interrupts
 from par_agent.tasks import TaskSpec, find_task, get_task
 
@@ -161,23 +161,20 @@ def main(config: RenderConfig) -> int:
         raise UserError(f"workers is {config.workers}; it must be at least 1")
     spec = config.spec()
     out, settings = config.out, config.out / "spec.json"
-    with deferred_interrupts(), writing(out), only_process(out / ".lock", f"renders into {out}"):
-        _remove_unfinished(out)
-        with claimed_folder(settings, spec.to_json(), begun=lambda: has_episodes(out), defaults=ADDED_FIELDS):
-            try:
-                _render_missing(spec, out, config.workers, config.cluster)
-            finally:
-                _remove_unfinished(out)
-            write_json(out / "dataset.json", summarise(out))
+    with (
+        deferred_interrupts(),
+        writing(out),
+        only_process(out / ".lock", f"renders into {out}", within=out),
+        claimed_folder(settings, spec.to_json(), begun=lambda: has_episodes(out), defaults=ADDED_FIELDS),
+    ):
+        try:
+            _render_missing(spec, out, config.workers, config.cluster)
+        finally:
+            remove_leftovers(out)
+            with suppress(OSError):  # there are episodes, or none was begun
+                (out / "episodes").rmdir()
+        write_json(out / "dataset.json", summarise(out))
     return 0
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Deletes what killed workers left."""
-    for leftover in (folder / "episodes").glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
-    with suppress(OSError):  # there are episodes, or none was begun
-        (folder / "episodes").rmdir()
 
 
 def _render_missing(spec: RenderSpec, folder: Path, workers: int, cluster: str | None) -> None:

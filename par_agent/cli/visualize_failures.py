@@ -43,7 +43,10 @@ def main(config: FailuresConfig) -> int:
     run = FailedRun(config.run, config.policy, config.device)
     for task in run.without_rules:
         print(f"{task}: there are no rules for why it fails; its failures are left out")
-    with writing(config.run), only_process(config.run / ".failures.lock", f"draws failures in {config.run}"):
+    with (
+        writing(config.run),
+        only_process(config.run / ".failures.lock", f"draws failures in {config.run}", within=config.run),
+    ):
         with tqdm(total=len(run.groups), unit="rollout", desc="failures") as progress:
             failures = run.draw(lambda failure: progress.update() and None, config.limit)
         write_section(run, failures)

@@ -114,7 +114,7 @@ def make_demos(
     with (
         deferred_interrupts() as interrupts,
         writing(target.parent),
-        only_process(parts / "lock", f"makes demonstrations in {target.parent}"),
+        only_process(parts / "lock", f"makes demonstrations in {target.parent}", within=target.parent),
     ):
         planning.remove_unfinished(parts)
         if not _is_complete(target, request):

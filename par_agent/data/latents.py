@@ -159,7 +159,8 @@ def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> np
     final.parent.mkdir(parents=True, exist_ok=True)
     frames = {"spec": dataset.spec, "frames": index.num_frames}
     if not _complete(final, frames):
-        with only_process(final.with_suffix(".lock"), f"computes the latents of {dataset.folder}"):
+        doing = f"computes the latents of {dataset.folder}"
+        with only_process(final.with_suffix(".lock"), doing, within=final.parent):
             _compute(index, spec, encode, final, frames)
     return np.load(final, mmap_mode="r")
 

@@ -42,7 +42,7 @@ def import_lerobot(plan: ImportPlan, out: Path) -> int:
     with (
         deferred_interrupts() as interrupts,
         writing(out),
-        only_process(out / ".lock", f"writes into {out}"),
+        only_process(out / ".lock", f"writes into {out}", within=out),
         claimed_folder(out / "spec.json", plan.spec.to_json(), begun=begun, defaults=ADDED_FIELDS),
         claimed_folder(out / "import.json", settings, begun=begun),
         contextlib.ExitStack() as stack,

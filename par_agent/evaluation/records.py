@@ -133,7 +133,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         self._run()  # another run's folder is left as it is
         with contextlib.ExitStack() as opened, writing(self.path):
-            opened.enter_context(only_process(self.path / ".lock", f"writes to {self.path}"))
+            opened.enter_context(only_process(self.path / ".lock", f"writes to {self.path}", within=self.path))
             self._claim()
             self._file = opened.enter_context(self.records_file.open("ab", buffering=0))
             self._restore_kept()

@@ -253,7 +253,7 @@ class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions
         defaults = json.loads(json.dumps(fields, default=str))
         settings = self.out / self.settings_file
         with (
-            only_process(self.out / ".lock", f"trains in {self.out}"),
+            only_process(self.out / ".lock", f"trains in {self.out}", within=self.out),
             claimed_folder(settings, self.to_json(), begun=self.is_begun, free=_FREE, defaults=defaults),
         ):
             yield

@@ -142,7 +142,7 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
     datasets = [RenderedDataset(folder) for folder in options.data]
     check_frames(datasets, options)
     with (
-        only_process(options.out / ".lock", f"trains in {options.out}"),
+        only_process(options.out / ".lock", f"trains in {options.out}", within=options.out),
         claimed_folder(
             options.out / "train_vae.json",
             dataclasses.asdict(options),
