@@ -14,12 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
+from held import until
 from par_agent.cli import main
 from par_agent.cluster import Cluster, LostJobError
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.interrupts import Interrupted, deferred_interrupts
 from par_agent.versions import check_versions
 from recordings import record
 
@@ -179,12 +181,9 @@ def test_the_job_of_a_lost_node_is_done_elsewhere_and_counted_once(
         return sum(psutil.pid_exists(int(path.name.split("-")[2])) for path in tmp_path.glob("started-*"))
 
     def take_the_node_away() -> None:
-        deadline = time.monotonic() + 120
-        while running() < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: running() == 2)
         local_cluster.remove_node(second_node)
-        while running() > 1 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: running() == 1)
         (tmp_path / "go").touch()
 
     thief = threading.Thread(target=take_the_node_away)
@@ -194,6 +193,18 @@ def test_the_job_of_a_lost_node_is_done_elsewhere_and_counted_once(
     thief.join()
     assert sorted(results) == [(1, 1), (2, 2), (3, 3)]
     assert len(list(tmp_path.glob("started-*"))) == 4  # one of them twice
+
+
+def test_an_interruption_ends_the_wait_for_jobs(local_cluster: Any, tmp_path: Path) -> None:
+    def tell() -> None:
+        until(lambda: list(tmp_path.glob("started-*")))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    teller = threading.Thread(target=tell)
+    with pytest.raises(Interrupted), deferred_interrupts(), Cluster(local_cluster.address) as cluster:
+        teller.start()
+        run_all(cluster, tmp_path, wait_for_permission, [1], prepare=Path)
+    teller.join()
 
 
 def test_no_cluster_at_an_address_is_an_error() -> None:

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import pytest
 
-from held import CHANGES, Held, Moment, gone
+from held import CHANGES, TIMEOUT, Held, Moment, gone
 from par_agent.cli import main
 from par_agent.data import demos as demos_module
 from par_agent.data import planning
@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
     process = start(tmp_path, preexec_fn=limit_file_size)
-    output = process.communicate(timeout=60)[0].decode()
+    output = process.communicate(timeout=TIMEOUT)[0].decode()
     assert process.returncode == 2, output
     assert "par-agent: error: cannot write below" in output and "File too large" in output
     assert "Traceback" not in output
@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
 def test_without_a_renderer_the_error_names_the_doctor(tmp_path):
     environment = {**os.environ, "VK_ICD_FILENAMES": "/nonexistent", "VK_DRIVER_FILES": "/nonexistent"}
     process = start(tmp_path, env=environment)
-    output = process.communicate(timeout=60)[0].decode()
+    output = process.communicate(timeout=TIMEOUT)[0].decode()
     assert process.returncode == 2
     assert "par-agent doctor" in output.splitlines()[-1]
 

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
+from held import TIMEOUT, default_signals, gone
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.play.live import Live
@@ -137,7 +138,9 @@ def server(source: PolicySource, tmp_path: Path) -> Iterator[Server]:
     words = ["play", "--policy", source.reference, "--task", "PushCube", "--port", "0"]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     command = [sys.executable, "-m", "par_agent", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=default_signals
+    ) as process:
         try:
             assert process.stdout is not None
             [address] = re.findall(r"(http://127\.0\.0\.1:\d+/\S+/)", process.stdout.readline())
@@ -247,7 +250,7 @@ def test_the_page_runs_pauses_steps_and_resets_and_ends_without_a_trace(server: 
     page.click("run")
     page.until(lambda: page.steps >= 4)
     server.process.send_signal(signal.SIGINT)  # in the middle of the rollout
-    assert server.process.wait(timeout=60) == 0
+    assert server.process.wait(TIMEOUT) == 0
     with pytest.raises(urllib.error.URLError):
         status_of(address)
     assert not [path for path in server.temporary.rglob("*") if path.is_file()]
@@ -295,7 +298,6 @@ def test_the_cube_is_dragged_and_the_menus_choose_and_a_killed_page_leaves_no_pr
     children = psutil.Process(server.process.pid).children(recursive=True)
     server.process.kill()
     server.process.wait()
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert alive == []
+    gone(children)
     with pytest.raises(urllib.error.URLError):
         status_of(server.address)
