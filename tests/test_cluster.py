@@ -200,11 +200,13 @@ def test_an_interruption_ends_the_wait_for_jobs(local_cluster: Any, tmp_path: Pa
         until(lambda: list(tmp_path.glob("started-*")))
         os.kill(os.getpid(), signal.SIGTERM)
 
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the cluster's head, here in the same process, has its own
     teller = threading.Thread(target=tell)
     with pytest.raises(Interrupted), deferred_interrupts(), Cluster(local_cluster.address) as cluster:
         teller.start()
         run_all(cluster, tmp_path, wait_for_permission, [1], prepare=Path)
     teller.join()
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_no_cluster_at_an_address_is_an_error() -> None:
