@@ -62,7 +62,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def weights(folder: Path) -> dict[str, bytes]:
     """What a training leaves of weights beside its checkpoints; nothing unfinished is among it."""
     assert not [path for pattern in ("*.tmp", "*.partial") for path in folder.rglob(pattern)]
-    return {name: content for name, content in files(folder / "run").items() if "/model.safetensors" in name}
+    found = files(folder / "run")
+    return {name: found[name] for name in found if "/model.safetensors" in name and not name.startswith("checkpoints")}
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
