@@ -1,4 +1,4 @@
-"""Torch devices by name."""
+"""Torch devices by name, and the way of tensors to them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from par_agent.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:
@@ -43,3 +44,12 @@ def floating_type(name: str | torch.dtype) -> torch.dtype:
     if name not in known:
         raise UserError(f"dtype is {name!r}; allowed: {', '.join(known)}")
     return known[str(name)]  # type: ignore[no-any-return]
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on ``device``; the CPU goes on before a GPU has taken its tensor over."""
+    import torch
+
+    if tensor.device.type != "cpu" or torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned memory until it was read

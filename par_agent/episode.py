@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from par_agent.checkpoint import Acting, Checkpoint
+from par_agent.device import moved
 from par_agent.errors import UserError
 from par_agent.modeling.generation import GenerationConfig
 from par_agent.modeling.par import PARStream, PhysicalTokens
+from par_agent.modeling.random_numbers import copied_generator, integers, normal_rows, orders, seeded_generator
 from par_agent.observations import as_tensor
 from par_agent.transforms import Transforms
 
@@ -68,7 +70,7 @@ class EpisodeState:
         """An equal state that goes its own way."""
         cache = self.stream.cache.take(torch.arange(len(self.used), device=self.used.device))
         tensors = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        generators = [torch.Generator().set_state(generator.get_state()) for generator in self.generators]
+        generators = [copied_generator(generator) for generator in self.generators]
         return dataclasses.replace(self, stream=PARStream(cache, self.stream.prefix), generators=generators, **tensors)
 
 
@@ -79,13 +81,13 @@ class RowNoise:
         self._generators, self._device = generators, device
 
     def start(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.stack([_normal(shape[1:], generator) for generator in self._generators]).to(self._device)
+        return normal_rows(shape[1:], self._generators, self._device)
 
     step = start
 
     def order(self, batch: int, patches: int) -> Tensor:
-        rows = [torch.rand(patches, generator=generator, dtype=torch.float32) for generator in self._generators]
-        return torch.stack(rows).argsort(1).to(self._device)
+        rows = [orders(1, patches, "cpu", generator) for generator in self._generators]
+        return moved(torch.cat(rows), self._device)
 
 
 def begin(checkpoint: Checkpoint, acting: Acting, features: list[Tensor], seed: int) -> EpisodeState:
@@ -165,11 +167,10 @@ def plan_chunks(
     inputs = next_inputs(transforms, acting, state, latents, positions, rows)
     z_frame, z_action = model.step(state.stream, inputs, rows)
     action = model.config.action
-    start = torch.zeros(len(rows), action.targets, action.action_size, dtype=torch.float32)
+    start = torch.zeros(len(rows), action.targets, action.action_size, device=latents.device)
     if acting.random_start:
-        generators = [state.generators[row] for row in rows.tolist()]
-        start = torch.stack([_normal(start.shape[1:], generator) for generator in generators])
-    chunks = model.sample_actions(z_action, start.to(latents.device), steps=acting.denoising_steps)
+        start = normal_rows(start.shape[1:], [state.generators[row] for row in rows.tolist()], latents.device)
+    chunks = model.sample_actions(z_action, start, steps=acting.denoising_steps)
     planned = transforms.denormalise_actions(chunks, positions)
     if bad := rows[~planned.isfinite().flatten(1).all(1)].tolist():
         raise UserError(
@@ -231,11 +232,6 @@ def imagine(
     return Imagination(torch.stack(frames, 1), torch.stack(chunks, 1))
 
 
-def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """N(0, 1) float32 numbers."""
-    return torch.randn(shape, generator=generator, dtype=torch.float32)
-
-
 def checked_seed(seed: Any) -> int:
     """The seed as a number.
 
@@ -254,12 +250,12 @@ def checked_seed(seed: Any) -> int:
 def row_generator(seed: int, row: int) -> torch.Generator:
     """Each row draws from its own stream, so that a batch plays like its rows alone."""
     mixed = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed) >> 1)
+    return seeded_generator(int(mixed) >> 1)
 
 
 def next_seed(generators: list[torch.Generator]) -> int:
     """A seed for the episodes that follow these rows' without one of their own."""
-    return int(torch.randint(2**31, (), generator=generators[0]))
+    return int(integers(0, 2**31, (), "cpu", generators[0]))
 
 
 def reseed(generators: list[torch.Generator], rows: Tensor, seed: int | None) -> None:

@@ -46,9 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not config.getoption(f"--run-{marker}"):
             skip = pytest.mark.skip(reason=f"{marker}: run with --run-{marker}")
             for item in items:
-                if marker in item.keywords:
+                if item.get_closest_marker(marker):  # not item.keywords, where folder names are too
                     item.add_marker(skip)
-    gpu_items = [item for item in items if "gpu" in item.keywords]
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items:
         import torch
 

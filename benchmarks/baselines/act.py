@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from baselines.common import Block, History, Method, MethodConfig, weighted_mean
 from par_agent.modeling.embeddings import learned
+from par_agent.modeling.random_numbers import normal
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class ACT(Method):
 
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
         mean, log_variance = self._style_of(z[:, -2:-1], actions, weights)
-        style = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        style = mean + (log_variance / 2).exp() * normal(mean.shape, mean.device)
         reconstruction = weighted_mean((self._decode(z, style).float() - actions).abs(), weights)
         divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
         present = (weights[:, 0] > 0).float()

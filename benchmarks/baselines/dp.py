@@ -27,6 +27,7 @@ from baselines.common import Block, History, Method, MethodConfig, recent, repea
 from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
+from par_agent.modeling.random_numbers import integers, normal
 
 CLIP = 10.0
 """Largest clean action, in standard deviations of the data, that sampling believes in."""
@@ -87,8 +88,8 @@ class DP(Method):
         count = self.config.noise_samples
         observed = repeated(self._keys_and_values(z), count)
         actions, weights = actions.repeat(count, 1, 1), weights.repeat(count, 1)
-        noise = torch.randn_like(actions)
-        time = torch.randint(self.config.train_steps, (len(actions),), device=actions.device)
+        noise = normal(actions.shape, actions.device)
+        time = integers(0, self.config.train_steps, (len(actions),), actions.device)
         noised = self.noising.add_noise(actions, noise, time)
         return weighted_mean(F.mse_loss(self._noise(noised, time, observed).float(), noise, reduction="none"), weights)
 

@@ -18,6 +18,7 @@ from baselines.common import History
 from par_agent.episode import chosen_rows, next_seed, reseed, row_generator
 from par_agent.errors import UserError
 from par_agent.json_fields import check
+from par_agent.modeling.random_numbers import normal_rows
 from par_agent.observations import camera_images, check_task, proprioception
 from par_agent.tasks import TaskSpec
 
@@ -198,8 +199,7 @@ class BaselinePolicy:
         start = None
         if not self.deterministic:
             shape = config.horizon, config.action_size
-            start = torch.stack([torch.randn(shape, generator=state.generators[row]) for row in rows.tolist()])
-            start = start.to(self.device)
+            start = normal_rows(shape, [state.generators[row] for row in rows.tolist()], self.device)
         actions = self.model.draw(z, start)
         state.chunk[rows] = actions[:, : config.chunk_length]
         plan = self.transforms.denormalise_actions(actions, positions)

@@ -35,6 +35,7 @@ from par_agent.modeling.attention import attention
 from par_agent.modeling.blocks import MLP
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
+from par_agent.modeling.random_numbers import integers, normal, uniform
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,12 @@ class RDT(Method):
 
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
         config, count = self.config, self.config.noise_samples
-        kept = torch.rand(len(z), 2 + config.frames, device=z.device) >= config.hidden
+        kept = uniform((len(z), 2 + config.frames), z.device) >= config.hidden
         state, observed = self._memory(z, kept)
         state, observed = state.repeat(count, 1, 1), repeated(observed, count)
         actions, weights = actions.repeat(count, 1, 1), weights.repeat(count, 1)
-        noise = torch.randn_like(actions)
-        time = torch.randint(config.train_steps, (len(actions),), device=actions.device)
+        noise = normal(actions.shape, actions.device)
+        time = integers(0, config.train_steps, (len(actions),), actions.device)
         time = (config.time_shift * time / (1 + (config.time_shift - 1) * time / config.train_steps)).long()
         clean = self._clean(self.noising.add_noise(actions, noise, time), time, state, observed)
         return weighted_mean(F.mse_loss(clean.float(), actions, reduction="none"), weights)

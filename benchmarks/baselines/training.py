@@ -23,6 +23,7 @@ from par_agent.evaluation.policies import parse_options
 from par_agent.json_fields import build
 from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.modeling.par import PARLoss
+from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.training.batches import displaced, tensors
 from par_agent.training.checkpoint import whole
@@ -165,7 +166,7 @@ class BaselineObjective(nn.Module):
                 length = self.model.config.chunk_length
                 windows = displaced(windows, self.transforms, length, self.config.recovery_noise, None)
             inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
-            noise = self.config.proprioception_noise * torch.randn_like(inputs.proprioception)
+            noise = self.config.proprioception_noise * normal(inputs.proprioception.shape, device)
             inputs = dataclasses.replace(inputs, proprioception=inputs.proprioception + noise)
             loss = self.model.loss(inputs, targets, features, there(windows).to(device))
         return PARLoss(loss, loss, torch.zeros_like(loss))

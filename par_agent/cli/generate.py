@@ -64,6 +64,7 @@ def main(config: GenerateConfig) -> int:
     from par_agent.modeling.nova import NOVA
     from par_agent.modeling.nova_folder import folder_text_encoder, require_parts
     from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
+    from par_agent.modeling.random_numbers import seeded_generator
     from par_agent.videos import check_video_path, write_video
 
     check_video_path(config.out, config.frames)
@@ -78,7 +79,7 @@ def main(config: GenerateConfig) -> int:
     text = folder_text_encoder(config.model, config.text_cache, nova.config, device)
     prompts = [config.prompt] + ([config.negative_prompt] if steps.guided else [])
     features = [text.encode(prompt).to(device) for prompt in prompts]
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = seeded_generator(config.seed)
     with torch.inference_mode():
         motion = [torch.full((len(prompts),), value, device=device) for value in (config.flow, config.fps)]
         prefix = nova.prefix(features, *motion)
@@ -110,7 +111,7 @@ def _latents(
 
     from par_agent.modeling.generation import RandomNoise, generate_clip
 
-    clip = generate_clip(nova, prefix, frames, RandomNoise(generator), steps, first_frame=first)
+    clip = generate_clip(nova, prefix, frames, RandomNoise(generator, nova.device), steps, first_frame=first)
     return torch.stack(list(tqdm(clip, total=frames, desc="latent frames")), 2)
 
 

@@ -21,6 +21,7 @@ from par_agent.modeling.frame_detokenizer import (
     modulate,
     timestep_frequencies,
 )
+from par_agent.modeling.random_numbers import normal
 
 KeysAndValues = list[tuple[Tensor, Tensor]]
 """Cross-attention keys and values (B, heads, L, head_dim) of every block."""
@@ -136,7 +137,7 @@ def action_loss(
     """
     conditions = [(k.repeat(repeat, 1, 1, 1), v.repeat(repeat, 1, 1, 1)) for k, v in head.conditions(z)]
     clean = actions.repeat(repeat, 1, 1)
-    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    noise = normal(clean.shape, clean.device, generator)
     index = process.draw_index((len(clean),), generator, clean.device)
     noised = process.noised(clean.flatten(1), noise.flatten(1), index)
     prediction = head(noised.x.view_as(clean), noised.time, conditions)
@@ -161,6 +162,6 @@ def sample_actions(
     conditions, x = head.conditions(z), start.float()
     for j, time in enumerate(sampler.times):
         output = head(x, torch.full((len(x),), time, device=x.device), conditions).float()
-        noise = torch.randn(x.shape, generator=fresh, device=x.device) if sampler.noise[j] and fresh else None
+        noise = normal(x.shape, x.device, fresh) if sampler.noise[j] and fresh else None
         x = sampler.step(j, x, output, noise)
     return x

@@ -17,8 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from par_agent.device import moved
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
+from par_agent.modeling.random_numbers import integers, normal
 
 MIN_VARIANCE = 1e-20
 
@@ -94,9 +96,9 @@ class NoiseProcess:
     ) -> Tensor:
         """Training times (int64): uniform for DDPM, ``floor(T sigmoid(N(0, 1)))`` for flow matching, as in NOVA."""
         if self.kind == "ddpm":
-            return torch.randint(self.train_steps, shape, generator=generator, device=device)
-        normal = torch.randn(shape, generator=generator, device=device)
-        return (normal.sigmoid() * self.train_steps).long().clamp(max=self.train_steps - 1)
+            return integers(0, self.train_steps, shape, device, generator)
+        place = normal(shape, "cpu", generator).sigmoid()
+        return moved((place * self.train_steps).long().clamp(max=self.train_steps - 1), device)
 
     def noised(self, clean: Tensor, noise: Tensor, index: Tensor) -> Noised:
         """Noises clean samples.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from par_agent.modeling.diffusion import Noised, NoiseProcess, noise_process
 from par_agent.modeling.nova import NOVA
+from par_agent.modeling.random_numbers import normal, orders, uniform
 
 WEIGHT_EPS = 1e-5
 
@@ -28,7 +29,7 @@ class FrameNoise:
         cls, shape: tuple[int, int, int], process: NoiseProcess, device: torch.device, generator: torch.Generator | None
     ) -> FrameNoise:
         """Fresh noise (rows, F, p p C) and times."""
-        noise = torch.randn(shape, generator=generator, device=device)
+        noise = normal(shape, device, generator)
         return cls(noise, process.draw_index(shape[:2], generator, device))
 
 
@@ -95,7 +96,6 @@ def draw_known_patches(rows: int, patches: int, generator: torch.Generator | Non
     The mask ratio follows NOVA: a normal of mean 1 and deviation 0.25, truncated to 0.7 … 1, drawn once per batch.
     """
     low, high = (torch.special.ndtr(torch.tensor((bound - 1) / 0.25)) for bound in (0.7, 1.0))
-    uniform = torch.rand((), generator=generator, device=device).cpu()
-    ratio = 1 + 0.25 * torch.special.ndtri(low + (high - low) * uniform)
+    ratio = 1 + 0.25 * torch.special.ndtri(low + (high - low) * uniform((), "cpu", generator))
     known = round((1 - ratio.clamp(0.7, 1.0).item()) * patches)
-    return torch.rand(rows, patches, generator=generator, device=device).argsort(1)[:, :known]
+    return orders(rows, patches, device, generator)[:, :known]

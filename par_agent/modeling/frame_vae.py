@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from par_agent.errors import UserError
 from par_agent.json_fields import check_sizes
 from par_agent.modeling.embeddings import ResidualConv
+from par_agent.modeling.random_numbers import normal
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def vae_loss(vae: FrameVAE, pixels: Tensor, kl_weight: float, generator: torch.G
     Absolute plus squared error of the reconstruction, plus the KL divergence to N(0, 1) (mean per latent number).
     """
     mean, log_variance = vae.posterior(pixels)
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    noise = normal(mean.shape, mean.device, generator)
     reconstruction = vae.reconstruct(mean + noise * (0.5 * log_variance).exp())
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     squared = F.mse_loss(reconstruction, pixels)

@@ -14,6 +14,7 @@ from torch import Tensor
 from par_agent.errors import UserError
 from par_agent.modeling.diffusion import NoiseProcess, Sampler, noise_process
 from par_agent.modeling.nova import NOVA
+from par_agent.modeling.random_numbers import normal, orders
 from par_agent.modeling.spatial_encoder import gather_tokens, scatter_tokens
 
 
@@ -34,19 +35,20 @@ class NoiseSource(Protocol):
 
 
 class RandomNoise:
-    """Random numbers of a seeded generator."""
+    """Random numbers of a seeded generator of the CPU, on a device."""
 
-    def __init__(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> None:
-        self._generator = generator
-        self._dtype = dtype
+    def __init__(
+        self, generator: torch.Generator, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._generator, self._device, self._dtype = generator, device, dtype
 
     def start(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=self._generator, device=self._generator.device, dtype=self._dtype)
+        return normal(shape, self._device, self._generator, self._dtype)
 
     step = start
 
     def order(self, batch: int, patches: int) -> Tensor:
-        return torch.rand(batch, patches, generator=self._generator, device=self._generator.device).argsort(1)
+        return orders(batch, patches, self._device, self._generator)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from par_agent.errors import UserError
 from par_agent.files import naming
 from par_agent.json_fields import MOST_BLOCKS, build, check_sizes
 from par_agent.modeling.opensora_vae_blocks import NORM_EPS, CausalConv3d, DownBlock, MidBlock, UpBlock, convolution
+from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.weights import find_weights, load_weights, read_config, read_tensors
 
 ENCODE_FRAMES = 17
@@ -118,7 +119,7 @@ class LatentDistribution:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One draw."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        noise = normal(self.mean.shape, self.mean.device, generator, self.mean.dtype)
         return self.mean + (0.5 * self.logvar).exp() * noise
 
 

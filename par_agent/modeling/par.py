@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from par_agent.device import moved
 from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss, sample_actions
 from par_agent.modeling.action_tokenizer import ActionTokenizer
@@ -27,6 +28,7 @@ from par_agent.modeling.frame_loss import draw_known_patches, frame_loss
 from par_agent.modeling.generation import GenerationConfig, NoiseSource, generate_frame
 from par_agent.modeling.kv_cache import KVCache
 from par_agent.modeling.nova import NOVA
+from par_agent.modeling.random_numbers import permutation
 from par_agent.modeling.regression import RegressionHead, regression_loss
 from par_agent.modeling.rope import Rotation, action_rotation, frame_rotation
 
@@ -57,7 +59,7 @@ class Targets:
     latents: Tensor | None
     """(B, N, C, h, w) next frames; None: no frame loss."""
     frame_weights: Tensor | None
-    """(B, N) bool; False: there is no next frame."""
+    """(B, N) bool; False: there is no next frame. They are counted: on the CPU, nothing has to wait for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -284,11 +286,11 @@ class PARModel(nn.Module):
     ) -> Tensor:
         if targets.latents is None or targets.frame_weights is None or not self.config.imagination:
             return z_frame.new_zeros(())
-        candidates = targets.frame_weights.flatten().nonzero()[:, 0]
+        candidates = targets.frame_weights.cpu().flatten().nonzero()[:, 0]
         if len(candidates) == 0:
             return z_frame.new_zeros(())
-        order = torch.randperm(len(candidates), generator=generator, device=candidates.device)
-        chosen = candidates[order[: max(1, round(fraction * len(candidates)))]]
+        order = permutation(len(candidates), generator)
+        chosen = moved(candidates[order[: max(1, round(fraction * len(candidates)))]], z_frame.device)
         latents = targets.latents.flatten(0, 1)[chosen].to(self.nova.dtype)
         known = draw_known_patches(len(chosen), self.config.nova.image_tokens, generator, chosen.device)
         condition = z_frame.flatten(0, 1)[chosen]

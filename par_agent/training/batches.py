@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from par_agent.data.windows import Windows
+from par_agent.device import moved
 from par_agent.modeling.par import PhysicalTokens, Targets
+from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.transforms import Transforms
 
@@ -16,7 +18,8 @@ from par_agent.transforms import Transforms
 def tensors(
     windows: Windows, transforms: Transforms | None, text_encoder: TextEncoder, device: torch.device
 ) -> tuple[PhysicalTokens, Targets, list[torch.Tensor]]:
-    """A batch as the model reads it: inputs, targets and text features, on ``device``.
+    """A batch as the model reads it: inputs, targets and text features, on ``device`` (:attr:`Targets.frame_weights`
+    apart).
 
     Without transforms, windows are videos: joint positions are zero, no chunk is known, none is to be predicted.
     """
@@ -24,13 +27,16 @@ def tensors(
     if transforms is not None:
         positions = transforms.normalise_proprioception(windows.positions)
         before = transforms.normalise_actions(windows.before, windows.before_positions)
-        after = transforms.normalise_actions(windows.after, windows.positions).to(device)
-    known = windows.before_known.to(device)
-    inputs = PhysicalTokens(windows.latents.to(device), positions.to(device), before.to(device), known)
+        after = transforms.normalise_actions(windows.after, windows.positions)
+    read = windows.latents, positions, before, windows.before_known
+    inputs = PhysicalTokens(*(moved(value, device) for value in read))
     targets = Targets(
-        after, windows.weights.to(device), windows.next_latents.to(device), (windows.weights[..., 0] > 0).to(device)
+        None if after is None else moved(after, device),
+        moved(windows.weights, device),
+        moved(windows.next_latents, device),
+        windows.weights[..., 0] > 0,
     )
-    features = {text: text_encoder.encode(text).to(device) for text in set(windows.instructions)}
+    features = {text: moved(text_encoder.encode(text), device) for text in set(windows.instructions)}
     return inputs, targets, [features[text] for text in windows.instructions]
 
 
@@ -76,8 +82,7 @@ def _drift(visible: Tensor, size: int, generator: torch.Generator | None) -> Ten
         size: numbers a step.
         generator: source of the noise; None: torch's own.
     """
-    device = visible.device if generator is None else generator.device
-    fresh = torch.randn(len(visible), visible.shape[1] + 1, size, generator=generator, device=device).to(visible.device)
+    fresh = normal((len(visible), visible.shape[1] + 1, size), visible.device, generator)
     drift = [fresh[:, 0]]
     for step in range(visible.shape[1]):
         # before an episode's first step no chunk is known, so that it does not matter what that step's drift follows

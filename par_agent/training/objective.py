@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from par_agent.data.windows import Windows
+from par_agent.device import moved
 from par_agent.modeling.par import PARLoss, PARModel
+from par_agent.modeling.random_numbers import integers, normal, seeded_generator, uniform
 from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.training.batches import displaced, tensors
 from par_agent.training.config import FinetuneConfig
@@ -37,17 +39,17 @@ class Objective(nn.Module):
     def forward(self, windows: Windows, number: int, device: torch.device) -> PARLoss:
         """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
         config, shape = self.config, windows.steps.shape
-        generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
+        generator = seeded_generator(config.seed * 1_000_003 + number)
         if config.recovery_noise and self.transforms is not None:
             length = self.model.config.action.chunk_length
             windows = displaced(windows, self.transforms, length, config.recovery_noise, generator)
         inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
         spread = config.proprioception_noise if self.transforms is not None else 0.0
-        noise = torch.randn(inputs.proprioception.shape, generator=generator, device=device)
-        dropped = torch.rand(shape, generator=generator, device=device) < config.past_action_dropout
-        alone = torch.rand(shape, generator=generator, device=device) < config.single_step
-        context = torch.randint(1, config.window + 1, shape, generator=generator, device=device)
-        offset = torch.randint(0, MOST_STEPS, (shape[0], 1), generator=generator, device=device)
+        noise = normal(inputs.proprioception.shape, device, generator)
+        dropped = uniform(shape, device, generator) < config.past_action_dropout
+        alone = uniform(shape, device, generator) < config.single_step
+        context = integers(1, config.window + 1, shape, device, generator)
+        offset = integers(0, MOST_STEPS, (shape[0], 1), device, generator)
         inputs = dataclasses.replace(
             inputs,
             proprioception=inputs.proprioception + spread * noise,
@@ -60,7 +62,7 @@ class Objective(nn.Module):
             inputs,
             offset + torch.arange(shape[1], device=device),
             targets,
-            context=torch.where(alone, 1, context).minimum(windows.visible.to(device)),
+            context=torch.where(alone, 1, context).minimum(moved(windows.visible, device)),
             frame_fraction=config.frame_fraction,
             generator=generator,
         )

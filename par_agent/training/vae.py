@@ -16,11 +16,13 @@ from tqdm import tqdm
 from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode
 from par_agent.data.hdf5 import HDF5Reader
 from par_agent.data.prefetch import prefetch
+from par_agent.device import moved
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, claimed_folder, only_process
 from par_agent.interrupts import Interrupted, deferred_interrupts
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.modeling.pretrained import save_module
+from par_agent.modeling.random_numbers import seeded_generator
 from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
 
@@ -183,8 +185,8 @@ def _train(
     ):
         for step, batch in enumerate(batches, start):
             set_learning_rate(optimizer, learning_rate(step, options.steps, options.warmup, options.learning_rate))
-            generator = torch.Generator(device).manual_seed(options.seed * 1_000_003 + step)
-            pixels = to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last)
+            generator = seeded_generator(options.seed * 1_000_003 + step)
+            pixels = to_pixels(moved(batch, device)).contiguous(memory_format=torch.channels_last)
             loss, squared = vae_loss(vae, pixels, options.kl_weight, generator)
             loss.backward()
             clip_and_step(vae, optimizer, 1.0, f"at step {step}")

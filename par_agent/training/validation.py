@@ -16,6 +16,7 @@ from torch import Tensor
 from par_agent.checkpoint import Checkpoint
 from par_agent.data.windows import Windows, WindowSampler, concatenate
 from par_agent.modeling.generation import RandomNoise
+from par_agent.modeling.random_numbers import seeded_generator
 from par_agent.training.batches import tensors
 from par_agent.training.vae import psnr
 from par_agent.transforms import Transforms
@@ -185,7 +186,7 @@ def _chunks(policy: Checkpoint, windows: Windows, z_action: Tensor) -> Tensor:
 
 def _frames(policy: Checkpoint, z_frame: Tensor) -> Tensor:
     """Predicted frames (k, H, W, 3) uint8 on the CPU, the same at every call, of conditions (k, F, D)."""
-    noise = RandomNoise(torch.Generator(z_frame.device).manual_seed(0))
+    noise = RandomNoise(seeded_generator(0), z_frame.device)
     return policy.encoder.decode(policy.model.sample_frame(z_frame, noise)).cpu()
 
 
