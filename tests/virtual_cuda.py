@@ -8,6 +8,7 @@ numpy, and generators of the CPU.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,10 @@ _POINTWISE = {"fill_", "where", "masked_fill", "masked_fill_", "lerp", "lerp_"}
 """Operations that take the CPU's numbers without dimensions, beside those that torch tags as pointwise."""
 
 
+_LAZY = {torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default}
+"""Operations that leave a mark on a tensor, which is not seen here, and those that do the work."""
+
+
 class CudaTensor(Tensor):
     """A tensor that claims to be on the first CUDA device."""
 
@@ -33,9 +38,10 @@ class CudaTensor(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor, requires_grad: bool = False) -> CudaTensor:
-        made = Tensor._make_wrapper_subclass(
-            cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, requires_grad=requires_grad
-        )
+        with torch.inference_mode(held.is_inference()):
+            made = Tensor._make_wrapper_subclass(
+                cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, requires_grad=requires_grad
+            )
         made.held = held
         return made
 
@@ -67,6 +73,7 @@ class CudaTensor(Tensor):
         kwargs = kwargs or {}
         given = tree_flatten((args, kwargs))[0]
         check_devices(func, args, given)
+        func = _LAZY.get(func, func)
         result = func(*tree_map_only(CudaTensor, _held, args), **tree_map_only(CudaTensor, _held, kwargs))
         if func.overloadpacket.__name__ == "_to_copy" and not isinstance(args[0], CudaTensor):
             return result
@@ -89,7 +96,8 @@ def check_devices(func: Any, args: tuple[Any, ...], given: list[Any]) -> None:
     if any(isinstance(value, torch.Generator) for value in given):
         raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' ({name})")
     foreign = [value for value in given if isinstance(value, Tensor) and not isinstance(value, CudaTensor)]
-    if not foreign or name in _ACROSS:
+    # Derivatives make zeros of their own, which here lie in the CPU's memory and claim nothing.
+    if not foreign or name in _ACROSS or torch._C._current_autograd_node() is not None:
         return
     if name in _INDEXED and isinstance(args[0], CudaTensor):
         indices = tree_flatten(args[1])[0]
@@ -118,6 +126,8 @@ class _Placement(TorchFunctionMode):
             if isinstance(args[0], CudaTensor):
                 raise RuntimeError(f"cannot pin 'torch.cuda.FloatTensor' ({name})")
             return args[0] if name == "pin_memory" else False
+        if name == "new_tensor":
+            kwargs.setdefault("device", args[0].device)
         if kwargs.get("device") is None:
             return func(*args, **kwargs)
         device = torch.device(kwargs.pop("device"))
@@ -125,7 +135,9 @@ class _Placement(TorchFunctionMode):
             return func(*args, device=device, **kwargs)
         if device.type == "cuda" and kwargs.get("generator") is not None:
             raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' ({name})")
-        return _placed(func(*args, device="cpu", **kwargs), device)
+        leaf = kwargs.pop("requires_grad", False)
+        made = _placed(func(*args, device="cpu", **kwargs), device)
+        return made.requires_grad_() if leaf else made
 
 
 def _moved(func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -174,7 +186,7 @@ def _placed(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextlib.contextmanager
 def virtual_cuda(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """A machine with one CUDA device, as far as this thread is concerned."""
+    """A machine with one CUDA device, for the block and the threads that it starts."""
     for name, value in {
         "is_available": True,
         "device_count": 1,
@@ -183,7 +195,18 @@ def virtual_cuda(patch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         "get_device_name": "virtual",
         "get_device_capability": (9, 0),
         "synchronize": None,
+        "get_rng_state": None,
+        "set_rng_state": None,
     }.items():
         patch.setattr(torch.cuda, name, lambda *args, _value=value, **options: _value)
+    autocast = torch.autocast
+    patch.setattr(torch, "autocast", lambda device_type, *args, **options: autocast("cpu", *args, **options))
+    run = threading.Thread.run
+
+    def run_there(thread: threading.Thread) -> None:
+        with _Placement():
+            run(thread)
+
+    patch.setattr(threading.Thread, "run", run_there)
     with _Placement():
         yield DEVICE
