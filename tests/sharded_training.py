@@ -1,87 +1,87 @@
-"""Run by torchrun: one tiny model trained on two processes with its weights sharded (FSDP2), another one whole.
+"""Run by torchrun on two processes: one training run with its weights whole on both, then with them sharded (FSDP2).
 
-accelerate takes FSDP to GPUs only, so that the sharding is torch's own here; averages and checkpoints are ours.
+accelerate takes FSDP to GPUs only; beyond that decision, which is made for it here, all is as with the file of options
+in `par_agent/training/README.md`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import shutil
 import sys
 from pathlib import Path
 
 import torch
-import torch.distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
-from par_agent.modeling.blocks import Block
-from par_agent.modeling.par import PARModel, Targets
-from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from par_agent.training.optimisation import EMA, make_optimizer
-from tiny import tiny_features, tiny_inputs, tiny_model
+from par_agent.training import finetune as training
+from par_agent.training.config import FinetuneConfig
+from tiny import tiny_run
 
+ENVIRONMENT = {
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+"""What `accelerate launch` makes of the file."""
+STEPS = 4
 
-class Loss(torch.nn.Module):
-    """The model's loss on a fixed batch, behind a module's forward, as in par_agent.training.objective."""
-
-    def __init__(self, model: PARModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, step: int) -> torch.Tensor:
-        inputs = tiny_inputs(3, 2, seed=step)
-        targets = Targets(inputs.actions, torch.ones(3, 2, 4), inputs.latents, torch.ones(3, 2, dtype=torch.bool))
-        generator = torch.Generator().manual_seed(step)
-        steps = torch.arange(2).expand(3, 2)
-        return self.model.loss(tiny_features(3), inputs, steps, targets, generator=generator).total
+make_accelerator = training.make_accelerator
 
 
-class Run:
-    """A model, its average and its optimiser."""
+def sharding_accelerator(config: FinetuneConfig) -> Accelerator:
+    """As on GPUs, where accelerate shards."""
+    accelerator = make_accelerator(config)
+    for state in (accelerator.state, PartialState()):
+        state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    return accelerator
 
-    def __init__(self, sharded: bool, seed: int = 0) -> None:
-        self.loss = Loss(tiny_model(seed=seed).train())
-        if sharded:
-            mesh = init_device_mesh("cpu", (2,))
-            for module in list(self.loss.modules()):
-                if isinstance(module, Block):
-                    fully_shard(module, mesh=mesh)
-            fully_shard(self.loss, mesh=mesh)
-        self.optimizer = make_optimizer(self.loss, 1e-3, 0.1)
-        self.average = EMA(self.loss, 0.9)
-        self.weights = {"model": self.loss.state_dict(), "ema": self.average.tensors}
 
-    def train(self, start: int, stop: int) -> None:
-        for step in range(start, stop):
-            self.loss(step).backward()
-            torch.nn.utils.clip_grad_norm_(self.loss.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.average.update(self.loss, step)
+class Watched(training.Training):
+    """The real training; says whether its weights are sharded."""
+
+    def run(self) -> None:
+        sharded = [isinstance(value, DTensor) for value in self.model.parameters()]
+        wanted = self.accelerator.distributed_type == DistributedType.FSDP
+        assert all(sharded) == any(sharded) == wanted
+        super().run()
 
 
 def main(folder: Path) -> None:
-    """Trains both, resumes the sharded one from its own checkpoint, and compares what is on disk."""
+    """Trains, resumes from a checkpoint of the middle, and compares the policies."""
+    Accelerator.end_training = lambda self: self.wait_for_everyone()  # type: ignore[method-assign]
+    training.Training = Watched  # type: ignore[misc]
+    first = int(os.environ["RANK"]) == 0
+    config = tiny_run(folder) if first else None
     torch.distributed.init_process_group("gloo")
-    main_process = torch.distributed.get_rank() == 0
-    whole, sharded, resumed = Run(False), Run(True), Run(True, seed=1)
-    whole.train(0, 4)
-    sharded.train(0, 2)
-    save_checkpoint(folder / "half", 2, sharded.weights, sharded.optimizer, {}, write=main_process)
+    found = [config]
+    torch.distributed.broadcast_object_list(found)
+    assert found[0] is not None
+    options = {"steps": STEPS, "keep": STEPS, "validate_every": 2, "gradient_checkpointing": True}
+    config = dataclasses.replace(found[0], **options)
+    whole, sharded = (dataclasses.replace(config, out=folder / name) for name in ("whole", "sharded"))
+    training.finetune(whole)
+    os.environ.update(ENVIRONMENT)
+    training.make_accelerator = sharding_accelerator
+    training.finetune(sharded)
+    if first:
+        for step in range(STEPS // 2, STEPS):
+            shutil.rmtree(sharded.out / "checkpoints" / f"step_{step + 1:08d}")
+        (sharded.out / "policy").rename(folder / "uninterrupted")
     torch.distributed.barrier()
-    found = latest_checkpoint(folder / "half")
-    assert found is not None
-    load_checkpoint(found, resumed.weights, resumed.optimizer)
-    for run in (sharded, resumed):
-        run.train(2, 4)
-    for name, run in {"sharded": sharded, "resumed": resumed}.items():
-        save_checkpoint(folder / name, 4, run.weights, run.optimizer, {}, write=main_process)
-    torch.distributed.barrier()
-    for name in ("sharded", "resumed"):
-        other = Run(False, seed=2)
-        load_checkpoint(folder / name / "step_00000004", other.weights, other.optimizer)
-        for kind in ("model", "ema"):
-            for key, value in whole.weights[kind].items():
-                torch.testing.assert_close(other.weights[kind][key], value, rtol=1e-5, atol=1e-5)
+    training.finetune(sharded)
+    if first:
+        resumed = load_file(sharded.out / "policy" / "model.safetensors")
+        expected = load_file(whole.out / "policy" / "model.safetensors")
+        for name, value in load_file(folder / "uninterrupted" / "model.safetensors").items():
+            torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
     torch.distributed.destroy_process_group()
 
 

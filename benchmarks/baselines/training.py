@@ -29,7 +29,7 @@ from par_agent.training.batches import displaced, tensors
 from par_agent.training.checkpoint import whole
 from par_agent.training.config import TrainingConfig
 from par_agent.training.finetune import make_accelerator
-from par_agent.training.loop import SavedPolicy, TrainingLoop
+from par_agent.training.loop import SavedPolicy, TrainingLoop, channels_last
 from par_agent.training.monitor import Monitor
 from par_agent.training.setup import image_size, open_samplers
 from par_agent.training.validation import action_metrics, held_out_windows
@@ -142,7 +142,6 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
             f"--window is {config.window}; {config.method} reads {model.most} steps at most: give a shorter --window, "
             "or a larger size by --model"
         )
-    model.stem.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     shape = (sizes.latent_channels, *sizes.latent_size)
     train, held_out = open_samplers(config, indices, encoder, config.vae, shape, model.sequence)
     prompts: dict[str, Prompt] = {}
@@ -180,6 +179,7 @@ class BaselineTraining(TrainingLoop):
 
     def __init__(self, config: BaselineConfig, setup: BaselineSetup, accelerator: Accelerator) -> None:
         self.setup = setup
+        channels_last(setup.model.stem.patch_embed, accelerator)
         if config.compile:
             setup.model.compile_for_training()
         objective = BaselineObjective(setup.model, setup.transforms, config)

@@ -20,7 +20,7 @@ from typing import Any, Protocol, get_type_hints
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from par_agent.checkpoint import Checkpoint
@@ -331,6 +331,12 @@ class TrainingLoop(abc.ABC):
         self.progress.processor_seconds += time.process_time() - self._processor
 
 
+def channels_last(module: nn.Module, accelerator: Accelerator) -> None:
+    """Lays the weights of convolutions out channels last, in which they are quicker; not for FSDP, which refuses it."""
+    if accelerator.distributed_type != DistributedType.FSDP:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 class Training(TrainingLoop):
     """Training of a PAR policy.
 
@@ -349,7 +355,7 @@ class Training(TrainingLoop):
     ) -> None:
         self.setup, self._drawn = setup, -math.inf
         model = setup.model.to(accelerator.device)
-        model.nova.video_encoder.patch_embed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(model.nova.video_encoder.patch_embed, accelerator)
         model.set_gradient_checkpointing(config.gradient_checkpointing)
         if config.compile:
             model.compile_for_training()
