@@ -46,6 +46,21 @@ def floating_type(name: str | torch.dtype) -> torch.dtype:
     return known[str(name)]  # type: ignore[no-any-return]
 
 
+def computes_bfloat16() -> bool:
+    """Whether the CUDA device multiplies bfloat16 itself; those before compute capability 8.0 emulate it, slowly."""
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def use_tf32(allowed: bool) -> None:
+    """Decides for this process whether GPUs round the factors of float32 products to TF32's 10 bits, which is far
+    quicker from compute capability 8.0 on."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on ``device``; the CPU goes on before a GPU has taken its tensor over."""
     import torch

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from par_agent.checkpoint import Acting, Checkpoint
-from par_agent.device import usable_device
+from par_agent.device import usable_device, use_tf32
 from par_agent.episode import (
     EpisodeState,
     Imagination,
@@ -151,7 +151,8 @@ class PARPolicy:
             instruction: what to do; :data:`par_agent.tasks.TASKS` has the tasks' own. See the class.
             device: ``"cpu"``, ``"cuda"``, …; None: torch's default device.
             dtype: what the model computes in; ``"float16"`` or ``"bfloat16"`` take half the memory, and on a GPU far
-                less time for a model on NOVA's weights.
+                less time for a model on NOVA's weights. ``"tf32"``: float32 whose factors a GPU rounds to 10 bits, from
+                here on in the whole process.
             seed: see the class.
             **acting: see the class.
 
@@ -167,6 +168,9 @@ class PARPolicy:
                 f"no checkpoint {str(name_or_folder)!r}: neither a folder nor bundled (bundled: "
                 f"{', '.join(bundled) or 'none'})"
             )
+        if dtype == "tf32":
+            use_tf32(True)
+            dtype = "float32"
         return cls(Checkpoint.load(folder, device, dtype), instruction, seed=seed, **acting)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:

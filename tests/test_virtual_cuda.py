@@ -23,6 +23,7 @@ from nova_fixtures import ROOT, write_released_folder
 from par_agent import PARPolicy
 from par_agent.checkpoint import Acting, Checkpoint
 from par_agent.cli import main
+from par_agent.errors import UserError
 from par_agent.modeling.frame_encoder import VideoFrameEncoder, load_frame_encoder
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.par import PARModel, Targets
@@ -51,6 +52,14 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
     monkeypatch.setattr("par_agent.modeling.attention.SHORT", 0)
     yield lambda: virtual_cuda(monkeypatch)
     AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Puts torch's switches back where they were."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def on(value: Any, device: Any) -> Any:
@@ -138,6 +147,20 @@ def test_a_policy_acts_plans_imagines_and_resets_rows_as_on_the_cpu(cuda: Any, p
         close(expected, play(device))
 
 
+def test_a_policy_acts_in_half_precision_and_in_tf32(cuda: Any, policy_folder: str, tf32: None) -> None:
+    with cuda() as device:
+        chunks = [
+            PARPolicy.from_pretrained(policy_folder, INSTRUCTION, device=device, dtype=dtype).plan(
+                on(observation(2), device)
+            )
+            for dtype in ("float32", "bfloat16", "tf32")
+        ]
+    single, half, rounded = (chunk.actions.cpu() for chunk in chunks)
+    close([single], [half], 0.1)
+    close([single], [rounded])
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("kind", ["mini", "nova", "recomputed", "noar", "discrete", "noimagine"])
 def test_losses_and_gradients_are_those_of_the_cpu(cuda: Any, kind: str) -> None:
     def learn(device: Any) -> list[Tensor]:
@@ -187,6 +210,24 @@ def test_a_training_run_steps_averages_measures_draws_saves_and_resumes(cuda: An
     close(steps[:1], steps[1:2], 0.02)  # Adam makes as much of a gradient's noise as of its largest number
     close(steps[:1], steps[2:], 0.5)
     assert len(list((tmp_path / "cuda" / "pictures").iterdir())) == 1
+
+
+def test_a_card_without_bfloat16_trains_in_float32_and_says_so(
+    cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tf32: None
+) -> None:
+    config = tiny_run(tmp_path, steps=1)
+    with cuda():
+        assert dataclasses.replace(config, device="cuda").mixed_precision == "bf16"
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        for precision in ("bfloat16", "tf32"):
+            with pytest.raises(UserError, match=f"precision is {precision}, in which virtual does not compute"):
+                dataclasses.replace(config, device="cuda", precision=precision)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        finetune(dataclasses.replace(config, device="cuda"))
+    assert "virtual does not compute in bfloat16: training in float32" in capsys.readouterr().out
+    assert not torch.backends.cuda.matmul.allow_tf32
+    with pytest.raises(UserError, match="tf32, which is for GPUs"):
+        dataclasses.replace(config, precision="tf32")
 
 
 def test_the_frame_vae_trains(cuda: Any, tmp_path: Path) -> None:

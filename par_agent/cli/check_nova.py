@@ -76,11 +76,10 @@ def main(config: CheckNovaConfig) -> int:
     """Prints one row per reference tensor; returns 1 if any is off or was not computed."""
     import torch
 
-    from par_agent.device import usable_device
+    from par_agent.device import usable_device, use_tf32
 
     device = usable_device(config.device)
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    use_tf32(False)
     reference = _read_reference(config.io)
     description = read_object(config.io.with_suffix(".json"))
     compute = _computation(config, reference, description, device, getattr(torch, config.dtype))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from par_agent.device import computes_bfloat16
 from par_agent.errors import UserError
 from par_agent.files import claimed_folder, only_process, read_json
 from par_agent.modeling.config import PARConfig
@@ -36,9 +37,10 @@ class RunOptions:
     """Fixes initial weights, order and noise."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where it runs: on the CPU, or on one GPU per process."""
-    precision: Literal["float32", "bfloat16"] | None = None
-    """Arithmetic of the loss; weights are float32 in any case. Not given: bfloat16 on cuda, float32 on the CPU, where
-    bfloat16 is far faster on processors that multiply it (AVX512-BF16, AMX)."""
+    precision: Literal["float32", "tf32", "bfloat16"] | None = None
+    """Arithmetic of the loss; weights are float32 in any case. Not given: bfloat16 on a GPU that computes in it
+    (compute capability 8.0), else float32. On the CPU bfloat16 is far faster on processors that multiply it
+    (AVX512-BF16, AMX). tf32, for GPUs: float32 whose factors are rounded to 10 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,16 +221,29 @@ class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions
 
             if not torch.cuda.is_available():
                 raise UserError("device is cuda, but PyTorch finds no CUDA device here; use --device cpu")
+            if self.precision in ("tf32", "bfloat16") and not computes_bfloat16():
+                raise UserError(
+                    f"precision is {self.precision}, in which {torch.cuda.get_device_name()} does not compute: leave "
+                    "--precision out, or give float32"
+                )
+        elif self.precision == "tf32":
+            raise UserError("precision is tf32, which is for GPUs; on the CPU give float32 or bfloat16")
 
     def model_defaults(self) -> dict[str, float]:
         """Values of options that are 0, which stands for the model's own."""
         return SMALL_MODEL
 
     @property
+    def arithmetic(self) -> str:
+        """The precision, also where none was given."""
+        if self.precision is not None:
+            return self.precision
+        return "bfloat16" if self.device == "cuda" and computes_bfloat16() else "float32"
+
+    @property
     def mixed_precision(self) -> str:
         """The precision in accelerate's words."""
-        precision = self.precision or ("bfloat16" if self.device == "cuda" else "float32")
-        return {"float32": "no", "bfloat16": "bf16"}[precision]
+        return "bf16" if self.arithmetic == "bfloat16" else "no"
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""

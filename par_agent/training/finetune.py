@@ -6,6 +6,7 @@ import contextlib
 import os
 from datetime import timedelta
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import (
@@ -16,6 +17,7 @@ from accelerate.utils import (
 )
 
 from par_agent.checkpoint import Checkpoint
+from par_agent.device import use_tf32
 from par_agent.errors import UserError
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.loop import Rollouts, Training
@@ -85,6 +87,10 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         ],
     )
+    if config.device == "cuda":
+        use_tf32(config.arithmetic != "float32")
+        if config.precision is None and config.arithmetic == "float32":
+            accelerator.print(f"{torch.cuda.get_device_name()} does not compute in bfloat16: training in float32")
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("FSDP's first version is not supported: put `fsdp_version: 2` into accelerate's file")
     return accelerator
