@@ -83,6 +83,12 @@ def test_checkpoints_that_do_not_say_their_controller_are_read_as_before() -> No
     check_task(dataclasses.replace(other, image_size=None), get_task("PushCube"))
 
 
+def test_a_new_camera_leaves_the_controller_as_it_was() -> None:
+    own = dataclasses.replace(tiny_transforms(), relative=(False,) * SIZE, control_mode="pd_joint_vel")
+    merged = own.with_camera_of(tiny_transforms("hand_camera"))
+    assert (merged.camera, merged.control_mode, merged.relative) == ("hand_camera", "pd_joint_vel", (False,) * SIZE)
+
+
 def test_a_policys_task_has_its_controller_and_is_not_called_the_protocols(tmp_path: Path) -> None:
     checkpoint = task_checkpoint()
     checkpoint.save(tmp_path / "joints")
