@@ -227,7 +227,7 @@ def test_the_seed_is_where_maniskill_writes_it(tmp_path, entry, seed):
             {"elapsed_steps": 5},
             "traj_4 holds 3 actions, its JSON tells of 5 steps; the two files do not belong together",
         ),
-        ({"reset_kwargs": []}, r"episode 4.reset_kwargs is \[\]; expected an object or null"),
+        ({"reset_kwargs": []}, r"episode 4.reset_kwargs is \[\]; expected an object"),
     ],
 )
 def test_what_the_json_tells_wrongly_of_an_episode_is_named_and_the_others_are_read(tmp_path, entry, message):
