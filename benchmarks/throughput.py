@@ -26,10 +26,12 @@ from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSource, LatentSpec, cached_latents, file_hash
+from par_agent.data.latent_cache import CachedLatents
+from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec, file_hash
 from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import MixedSampler, Windows, WindowSampler
 from par_agent.errors import UserError
+from par_agent.modeling.frame_encoder import describe_frame_encoder
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.weights import find_weights
 from par_agent.training.batches import tensors
@@ -181,15 +183,16 @@ def open_data(config: ThroughputConfig, checkpoint: Checkpoint) -> MixedSampler:
     check_conventions(indices, transforms, f"the checkpoint {config.init}")
     shape = (model.nova.latent_channels, *model.nova.latent_size)
     digest = file_hash(find_weights(config.init / "frame_encoder"))
-    spec = LatentSpec(transforms.camera, digest, shape, config.variants, Augmentation())
+    about = describe_frame_encoder(encoder)
+    spec = LatentSpec(transforms.camera, digest, shape, config.variants, Augmentation(), about)
 
     def encode(frames: Tensor) -> Tensor:
         return encoder.encode(frames.to(config.device))
 
     def source(index: EpisodeIndex) -> LatentSource:
-        return (
-            CachedLatents(cached_latents(index, spec, encode)) if config.cache else EncodedFrames(index, spec, encode)
-        )
+        source = CachedLatents(index, spec, encode) if config.cache else EncodedFrames(index, spec, encode)
+        source.prepare()
+        return source
 
     samplers = [WindowSampler(index, source(index), index.split()[0], config.window, 0) for index in indices]
     return MixedSampler(samplers, [1.0] * len(samplers), config.batch_size)

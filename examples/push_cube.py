@@ -1,17 +1,12 @@
 """The bundled PAR policy pushes a cube, in plain ManiSkill; writes rollout.mp4 beside where it is run."""
 
-import gymnasium as gym
-import mani_skill.envs  # noqa: F401  registers the environments
 from mani_skill.utils.wrappers import RecordEpisode
 
-from par_agent import PARPolicy
-from par_agent.evaluation import RenderCameraObservation
+from par_agent import PARPolicy, make_env
 
 policy = PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
-env = gym.make(
-    "PushCube-v1", obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", max_episode_steps=200
-)
-env = RecordEpisode(RenderCameraObservation(env, policy), "videos", save_trajectory=False, video_fps=20)
+env = make_env("PushCube", policy, max_episode_steps=200)
+env = RecordEpisode(env, "videos", save_trajectory=False, video_fps=20)
 
 obs, _ = env.reset(seed=7)
 policy.reset(seed=0)

@@ -2,8 +2,9 @@
 
 The names below are imported when they are first used: `import par_agent` is quick and needs no renderer.
 
-    from par_agent import PARPolicy
-    policy = PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
+    import par_agent
+    policy = par_agent.PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
+    env = par_agent.make_env("PushCube", policy)
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from par_agent.evaluation.environment import make_env
     from par_agent.modeling import PARModel
     from par_agent.policy import PARPolicy
 
 __version__ = "0.1.0"
 
-__all__ = ["PARModel", "PARPolicy", "__version__"]
+__all__ = ["PARModel", "PARPolicy", "__version__", "make_env"]
 
-_LAZY = {"PARModel": "par_agent.modeling", "PARPolicy": "par_agent.policy"}
+_LAZY = {
+    "PARModel": "par_agent.modeling",
+    "PARPolicy": "par_agent.policy",
+    "make_env": "par_agent.evaluation.environment",
+}
 
 
 def __getattr__(name: str) -> Any:

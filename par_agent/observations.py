@@ -19,6 +19,10 @@ LARGEST = 1e6
 """Joint positions and extra observations are smaller than this; what is not was not measured."""
 
 
+AGE = "age"
+"""Where an observation may say, beside a camera's ``rgb``, how many control steps old the image is: (B,) int32."""
+
+
 def as_tensor(value: Any, name: str) -> Tensor:
     """A tensor, array or list of numbers as a tensor, also an array that torch does not take as it lies in memory.
 
@@ -45,22 +49,66 @@ def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> 
         UserError: another camera, image size, number of joints or controller.
     """
     check_camera("this checkpoint", transforms.camera, spec, track)
-    size = transforms.image_size
-    if transforms.camera == spec.camera and size is not None and size != tuple(spec.image_size):
+    size = tuple(spec.image_size) if transforms.camera == spec.camera else None
+    _check(transforms, f"task {spec.name}", size, spec.joint_count, spec.action_size, spec.control_mode)
+
+
+def check_environment(transforms: Transforms, env: Any) -> None:
+    """Compares a checkpoint's conventions with a ManiSkill environment.
+
+    Args:
+        transforms: the checkpoint's.
+        env: made by ``gym.make``, wrapped or not.
+
+    Raises:
+        UserError: it is none, of one robot, or has another camera, image size, number of joints or controller.
+    """
+    base = getattr(env, "base_env", env.unwrapped)
+    robot = getattr(getattr(base, "agent", None), "robot", None)
+    if robot is None:
+        raise UserError(f"expected a ManiSkill environment of one robot, got {type(base).__name__}")
+    name = type(base).__name__ if base.spec is None else base.spec.id
+    sensors, render_cameras = base.scene.sensors, base.scene.human_render_cameras
+    camera = {**sensors, **render_cameras}.get(transforms.camera)
+    if camera is None:
+        known = ", ".join([*render_cameras, *sensors]) or "none"
+        raise UserError(f"this checkpoint sees through {transforms.camera!r}; {name} has the cameras {known}")
+    if transforms.camera in sensors and not base.obs_mode_struct.visual.rgb:
         raise UserError(
-            f"this checkpoint was trained on {size[0]}x{size[1]} images of {spec.camera}; task {spec.name} has "
-            f"{spec.image_size[0]}x{spec.image_size[1]}"
+            f"this checkpoint sees through {transforms.camera!r}; {name} observes no images (obs_mode "
+            f'{base.obs_mode!r}): make it with obs_mode="rgb"'
         )
-    if transforms.joint_count != spec.joint_count:
+    size, actions = (camera.config.height, camera.config.width), base.single_action_space.shape
+    _check(transforms, name, size, robot.max_dof, actions[0], base.control_mode)
+
+
+def _check(
+    transforms: Transforms, name: str, size: tuple[int, ...] | None, joints: int, action_size: int, control_mode: str
+) -> None:
+    """Compares a checkpoint's conventions with what is called ``name``; ``size`` is that of its camera's images."""
+    wanted = transforms.image_size
+    if None not in (size, wanted) and size != wanted:
         raise UserError(
-            f"this checkpoint reads {transforms.joint_count} joint positions; the robot of {spec.name} has "
-            f"{spec.joint_count}"
+            f"this checkpoint was trained on {_pixels(wanted)} images of {transforms.camera}; {name} has "
+            f"{_pixels(size)}: give that camera the checkpoint's resolution"
         )
-    if transforms.control_mode not in (UNKNOWN_CONTROLLER, spec.control_mode):
+    if transforms.joint_count != joints:
         raise UserError(
-            f"this checkpoint commands {transforms.control_mode}; task {spec.name} takes {spec.control_mode}: give its "
-            "environment the checkpoint's control mode"
+            f"this checkpoint reads {transforms.joint_count} joint positions; the robot of {name} has {joints}"
         )
+    if transforms.control_mode not in (UNKNOWN_CONTROLLER, control_mode):
+        raise UserError(
+            f"this checkpoint commands {transforms.control_mode}; {name} takes {control_mode}: give its environment "
+            f"the checkpoint's control mode (control_mode={transforms.control_mode!r})"
+        )
+    if transforms.action_size != action_size:
+        raise UserError(
+            f"this checkpoint gives {transforms.action_size} numbers per action; {name} takes {action_size}"
+        )
+
+
+def _pixels(size: tuple[int, ...] | None) -> str:
+    return "x".join(map(str, size or ()))
 
 
 def proprioception(obs: dict[str, Any], transforms: Transforms) -> Tensor:
@@ -130,12 +178,18 @@ def camera_images(obs: dict[str, Any], camera: str, batch: int) -> Tensor:
     """A camera's images (batch, H, W, 3) uint8.
 
     Raises:
-        UserError: there are none, or of another shape or type.
+        UserError: there are none, or of another shape or type; or they are older than the joint positions.
     """
     fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
     if camera == "render_camera":
         fix = "wrap the environment in par_agent.evaluation.RenderCameraObservation"
     value = as_tensor(_lookup(obs, ("sensor_data", camera, "rgb"), fix), f'obs["sensor_data"][{camera!r}]["rgb"]')
+    age = as_tensor(obs["sensor_data"][camera].get(AGE, 0), AGE)
+    if bool((age > 0).any()):
+        raise UserError(
+            f"the image of {camera} is {int(age.max())} control steps old: the environment rendered none, because the "
+            "policy that it was wrapped with was not about to look; act with that policy, and reset both together"
+        )
     batched = value[None] if value.ndim == 3 else value
     if batched.ndim != 4 or batched.shape[3] != 3 or len(batched) != batch or batched.dtype != torch.uint8:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -33,10 +34,11 @@ from par_agent.errors import UserError
 from par_agent.instructions import Instructions
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
 from par_agent.modeling.generation import GenerationConfig
-from par_agent.observations import camera_images, check_task, proprioception
+from par_agent.observations import camera_images, check_environment, check_task, proprioception
+from par_agent.tasks import TaskSpec
 
 if TYPE_CHECKING:
-    from par_agent.tasks import TaskSpec
+    import gymnasium as gym
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -128,6 +130,13 @@ class PARPolicy:
             raise UserError(
                 f"context is {self.acting.context}; this checkpoint was trained on {most} physical tokens at most"
             )
+        if self.transforms.image_size is None:
+            warnings.warn(
+                f"this checkpoint does not say how large the images of {self.transforms.camera} were that it was "
+                "trained on, and images of another size would show it another part: compare yours with its training "
+                'data, and write their height and width into policy.json ("image_size")',
+                stacklevel=2,
+            )
         self._told = Instructions.read(instruction, checkpoint.text_encoder, self.device)
         self._seed = checked_seed(seed)
         self._state: EpisodeState | None = None
@@ -177,13 +186,20 @@ class PARPolicy:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""
         dataclasses.replace(self.checkpoint, acting=self.acting).save(folder, dtype)
 
-    def check(self, spec: TaskSpec, track: str = "paper") -> None:
-        """Compares the checkpoint's conventions with a task's, as a track shows it.
+    def check(self, target: TaskSpec | gym.Env, track: str = "paper") -> None:
+        """Compares the checkpoint's conventions with those of a task or of an environment.
+
+        Args:
+            target: a task, as ``track`` shows it, or a ManiSkill environment, wrapped or not.
+            track: one of :data:`par_agent.tasks.TRACKS`; of a task only.
 
         Raises:
             UserError: another camera, image size, number of joints or controller.
         """
-        check_task(self.transforms, spec, track)
+        if isinstance(target, TaskSpec):
+            check_task(self.transforms, target, track)
+        else:
+            check_environment(self.transforms, target)
 
     @property
     def needs_frame(self) -> bool:
@@ -227,7 +243,7 @@ class PARPolicy:
             new = Instructions.read(instruction, self.checkpoint.text_encoder, self.device)
             told = new if rows is None else told.with_rows(rows.tolist(), new, count)
         if seed is not None:
-            self._seed = checked_seed(seed)
+            self._seed = seed = checked_seed(seed)
         elif state is not None and rows is None:
             self._seed = next_seed(state.generators)
         self._told = told

@@ -15,7 +15,8 @@ from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions, fit_transforms, joint_targets
 from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents
+from par_agent.data.latent_cache import CachedLatents, cached_latents
+from par_agent.data.latents import EncodedFrames, LatentSpec
 from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
@@ -63,35 +64,6 @@ def test_a_damaged_episode_in_the_middle_is_named_with_the_flag_that_skips_it(tm
         windows.sample(0, len(windows))
 
 
-def test_latents_of_frames_that_were_rendered_anew_are_computed_anew(tmp_path: Path) -> None:
-    tiny_dataset(tmp_path)
-    encoded: list[int] = []
-
-    def counting(frames: torch.Tensor) -> torch.Tensor:
-        encoded.append(len(frames))
-        return pixels(frames)
-
-    for again in (False, True):
-        first = cached_latents(EpisodeIndex(RenderedDataset(tmp_path), LENGTH), SPEC, counting)
-        assert bool(encoded) != again, "what is there is not computed twice"
-        encoded.clear()
-    spec = read_json(tmp_path / "spec.json")
-    write_json(tmp_path / "spec.json", spec | {"crop": [0, 8, 16, 16]})
-    second = cached_latents(EpisodeIndex(RenderedDataset(tmp_path), LENGTH), SPEC, counting)
-    assert sum(encoded) == first.shape[0] * first.shape[1] and second.shape == first.shape
-
-
-def test_two_processes_do_not_compute_the_same_latents(tmp_path: Path) -> None:
-    index = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path)), LENGTH)
-
-    def meanwhile(frames: torch.Tensor) -> torch.Tensor:
-        with pytest.raises(UserError, match=r"another process computes the latents of .* now; wait for it to end"):
-            cached_latents(index, SPEC, pixels)
-        return pixels(frames)
-
-    assert cached_latents(index, SPEC, meanwhile).shape[1] == index.num_frames
-
-
 def test_skipping_leaves_out_the_damaged_ones_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     tiny_dataset(tmp_path)
     whole = EpisodeIndex(RenderedDataset(tmp_path), LENGTH)
@@ -102,10 +74,11 @@ def test_skipping_leaves_out_the_damaged_ones_alone(tmp_path: Path, capsys: pyte
     assert [path.name[-4] for path in dataset.skipped] == ["3", "5"] and len(dataset) == 4
     assert "episode_000003.h5 is damaged" in "".join(capsys.readouterr())
     index = EpisodeIndex(dataset, LENGTH)
-    latents = cached_latents(index, SPEC, pixels)
-    assert latents.shape[1] == index.num_frames < whole.num_frames
+    assert cached_latents(index, SPEC, pixels).shape[1] == index.num_frames < whole.num_frames
     assert len(list((tmp_path / "latents").glob("*.npy"))) == 2, "the cache of all episodes is another file"
-    sampler = WindowSampler(index, CachedLatents(latents), list(range(4)), 1, seed=0)
+    latents = CachedLatents(index, SPEC, pixels)
+    latents.prepare()
+    sampler = WindowSampler(index, latents, list(range(4)), 1, seed=0)
     windows = sampler.sample(0, len(sampler), augment=False)
     for row, name in enumerate(windows.episodes):
         frames = read_episode(tmp_path / "episodes" / name.split("/")[1]).frames["render_camera"]
@@ -120,6 +93,14 @@ SECOND: dict[str, tuple[str, object, str]] = {
     "no actions": ("actions", None, "it holds no actions"),
     "a link": ("actions", h5py.ExternalLink("/etc/passwd", "actions"), "actions is a link"),
     "NaN": ("actions", np.full((6, 8), np.nan, np.float32), "actions hold NaN"),
+    "too large": (
+        "proprioception",
+        np.full((7, 9), 1e30, np.float32),
+        "hold numbers too large in row 0",
+    ),
+    "complex": ("proprioception", np.zeros((7, 9), np.complex64), "proprioception is stored as complex64"),
+    "booleans": ("actions", np.zeros((6, 8), bool), "actions is stored as bool"),
+    "wide frames": ("frames/render_camera", np.zeros((3, 16, 16, 3), np.int16), "is stored as int16; expected uint8"),
     "shifted": (
         "frame_steps",
         np.array([1, 4, 6], np.int32),
@@ -191,7 +172,12 @@ def test_a_dataset_of_damaged_episodes_alone_is_refused(tmp_path: Path) -> None:
     [
         ("actions", np.zeros((3, 8), np.float32), "3 actions and 8 joint positions; expected one position more"),
         ("actions", np.full((7, 8), np.nan, np.float32), "actions hold NaN"),
-        ("proprioception", np.full((8, 9), np.inf, np.float32), "proprioception hold NaN or infinity"),
+        ("proprioception", np.full((8, 9), np.inf, np.float32), "proprioception hold NaN or infinity in row 0: inf"),
+        (
+            "proprioception",
+            np.eye(8, 9, -3, np.float32) * 1e30,
+            r"proprioception hold numbers too large in row 3",
+        ),
         ("frame_steps", np.array([0, 4, 9], np.int32), r"frames at control steps \[0, 4, 9\] of 7"),
         ("frame_steps", np.array([4, 0, 7], np.int32), "frames at control steps"),
         ("frame_steps", np.array([0, 7], np.int32), "3 frames of render_camera at 2 control steps"),
@@ -227,6 +213,17 @@ def test_frames_that_are_not_rgb_bytes_are_not_written(tmp_path: Path, frames: n
     odd = dataclasses.replace(read_episode(path), frames={"render_camera": frames})
     with pytest.raises(UserError, match=r"odd\.h5 would hold frames of render_camera of shape .* expected RGB"):
         write_episode(tmp_path / "odd.h5", odd)
+
+
+@pytest.mark.parametrize(("name", "value"), [("proprioception", np.nan), ("actions", 1e30), ("extra", np.inf)])
+def test_numbers_that_no_robot_has_are_never_written(tmp_path: Path, name: str, value: float) -> None:
+    whole = read_episode(episode(tiny_dataset(tmp_path, episodes=1), 0))
+    rows = np.zeros((6, 2), np.float32) if name == "extra" else getattr(whole, name).copy()
+    rows[4, 1] = value
+    odd = dataclasses.replace(whole, **{name: {"goal_pos": rows} if name == "extra" else rows})
+    with pytest.raises(UserError, match=r"odd\.h5 would hold .* in row 4: .*: leave that episode out"):
+        write_episode(tmp_path / "odd.h5", odd)
+    assert not (tmp_path / "odd.h5").exists()
     assert not (tmp_path / "odd.h5").exists()
 
 

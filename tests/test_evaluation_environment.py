@@ -168,8 +168,10 @@ def test_the_wrapper_gives_the_paper_tracks_observation_in_a_plain_loop() -> Non
     observation, *_ = env.step(action)
     assert torch.equal(observation["sensor_data"]["render_camera"]["rgb"], simulation.render())
     policy.needs_frame = False
+    shown = observation["sensor_data"]["render_camera"]["rgb"]
     observation, *_ = env.step(action)
-    assert observation.keys() == {"agent"}
+    assert observation["sensor_data"]["render_camera"]["rgb"] is shown
+    assert observation["sensor_data"]["render_camera"]["age"].tolist() == [1]
     with pytest.raises(UserError, match="no render camera 'front'"):
         RenderCameraObservation(simulation, camera="front")
     env.close()

@@ -37,7 +37,7 @@ def bring(folder: Path, out: Path, **request: Any) -> int:
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> RenderedDataset:
     """Five episodes of 10 to 14 control steps with two cameras, frames of 32x48 pixels every 4 steps."""
     folder = tmp_path_factory.mktemp("rendered") / "PickCube"
-    write_dataset(folder, episodes=5, size=(32, 48), cameras=CAMERAS)
+    write_dataset(folder, episodes=5, size=(32, 48), image_size=(64, 96), cameras=CAMERAS)
     return RenderedDataset(folder)
 
 
@@ -53,7 +53,7 @@ def test_what_is_exported_comes_back(rendered: RenderedDataset, exported: Path, 
     assert main(["import-lerobot", str(exported), "--out", str(tmp_path / "back")]) == 0
     back = RenderedDataset(tmp_path / "back")
     assert back.spec == rendered.spec | {"recorded": False} and len(back) == 5
-    assert back.summary == rendered.summary
+    assert back.summary == rendered.summary and back.image_size("base_camera") == (64, 96)
     for path, original in zip(back.paths, rendered.paths, strict=True):
         a, b = read_episode(path), read_episode(original)
         for name in ("actions", "proprioception", "frame_steps"):
@@ -173,6 +173,7 @@ def test_a_foreign_dataset_becomes_training_data(exported: Path, rendered: Rende
     np.testing.assert_array_equal(found.actions, original.actions)
     assert found.attributes["control_mode"] == "pd_joint_pos"
     assert EpisodeIndex(dataset, 5).action_size == 8
+    assert dataset.image_size("base_camera") == (32, 48)
 
 
 def test_an_import_goes_on_where_it_was_stopped(exported: Path, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_frames_actions_and_joints_are_the_files_own(tmp_path: Path, monkeypatch
     assert main(arguments(path, tmp_path / "out", "--crop", "2", "4", "16", "16")) == 0
     dataset = RenderedDataset(tmp_path / "out")
     assert len(dataset) == 3 and dataset.cameras == ("hand_camera",) and dataset.summary["num_frames"] == 4 + 5 + 3
+    assert dataset.image_size("hand_camera") == (20, 30) and dataset.image_size("base_camera") is None
     with h5py.File(path) as file:
         for number, length in enumerate(LENGTHS):
             episode, group = read_episode(dataset.paths[number]), file[f"traj_{number}"]
@@ -153,3 +154,19 @@ def test_recorded_images_of_nothing_are_refused(tmp_path: Path) -> None:
     config = render_command.RenderConfig(tmp_path / "out", random_motion="PickCube", recorded_images=True)
     with pytest.raises(UserError, match=r"--recorded-images, .* are for a trajectory file; give --trajectory"):
         config.spec()
+
+
+def test_images_that_repeat_older_ones_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    spec = RenderSpec("PickCubeSO100-v1", str(path), 3, "lift", ("hand_camera",), stride=4, recorded=True)
+    for last, message in ((0, None), (1, r"control steps \[9\] repeat older ones.*without --recorded-images")):
+        with h5py.File(path, "a") as file:
+            ages = np.array([0, 1, 2, 3, 0, 1, 2, 3, 0, last], np.int32)
+            file["traj_0/obs/sensor_data/hand_camera"].pop("age", None)
+            file["traj_0/obs/sensor_data/hand_camera/age"] = ages
+        with TrajectoryFile(path) as trajectories:
+            if message is None:
+                recorded_episode(spec, trajectories, 0)
+                continue
+            with pytest.raises(UserError, match=message):
+                recorded_episode(spec, trajectories, 0)

@@ -101,6 +101,8 @@ def test_joint_positions_actions_and_origin_are_the_recordings(renderer, recordi
         "source": "trajectory.h5",
         "source_episode": 1,
         "control_mode": "pd_joint_pos",
+        "image_size.render_camera": "512x512",
+        "image_size.base_camera": "128x128",
     }
 
 
@@ -224,6 +226,9 @@ def test_a_finished_dataset_holds_what_the_cameras_showed(finished, recording):
     dataset = RenderedDataset(finished)
     assert dataset.summary["num_steps"] == sum(LENGTHS)
     assert dataset.spec["instruction"] == get_task("PickCube").instruction
+    assert {camera: dataset.image_size(camera) for camera in CAMERAS} == {
+        camera: recording[1][1][0][camera].shape[:2] for camera in CAMERAS
+    }
     found = read_episode(dataset.paths[1])
     assert sorted(found.frames) == sorted(CAMERAS)
     for camera in CAMERAS:

@@ -32,6 +32,7 @@ class StandInEnvironment:
     """Row `i` is solved after `solved_after[i]` control steps."""
 
     spec = SPEC
+    simulation: ClassVar[Any] = None
 
     def __init__(self, solved_after: list[int]) -> None:
         self.solved_after = solved_after
@@ -86,6 +87,15 @@ def test_run_to_the_end_all_rows_take_all_steps_and_success_at_the_end_is_told_a
 def test_a_policy_that_does_not_act_for_all_rows_is_an_error() -> None:
     with pytest.raises(UserError, match=r"actions of shape \(1, 8\); expected \(3, 8\)"):
         roll(StandInEnvironment([1, 1, 1]), CountingPolicy(rows=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_actions_that_are_no_real_numbers_are_an_error(dtype: torch.dtype) -> None:
+    policy = CountingPolicy()
+    act = policy.act
+    policy.act = lambda obs: act(obs).to(dtype)
+    with pytest.raises(UserError, match=f"the policy returned actions of type {dtype}; expected float32"):
+        roll(StandInEnvironment([1, 1, 1]), policy)
 
 
 @pytest.fixture

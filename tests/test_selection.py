@@ -172,6 +172,19 @@ def test_actions_of_two_controllers_are_not_mixed(tmp_path: Path, capsys: Any) -
     )
 
 
+def test_episodes_that_the_json_does_not_list_are_counted(tmp_path: Path, capsys: Any) -> None:
+    path = write(tmp_path, "yy")
+    with h5py.File(path, "a") as file:
+        file.copy("traj_11", "traj_12")
+    assert render(path) == 0 and rendered(path) == [10, 11]
+    assert "left out 1 episodes that the JSON does not list: traj_12" in capsys.readouterr().out
+
+
+def test_a_file_of_images_without_states_offers_its_images(tmp_path: Path, capsys: Any) -> None:
+    assert main(["render", "--trajectory", str(write(tmp_path, "y")), "--out", str(tmp_path / "out")]) == 2
+    assert "record_env_state=True, or take its images: --recorded-images" in capsys.readouterr().err
+
+
 def test_choices_of_episodes_are_refused_for_random_motion(tmp_path: Path, capsys: Any) -> None:
     for option in (("--episodes", "0"), ("--include-failures",), ("--skip-corrupt",)):
         assert main(["render", "--random-motion", "PushCube", "--out", str(tmp_path / "out"), *option]) == 2

@@ -13,10 +13,10 @@ from par_agent.data.augmentation import Augmentation, Change
 from par_agent.data.conventions import fit_transforms
 from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSpec, cached_latents, changes
+from par_agent.data.latent_cache import CachedLatents
+from par_agent.data.latents import EncodedFrames, LatentSpec, changes
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
 from tiny import LENGTH, SIZE, tiny_dataset
 
 SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=3, augmentation=Augmentation(2))
@@ -30,7 +30,9 @@ def pixels(frames: torch.Tensor) -> torch.Tensor:
 def sampler(folder: Path, window: int = 2, hop_stride: int = LENGTH) -> WindowSampler:
     dataset = RenderedDataset(tiny_dataset(folder, stride=hop_stride))
     index = EpisodeIndex(dataset, LENGTH)
-    return WindowSampler(index, CachedLatents(cached_latents(index, SPEC, pixels)), list(range(6)), window, seed=0)
+    latents = CachedLatents(index, SPEC, pixels)
+    latents.prepare()
+    return WindowSampler(index, latents, list(range(6)), window, seed=0)
 
 
 @pytest.mark.parametrize("stride", [LENGTH, LENGTH // 2])
@@ -73,7 +75,9 @@ def test_every_wording_of_an_instruction_is_shown(tmp_path: Path) -> None:
         assert read_episode(path).attributes["instruction"] == texts
     index = EpisodeIndex(dataset, LENGTH)
     assert index.instructions[:4] == [texts, texts, texts, ("push cube 1",)]
-    source = WindowSampler(index, CachedLatents(cached_latents(index, SPEC, pixels)), list(range(6)), 2, seed=0)
+    latents = CachedLatents(index, SPEC, pixels)
+    latents.prepare()
+    source = WindowSampler(index, latents, list(range(6)), 2, seed=0)
     shown: dict[str, set[str]] = {}
     for number in range(8 * len(source)):
         window = source.sample(number, 1)
@@ -182,41 +186,7 @@ def test_unfit_data_is_refused(tmp_path: Path) -> None:
         EpisodeIndex(video, LENGTH)
     dataset = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path / "plain")), LENGTH)
     with pytest.raises(UserError, match="holds no camera 'base_camera'; it has render_camera"):
-        cached_latents(dataset, LatentSpec("base_camera", "abc", (3, 16, 16)), pixels)
+        CachedLatents(dataset, LatentSpec("base_camera", "abc", (3, 16, 16)), pixels)
     with pytest.raises(UserError, match=r"give latents \(3, 16, 16\); the model reads \(8, 2, 2\)"):
-        cached_latents(dataset, LatentSpec("render_camera", "abc", (8, 2, 2)), pixels)
-
-
-class Stopped:
-    """An encoder whose latents are the pixels; stopped at episode ``at``, if it comes that far."""
-
-    def __init__(self, at: int | None = None) -> None:
-        self.at, self.calls = at, 0
-
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
-        if self.calls == self.at:
-            raise KeyboardInterrupt
-        self.calls += 1
-        return pixels(frames)
-
-
-def test_latents_resume_where_they_were_stopped(tmp_path: Path) -> None:
-    whole = cached_latents(EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path / "a", 60)), LENGTH), SPEC, pixels)
-    dataset = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path / "b", 60)), LENGTH)
-    with pytest.raises(KeyboardInterrupt):
-        cached_latents(dataset, SPEC, Stopped(at=55))
-    folder = dataset.dataset.folder / "latents"
-    assert not list(folder.glob("*.npy")) and list(folder.glob("*.partial"))
-    resumed = cached_latents(dataset, SPEC, encoder := Stopped())
-    assert encoder.calls == 10, "50 of 60 episodes were safe"
-    np.testing.assert_array_equal(resumed, whole)
-    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
-
-
-def test_latents_do_not_resume_with_those_of_other_frames(tmp_path: Path) -> None:
-    folder = tiny_dataset(tmp_path, 60)
-    with pytest.raises(KeyboardInterrupt):
-        cached_latents(EpisodeIndex(RenderedDataset(folder), LENGTH), SPEC, Stopped(at=55))
-    write_json(folder / "spec.json", read_json(folder / "spec.json") | {"crop": [0, 8, 16, 16]})
-    cached_latents(EpisodeIndex(RenderedDataset(folder), LENGTH), SPEC, encoder := Stopped())
-    assert encoder.calls == 60
+        CachedLatents(dataset, LatentSpec("render_camera", "abc", (8, 2, 2)), pixels).prepare()
+    assert not (tmp_path / "plain" / "latents").exists()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baselines.checkpoint import BaselineCheckpoint
 from baselines.common import History
-from par_agent.episode import chosen_rows, next_seed, reseed, row_generator
+from par_agent.episode import checked_seed, chosen_rows, next_seed, reseed, row_generator
 from par_agent.errors import UserError
 from par_agent.json_fields import check
 from par_agent.modeling.random_numbers import normal_rows
@@ -134,17 +134,19 @@ class BaselinePolicy:
         """Forgets the episodes of some rows, or of all; ``seed`` decides what they draw from now on.
 
         Raises:
-            UserError: a row that does not exist.
+            UserError: rows that do not exist, or another seed than a whole number of at least 0; nothing has changed
+                then.
         """
         state = self._state
+        count = None if state is None else len(state.used)
+        rows = None if env_idx is None else chosen_rows(env_idx, count, self.device)
         if seed is not None:
-            self._seed = seed
-        elif state is not None and env_idx is None:
+            self._seed = seed = checked_seed(seed)
+        elif state is not None and rows is None:
             self._seed = next_seed(state.generators)
-        if env_idx is None or state is None:
+        if rows is None or state is None:
             self._state = None
             return
-        rows = chosen_rows(env_idx, len(state.used), self.device)
         state.seen[rows] = 0
         state.used[rows] = self.execute
         reseed(state.generators, rows, seed)

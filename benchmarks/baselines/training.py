@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from baselines.checkpoint import METHODS, BaselineCheckpoint, Prompt
 from baselines.common import Method, MethodConfig
-from par_agent.data.conventions import fit_transforms
+from par_agent.data.conventions import fit_transforms, image_size
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.windows import MixedSampler, Windows, WindowSampler
@@ -31,7 +31,7 @@ from par_agent.training.config import TrainingConfig
 from par_agent.training.finetune import make_accelerator
 from par_agent.training.loop import SavedPolicy, TrainingLoop, channels_last
 from par_agent.training.monitor import Monitor
-from par_agent.training.setup import image_size, open_samplers
+from par_agent.training.setup import open_samplers
 from par_agent.training.validation import action_metrics, held_out_windows
 from par_agent.transforms import Transforms
 
@@ -126,7 +126,7 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     datasets = [RenderedDataset(folder, skip_corrupt=config.skip_corrupt) for folder in config.folders()]
     asked = config.sizes()
     indices = [EpisodeIndex(dataset, asked.chunk_length, asked.foresight) for dataset in datasets]
-    transforms = fit_transforms(indices, config.camera, image_size(datasets[0], config.camera), config.demos)
+    transforms = fit_transforms(indices, config.camera, image_size(datasets, config.camera), config.demos)
     if transforms.frame_size is None:
         raise UserError(f"{datasets[0].folder} does not say how large its frames are; render it with --crop or --size")
     sizes = config.sizes(

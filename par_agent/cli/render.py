@@ -139,7 +139,6 @@ class RenderConfig:
 
     def _select(self, file: TrajectoryFile, spec: RenderSpec) -> tuple[int, ...]:
         """Numbers of the episodes to render; what is read later is checked now, of images the first and the last."""
-
         looked_at = spec if self.skip_corrupt else dataclasses.replace(spec, stride=MOST_STEPS)
 
         def check(number: int) -> None:
@@ -150,6 +149,8 @@ class RenderConfig:
 
         if self.num is not None and self.num < 1:
             raise UserError(f"num is {self.num}; it must be at least 1")
+        if unlisted := file.unlisted:
+            print(f"left out {len(unlisted)} episodes that the JSON does not list: {unlisted[0]}")
         numbers = None if self.episodes is None else parse_numbers(self.episodes)
         selection = Selection(numbers, self.num, self.include_failures, self.skip_corrupt)
         return select(str(file.path), file.episodes, selection, file.succeeded, check)

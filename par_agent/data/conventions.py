@@ -11,7 +11,7 @@ from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
-from par_agent.tasks import UNKNOWN_CONTROLLER
+from par_agent.tasks import UNKNOWN_CONTROLLER, find_task
 from par_agent.transforms import Extra, Transforms
 
 STD_FLOOR = 1e-3
@@ -44,6 +44,26 @@ def extra_observations(datasets: Sequence[RenderedDataset]) -> Extra:
         details = "; ".join(f"{folder}: {' '.join(names) or 'none'}" for folder, names in asked.items())
         raise UserError(f"the datasets differ in extra observations ({details}); render them with the same --extra")
     return tuple(sorted(found))
+
+
+def image_size(datasets: Sequence[RenderedDataset], camera: str) -> tuple[int, int] | None:
+    """Height and width of a camera's whole image, of which the datasets' frames are cut; None where nothing tells.
+
+    Datasets that do not say are taken to be rendered as their task says.
+
+    Raises:
+        UserError: the datasets differ.
+    """
+    sizes = {}
+    for dataset in datasets:
+        task = find_task(dataset.spec["env_id"])
+        size = dataset.image_size(camera) or (task.image_size if task is not None and camera == task.camera else None)
+        if size is not None:
+            sizes[size] = dataset.folder
+    if len(sizes) > 1:
+        details = "; ".join(f"{folder}: {size[0]}x{size[1]}" for size, folder in sizes.items())
+        raise UserError(f"images of {camera} differ in size ({details}); train on datasets rendered alike")
+    return next(iter(sizes), None)
 
 
 def fit_transforms(
@@ -104,9 +124,17 @@ def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkp
     """Compares datasets' frames with those that a checkpoint was trained with; its name is for the message.
 
     Raises:
-        UserError: another crop or size, or without the extra observations.
+        UserError: another size of the camera's images, another crop or size, or without the extra observations.
     """
+    known = transforms.image_size
     for index in indices:
+        found = index.dataset.image_size(transforms.camera)
+        if None not in (found, known) and found != known:
+            raise UserError(
+                f"{index.dataset.folder} holds frames of {_pixels(found)} images of {transforms.camera}; {checkpoint} "
+                f"was trained with {_pixels(known)} ones, of which the same crop shows another part: render it again "
+                "from a camera of that size"
+            )
         if lacking := {name for name, _ in transforms.extra} - set(index.dataset.spec.get("extra", [])):
             raise UserError(
                 f"{index.dataset.folder} was rendered without {', '.join(sorted(lacking))}, which {checkpoint} reads: "
@@ -147,6 +175,10 @@ def check_conventions(indices: Sequence[EpisodeIndex], transforms: Transforms, c
                 f"the actions of {folder} are {index.control_mode}; {checkpoint} was trained with "
                 f"{transforms.control_mode}: give --new-robot to start its action parts anew, or train from scratch"
             )
+
+
+def _pixels(size: tuple[int, int] | None) -> str:
+    return "x".join(map(str, size or ()))
 
 
 def _tuple(value: Any) -> Any:

@@ -6,7 +6,8 @@
       spec.json                    what was asked for (a RenderSpec); written first, compared when rendering resumes
       dataset.json                 summary and normalisation statistics; written last: without it, it is unfinished
       episodes/episode_000000.h5   attributes: instruction (or several wordings of it), env_id, seed, source,
-                                   source_episode, control_mode
+                                   source_episode, control_mode, and image_size.<camera>, "512x512" for example: height
+                                   and width of the camera's whole image, of which the frames are cut
         frames/<camera>            (K, H, W, 3) uint8 RGB, compressed losslessly (gzip), one chunk a frame
         frame_steps                (K,) int32, the control step before which each frame was taken, ascending
         proprioception             (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
@@ -19,6 +20,8 @@ start a chunk of any length.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,7 +29,7 @@ from typing import Any, TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from par_agent.data.hdf5 import HDF5Reader, file_image, open_in_memory
+from par_agent.data.hdf5 import HDF5Reader, file_image, number_fault, open_in_memory
 from par_agent.errors import UserError
 from par_agent.files import atomic_path, read_object
 from par_agent.json_fields import check
@@ -53,6 +56,7 @@ class _Count(TypedDict):
 class _Summary(_Count, total=False):
     """What is read of dataset.json."""
 
+    image_sizes: dict[str, tuple[int, int]]
     extra: dict[str, int]
     statistics: dict[str, dict[str, tuple[float, ...]]]
 
@@ -74,7 +78,8 @@ class Episode:
     actions: np.ndarray | None
     """(T, A) float32, or None for action-free video."""
     attributes: dict[str, Any]
-    """instruction (a text, or a tuple of wordings), env_id, seed, source, source_episode, control_mode."""
+    """instruction (a text, or a tuple of wordings), env_id, seed, source, source_episode, control_mode, and those of
+    :func:`image_size_attributes`."""
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> (T + 1, n) float32 extra observations."""
 
@@ -84,12 +89,38 @@ class Episode:
         given = self.attributes.get("instruction", "")
         return tuple(text for text in ((given,) if isinstance(given, str) else given) if text.strip())
 
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Height and width of each camera's whole image, of which the frames are cut; cameras are missing where nothing
+        tells.
+
+        Raises:
+            UserError: an attribute is no such size.
+        """
+        sizes = {}
+        for name, value in self.attributes.items():
+            if name.startswith(IMAGE_SIZE):
+                found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", str(value))
+                if found is None:
+                    raise UserError(f"attribute {name} is {value!r}; expected a size such as '512x512'")
+                sizes[name.removeprefix(IMAGE_SIZE)] = int(found[1]), int(found[2])
+        return sizes
+
+
+IMAGE_SIZE = "image_size."
+"""How names of attributes begin that tell the size of a camera's whole image."""
+
+
+def image_size_attributes(images: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Attributes that tell how large cameras' whole images (..., H, W, 3) are, before they are cropped and resized."""
+    return {f"{IMAGE_SIZE}{camera}": f"{rows.shape[-3]}x{rows.shape[-2]}" for camera, rows in images.items()}
+
 
 def write_episode(path: Path, episode: Episode) -> None:
     """Writes one episode file atomically; equal episodes give equal bytes.
 
     Raises:
-        UserError: frames that are not (K, H, W, 3) uint8.
+        UserError: frames that are not (K, H, W, 3) uint8, or numbers that are no robot's.
     """
     import h5py
 
@@ -99,6 +130,12 @@ def write_episode(path: Path, episode: Episode) -> None:
                 f"{path} would hold frames of {camera} of shape {frames.shape} and type {frames.dtype}; expected "
                 "RGB, (frames, height, width, 3) uint8"
             )
+    numbers = {"proprioception": episode.proprioception, "actions": episode.actions, **episode.extra}
+    for name, values in numbers.items():
+        if values is not None and (fault := number_fault(values)):
+            about = episode.attributes
+            origin = f"episode {about.get('source_episode')} of {about.get('source')}"
+            raise UserError(f"{path} would hold {fault}, among the {name} of {origin}: leave that episode out")
     with open_in_memory() as file:
         for name, value in episode.attributes.items():
             file.attrs[name] = np.array(value, h5py.string_dtype()) if isinstance(value, tuple) else value
@@ -170,6 +207,7 @@ def _problem(episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None
         return f"frames at control steps {steps.tolist()} of {total}"
     try:
         check("attributes", episode.attributes, Attributes)
+        _ = episode.image_sizes
     except UserError as error:
         return str(error)
     return None if episode.attributes.get("seed", 0) >= 0 else "its seed is negative"
@@ -252,6 +290,9 @@ class RenderedDataset:
             if self._spec.frame_size not in (None, shapes[camera][1:3]):
                 found = f"frames of {shapes[camera][1]}x{shapes[camera][2]} pixels"
                 return f"{found}; the dataset's are {self._spec.frame_size}"
+        for camera, size in episode.image_sizes.items():
+            if size != self.image_size(camera):
+                return f"its images of {camera} were {size}; the dataset's {self.image_size(camera)}"
         if self.has_actions != (episode.actions is not None):
             return f"it holds {'no ' * self.has_actions}actions, unlike the dataset"
         if self.extra != {name: values.shape[1] for name, values in episode.extra.items()}:
@@ -290,6 +331,11 @@ class RenderedDataset:
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras that were rendered."""
         return tuple(self.spec["cameras"])
+
+    def image_size(self, camera: str) -> tuple[int, int] | None:
+        """Height and width of a camera's whole image, of which the frames are cut; None in older datasets."""
+        size = self.summary.get("image_sizes", {}).get(camera)
+        return None if size is None else (size[0], size[1])
 
     @property
     def extra(self) -> dict[str, int]:

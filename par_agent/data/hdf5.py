@@ -57,6 +57,17 @@ def file_image(file: h5py.File) -> bytes:
     return image
 
 
+def number_fault(values: np.ndarray) -> str | None:
+    """What a robot's numbers cannot be, with the row and the number; None: all can be."""
+    if values.dtype.kind not in "fc":
+        return None
+    for bad, what in ((~np.isfinite(values), "NaN or infinity"), (np.abs(values) > LARGEST, "numbers too large")):
+        if bad.any():
+            first = tuple(np.argwhere(bad)[0])
+            return f"{what}{f' in row {first[0]}' if first else ''}: {values[first]}"
+    return None
+
+
 class HDF5Reader:
     """An HDF5 file that is open for reading. Use it as a context manager, or close it.
 
@@ -145,8 +156,8 @@ class HDF5Reader:
             if rows is not None and len(rows) and not 0 <= rows[0] <= rows[-1] < len(dataset):
                 raise self.damaged(f"{name} has {len(dataset)} entries; entry {rows[-1]} was expected")
             values: np.ndarray = dataset[()] if rows is None else dataset[rows]
-        if finite and values.dtype.kind in "fc":
-            self._check_numbers(name, values)
+        if finite and (fault := number_fault(values)):
+            raise self.damaged(f"{name} hold {fault}")
         return values
 
     def attributes(self) -> dict[str, Any]:
@@ -167,14 +178,6 @@ class HDF5Reader:
         except (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
             words = " ".join(str(error).split()) or type(error).__name__
             raise self.damaged(f"{name}: {words}" if name else words) from None
-
-    def _check_numbers(self, name: str, values: np.ndarray) -> None:
-        """Checks that all numbers can be those of a robot."""
-        for bad, what in ((~np.isfinite(values), "NaN or infinity"), (np.abs(values) > LARGEST, "numbers too large")):
-            if bad.any():
-                first = np.argwhere(bad)[0]
-                where = f" in row {first[0]}" if len(first) else ""
-                raise self.damaged(f"{name} hold {what}{where}: {values[tuple(first)]}")
 
     def _find(self, name: str) -> h5py.Group | h5py.Dataset | None:
         """What is there under a name; None: nothing. Only what lies in this very file is opened."""

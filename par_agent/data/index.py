@@ -96,6 +96,10 @@ class EpisodeIndex:
         number = int(np.searchsorted(self._frames, row, side="right")) - 1
         return self.dataset.paths[number], int(self._frames[number])
 
+    def frames_of(self, episode: int) -> range:
+        """Rows of the dataset that the frames of an episode, by its number, are."""
+        return range(*self._frames[[episode, episode + 1]].tolist())
+
     def split(self, demos: int | None = None) -> tuple[list[int], list[int]]:
         """Episode numbers for training and for validation (one in :data:`HELD_OUT`).
 

@@ -1,9 +1,4 @@
-"""Frozen-VAE latents of rendered frames: cached on disk, or encoded when they are needed.
-
-::
-
-    dataset/latents/<camera>-<VAE hash>-<variants>x<shift>.npy   (variants, frames, C, h, w) float16, memory-mapped
-                                                          .json  of which frames: the dataset's spec and their number
+"""Frozen-VAE latents of rendered frames: kept on disk (:mod:`par_agent.data.latent_cache`), or encoded when needed.
 
 Variant 0 holds the frames as they are; in every further variant each episode is changed at random
 (:mod:`par_agent.data.augmentation`), all of its frames alike. Without the cache every window is changed anew.
@@ -15,20 +10,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
-from tqdm import tqdm
 
 from par_agent.data.augmentation import Augmentation, Change
-from par_agent.data.episodes import RenderedDataset, read_episode, read_frames
+from par_agent.data.episodes import RenderedDataset, read_frames
 from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
-from par_agent.files import only_process, read_json, write_json
-from par_agent.interrupts import deferred_interrupts
 
 Encoder = Callable[[Tensor], Tensor]
 """Frames (B, H, W, 3) uint8 to scaled latents (B, C, h, w)."""
@@ -44,13 +35,15 @@ class LatentSpec:
     camera: str
     """Camera of the frames."""
     encoder_hash: str
-    """Identifies the frozen encoder, for example the hash of its weights."""
+    """Hash of the frozen encoder's weights."""
     shape: tuple[int, int, int]
     """Channels, height and width of one latent frame."""
     variants: int = 4
     """Copies of every frame in the cache, the first unchanged."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How far the others are changed."""
+    encoder_config: str = ""
+    """What beside its weights decides what the encoder does."""
 
     def __post_init__(self) -> None:
         if self.variants < 1:
@@ -70,6 +63,9 @@ class LatentSpec:
 class LatentSource(Protocol):
     """Where training windows get their latents from."""
 
+    def prepare(self) -> None:
+        """Makes what is missing on disk; comes before the first reading."""
+
     def read(self, rows: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
         """What is stored of frames ``rows`` (n,) int64, ascending, of one episode: an array with leading dimension n.
 
@@ -78,24 +74,6 @@ class LatentSource(Protocol):
 
     def latents(self, stored: np.ndarray) -> Tensor:
         """Scaled latents (n, C, h, w) float32 of what :meth:`read` gave, of any number of episodes."""
-
-
-class CachedLatents:
-    """Latents that were computed before.
-
-    Args:
-        array: (variants, frames, C, h, w) of any float type, for example from :func:`cached_latents`.
-    """
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
-
-    def read(self, rows: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
-        variant = 0 if generator is None else int(generator.integers(len(self._array)))
-        return self._array[variant, rows]
-
-    def latents(self, stored: np.ndarray) -> Tensor:
-        return torch.from_numpy(stored).float()
 
 
 class EncodedFrames:
@@ -109,13 +87,16 @@ class EncodedFrames:
         check_camera(index.dataset, spec.camera)
         self._index, self._spec, self._encode = index, spec, encode
 
+    def prepare(self) -> None:
+        return
+
     def read(self, rows: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
         path, first = self._index.file_of(int(rows[0]))
         change = Change() if generator is None else self._spec.augmentation.draw(generator)
         return change(read_frames(path, self._spec.camera, rows - first))
 
     def latents(self, stored: np.ndarray) -> Tensor:
-        return _encode(stored, self._spec, self._encode).float()
+        return encode_frames(stored, self._spec, self._encode).float()
 
 
 def changes(seed: int, spec: LatentSpec) -> list[Change]:
@@ -142,72 +123,7 @@ def check_camera(dataset: RenderedDataset, camera: str) -> None:
         )
 
 
-def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> np.ndarray:
-    """Latents (variants, frames of all episodes, C, h, w) float16, memory-mapped; computed where they are missing.
-
-    Computing resumes where it was stopped; the file has its final name only when complete. Latents of a dataset that
-    was rendered anew in another way are computed anew.
-
-    Raises:
-        UserError: the dataset lacks the camera, its frames do not give latents of the expected shape, an episode is
-            damaged, or another process computes them now.
-        Interrupted: the process was told to end.
-    """
-    dataset = index.dataset
-    check_camera(dataset, spec.camera)
-    final = dataset.folder / "latents" / f"{spec.name(dataset)}.npy"
-    final.parent.mkdir(parents=True, exist_ok=True)
-    frames = {"spec": dataset.spec, "frames": index.num_frames}
-    if not _complete(final, frames):
-        doing = f"computes the latents of {dataset.folder}"
-        with only_process(final.with_suffix(".lock"), doing, within=final.parent):
-            _compute(index, spec, encode, final, frames)
-    return np.load(final, mmap_mode="r")
-
-
-def _complete(final: Path, frames: dict[str, Any]) -> bool:
-    """Whether the latents are there and, as far as is known, those of ``frames``."""
-    about = final.with_suffix(".json")
-    return final.exists() and (not about.exists() or read_json(about) == frames)
-
-
-def _compute(index: EpisodeIndex, spec: LatentSpec, encode: Encoder, final: Path, frames: dict[str, Any]) -> None:
-    partial, record = final.with_suffix(".partial"), final.with_suffix(".progress.json")
-    shape = (spec.variants, index.num_frames, *spec.shape)
-    final.unlink(missing_ok=True)
-    begun = read_json(record) if partial.exists() and record.exists() else {}
-    if begun.get("of") == frames:
-        episode, row = int(begun["episodes"]), int(begun["frames"])
-        array = open_memmap(partial, mode="r+")
-    else:
-        episode = row = 0
-        array = open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-    paths = index.dataset.paths[episode:]
-    with deferred_interrupts() as interrupts:
-        for path in tqdm(paths, desc=f"latents of {index.dataset.folder.name}", unit="episode"):
-            row += _encode_episode(path, spec, encode, array, row)
-            episode += 1
-            if episode % 50 == 0 or interrupts.received is not None:
-                array.flush()
-                write_json(record, {"of": frames, "episodes": episode, "frames": row})
-            interrupts.check()
-    array.flush()
-    write_json(final.with_suffix(".json"), frames)
-    partial.replace(final)
-    record.unlink(missing_ok=True)
-
-
-def _encode_episode(path: Path, spec: LatentSpec, encode: Encoder, array: np.ndarray, row: int) -> int:
-    """Encodes one episode into ``array`` from ``row``; returns its number of frames."""
-    episode = read_episode(path)
-    frames = episode.frames[spec.camera]
-    changed = np.concatenate([change(frames) for change in changes(int(episode.attributes["seed"]), spec)])
-    latents = _encode(changed, spec, encode).numpy()
-    array[:, row : row + len(frames)] = latents.reshape(spec.variants, len(frames), *spec.shape)
-    return len(frames)
-
-
-def _encode(frames: np.ndarray, spec: LatentSpec, encode: Encoder) -> Tensor:
+def encode_frames(frames: np.ndarray, spec: LatentSpec, encode: Encoder) -> Tensor:
     """Latents (n, C, h, w), on the CPU, of frames (n, H, W, 3) uint8.
 
     Raises:

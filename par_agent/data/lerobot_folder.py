@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from par_agent.data import lerobot
-from par_agent.data.episodes import Attributes
+from par_agent.data.episodes import IMAGE_SIZE, Attributes
 from par_agent.data.lerobot_features import Feature
 from par_agent.data.tables import ADVICE, Table
 from par_agent.errors import UserError
@@ -185,7 +185,8 @@ class LeRobotFolder:
 
     def _read_ours(self, path: Path) -> _Ours:
         ours = read_object(path, _Ours)
-        if unknown := sorted({name for about in ours["episodes"] for name in about} - set(Attributes.__annotations__)):
+        names = {name for about in ours["episodes"] for name in about if not name.startswith(IMAGE_SIZE)}
+        if unknown := sorted(names - set(Attributes.__annotations__)):
             raise UserError(f"{path} tells {unknown[0]!r} of an episode, which is not known; {ADVICE}")
         if len(ours["episodes"]) <= max(self.records, default=-1):
             raise UserError(
@@ -224,26 +225,28 @@ class LeRobotFolder:
         length = whole(record.get("length"), f"length of {where}")
         if length < 2:
             raise UserError(f"{where} has {length} rows; an episode needs 2 to show what an action leads to")
-        path, wanted = (
-            self._file("data_path", self._layout.rows(record, where)),
-            [*dict.fromkeys(["frame_index", *columns])],
-        )
-        table, fault = None, None
-        try:
-            table = Table(path, wanted, number)
-        except UserError as error:
-            fault = error
-        if table is None or len(table) < length:
-            others = [file for file in self._holders.get(number, []) if file != path]
-            if fault is not None and not others:
-                raise fault
-            first, *more = others if table is None else [path, *others]
-            table = Table(first, wanted, number, more)
+        path = self._file("data_path", self._layout.rows(record, where))
+        table = self._table(number, path, length, [*dict.fromkeys(["frame_index", *columns])])
         if len(table) != length:
             raise table.damaged(f"it holds {len(table)} rows of {where}, whose table of episodes says {length}")
         if (np.diff(table.matrix("frame_index")[:, 0]) != 1).any():
             raise table.damaged(f"a row of {where} is missing or there twice")
         return table
+
+    def _table(self, number: int, path: Path, length: int, columns: list[str]) -> Table:
+        """An episode's rows: those of the file that should hold them all, and of others where it does not."""
+        table, fault = None, None
+        try:
+            table = Table(path, columns, number)
+        except UserError as error:
+            fault = error
+        if table is not None and len(table) >= length:
+            return table
+        others = [file for file in self._holders.get(number, []) if file != path]
+        if fault is not None and not others:
+            raise fault
+        first, *more = others if table is None else [path, *others]
+        return Table(first, columns, number, more)
 
     def video(self, number: int, feature: str) -> tuple[Path, int]:
         """The video of an episode's camera, and which of its frames is the episode's first.

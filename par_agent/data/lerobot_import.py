@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from par_agent.data.episodes import Episode, frame_steps, write_episode
+from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, write_episode
 from par_agent.data.lerobot_frames import CameraFrames
 from par_agent.data.lerobot_plan import ImportPlan, read_rows
 from par_agent.data.rendering import ADDED_FIELDS, episode_path, has_episodes, summarise
@@ -76,6 +76,7 @@ def _episode(plan: ImportPlan, number: int, frames: dict[str, CameraFrames]) -> 
     rows = read_rows(source, plan.keys, plan.request, number, images)
     steps = frame_steps(len(rows.state) - 1, spec.stride, spec.phase)
     taken = {camera: reader.take(number, rows.table, steps) for camera, reader in frames.items()}
+    sizes = image_size_attributes(taken)
     if source.ours is None:
         taken = {
             camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in images])
@@ -87,7 +88,7 @@ def _episode(plan: ImportPlan, number: int, frames: dict[str, CameraFrames]) -> 
         "source": source.folder.name,
         "source_episode": number,
         "control_mode": plan.control_mode,
-        **({} if source.ours is None else source.ours["episodes"][number]),
+        **(sizes if source.ours is None else source.ours["episodes"][number]),
         "instruction": rows.instruction,
     }
     actions = None if rows.action is None else rows.action[:-1]

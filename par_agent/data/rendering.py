@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from par_agent.data.episodes import Episode, frame_steps, read_episode, write_episode
+from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, read_episode, write_episode
 from par_agent.data.recorded_environment import check_states, make_recorded_environment
 from par_agent.data.statistics import RunningStatistics
 from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
@@ -141,6 +141,7 @@ class Renderer:
 
     def __init__(self, spec: RenderSpec, options: dict[str, Any] | None = None) -> None:
         self.spec = spec
+        self._sizes: dict[str, str] = {}
         if options is None:
             options = {"control_mode": get_task(spec.env_id).control_mode}
         obs_mode = "none" if spec.cameras == ("render_camera",) else "rgb"
@@ -178,6 +179,7 @@ class Renderer:
             images["render_camera"] = self.base.render_rgb_array("render_camera")[0].cpu().numpy()
         if sensors := [camera for camera in self.spec.cameras if camera != "render_camera"]:
             images.update(self._sensor_images(sensors))
+        self._sizes = image_size_attributes(images)
         return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
 
     def _sensor_images(self, cameras: list[str]) -> dict[str, np.ndarray]:
@@ -221,7 +223,7 @@ class Renderer:
             extra.append(self.extra())
             if step in steps:
                 images.append(self.frames())
-        attributes = _attributes(self.spec, info.seed, info.episode_id, self.base.control_mode)
+        attributes = _attributes(self.spec, info.seed, info.episode_id, self.base.control_mode) | self._sizes
         proprioception = demonstration.joint_positions(self.robot)
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes, _stack(extra))
 
@@ -249,7 +251,7 @@ class Renderer:
                 velocity = 0.9 * velocity + generator.normal(0, 0.01, size).astype(np.float32)
                 target = np.clip(target + velocity, low, high)
                 self.env.step(target)
-        attributes = _attributes(self.spec, seed, index, self.base.control_mode)
+        attributes = _attributes(self.spec, seed, index, self.base.control_mode) | self._sizes
         return Episode(_stack(images), steps, positions, None, attributes, _stack(extra))
 
 
@@ -268,6 +270,7 @@ def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, number: int
         for camera, images in recording.images.items()
     }
     attributes = _attributes(spec, info.seed, info.episode_id, info.control_mode)
+    attributes |= image_size_attributes(recording.images)
     return Episode(frames, steps, recording.positions, recording.actions, attributes, recording.extra)
 
 
@@ -357,6 +360,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     totals = {"frames": 0, "steps": 0}
     statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}
     extra: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     paths = sorted((folder / "episodes").glob("episode_*.h5"))
     for path in paths:
         episode = read_episode(path, frames=False)
@@ -364,6 +368,12 @@ def summarise(folder: Path) -> dict[str, Any]:
         totals["steps"] += len(episode.proprioception) - 1
         statistics["proprioception"].add(episode.proprioception)
         extra.update({name: values.shape[1] for name, values in episode.extra.items()})
+        for camera, size in episode.image_sizes.items():
+            if sizes.setdefault(camera, size) != size:
+                raise UserError(
+                    f"{path}: images of {camera} were {size[0]}x{size[1]}, those of earlier episodes "
+                    f"{sizes[camera][0]}x{sizes[camera][1]}: make a dataset of each"
+                )
         if episode.actions is not None:
             statistics["actions"].add(np.asarray(episode.actions))
     if not statistics["actions"].count:
@@ -374,5 +384,6 @@ def summarise(folder: Path) -> dict[str, Any]:
         "num_frames": totals["frames"],
         "num_steps": totals["steps"],
         **({"extra": extra} if extra else {}),
+        "image_sizes": sizes,
         "statistics": {name: value.result() for name, value in statistics.items()},
     }

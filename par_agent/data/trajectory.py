@@ -142,6 +142,12 @@ class TrajectoryFile:
     def __len__(self) -> int:
         return len(self.episodes)
 
+    @property
+    def unlisted(self) -> list[str]:
+        """Names of what the file holds beside the episodes that its JSON lists."""
+        listed = {self._group(number) for number in self.episodes}
+        return [name for name in self._file.names() if name not in listed]
+
     def info(self, number: int) -> EpisodeInfo:
         """What the JSON tells of an episode.
 
@@ -186,7 +192,8 @@ class TrajectoryFile:
         """
         info, actions, group = self.info(number), self._actions(number), self._group(number)
         if f"{group}/env_states" not in self._file:
-            raise UserError(f"{self.path}:{group} holds no env_states; record it with record_env_state=True")
+            images = ", or take its images: --recorded-images" if f"{group}/obs/sensor_data" in self._file else ""
+            raise UserError(f"{self.path}:{group} holds no env_states; record it with record_env_state=True{images}")
         states: StateDict = {}
         for kind in self._file.names(f"{group}/env_states"):
             width = POSE if kind == "actors" else None
@@ -204,7 +211,7 @@ class TrajectoryFile:
 
         Raises:
             UserError: the episode is damaged or empty, holds numbers that cannot be, or was recorded without images of
-                these cameras.
+                these cameras, or with old ones.
         """
         info, actions, group = self.info(number), self._actions(number), self._group(number)
         sensors = f"{group}/obs/sensor_data"
@@ -220,6 +227,8 @@ class TrajectoryFile:
             camera: self._file.array(f"{sensors}/{camera}/rgb", np.uint8, (rows, None, None, 3), rows=steps)
             for camera in cameras
         }
+        for camera in cameras:
+            self._check_ages(f"{sensors}/{camera}/age", rows, steps)
         positions = self._floats(f"{group}/obs/agent/qpos", (rows, None))
         there = [name for name in extra if f"{group}/obs/extra/{name}" in self._file]
         observed = {name: self._observed(f"{group}/obs/extra/{name}", rows) for name in there}
@@ -239,6 +248,17 @@ class TrajectoryFile:
 
     def _group(self, number: int) -> str:
         return f"traj_{number}"
+
+    def _check_ages(self, name: str, rows: int, steps: np.ndarray) -> None:
+        """Refuses images that repeat older ones, as where a policy was recorded that was not about to look."""
+        if name not in self._file:
+            return
+        old = steps[self._file.array(name, np.int32, (rows,), rows=steps) > 0]
+        if len(old):
+            raise UserError(
+                f"{self.path}:{name}: the images of control steps {old.tolist()} repeat older ones, since nothing was "
+                "rendered there: render them from the simulator states, without --recorded-images"
+            )
 
     def _details(self, number: int) -> Any:
         """The JSON's entry of an episode, its types checked."""

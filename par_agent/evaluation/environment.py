@@ -13,18 +13,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
-from par_agent.evaluation.observation import paper_observation
+from par_agent.evaluation.observation import RenderCameraObservation, check_simulation, paper_observation
 from par_agent.evaluation.protocol import InitialState
 from par_agent.evaluation.variations import get_variation
-from par_agent.tasks import TaskSpec, check_track
+from par_agent.tasks import TASKS, UNKNOWN_CONTROLLER, TaskSpec, check_track, find_task
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from par_agent.policy import PARPolicy
 
 
 BACKENDS: dict[str, dict[str, Any]] = {
@@ -67,7 +69,13 @@ def check_backend(backend: str, specs: Sequence[TaskSpec]) -> None:
 
 
 def make_simulation(
-    spec: TaskSpec, *, obs_mode: str = "none", backend: str = "cpu", num_envs: int = 1, shader: str = "minimal"
+    spec: TaskSpec,
+    *,
+    obs_mode: str = "none",
+    backend: str = "cpu",
+    num_envs: int = 1,
+    shader: str = "minimal",
+    **options: Any,
 ) -> Any:
     """Makes the ManiSkill environment of a task.
 
@@ -77,6 +85,7 @@ def make_simulation(
         backend: one of :data:`BACKENDS`.
         num_envs: environments simulated at once; the ``cpu`` backend takes one.
         shader: ManiSkill's shader pack, of all cameras.
+        **options: for ``gym.make``, in place of those that follow from the rest.
 
     Raises:
         UserError: no such environment or controller, or a package that the task needs is missing.
@@ -84,24 +93,82 @@ def make_simulation(
     import gymnasium as gym
     import mani_skill.envs  # noqa: F401  (registers ManiSkill's environments)
 
+    made: dict[str, Any] = {
+        "num_envs": num_envs,
+        "obs_mode": obs_mode,
+        "control_mode": spec.control_mode,
+        "render_mode": "rgb_array",
+        "human_render_camera_configs": {"shader_pack": shader},
+        "sensor_configs": {"shader_pack": shader},
+        "max_episode_steps": spec.max_steps,
+        **BACKENDS[backend],
+    }
     try:
-        env = gym.make(
-            spec.env_id,
-            num_envs=num_envs,
-            obs_mode=obs_mode,
-            control_mode=spec.control_mode,
-            render_mode="rgb_array",
-            **BACKENDS[backend],
-            human_render_camera_configs={"shader_pack": shader},
-            sensor_configs={"shader_pack": shader},
-            max_episode_steps=spec.max_steps,
-        )
+        env = gym.make(spec.env_id, **(made | options))
     except (gym.error.UnregisteredEnv, gym.error.NameNotFound) as error:
         raise UserError(f"task {spec.name}: environment {spec.env_id!r} is not registered ({error})") from None
     except ImportError as error:
         raise UserError(f"task {spec.name} needs a package that is not installed: {error}") from None
-    except (KeyError, AssertionError) as error:
+    except (KeyError, AttributeError, AssertionError) as error:
         raise UserError(f"task {spec.name}: {spec.env_id} cannot be made as the task says: {error!r}") from error
+    return env
+
+
+def make_env(
+    task: str | TaskSpec,
+    policy: PARPolicy,
+    *,
+    num_envs: int = 1,
+    backend: str = "cpu",
+    shader: str = "minimal",
+    **options: Any,
+) -> Any:
+    """Makes a ManiSkill environment that fits a policy: its camera and image size, its controller.
+
+        policy = PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
+        env = make_env("PushCube", policy)
+        observation, _ = env.reset(seed=0)
+        action = policy.act(observation)
+
+    Where the policy sees through the task's render camera, the environment is wrapped in
+    :class:`par_agent.evaluation.RenderCameraObservation`; else it observes itself, with ``obs_mode="rgb"``.
+
+    Args:
+        task: a name or id of :data:`par_agent.tasks.TASKS`, any other environment id, or a task of your own.
+        policy: what is to act in it.
+        num_envs: environments simulated at once; the ``cpu`` backend takes one.
+        backend: one of :data:`BACKENDS`.
+        shader: ManiSkill's shader pack, of all cameras; ``minimal`` is what the bundled policies were trained with.
+        **options: for ``gym.make``, for example ``max_episode_steps`` (the task's limit unless told) or ``robot_uids``.
+
+    Raises:
+        UserError: no such environment, no renderer or GPU, or the policy does not fit it.
+    """
+    spec = task if isinstance(task, TaskSpec) else TASKS.get(task) or find_task(task) or TaskSpec(task, "")
+    transforms = getattr(policy, "transforms", None)
+    if transforms is None:
+        raise UserError(
+            f"make_env needs a policy that knows its camera, such as PARPolicy; got {type(policy).__name__}"
+        )
+    if num_envs < 1 or (backend == "cpu" and num_envs > 1):
+        raise UserError(f"num_envs is {num_envs}; it must be 1, or more with backend='gpu'")
+    if transforms.control_mode != UNKNOWN_CONTROLLER:
+        spec = replace(spec, control_mode=transforms.control_mode)
+    check_backend(backend, [spec])
+    camera, size = transforms.camera, transforms.image_size
+    rendered = camera == spec.camera
+    if size is not None:
+        configs = {"shader_pack": shader, camera: {"height": size[0], "width": size[1]}}
+        options = {"human_render_camera_configs" if rendered else "sensor_configs": configs, **options}
+    obs_mode = "none" if rendered else "rgb"
+    env = make_simulation(spec, obs_mode=obs_mode, backend=backend, num_envs=num_envs, shader=shader, **options)
+    try:
+        if rendered:
+            return RenderCameraObservation(env, policy, camera=camera)
+        check_simulation(policy, env)
+    except BaseException:
+        env.close()
+        raise
     return env
 
 

@@ -148,6 +148,7 @@ class Bench:
     def _build(self, task: str) -> tuple[TaskEnvironment, Policy]:
         """The task's environment and policy, made on first use."""
         from par_agent.evaluation.environment import TaskEnvironment
+        from par_agent.evaluation.observation import check_simulation
         from par_agent.evaluation.trace import check_imagines
 
         if task not in self._built:
@@ -158,6 +159,7 @@ class Bench:
             env = TaskEnvironment(
                 spec, setup.track, backend=setup.backend, num_envs=setup.num_envs, variation=setup.variation
             )
+            check_simulation(policy, env.simulation)
             self._built[task] = env, policy
         return self._built[task]
 

@@ -33,6 +33,7 @@ ROLLOUT_CODE = (
     "evaluation/protocol.py",
     "evaluation/rollout.py",
     "evaluation/variations.py",
+    "instructions.py",
     "observations.py",
     "policy.py",
     "tasks.py",
@@ -200,11 +201,14 @@ def _checked_actions(actions: Any, shape: tuple[int, int]) -> torch.Tensor:
     """A policy's actions as (B, action_size) float32 on the CPU.
 
     Raises:
-        UserError: wrong shape, or numbers that are not finite.
+        UserError: wrong shape, true or false instead of numbers, or numbers that are not finite.
     """
     import torch
 
-    actions = torch.as_tensor(actions, dtype=torch.float32).detach().cpu()
+    actions = torch.as_tensor(actions)
+    if actions.dtype == torch.bool or actions.is_complex():
+        raise UserError(f"the policy returned actions of type {actions.dtype}; expected float32")
+    actions = actions.detach().to("cpu", torch.float32)
     if tuple(actions.shape) != shape:
         raise UserError(f"the policy returned actions of shape {tuple(actions.shape)}; expected {shape}")
     if not bool(torch.isfinite(actions).all()):

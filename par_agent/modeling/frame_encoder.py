@@ -8,6 +8,7 @@ of a folder's ``config.json`` tells them apart, as in published VAE folders; a f
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,11 @@ def save_frame_encoder(encoder: FrameEncoder, folder: Path) -> None:
     """Writes what :func:`load_frame_encoder` reads."""
     module = _weights(encoder)
     save_module(module, {"_class_name": type(module).__name__, **dataclasses.asdict(encoder.config)}, folder)
+
+
+def describe_frame_encoder(encoder: FrameEncoder) -> str:
+    """What beside its weights decides what an encoder does, as one line."""
+    return json.dumps([type(encoder).__name__, dataclasses.asdict(encoder.config)], sort_keys=True)
 
 
 def _weights(encoder: FrameEncoder) -> nn.Module:

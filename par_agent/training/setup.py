@@ -14,19 +14,25 @@ from torch import Tensor
 
 from par_agent.checkpoint import Acting, Checkpoint, make_text_encoder
 from par_agent.data.augmentation import Augmentation
-from par_agent.data.conventions import check_conventions, check_frames, extra_observations, fit_transforms
+from par_agent.data.conventions import (
+    check_conventions,
+    check_frames,
+    extra_observations,
+    fit_transforms,
+    image_size,
+)
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latents import CachedLatents, EncodedFrames, LatentSource, LatentSpec, cached_latents, file_hash
+from par_agent.data.latent_cache import CachedLatents
+from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec, file_hash
 from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
-from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
+from par_agent.modeling.frame_encoder import FrameEncoder, describe_frame_encoder, load_frame_encoder
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.presets import preset
 from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.modeling.weights import find_weights
-from par_agent.tasks import TASKS
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.trainable import choose_weights
 from par_agent.transforms import Transforms
@@ -118,7 +124,8 @@ def open_samplers(
             f"model, {window}: give a larger --batch-size"
         )
     augmentation = Augmentation(config.shift, config.color_jitter)
-    spec = LatentSpec(config.camera, file_hash(find_weights(encoder_folder)), shape, config.variants, augmentation)
+    digest, about = file_hash(find_weights(encoder_folder)), describe_frame_encoder(encoder)
+    spec = LatentSpec(config.camera, digest, shape, config.variants, augmentation, about)
     splits = [index.split(config.demos) for index in indices]
     latents = [_latents(index, spec, encoder, config.cache) for index in indices]
     train = [
@@ -129,7 +136,10 @@ def open_samplers(
         WindowSampler(index, source, split[1], window, config.seed)
         for index, source, split in zip(indices, latents, splits, strict=True)
     ]
-    return MixedSampler(train, list(config.weights) or [1.0] * len(train), batch_size), held
+    mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), batch_size)
+    for source in latents:
+        source.prepare()  # the long work; all that can be refused has been
+    return mixed, held
 
 
 def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
@@ -202,12 +212,14 @@ def _index(
         return videos, start.transforms
     extra = start.transforms.extra if start.transforms and not config.new_camera else extra_observations(datasets)
     indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight, extra) for dataset in datasets]
-    fitted = fit_transforms(indices, config.camera, image_size(datasets[0], config.camera), config.demos)
+    fitted = fit_transforms(indices, config.camera, image_size(datasets, config.camera), config.demos)
     if start.transforms is None:
         return indices, fitted
     if config.new_camera:
         start.transforms = start.transforms.with_camera_of(fitted)
     check_conventions(indices, start.transforms, name)
+    if start.transforms.image_size is None:
+        start.transforms = dataclasses.replace(start.transforms, image_size=fitted.image_size)
     if config.foresight is None:
         return indices, start.transforms
     return indices, start.transforms.with_foresight_of(fitted, action.chunk_length)
@@ -227,12 +239,4 @@ def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache
     def encode(frames: Tensor) -> Tensor:
         return encoder.encode(frames.to(next(encoder.parameters()).device))
 
-    return CachedLatents(cached_latents(index, spec, encode)) if cache else EncodedFrames(index, spec, encode)
-
-
-def image_size(dataset: RenderedDataset, camera: str) -> tuple[int, int] | None:
-    """Full image size of a camera where the task registry knows it."""
-    for spec in TASKS.values():
-        if spec.env_id == dataset.spec["env_id"] and camera == spec.camera:
-            return spec.image_size
-    return None
+    return CachedLatents(index, spec, encode) if cache else EncodedFrames(index, spec, encode)

@@ -11,6 +11,7 @@ import torch
 
 from par_agent.errors import UserError
 from par_agent.evaluation.environment import StepResult, TaskEnvironment
+from par_agent.evaluation.observation import check_simulation
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import InitialState, load_states, protocol_file
 from par_agent.evaluation.records import Record
@@ -61,6 +62,7 @@ class Stage:
             raise UserError(f"policy {type(policy).__name__} is no PAR checkpoint, and only these can be drawn")
         self.policy: PARPolicy = policy
         self.env = TaskEnvironment(spec, track, variation=variation)
+        check_simulation(policy, self.env.simulation)
 
     def __enter__(self) -> Stage:
         self._threads = torch.get_num_threads()

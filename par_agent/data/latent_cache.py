@@ -1,0 +1,188 @@
+"""The cache of latents, which proves what it holds.
+
+::
+
+    dataset/latents/<camera>-<VAE hash>-<variants>x<shift>.npy   (variants, frames, C, h, w) float16
+                                                          .json  of which bytes: two hashes an episode
+
+The first hash of an episode is that of its file, whose frames and seed decide the latents; the second is that of the
+latents. Both are compared before every run, which costs a small part of what reading the frames would. Only episodes
+that lack this proof are encoded, again or for the first time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from par_agent.data.episodes import damaged_episode
+from par_agent.data.index import EpisodeIndex
+from par_agent.data.latent_file import STORED, LatentFile, Shape, file_fits
+from par_agent.data.latents import Encoder, LatentSpec, changes, check_camera, encode_frames
+from par_agent.errors import UserError
+from par_agent.files import check_writable, only_process, read_content, read_object, write_json, writing
+from par_agent.interrupts import deferred_interrupts
+from par_agent.json_fields import check
+
+MADE = 2
+"""Goes up when latents are made in another way."""
+
+SAVED_EVERY = 50
+"""Episodes between two writings of what is done."""
+
+Proofs = dict[str, tuple[str, str]]
+"""Name of an episode file -> hash of its bytes, hash of its latents."""
+
+
+class CachedLatents:
+    """Latents that are kept on disk.
+
+    Raises:
+        UserError: the dataset lacks the camera.
+    """
+
+    def __init__(self, index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> None:
+        check_camera(index.dataset, spec.camera)
+        self._index, self._spec, self._encode = index, spec, encode
+        self._file: LatentFile | None = None
+
+    def prepare(self) -> None:
+        """Computes what is missing; see :func:`cached_latents`."""
+        self._file = cached_latents(self._index, self._spec, self._encode)
+
+    def read(self, rows: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
+        assert self._file is not None, "prepare() comes first"
+        variant = 0 if generator is None else int(generator.integers(len(self._file)))
+        return self._file[variant, rows]
+
+    def latents(self, stored: np.ndarray) -> Tensor:
+        return torch.from_numpy(stored).float()
+
+
+class _Held(NamedTuple):
+    """A file of latents and the episodes of it that are proven."""
+
+    file: LatentFile | None
+    proofs: Proofs
+
+
+def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> LatentFile:
+    """Latents of all episodes' frames; those that are missing, or are not proven, are computed.
+
+    Computing resumes where it was stopped; the file has its final name only when complete.
+
+    Raises:
+        UserError: the dataset lacks the camera, its frames do not give latents of the expected shape, an episode is
+            damaged, another process computes them now, or they cannot be written.
+        Interrupted: the process was told to end.
+    """
+    dataset = index.dataset
+    check_camera(dataset, spec.camera)
+    path = dataset.folder / "latents" / f"{spec.name(dataset)}.npy"
+    cache = _Cache(index, spec, path)
+    held = cache.held(path, path.with_suffix(".json"))
+    if held.file is not None and len(held.proofs) == len(dataset):
+        return held.file
+    try:
+        check_writable(path.parent)
+    except UserError as error:
+        raise UserError(f"{error}; or train without latents on disk: --no-cache") from None
+    lock, doing = path.with_suffix(".lock"), f"computes the latents of {dataset.folder}"
+    with writing(path.parent), only_process(lock, doing, within=path.parent):
+        cache.compute(encode)
+    return LatentFile(path, cache.shape)
+
+
+class _Cache:
+    """A cache that is compared with its dataset, and completed."""
+
+    def __init__(self, index: EpisodeIndex, spec: LatentSpec, path: Path) -> None:
+        self.index, self.spec, self.path = index, spec, path
+        self.shape: Shape = (spec.variants, index.num_frames, *spec.shape)
+        paths = tqdm(index.dataset.paths, desc=f"check {index.dataset.folder.name}", unit="episode", delay=2)
+        self.contents = {file.name: _hash(read_content(file)) for file in paths}
+
+    def held(self, path: Path, record: Path) -> _Held:
+        """What a file holds for certain, by its record."""
+        if not file_fits(path, self.shape):
+            return _Held(None, {})
+        file, known, proofs = LatentFile(path, self.shape), self._read(record), {}
+        for number, name in enumerate(self.contents):
+            content, latents = known.get(name, ("", ""))
+            if content == self.contents[name] and latents == _hash(file.read(self.index.frames_of(number)).data):
+                proofs[name] = (content, latents)
+        return _Held(file, proofs)
+
+    def compute(self, encode: Encoder) -> None:
+        """Encodes what no file holds."""
+        partial, progress = self.path.with_suffix(".partial"), self.path.with_suffix(".progress.json")
+        older, begun = self.held(self.path, self.path.with_suffix(".json")), self.held(partial, progress)
+        done = begun.proofs
+        file = None if begun.file is None else LatentFile(partial, self.shape, writable=True)
+        paths = tqdm(self.index.dataset.paths, desc=f"latents of {self.index.dataset.folder.name}", unit="episode")
+        try:
+            with deferred_interrupts() as interrupts, contextlib.closing(paths):
+                for number, path in enumerate(paths):
+                    interrupts.check()
+                    if path.name in done:
+                        continue
+                    rows = self.index.frames_of(number)
+                    if older.file is not None and path.name in older.proofs:
+                        latents = older.file.read(rows)
+                    else:
+                        latents = self._encode(path, rows, encode)
+                    file = file or LatentFile.create(partial, self.shape)
+                    file.write(rows, latents)
+                    done[path.name] = (self.contents[path.name], _hash(latents.data))
+                    if len(done) % SAVED_EVERY == 0:
+                        self._write(progress, done)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._keep(partial, progress, done)
+            raise
+        self._write(self.path.with_suffix(".json"), done)
+        partial.replace(self.path)
+        progress.unlink(missing_ok=True)
+
+    def _encode(self, path: Path, rows: range, encode: Encoder) -> np.ndarray:
+        """Latents (variants, n, C, h, w) float16 of an episode."""
+        spec, episode = self.spec, self.index.dataset.read(path)
+        frames = episode.frames[spec.camera]
+        if len(frames) != len(rows):
+            raise damaged_episode(path, f"{len(frames)} frames, and {len(rows)} when it was first read")
+        changed = np.concatenate([change(frames) for change in changes(int(episode.attributes["seed"]), spec)])
+        latents = np.ascontiguousarray(encode_frames(changed, spec, encode).numpy(), STORED)
+        return latents.reshape(spec.variants, len(frames), *spec.shape)
+
+    def _keep(self, partial: Path, progress: Path, done: Proofs) -> None:
+        """Leaves what is done for the next time; nothing where that is nothing."""
+        if done:
+            self._write(progress, done)
+        else:
+            partial.unlink(missing_ok=True)
+            progress.unlink(missing_ok=True)
+
+    def _write(self, record: Path, done: Proofs) -> None:
+        write_json(record, {"made": MADE, "encoder": self.spec.encoder_config, "episodes": done})
+
+    def _read(self, record: Path) -> Proofs:
+        """What a record says; nothing where it is damaged or of another encoder: then the latents are made anew."""
+        try:
+            content: dict[str, Any] = read_object(record)
+            check("episodes", content.get("episodes"), dict[str, tuple[str, ...]])
+        except UserError:
+            return {}
+        if (content.get("made"), content.get("encoder")) != (MADE, self.spec.encoder_config):
+            return {}
+        return {name: (hashes[0], hashes[1]) for name, hashes in content["episodes"].items() if len(hashes) == 2}
+
+
+def _hash(content: bytes | memoryview) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
