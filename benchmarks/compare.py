@@ -10,14 +10,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from par_agent.cli.entry import run_command
+from par_agent.cli.options import run_script
 from par_agent.errors import UserError
 from par_agent.evaluation.records import Record, RecordKey, read_run, record_key
 from par_agent.evaluation.statistics import compare_paired
+from par_agent.option_ranges import Checked
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Checked):
     """Compares two runs, paired by task, initial state and policy seed."""
 
     first: tyro.conf.Positional[Path]
@@ -71,4 +72,4 @@ def main(config: CompareConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmarks/compare.py", lambda: main(tyro.cli(CompareConfig, description=__doc__))))
+    sys.exit(run_script("benchmarks/compare.py", main, CompareConfig, __doc__))

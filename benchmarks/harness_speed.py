@@ -19,15 +19,15 @@ from statistics import mean, median
 from typing import Any
 
 import psutil
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from par_agent.cli.entry import run_command
+from par_agent.cli.options import run_script
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.option_ranges import Checked
 from par_agent.processes import call_in_process
 from par_agent.tasks import PAPER_TASKS, get_task
 
@@ -64,7 +64,7 @@ class SwayPolicy:
 
 
 @dataclass(frozen=True)
-class SpeedConfig:
+class SpeedConfig(Checked):
     """Times the harness against a plain loop that renders at every control step."""
 
     tasks: tuple[str, ...] = PAPER_TASKS
@@ -223,8 +223,6 @@ def measure(config: SpeedConfig, contestant: Contestant) -> StepTime:
 
 def main(config: SpeedConfig) -> None:
     """Times everything in turn and prints the table."""
-    if min(config.states, config.plain_steps, config.rounds) < 1:
-        raise UserError("states, plain_steps and rounds must be at least 1")
     console = Console()
     everyone = contestants(len(os.sched_getaffinity(0)) if config.workers is None else config.workers)
     times: dict[str, list[StepTime]] = {contestant.name: [] for contestant in everyone}
@@ -257,4 +255,4 @@ def table(config: SpeedConfig, times: dict[str, list[StepTime]]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmarks/harness_speed.py", lambda: main(tyro.cli(SpeedConfig, description=__doc__))))
+    sys.exit(run_script("benchmarks/harness_speed.py", main, SpeedConfig, __doc__))

@@ -15,22 +15,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from par_agent.cli.entry import run_command
-from par_agent.errors import UserError
+from par_agent.cli.options import run_script
 from par_agent.modeling.frame_encoder import make_frame_encoder
 from par_agent.modeling.generation import GenerationConfig, mask_schedule
 from par_agent.modeling.par import PARModel, PARStream, PhysicalTokens
 from par_agent.modeling.presets import find_preset
+from par_agent.option_ranges import Checked
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class LatencyConfig:
+class LatencyConfig(Checked):
     """Times one chunk of a policy, with and without cache, with and without predicting the next frame."""
 
     presets: tuple[str, ...] = ("par-mini", "par-nova-0.6b")
@@ -59,9 +58,9 @@ class LatencyConfig:
     """Cases whose weights and cache need more gigabytes than this are left out."""
 
     def __post_init__(self) -> None:
-        for name in ("step", "denoising_steps", "mask_steps", "diffusion_steps", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
+        for name in self.presets:
+            find_preset(name)  # which refuses unknown ones
 
 
 @dataclass(frozen=True)
@@ -306,4 +305,4 @@ def describe(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmarks/latency.py", lambda: main(tyro.cli(LatencyConfig, description=__doc__))))
+    sys.exit(run_script("benchmarks/latency.py", main, LatencyConfig, __doc__))

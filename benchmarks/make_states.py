@@ -8,16 +8,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-import tyro
-
-from par_agent.cli.entry import run_command
+from par_agent.cli.options import run_script
 from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.protocol import is_complete, protocol_file, protocol_seeds, save_states
+from par_agent.option_ranges import Checked
 from par_agent.tasks import TASKS, get_task
 
 
 @dataclass(frozen=True)
-class MakeStatesConfig:
+class MakeStatesConfig(Checked):
     """Writes the frozen initial states of the evaluation protocol into the package."""
 
     tasks: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
@@ -40,4 +39,4 @@ def main(config: MakeStatesConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmarks/make_states.py", lambda: main(tyro.cli(MakeStatesConfig)), resumes=True))
+    sys.exit(run_script("benchmarks/make_states.py", main, MakeStatesConfig, __doc__, resumes=True))

@@ -12,22 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from finished_runs import Run, curves, finished_runs, read_runs, table_rows
 from reproduce_table import demonstrations, methods, other_states
 
-from par_agent.cli.entry import run_command
+from par_agent.cli.options import run_script
 from par_agent.errors import UserError
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.evaluation.variations import VARIATIONS
-from par_agent.files import atomic_path
+from par_agent.files import atomic_path, read_content
+from par_agent.option_ranges import Checked
 from par_agent.tasks import PAPER_TASKS
 
 ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class TableConfig:
+class TableConfig(Checked):
     """Where the results are and where the table goes."""
 
     reported: Path = ROOT / "benchmarks" / "reported"
@@ -149,16 +149,16 @@ def main(config: TableConfig) -> int:
     """Writes or compares."""
     differing = 0
     for document in config.documents:
-        text = document.read_text()
+        text = read_content(document).decode(errors="surrogateescape")
         wanted = filled(text, config.reported, document.resolve().parent)
         if config.check and wanted != text:
             print(f"{document} does not show benchmarks/reported; run python benchmarks/readme_table.py")
             differing += 1
         if not config.check:
             with atomic_path(document) as temporary:
-                temporary.write_text(wanted)
+                temporary.write_bytes(wanted.encode(errors="surrogateescape"))
     return int(differing > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmarks/readme_table.py", lambda: main(tyro.cli(TableConfig))))
+    sys.exit(run_script("benchmarks/readme_table.py", main, TableConfig, __doc__))

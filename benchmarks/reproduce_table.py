@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from figures import draw_curves, draw_table
 from finished_runs import ROWS, Curve, Point, Run, curves, read_runs, table_rows
 
-from par_agent.cli.entry import run_command
+from par_agent.cli.options import run_script
 from par_agent.errors import UserError
 from par_agent.evaluation.records import record_key
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.evaluation.statistics import compare_paired
 from par_agent.files import atomic_path, writing
+from par_agent.option_ranges import Checked
 from par_agent.tasks import PAPER_TASKS
 
 REPORTED = Path(__file__).parent / "reported"
@@ -44,7 +44,7 @@ SOURCES = (
 
 
 @dataclass(frozen=True)
-class TableConfig:
+class TableConfig(Checked):
     """Where the runs are and where table and figures go."""
 
     runs: tuple[Path, ...] = (REPORTED / "rows", REPORTED / "unseen", REPORTED / "demonstrations")
@@ -211,4 +211,4 @@ def main(config: TableConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmarks/reproduce_table.py", lambda: main(tyro.cli(TableConfig, description=__doc__))))
+    sys.exit(run_script("benchmarks/reproduce_table.py", main, TableConfig, __doc__))

@@ -25,17 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from baselines import find_policy
-from par_agent.cli.entry import run_command
+from par_agent.cli.options import run_script
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import parse_options, search_folder
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.option_ranges import Checked
 from par_agent.tasks import BUNDLED, PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
 from par_agent.vla_eval.client import PREFIX
 
@@ -43,7 +43,7 @@ EXIT_ALL_ERRORS = 1
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Checked):
     """Rolls a policy out under the paper's protocol. The same command resumes where an earlier one was stopped."""
 
     tasks: tuple[str, ...] = PAPER_TASKS
@@ -190,6 +190,4 @@ def main(config: BenchmarkConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        run_command("benchmarks/run.py", lambda: main(tyro.cli(BenchmarkConfig, description=__doc__)), resumes=True)
-    )
+    sys.exit(run_script("benchmarks/run.py", main, BenchmarkConfig, __doc__, resumes=True))

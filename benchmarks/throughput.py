@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from latency import count_flops, describe, synchronise
 from torch import Tensor, nn
 
 from par_agent.checkpoint import Checkpoint
-from par_agent.cli.entry import run_command
+from par_agent.cli.options import run_script
 from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions
 from par_agent.data.episodes import RenderedDataset
@@ -34,6 +33,7 @@ from par_agent.errors import UserError
 from par_agent.modeling.frame_encoder import describe_frame_encoder
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.weights import find_weights
+from par_agent.option_ranges import Checked
 from par_agent.training.batches import tensors
 from par_agent.training.optimisation import make_optimizer
 
@@ -41,7 +41,7 @@ BUNDLED = Path(__file__).parents[1] / "par_agent" / "checkpoints" / "par-mini"
 
 
 @dataclass(frozen=True)
-class ThroughputConfig:
+class ThroughputConfig(Checked):
     """Trains some steps and prints samples a second, tokens a second, share of peak and of waiting for data."""
 
     data: tuple[Path, ...] = tuple(Path("data/rendered") / task for task in ("PushCube", "PickCube", "StackCube"))
@@ -70,11 +70,6 @@ class ThroughputConfig:
     """Device."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast over float32 weights."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "window", "variants", "steps", "threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
 
 
 class Stopwatch:
@@ -241,4 +236,4 @@ def report(config: ThroughputConfig, model: PARModel, flops: dict[str, float], s
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmarks/throughput.py", lambda: main(tyro.cli(ThroughputConfig, description=__doc__))))
+    sys.exit(run_script("benchmarks/throughput.py", main, ThroughputConfig, __doc__))

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import tyro
 from latency import count_flops, describe, measure_peak, peak_memory, synchronise
 from torch import Tensor
 
-from par_agent.cli.entry import run_command
+from par_agent.cli.options import run_script
 from par_agent.modeling.par import PARModel, PhysicalTokens, Targets
 from par_agent.modeling.presets import preset
+from par_agent.option_ranges import Checked
 from par_agent.training.optimisation import clip_and_step, make_optimizer
 
 
 @dataclass(frozen=True)
-class TrainingStepConfig:
+class TrainingStepConfig(Checked):
     """One training step on random data."""
 
     preset: str = "par-nova-0.6b"
@@ -43,6 +43,10 @@ class TrainingStepConfig:
     """Device."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast over float32 weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        preset(self.preset)  # which refuses unknown ones
 
 
 def main(config: TrainingStepConfig) -> None:
@@ -102,6 +106,4 @@ def backward(config: TrainingStepConfig, model: PARModel, device: torch.device) 
 
 
 if __name__ == "__main__":
-    sys.exit(
-        run_command("benchmarks/training_step.py", lambda: main(tyro.cli(TrainingStepConfig, description=__doc__)))
-    )
+    sys.exit(run_script("benchmarks/training_step.py", main, TrainingStepConfig, __doc__))

@@ -20,7 +20,10 @@ def usable_device(name: str | torch.device | None) -> torch.device:
     import torch
 
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        return device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         usable = "cpu, cuda" if torch.cuda.is_available() else "cpu"

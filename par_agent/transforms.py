@@ -29,6 +29,18 @@ def extra_size(extra: Extra) -> int:
     return sum(size for _, size in extra)
 
 
+def check_crop(crop: Crop, size: tuple[int, int]) -> None:
+    """Checks that a crop (top, left, height, width) lies inside an image of a size (height, width).
+
+    Raises:
+        UserError: it does not.
+    """
+    top, left, height, width = crop
+    inside = top + height <= size[0] and left + width <= size[1]
+    if min(top, left) < 0 or min(height, width) < 1 or not inside:
+        raise UserError(f"crop (top, left, height, width) = {crop} does not lie inside the {size[0]}x{size[1]} image")
+
+
 def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] | None) -> np.ndarray:
     """Crops (top, left, height, width) and resizes (height, width) an image (H, W, 3) uint8.
 
@@ -39,12 +51,7 @@ def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] 
     """
     if crop is not None:
         top, left, height, width = crop
-        inside = top + height <= image.shape[0] and left + width <= image.shape[1]
-        if min(top, left) < 0 or min(height, width) < 1 or not inside:
-            raise UserError(
-                f"crop (top, left, height, width) = {crop} does not lie inside the {image.shape[0]}x{image.shape[1]} "
-                "image"
-            )
+        check_crop(crop, (image.shape[0], image.shape[1]))
         image = image[top : top + height, left : left + width]
     if size is not None and image.shape[:2] != tuple(size):
         import cv2

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path
+from par_agent.files import atomic_path, check_writable
 
 SUFFIXES = (".mp4", ".gif", ".png")
 
@@ -23,12 +22,9 @@ def check_video_path(path: Path, frames: int) -> None:
         raise UserError(f"{path} has the suffix {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".png" and frames != 1:
         raise UserError(f"{path} holds one frame and there are {frames}; use .mp4 or .gif, or one frame")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path} cannot be written: it is a folder, or its folder is read-only")
+    check_writable(path.parent)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected the name of a file")
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:

@@ -13,9 +13,9 @@ from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
 from par_agent.modeling.par import PhysicalTokens
-from par_agent.visualization.attention import KINDS, AttentionRollout, draw_overlays, draw_tokens, shares
+from par_agent.visualization.attention import KINDS, AttentionRollout, check_choice, draw_overlays, draw_tokens, shares
 from test_policy import observation, roll
-from tiny import LENGTH, tiny_checkpoint, tiny_features, tiny_inputs, tiny_model
+from tiny import LENGTH, tiny_checkpoint, tiny_config, tiny_features, tiny_inputs, tiny_model
 
 
 def at(inputs: PhysicalTokens, step: int) -> PhysicalTokens:
@@ -91,15 +91,19 @@ def test_shares_of_attention_sum_to_one_and_past_frames_need_a_past() -> None:
             assert {"text", "joints", "actions"} <= kinds
 
 
-def test_figures_are_drawn_and_wrong_layers_refused(tmp_path: Any) -> None:
+def test_figures_are_drawn(tmp_path: Any) -> None:
     maps = policy_maps(3, 4)
     frames = {step: np.full((16, 16, 3), 90, np.uint8) for step in maps}
     rollout = AttentionRollout("PushCube, state 0, policy seed 0", ("push",), maps, frames)
     draw_tokens(rollout, tmp_path / "tokens.png", 2, 9)
     draw_overlays(rollout, tmp_path / "frames.png", None, 1)
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("tokens.png", "frames.png"))
-    rollout.check(2, 1)
-    with pytest.raises(UserError, match=r"layer is 3; this model has layers 1 to 2"):
-        rollout.check(3, None)
-    with pytest.raises(UserError, match=r"head is 2; this model has heads 1 to 1"):
-        rollout.check(1, 2)
+
+
+def test_a_layer_or_head_that_the_model_lacks_is_refused() -> None:
+    encoder = tiny_config().nova.video_encoder
+    check_choice(encoder, encoder.depth, encoder.heads)
+    with pytest.raises(UserError, match=rf"layer is {encoder.depth + 1}; this model has layers 1 to {encoder.depth}"):
+        check_choice(encoder, encoder.depth + 1, None)
+    with pytest.raises(UserError, match=rf"head is {encoder.heads + 1}; this model has heads 1 to {encoder.heads}"):
+        check_choice(encoder, 1, encoder.heads + 1)

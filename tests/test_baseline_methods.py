@@ -123,10 +123,11 @@ def test_bc_ts_loss_is_the_likelihood_of_its_mixture_and_it_draws_components_by_
         total -= mixture.log_prob(actions[row, :steps])
     torch.testing.assert_close(model.chunk_loss(z, actions, weights), total / (21 * 8))
     drawn = model.draw(z[:1].expand(20_000, -1, -1), torch.randn(20_000, 8, 8))
-    for component, probability in enumerate(logits[0].softmax(-1).tolist()):
-        share = (drawn == mean[0, component]).flatten(1).all(1).float().mean()
-        assert abs(share - probability) < 0.015
-    assert torch.equal(model.draw(z, None)[0], mean[0, logits[0].argmax()])
+    # Means of another batch size are the same but for the last bits.
+    near = (drawn[:, None] - mean[0]).abs().flatten(2).amax(-1) < 1e-5
+    assert bool((near.sum(-1) == 1).all()), "every draw is one component's mean, and no two are alike"
+    torch.testing.assert_close(near.float().mean(0), logits[0].softmax(-1), rtol=0, atol=0.015)
+    torch.testing.assert_close(model.draw(z, None)[0], mean[0, logits[0].argmax()], rtol=0, atol=1e-5)
 
 
 def test_icrt_learns_from_what_follows_the_prompt() -> None:

@@ -217,7 +217,7 @@ def test_bad_specs_are_refused(fields, message):
         ({}, "either --trajectory FILE.h5 or --random-motion TASK"),
         ({"trajectory": Path("a.h5"), "random_motion": "PickCube"}, "either --trajectory"),
         ({"random_motion": "PickCub"}, "'PickCub'.*PickCube"),
-        ({"random_motion": "PickCube", "num": 0}, "num_episodes is 0"),
+        ({"random_motion": "PickCube", "num": 0}, "num is 0"),
         ({"random_motion": "PickCube", "workers": 0}, "workers is 0"),
         ({"trajectory": Path("absent.h5")}, r"no trajectory file at absent\.h5"),
     ],

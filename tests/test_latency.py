@@ -40,7 +40,7 @@ def test_the_floor_is_the_slower_of_computing_and_reading() -> None:
 
 
 def test_bad_options_are_named() -> None:
-    with pytest.raises(UserError, match="--mask-steps is 0"):
+    with pytest.raises(UserError, match="mask_steps is 0"):
         latency.LatencyConfig(mask_steps=0)
 
 

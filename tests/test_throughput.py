@@ -24,7 +24,7 @@ def test_every_figure_is_printed(
     )
     throughput.main(config)
     text = capsys.readouterr().out
-    assert "tiny, batch 3, window 2 (72 tokens of the causal transformer), float32, CPU" in text
+    assert "tiny, batch 3, window 2 (126 tokens of the causal transformer), float32, CPU" in text
     rows = dict(re.findall(r"^\| ([a-z, ]+) \| ([0-9.,]+) \|", text, flags=re.MULTILINE))
     assert list(rows) == ["causal transformer, forward and backward", "training step"]
     for pattern in (r"samples/s, [0-9,]+ tokens/s", r"waiting for data: [0-9.]+%", r"memory: [0-9.]+ GB", "GFLOP/s"):
@@ -43,5 +43,5 @@ def test_operations_of_the_transformer_are_three_times_those_of_its_forward_pass
 
 
 def test_bad_options_are_named() -> None:
-    with pytest.raises(UserError, match="--batch-size is 0"):
+    with pytest.raises(UserError, match="batch_size is 0"):
         throughput.ThroughputConfig(batch_size=0)

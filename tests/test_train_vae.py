@@ -196,7 +196,7 @@ def test_a_single_episode_serves_both_sides(tmp_path):
         ({"camera": "hand_camera"}, "no camera 'hand_camera'; it has render_camera"),
         ({"patch": 20}, "patch is 20; patches do not fit frames of 16x24"),
         ({"model": FrameVAEConfig(4, (8,) * 5), "patch": 32}, "16x24 pixels do not divide by the VAE's stride, 32"),
-        ({"data": ()}, "no rendered dataset given"),
+        ({"data": ()}, "data is empty"),
     ],
 )
 def test_data_that_does_not_fit_is_refused_before_training(data, tmp_path, fields, message):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from par_agent.errors import UserError
 from par_agent.files import read_object
+from par_agent.option_ranges import Checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ less."""
 
 
 @dataclass(frozen=True)
-class CheckNovaConfig:
+class CheckNovaConfig(Checked):
     """Recomputes every `out.*` tensor of a reference file and compares."""
 
     io: Path

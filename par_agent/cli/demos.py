@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from par_agent.data.demos import DemoRequest, make_demos
+from par_agent.option_ranges import Checked
 
 
 @dataclass(frozen=True)
-class DemosConfig:
+class DemosConfig(Checked):
     """Makes successful demonstrations of one task with ManiSkill's own motion planner."""
 
     task: str

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.lerobot_export import export_lerobot
+from par_agent.option_ranges import Checked
 
 
 @dataclass(frozen=True)
-class ExportLeRobotConfig:
+class ExportLeRobotConfig(Checked):
     """Writes a rendered dataset as a LeRobotDataset v3.0: a row a control step, with the newest frame of that step."""
 
     data: Path

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from par_agent.errors import UserError
+from par_agent.option_ranges import Checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Checked):
     """Text (and image) to video."""
+
+    out_is_file: ClassVar[bool] = True
 
     model: Path
     """NOVA folder in the diffusers layout: transformer, vae, scheduler, text_encoder, tokenizer."""
@@ -68,8 +71,6 @@ def main(config: GenerateConfig) -> int:
     from par_agent.videos import check_video_path, write_video
 
     check_video_path(config.out, config.frames)
-    if not config.fps > 0:
-        raise UserError(f"--fps is {config.fps}; it must be above 0")
     steps = GenerationConfig(config.mask_steps, config.diffusion_steps, config.guidance, config.temperature)
     device, dtype = usable_device(config.device), getattr(torch, config.dtype)
     require_parts(config.model, config.text_cache)

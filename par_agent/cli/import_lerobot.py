@@ -11,10 +11,11 @@ import tyro
 from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_import import import_lerobot
 from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
+from par_agent.option_ranges import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportLeRobotConfig(LeRobotRequest):
+class ImportLeRobotConfig(LeRobotRequest, Checked):
     """Reads a LeRobotDataset, v2.0 to v3.0, into a dataset folder, as `par-agent render` makes them."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]

@@ -10,6 +10,7 @@ import tyro
 
 from par_agent.errors import UserError
 from par_agent.files import only_process, writing
+from par_agent.option_ranges import Checked
 from par_agent.tasks import TASKS, TaskSpec
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ImportNovaConfig:
+class ImportNovaConfig(Checked):
     """Video weights in, policy checkpoint out; its action parts are random until `par-agent finetune --init OUT`."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

@@ -10,6 +10,7 @@ import tyro
 
 from par_agent.errors import UserError
 from par_agent.files import read_object
+from par_agent.option_ranges import Checked
 
 if TYPE_CHECKING:
     from par_agent.modeling.config import PARConfig
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class InfoConfig:
+class InfoConfig(Checked):
     """Parts and sizes of a preset or of a checkpoint."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

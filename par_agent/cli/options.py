@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+from par_agent.cli.entry import run_command
+from par_agent.device import usable_device
 from par_agent.errors import UserError
-from par_agent.files import read_object
+from par_agent.files import check_writable, read_object
+from par_agent.option_ranges import MAY_BE_EMPTY
 
 FILE_OPTION = "--config"
 """Names a JSON file of options, such as the one that a run writes into its folder."""
@@ -23,13 +27,40 @@ def parse(cls: type, arguments: Sequence[str], prog: str, description: str) -> A
         UserError: values out of range, or a file of options that cannot be read.
         SystemExit: `--help`, or arguments that do not parse (printed by tyro).
     """
+    arguments = with_file(cls, arguments)
+    _check_words(arguments)
+    config = _parse(cls, arguments, prog, description)
+    _check_places(config)
+    return config
+
+
+def run_script(
+    program: str, main: Callable[[Any], int | None], cls: type, description: str | None, resumes: bool = False
+) -> int:
+    """Runs a script of `benchmarks/` with the options of the command line; its exit status.
+
+    Args:
+        program: what error messages begin with.
+        main: takes the options and returns the status; None counts as 0.
+        cls: frozen dataclass of the options.
+        description: what --help says first.
+        resumes: whether the same command goes on where it was stopped.
+    """
+    return run_command(program, lambda: main(parse(cls, sys.argv[1:], program, description or "")), resumes)
+
+
+def _parse(cls: type, arguments: list[str], prog: str, description: str) -> Any:
     import tyro
 
-    arguments = with_file(cls, arguments)
-    description += f" Options may also come from a file: {FILE_OPTION} FILE.json, and those beside it win."
+    description = description.rstrip()
+    description += "\n\n" if "\n" in description else " "
+    description += f"Options may also come from a file: {FILE_OPTION} FILE.json, and those beside it win."
     bases = [base for base in reversed(cls.__mro__) if base.__name__.endswith("Options")]
     if not bases:
-        return tyro.cli(cls, args=arguments, prog=prog, description=description)
+        # tyro would box what __post_init__ refuses, and break its lines: checked is what it has read.
+        unchecked = type(cls.__name__, (cls,), {"__post_init__": lambda self: None, "__doc__": cls.__doc__})
+        found: Any = tyro.cli(unchecked, args=arguments, prog=prog, description=description)
+        return cls(**{option.name: getattr(found, option.name) for option in dataclasses.fields(cls)})
     groups = {
         base.__name__.removesuffix("Options").lower(): Annotated[base, tyro.conf.OmitArgPrefixes] for base in bases
     }
@@ -37,6 +68,34 @@ def parse(cls: type, arguments: Sequence[str], prog: str, description: str) -> A
         dataclasses.make_dataclass(cls.__name__, groups.items()), args=arguments, prog=prog, description=description
     )
     return cls(**{name: value for group in groups for name, value in vars(getattr(grouped, group)).items()})
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuses empty values: an empty path would be the folder that the command is given in.
+
+    Raises:
+        UserError: one is empty.
+    """
+    option = ""
+    for word in arguments:
+        if word.startswith("--"):
+            option, inline, value = word.partition("=")
+            word = value if inline else option
+        if not word.strip() and option[2:].replace("-", "_") not in MAY_BE_EMPTY:
+            raise UserError(f"{option or 'an argument'} is empty; leave it out, or give it a value")
+
+
+def _check_places(config: Any) -> None:
+    """Checks, before any work is done, the device and where results go.
+
+    Raises:
+        UserError: no such device here, or nothing can be written there.
+    """
+    out, device = getattr(config, "out", None), getattr(config, "device", None)
+    if isinstance(out, Path):
+        check_writable(out.parent if getattr(config, "out_is_file", False) else out)
+    if isinstance(device, str) and device != "cpu":  # which needs no look, and no torch
+        usable_device(device)
 
 
 def with_file(cls: type, arguments: Sequence[str]) -> list[str]:

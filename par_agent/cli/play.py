@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from par_agent.errors import UserError
+from par_agent.option_ranges import Checked
 
 
 @dataclass(frozen=True)
-class PlayConfig:
+class PlayConfig(Checked):
     """Serves a page for this machine only; its address holds a random token, without which nobody gets in."""
 
     task: str = "PickCube"

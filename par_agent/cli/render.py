@@ -33,6 +33,7 @@ from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
 from par_agent.files import claimed_folder, only_process, remove_leftovers, write_json, writing
 from par_agent.interrupts import deferred_interrupts
+from par_agent.option_ranges import Checked
 from par_agent.tasks import TaskSpec, find_task, get_task
 
 MOST_STEPS = 10**9
@@ -40,7 +41,7 @@ MOST_STEPS = 10**9
 
 
 @dataclass(frozen=True)
-class RenderConfig:
+class RenderConfig(Checked):
     """Renders a ManiSkill trajectory file (or random arm motion, without actions) into a dataset folder."""
 
     out: Path
@@ -115,7 +116,22 @@ class RenderConfig:
                 "--recorded-images, --episodes, --include-failures and --skip-corrupt are for a trajectory file; give "
                 "--trajectory FILE.h5"
             )
+        self._check_camera(task)
         return self._base_spec(task.env_id, "random-motion", 1000 if self.num is None else self.num, task)
+
+    def _check_camera(self, task: TaskSpec) -> None:
+        """Compares cameras and crop with those of a known task, before a worker builds its scene.
+
+        Raises:
+            UserError: the task has no such camera, or the crop leaves its image.
+        """
+        from par_agent.transforms import check_crop
+
+        known = (task.camera, *task.sensor_cameras)
+        if unknown := [name for name in self.cameras if name not in known]:
+            raise UserError(f"{task.env_id} has no camera {unknown[0]!r}; it has {', '.join(known)}")
+        if self.crop is not None and task.camera in self.cameras:
+            check_crop(self.crop, task.image_size)
 
     def _base_spec(self, env_id: str, source: str, count: int, task: TaskSpec | None) -> RenderSpec:
         if task is None and not self.instruction:
@@ -158,8 +174,6 @@ class RenderConfig:
 
 def main(config: RenderConfig) -> int:
     """Renders what is missing, then writes the summary."""
-    if config.workers < 1:
-        raise UserError(f"workers is {config.workers}; it must be at least 1")
     spec = config.spec()
     out, settings = config.out, config.out / "spec.json"
     with (

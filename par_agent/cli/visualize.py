@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from par_agent.errors import UserError
+from par_agent.option_ranges import Checked
 from par_agent.tasks import BUNDLED
 
 if TYPE_CHECKING:
@@ -48,13 +48,8 @@ class FilmOptions:
 
 
 @dataclass(frozen=True)
-class RolloutConfig(StageOptions, FilmOptions):
+class RolloutConfig(StageOptions, FilmOptions, Checked):
     """Rolls a policy out once and draws predicted frames above executed ones, aligned in time, with their actions."""
-
-    def __post_init__(self) -> None:
-        for name in ("imagine", "every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def policy_source(config: StageOptions) -> PolicySource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from par_agent.cli.visualize import StageOptions, file_stem, policy_source, states_file
+from par_agent.option_ranges import Checked
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class AttentionOptions:
 
 
 @dataclass(frozen=True)
-class AttentionConfig(StageOptions, AttentionOptions):
+class AttentionConfig(StageOptions, AttentionOptions, Checked):
     """Rolls a policy out once and draws its attention; the weights are computed beside the fast path."""
 
 
@@ -30,19 +31,16 @@ def main(config: AttentionConfig) -> int:
     """Writes two PNGs."""
     import dataclasses
 
-    from par_agent.errors import UserError
     from par_agent.videos import check_video_path
     from par_agent.visualization.attention import draw_overlays, draw_tokens, perform
 
-    if config.look < 0:
-        raise UserError(f"look is {config.look}; it must be at least 0")
     source = policy_source(config)
     if config.context is not None:
         source = dataclasses.replace(source, options={**source.options, "context": config.context})
     tokens, overlays = (config.out / f"{file_stem(config)}_attention_{kind}.png" for kind in ("tokens", "frames"))
     check_video_path(tokens, 1)
-    rollout = perform(config.task, source, config.state, config.seed, config.track, states_file(config))
-    rollout.check(config.layer, config.head)
+    chosen = {"layer": config.layer, "head": config.head}
+    rollout = perform(config.task, source, config.state, config.seed, config.track, states_file(config), **chosen)
     layers = len(rollout.maps[0].weights)
     draw_tokens(rollout, tokens, config.layer or layers, config.look)
     draw_overlays(rollout, overlays, config.layer, config.head)

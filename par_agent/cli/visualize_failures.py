@@ -8,11 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from par_agent.errors import UserError
+from par_agent.option_ranges import Checked
 
 
 @dataclass(frozen=True)
-class FailuresConfig:
+class FailuresConfig(Checked):
     """Repeats the failed rollouts of a run and says why they may have failed; report.html shows it."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -36,8 +36,6 @@ def main(config: FailuresConfig) -> int:
     from par_agent.files import only_process, writing
     from par_agent.visualization.failures import FailedRun, count_causes, write_section
 
-    if config.limit is not None and config.limit < 1:
-        raise UserError(f"limit is {config.limit}; it must be at least 1")
     search_folder(os.getcwd())
     usable_device(config.device)
     run = FailedRun(config.run, config.policy, config.device)

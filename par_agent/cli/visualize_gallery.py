@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from par_agent.tasks import PAPER_TASKS
+from par_agent.option_ranges import Checked, Range, Ranges
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_STATES, get_task
+
+PROTOCOL_STATE = Range(0, PROTOCOL_STATES - 1)
+"""Numbers of initial states."""
 
 
 @dataclass(frozen=True)
-class GalleryConfig:
+class GalleryConfig(Checked):
     """Draws three tasks predicted against executed, one attention figure and one failure."""
+
+    other_ranges: ClassVar[Ranges] = {
+        "states": PROTOCOL_STATE,
+        **dict.fromkeys(("attention", "failure"), (None, PROTOCOL_STATE)),
+    }
 
     policy: str = "par-mini"
     """A bundled checkpoint's name or a checkpoint folder."""
@@ -38,6 +48,8 @@ def main(config: GalleryConfig) -> int:
     from par_agent.visualization.rollout import perform
 
     check_installed()
+    for task, _ in (config.attention, config.failure):
+        get_task(task)  # which refuses unknown ones
     source = PolicySource(config.policy)
     rollouts, attended, failed = (config.out / f"{name}.png" for name in ("rollouts", "attention", "failure"))
     check_video_path(rollouts, 1)

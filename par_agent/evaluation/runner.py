@@ -23,12 +23,13 @@ from par_agent.evaluation.variations import get_variation
 from par_agent.evaluation.workers import WorkerPool
 from par_agent.files import check_writable
 from par_agent.interrupts import deferred_interrupts
+from par_agent.option_ranges import Checked
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, check_track
 from par_agent.versions import git_commit
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
     """What to roll out and where to write it."""
 
     tasks: tuple[str, ...]
@@ -63,13 +64,11 @@ class RunConfig:
     """Chunks that the policy imagines ahead at every look, to be compared with what happens; 0: not measured."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.tasks:
             raise UserError("no tasks given")
         check_track(self.track)
         get_variation(self.variation)
-        for name, lowest in (("states", 1), ("policy_seeds", 1), ("workers", 1), ("videos", 0), ("alignment", 0)):
-            if getattr(self, name) < lowest:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
         if self.alignment:
             check_installed()
         if self.cluster is not None and (self.backend != "cpu" or self.policy.device != "cpu"):

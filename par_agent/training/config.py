@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from par_agent.errors import UserError
 from par_agent.files import claimed_folder, only_process, read_json
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.presets import preset
+from par_agent.option_ranges import Checked
 from par_agent.tasks import TASKS
 
 SMALL_MODEL: dict[str, float] = {"learning_rate": 1e-3, "batch_size": 32, "accumulation": 1}
@@ -193,7 +193,7 @@ class DisplayOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions):
+class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions, Checked):
     """What the training of any policy has; run the same command again to resume.
 
     Raises:
@@ -207,15 +207,7 @@ class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions
         for name, default in self.model_defaults().items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, default)
-        for name, (lowest, highest) in _RANGES.items():
-            value = getattr(self, name, None)
-            if value is not None and not (math.isfinite(value) and lowest <= value <= highest):
-                allowed = f"at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:g}"
-                raise UserError(f"{name} is {value}; it must be {allowed}")
-        if self.clip == 0:
-            raise UserError("clip is 0; nothing would be learned: it must be above 0")
-        if any(not weight > 0 for weight in self.weights):
-            raise UserError(f"weights are {self.weights}; each must be above 0")
+        super().__post_init__()
         if self.device == "cuda":
             import torch
 
@@ -295,14 +287,14 @@ class FinetuneConfig(LossOptions, WeightsOptions, ModelOptions, DisplayOptions, 
     def _check_combinations(self) -> None:
         if self.train != "full" and self.init is None:
             raise UserError(f"--train {self.train} keeps weights as they are: give the ones to keep with --init FOLDER")
-        if self.train == "lora" and not self.lora_targets:
-            raise UserError("--train lora without --lora-targets would train nothing")
         if self.new_robot and self.init is None:
             raise UserError("--new-robot keeps the video parts of a checkpoint: give it with --init FOLDER")
         if self.new_camera and (self.init is None or self.new_robot or not self.has_actions):
             raise UserError("--new-camera goes on with a policy: give it with --init FOLDER, without --new-robot")
         if self.init is not None and self.vae is not None:
             raise UserError(f"the checkpoint {self.init} brings its own frame encoder: leave --vae out")
+        if self.foresight and (model := self._model()) is not None:
+            dataclasses.replace(model.action, foresight=self.foresight)  # which refuses what does not fit the chunk
         if self.has_actions:
             return
         if self.train == "action" or self.frame_fraction == 0:
@@ -312,13 +304,16 @@ class FinetuneConfig(LossOptions, WeightsOptions, ModelOptions, DisplayOptions, 
 
     def model_defaults(self) -> dict[str, float]:
         """Those of the model that the run starts from; one that cannot be read is refused when the run begins."""
+        model = self._model()
+        return NOVA_MODEL if model is not None and model.nova.bos_slot else SMALL_MODEL
+
+    def _model(self) -> PARConfig | None:
+        """The model that the run starts from; None where that cannot be told, which is refused when the run begins."""
+        model = preset(self.preset)  # a wrong name is refused also where it is not used
         if self.init is None:
-            model = preset(self.preset)
-        elif (self.init / "config.json").is_file():
-            model = PARConfig.from_json(read_json(self.init / "config.json"))
-        else:
-            return SMALL_MODEL
-        return NOVA_MODEL if model.nova.bos_slot else SMALL_MODEL
+            return model
+        config = self.init / "config.json"
+        return PARConfig.from_json(read_json(config)) if config.is_file() else None
 
     @property
     def has_actions(self) -> bool:
@@ -345,14 +340,3 @@ _FREE = (
     *(option.name for options in (RecordOptions, DisplayOptions) for option in dataclasses.fields(options)),
 )
 """Options that may differ when a run is resumed: they do not decide what is trained."""
-
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "batch_size", "accumulation", "window", "variants", "demos"), (1, math.inf)),
-    **dict.fromkeys(("validate_every", "keep", "rollout_states", "lora_rank", "lora_alpha"), (1, math.inf)),
-    **dict.fromkeys(
-        ("seed", "shift", "warmup", "checkpoint_minutes", "picture_minutes", "rollout_every"), (0, math.inf)
-    ),
-    **dict.fromkeys(("learning_rate", "clip", "weight_decay", "proprioception_noise", "recovery_noise"), (0, math.inf)),
-    **dict.fromkeys(("single_step", "past_action_dropout", "frame_fraction", "ema"), (0, 1)),
-}
-"""Lowest and highest value of options that have a range."""

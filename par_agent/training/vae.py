@@ -23,6 +23,7 @@ from par_agent.interrupts import Interrupted, deferred_interrupts
 from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.modeling.pretrained import save_module
 from par_agent.modeling.random_numbers import seeded_generator
+from par_agent.option_ranges import Checked
 from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
 
@@ -31,7 +32,7 @@ HELD_OUT = 20
 
 
 @dataclass(frozen=True)
-class VAETraining:
+class VAETraining(Checked):
     """Trains a frame VAE on rendered datasets; run the same command again to resume."""
 
     data: tuple[Path, ...]
@@ -62,9 +63,7 @@ class VAETraining:
     """Sizes of the VAE."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "patch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         if self.patch % self.model.stride:
             raise UserError(f"patch is {self.patch}; it must be a multiple of the VAE's stride, {self.model.stride}")
         if self.device.startswith("cuda") and not torch.cuda.is_available():

@@ -18,6 +18,7 @@ from par_agent.visualization.stage import Film, Stage
 from par_agent.visualization.style import SOFT, TEXT, clean_axis, draw_header, new_figure, save, show_image
 
 if TYPE_CHECKING:
+    from par_agent.modeling.config import EncoderConfig
     from par_agent.policy import PARPolicy
 
 KINDS = ("text", "past frames", "current frame", "joints", "actions")
@@ -64,17 +65,6 @@ class AttentionRollout:
         """Control steps of the looks."""
         return sorted(self.maps)
 
-    def check(self, layer: int | None, head: int | None) -> None:
-        """Checks a choice of layer and head, counted from 1.
-
-        Raises:
-            UserError: there is none.
-        """
-        layers, _, heads = self.maps[self.looks[0]].weights.shape[:3]
-        for name, value, most in (("layer", layer, layers), ("head", head, heads)):
-            if value is not None and not 1 <= value <= most:
-                raise UserError(f"{name} is {value}; this model has {name}s 1 to {most}")
-
 
 def perform(
     task: str,
@@ -83,19 +73,44 @@ def perform(
     policy_seed: int,
     track: str = "paper",
     states_file: Path | None = None,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
 ) -> AttentionRollout:
     """Rolls a policy out once and keeps its attention; see :func:`par_agent.visualization.rollout.perform`.
 
+    Args:
+        task: by name, or ``module:NAME``.
+        source: where the policy comes from.
+        state: number of the initial state.
+        policy_seed: as in the benchmark, whose rollout this repeats.
+        track: what the policy sees.
+        states_file: initial states; None: the protocol's.
+        layer: a layer, from 1, that the model has to have.
+        head: a head, from 1, that it has to have.
+
     Raises:
-        UserError: the policy does not fit, has no attention, or there is no such task or state.
+        UserError: the policy does not fit, has no attention, or there is no such task, state, layer or head.
     """
     spec = resolve_task(task)
     with Stage(spec, source, track, states_file, imagines=False) as stage:
+        check_choice(stage.policy.checkpoint.model.config.nova.video_encoder, layer, head)
         tracer = AttentionTracer(stage.policy)
         film = Film(stage.env, stage.policy.transforms, spec.max_steps)
         stage.roll_out(state, policy_seed, [tracer, film])
         title = f"{spec.name}, state {state}, policy seed {policy_seed}"
         return AttentionRollout(title, tuple(stage.instruction.split()), tracer.maps, film.images)
+
+
+def check_choice(encoder: EncoderConfig, layer: int | None, head: int | None) -> None:
+    """Checks a choice of layer and head, counted from 1; None chooses none.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name, value, most in (("layer", layer, encoder.depth), ("head", head, encoder.heads)):
+        if value is not None and not 1 <= value <= most:
+            raise UserError(f"{name} is {value}; this model has {name}s 1 to {most}")
 
 
 def shares(maps: AttentionMaps) -> np.ndarray:
