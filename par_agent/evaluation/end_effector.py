@@ -17,14 +17,15 @@ class EndEffector:
 
     Args:
         env: reset before, so that its robot exists.
+        row: which of the environments that are simulated together.
     """
 
-    def __init__(self, env: TaskEnvironment) -> None:
+    def __init__(self, env: TaskEnvironment, row: int = 0) -> None:
         agent = env.simulation.agent
-        articulation: Any = agent.robot._objs[0]
+        articulation: Any = agent.robot._objs[row]
         link = agent.tcp if hasattr(agent, "tcp") else agent.robot.links[-1]
         self._link = int(link._objs[0].index)
-        self._base = articulation.root_pose
+        self._base = agent.robot.root_pose[row].sp  # the articulation's own is not that of a GPU's simulation
         self._model: Any = articulation.create_pinocchio_model()
 
     def positions(self, joints: np.ndarray) -> np.ndarray:

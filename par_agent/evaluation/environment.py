@@ -255,7 +255,7 @@ class TaskEnvironment:
         self._late.append(action)
         due = self._late.popleft()
         if due is None:
-            _hold_still(self._base.agent.robot)
+            _hold_still(self._base)
         _, reward, _, _, self._info = self._env.step(due)
         success = tuple(bool(value) for value in self._info["success"].tolist())
         if self._base.reward_mode == "none":
@@ -289,9 +289,12 @@ def _check_objects(spec: TaskSpec, states: Any, scene: Any) -> None:
         )
 
 
-def _hold_still(robot: Any) -> None:
+def _hold_still(base_env: Any) -> None:
     """Makes the joints' present positions what their controllers aim at, which after a reset is not so."""
+    robot = base_env.agent.robot
     robot.set_joint_drive_targets(robot.get_qpos(), robot.active_joints)
+    if base_env.gpu_sim_enabled:  # a step without action does not hand targets over
+        base_env.scene.px.gpu_apply_articulation_target_position()
 
 
 def _check_environment(base_env: Any, spec: TaskSpec, track: str) -> None:

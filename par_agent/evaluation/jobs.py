@@ -87,13 +87,13 @@ def died(job: RolloutJob, how: str) -> list[Reply]:
     return [Reply(state, error=how) for state in job.states]
 
 
-def _alignment_summary(env: TaskEnvironment, policy: PARPolicy) -> Callable[[Trace], dict[str, Any]]:
+def _alignment_summary(env: TaskEnvironment, policy: PARPolicy) -> Callable[[int, Trace], dict[str, Any]]:
     """Makes the record's ``alignment`` out of a rollout's trace."""
     from par_agent.evaluation.alignment import measure
     from par_agent.evaluation.end_effector import EndEffector
 
-    def summary(trace: Trace) -> dict[str, Any]:
-        hand = EndEffector(env)  # of this rollout's scene
+    def summary(position: int, trace: Trace) -> dict[str, Any]:
+        hand = EndEffector(env, position)  # of this rollout's scene
         return {"alignment": measure(trace, policy.transforms, policy.checkpoint.encoder, hand)}
 
     return summary

@@ -76,7 +76,7 @@ class RolloutTracer:
         policy: a PAR policy with a frame path.
         chunks: how far ahead to imagine at every look (K), at least 1.
         chunks_at_start: the same for the first look; None: as at all others.
-        summary: makes an ended rollout's further fields of its record out of its trace.
+        summary: makes an ended rollout's further fields of its record out of its position and its trace.
 
     Raises:
         UserError: the policy cannot imagine.
@@ -88,7 +88,7 @@ class RolloutTracer:
         policy: PARPolicy,
         chunks: int = 1,
         chunks_at_start: int | None = None,
-        summary: Callable[[Trace], dict[str, Any]] | None = None,
+        summary: Callable[[int, Trace], dict[str, Any]] | None = None,
     ) -> None:
         check_imagines(policy)
         self._env, self._policy, self._summary = env, policy, summary
@@ -116,7 +116,7 @@ class RolloutTracer:
             trace.joints.append(joints[row])
 
     def fields(self, position: int) -> dict[str, Any]:
-        return {} if self._summary is None else self._summary(self.traces[position])
+        return {} if self._summary is None else self._summary(position, self.traces[position])
 
     def _joints(self) -> np.ndarray:
         """(B, P) float32 joint positions now."""

@@ -39,9 +39,10 @@ def move_cameras(base: Any) -> None:
     import sapien
 
     sensors = [sensor for sensor in base.scene.sensors.values() if hasattr(sensor, "camera")]
-    for camera in [*base.scene.human_render_cameras.values(), *sensors]:
-        pose = camera.camera.get_local_pose().sp
-        camera.camera.set_local_pose(pose * sapien.Pose([0.0, CAMERA_SHIFT, 0.0]))
+    for camera in (found.camera for found in [*base.scene.human_render_cameras.values(), *sensors]):
+        for one in camera._render_cameras:  # one an environment; camera.set_local_pose would give all the same pose
+            one.set_local_pose(one.get_local_pose() * sapien.Pose([0.0, CAMERA_SHIFT, 0.0]))
+        camera._cached_local_pose = None
 
 
 def scale_light(factor: float) -> Callable[[Any], None]:
@@ -61,15 +62,17 @@ def turn_colors(base: Any) -> None:
     import sapien
 
     loose = [actor for actor in base.scene.actors.values() if actor.px_body_type == "dynamic"]
+    materials = {}  # shapes, and an actor's copies in all environments, may share one
     for entity in (entity for actor in loose for entity in actor._objs):
         body = entity.find_component_by_type(sapien.render.RenderBodyComponent)
         for shape in body.render_shapes if body is not None else []:
             parts = shape.parts if isinstance(shape, sapien.render.RenderShapeTriangleMesh) else [shape]
-            for part in parts:
-                *color, alpha = part.material.base_color
-                hue, saturation, value = colorsys.rgb_to_hsv(*color)
-                turned = colorsys.hsv_to_rgb((hue + HUE_TURN) % 1, saturation, value)
-                part.material.base_color = [*turned, alpha]
+            for material in (part.material for part in parts):
+                materials[id(material)] = material
+    for material in materials.values():
+        *color, alpha = material.base_color
+        hue, saturation, value = colorsys.rgb_to_hsv(*color)
+        material.base_color = [*colorsys.hsv_to_rgb((hue + HUE_TURN) % 1, saturation, value), alpha]
 
 
 VARIATIONS: dict[str, Variation] = {
