@@ -12,7 +12,6 @@ import functools
 import importlib
 import itertools
 import json
-import multiprocessing
 import os
 import runpy
 import signal
@@ -191,7 +190,7 @@ def _hold_after_call(moment: Moment, marks: Path) -> None:
 
 
 def _hold_before_change(moment: Moment, marks: Path) -> None:
-    worker = multiprocessing.parent_process() is not None
+    worker = __name__ == "__mp_main__"
     log = os.open(marks / f"changes-{worker}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     changes = itertools.count(1)
 
