@@ -23,8 +23,9 @@ import pytest
 from held import TIMEOUT, default_signals, gone
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
+from par_agent.play.inputs import pixel, whole
 from par_agent.play.live import Live
-from par_agent.play.page import TokenGate
+from par_agent.play.page import TokenGate, chosen, dragged
 from tiny import LENGTH, task_checkpoint
 
 
@@ -89,6 +90,63 @@ def test_a_task_that_does_not_exist_leaves_the_one_before(source: PolicySource) 
         assert live.step().steps == 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.5, 2**70, None, "0", True, [0], {}])
+def test_a_state_that_is_no_whole_number_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match=r"state is .*; it must be a whole number"):
+        whole("state", value)
+    assert whole("state", 3.0) == whole("state", 3) == 3
+
+
+@pytest.mark.parametrize(
+    "value", [None, 3, "12", [], [1], [1, 2, 3], [1, "2"], [1, None], [float("nan"), 1], [1, float("inf")], [True, 1]]
+)
+def test_a_place_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match="is no place in the image"):
+        pixel(value)
+    live: Any = None  # which is not asked
+    for start, end in ((value, [1, 2]), ([1, 2], value)):
+        with pytest.raises(UserError, match="is no place in the image"):
+            dragged(live, start, end)
+    assert pixel([1, 2.5]) == (1.0, 2.5)
+
+
+@pytest.mark.parametrize("name", [None, 0, [], ["PushCube"], {}, "os:path", "x" * 10_000])
+def test_what_is_not_in_a_menu_is_refused(name: Any) -> None:
+    with pytest.raises(UserError, match="is not in the menu; it has: PushCube, PickCube"):
+        chosen(name, ["PushCube", "PickCube"])
+    assert chosen("PickCube", ["PushCube", "PickCube"]) == "PickCube"
+
+
+def statuses_of(app: Any, scope: dict[str, Any], body: tuple[bytes, ...] = ()) -> list[Any]:
+    """What a request through the gate of the token `secret` is answered with; its body comes in parts."""
+    sent: list[dict[str, Any]] = []
+    parts = iter(body)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": next(parts), "more_body": True}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(TokenGate(app, "secret")(scope, receive, send))
+    return [message.get("status", message.get("code")) for message in sent if message["type"] != "http.response.body"]
+
+
+def test_a_body_that_is_too_large_is_not_read() -> None:
+    received: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(3):
+            received.append((await receive())["type"])
+
+    scope = {"type": "http", "path": "/secret/queue/join"}
+    for size in (b"1000001", b"9" * 5_000, b"-1", b"many"):
+        assert statuses_of(app, {**scope, "headers": [(b"content-length", size)]}) == [413]
+    assert received == []
+    statuses_of(app, {**scope, "headers": [(b"content-length", b"1000000")]}, (b"x" * 500_000, b"x" * 500_000, b"x"))
+    assert received == ["http.request", "http.request", "http.disconnect"]
+
+
 def test_the_gate_lets_the_token_through_and_nothing_else() -> None:
     passed: list[str] = []
 
@@ -96,18 +154,13 @@ def test_the_gate_lets_the_token_through_and_nothing_else() -> None:
         passed.append(scope["path"])
 
     def statuses(path: str, kind: str = "http") -> list[Any]:
-        sent: list[dict[str, Any]] = []
+        return statuses_of(app, {"type": kind, "path": path})
 
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
-
-        asyncio.run(TokenGate(app, "secret")({"type": kind, "path": path}, None, send))
-        return [
-            message.get("status", message.get("code")) for message in sent if message["type"] != "http.response.body"
-        ]
-
-    for path in ("/", "/secre/", "/secret2/", "/x/secret/", "//secret/", "/Secret/", "/sécret/"):
+    for path in ("/", "/secre/", "/secret2/", "/x/secret/", "//secret/", "/Secret/", "/sécret/", "*", "", "secret/"):
         assert statuses(path) == [403], path
+    for path in ("x/secret/", "*/secret/", "/\udcff/", "/secret\0/", "/" * 10_000, "/" + "x" * 100_000):
+        assert statuses(path) == [403], path
+    assert statuses("*", "websocket") == [1008]
     assert statuses("/ws", "websocket") == [1008]
     assert passed == []
     assert statuses("/secret/") == [] and statuses("/secret/queue/join") == []

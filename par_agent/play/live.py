@@ -15,6 +15,7 @@ import numpy as np
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, resolve_task
 from par_agent.evaluation.rollout import derive_seed
+from par_agent.play.inputs import pixel, whole
 from par_agent.visualization.attention import frame_weights
 from par_agent.visualization.causes import GOALS
 from par_agent.visualization.stage import Stage
@@ -79,8 +80,12 @@ class Live:
         self.close()
 
     def load(self, source: PolicySource, task: str, state: int) -> View:
-        """Begins anew with a policy, a task and one of its initial states."""
-        return self._do(self._load, source, task, state)
+        """Begins anew with a policy, a task and one of its initial states.
+
+        Raises:
+            UserError: there is no such task or state, or the policy does not fit.
+        """
+        return self._do(self._load, source, task, whole("state", state))
 
     def step(self, count: int = 1) -> View:
         """Executes control steps, until the task is solved at most."""
@@ -96,6 +101,7 @@ class Live:
         Raises:
             UserError: the task has no object that is known here, or the pixel shows no place within reach.
         """
+        x, y = pixel((x, y))
         return self._do(lambda: self._current.put_object(x, y))
 
     def drag_object(self, start: tuple[float, float], end: tuple[float, float]) -> View:
@@ -109,6 +115,7 @@ class Live:
             UserError: the task has no object that is known here, ``start`` does not show it, or ``end`` shows no place
                 within reach.
         """
+        start, end = pixel(start), pixel(end)
         return self._do(lambda: self._current.drag_object(start, end))
 
     def close(self) -> None:

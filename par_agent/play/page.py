@@ -1,11 +1,13 @@
 """The page of `par-agent play`: gradio components around a :class:`~par_agent.play.live.Live`, behind a token."""
 
 import hmac
+from collections.abc import Iterable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
+from par_agent.play.inputs import pixel, short
 from par_agent.tasks import PROTOCOL_STATES
 from par_agent.visualization.causes import GOALS
 
@@ -18,6 +20,8 @@ STEPS_A_TICK = 4
 """Control steps between them."""
 CLICK = 4
 """Pixels of the image that the pointer may move in a click."""
+LARGEST = 1_000_000
+"""Bytes of a request's body; the page's own have less than a thousand."""
 KEPT = 60
 """Seconds for which gradio keeps the files of the pictures that it has shown."""
 
@@ -66,14 +70,12 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
         timer = gr.Timer(TICK, active=False)
         outputs = [image, predicted, attended, status]
 
-        def load(policy: str, task: str, state: float) -> Any:
-            return _shown(_told(gr, lambda: live.load(policies[policy], task, int(state))))
+        # gradio sends on whatever a request holds: what comes from the page is looked at as what comes from anywhere.
+        def load(policy: Any, task: Any, state: Any) -> Any:
+            return _shown(_told(gr, lambda: live.load(policies[chosen(policy, policies)], chosen(task, tasks), state)))
 
         def drag(event: gr.EventData) -> Any:  # type: ignore[name-defined]  # gradio needs a type here, not text
-            (x, y), end = event.start, event.end
-            if abs(end[0] - x) <= CLICK and abs(end[1] - y) <= CLICK:
-                return _shown(_told(gr, lambda: live.put_object(*end)))
-            return _shown(_told(gr, lambda: live.drag_object((x, y), end)))
+            return _shown(_told(gr, lambda: dragged(live, *(getattr(event, end, None) for end in ("start", "end")))))
 
         def tick() -> Any:
             view = live.step(STEPS_A_TICK)
@@ -91,6 +93,29 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
             stopped.then(load, [chosen_policy, chosen_task, chosen_state], outputs, **one)
         draggable.release(drag, None, outputs, **one)
     return page
+
+
+def chosen(name: Any, known: Iterable[str]) -> str:
+    """What was chosen in a menu.
+
+    Raises:
+        UserError: it is not in the menu.
+    """
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"{short(name)} is not in the menu; it has: {', '.join(known)}")
+    return name
+
+
+def dragged(live: "Live", start: Any, end: Any) -> "View":
+    """Moves the object as the pointer went, or to where it was clicked.
+
+    Raises:
+        UserError: see :meth:`par_agent.play.live.Live.drag_object`.
+    """
+    (x, y), (to_x, to_y) = pixel(start), pixel(end)
+    if abs(to_x - x) <= CLICK and abs(to_y - y) <= CLICK:
+        return live.put_object(to_x, to_y)
+    return live.drag_object((x, y), (to_x, to_y))
 
 
 def _draggable(gr: Any) -> Any:
@@ -130,19 +155,37 @@ class TokenGate:
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket"):
-            given = scope["path"].split("/")[1]
-            if not hmac.compare_digest(given.encode(), self._token.encode()):
-                await self._refuse(scope, send)
+            _, _, rest = scope["path"].partition("/")  # of "*", which OPTIONS may ask for, nothing is left
+            given = rest.partition("/")[0].encode(errors="surrogatepass")
+            if not (scope["path"].startswith("/") and hmac.compare_digest(given, self._token.encode())):
+                await self._refuse(scope, send, 403, "open the address that par-agent play printed")
                 return
-        await self._app(scope, receive, send)
+            sizes = [value for name, value in scope.get("headers", ()) if name == b"content-length"]
+            if any(not size.isdigit() or len(size) > 9 or int(size) > LARGEST for size in sizes):
+                await self._refuse(scope, send, 413, f"a request has at most {LARGEST} bytes")
+                return
+        await self._app(scope, _limited(receive), send)
 
-    async def _refuse(self, scope: dict[str, Any], send: Any) -> None:
+    async def _refuse(self, scope: dict[str, Any], send: Any, status: int, why: str) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = [(b"content-type", b"text/plain; charset=utf-8")]
-        await send({"type": "http.response.start", "status": 403, "headers": headers})
-        await send({"type": "http.response.body", "body": b"403: open the address that par-agent play printed\n"})
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": f"{status}: {why}\n".encode()})
+
+
+def _limited(receive: Any) -> Any:
+    """Ends a request as if its sender had gone when its body, whose size was not said before, becomes too large."""
+    left = LARGEST
+
+    async def limited() -> Any:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        return message if left >= 0 else {"type": "http.disconnect"}
+
+    return limited
 
 
 def guarded(page: Any, token: str) -> Any:
