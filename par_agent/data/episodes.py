@@ -38,12 +38,15 @@ ADVICE = "delete it and run `par-agent render` again, or train without it: --ski
 """What the user can do where an episode file is damaged."""
 
 
-class Attributes(TypedDict, total=False):
+class _Seed(TypedDict):
+    seed: int
+
+
+class Attributes(_Seed, total=False):
     """Attributes of an episode file, as far as it has them."""
 
     instruction: str | tuple[str, ...]
     env_id: str
-    seed: int
     source: str
     source_episode: int
     control_mode: str
@@ -210,7 +213,7 @@ def _problem(episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None
         _ = episode.image_sizes
     except UserError as error:
         return str(error)
-    return None if episode.attributes.get("seed", 0) >= 0 else "its seed is negative"
+    return None if episode.attributes["seed"] >= 0 else "its seed is negative"
 
 
 def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, get_type_hints
 
 import numpy as np
 
@@ -38,7 +38,11 @@ class _Feature(TypedDict):
     shape: list[int]
 
 
-class _Info(TypedDict):
+class _Robot(TypedDict, total=False):
+    robot_type: str | None
+
+
+class _Info(_Robot):
     """What is needed of meta/info.json."""
 
     fps: float
@@ -186,8 +190,13 @@ class LeRobotFolder:
     def _read_ours(self, path: Path) -> _Ours:
         ours = read_object(path, _Ours)
         names = {name for about in ours["episodes"] for name in about if not name.startswith(IMAGE_SIZE)}
-        if unknown := sorted(names - set(Attributes.__annotations__)):
+        if unknown := sorted(names - set(get_type_hints(Attributes))):
             raise UserError(f"{path} tells {unknown[0]!r} of an episode, which is not known; {ADVICE}")
+        stats = self.folder / lerobot.STATS
+        if stats.is_file() and (
+            lost := sorted(set(read_object(inside(self.folder, lerobot.STATS))) - set(self.info["features"]))
+        ):
+            raise UserError(f"{self.folder / lerobot.INFO} lacks the feature {lost[0]}, which {stats} has; {ADVICE}")
         if len(ours["episodes"]) <= max(self.records, default=-1):
             raise UserError(
                 f"{path} describes {len(ours['episodes'])} episodes, the dataset has episode {max(self.records)}: it "

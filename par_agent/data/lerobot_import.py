@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from par_agent.data import lerobot
 from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, write_episode
 from par_agent.data.lerobot_frames import CameraFrames
 from par_agent.data.lerobot_plan import ImportPlan, read_rows
@@ -75,6 +77,10 @@ def _episode(plan: ImportPlan, number: int, frames: dict[str, CameraFrames]) -> 
     images = tuple(feature for feature in plan.keys.cameras.values() if feature.dtype == "image")
     rows = read_rows(source, plan.keys, plan.request, number, images)
     steps = frame_steps(len(rows.state) - 1, spec.stride, spec.phase)
+    if lerobot.IS_NEW in rows.table:
+        told = np.flatnonzero(rows.table.values(lerobot.IS_NEW, bool))
+        if not np.array_equal(told, steps):
+            raise rows.table.damaged(f"it has frames at rows {told.tolist()}; {lerobot.OURS} says {steps.tolist()}")
     taken = {camera: reader.take(number, rows.table, steps) for camera, reader in frames.items()}
     sizes = image_size_attributes(taken)
     if source.ours is None:
@@ -82,13 +88,13 @@ def _episode(plan: ImportPlan, number: int, frames: dict[str, CameraFrames]) -> 
             camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in images])
             for camera, images in taken.items()
         }
-    attributes = {
+    attributes: dict[str, Any] = {
         "env_id": spec.env_id,
         "seed": number,
         "source": source.folder.name,
         "source_episode": number,
         "control_mode": plan.control_mode,
-        **(sizes if source.ours is None else source.ours["episodes"][number]),
+        **(sizes if source.ours is None else dict(source.ours["episodes"][number])),
         "instruction": rows.instruction,
     }
     actions = None if rows.action is None else rows.action[:-1]

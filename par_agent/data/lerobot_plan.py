@@ -277,7 +277,8 @@ def read_rows(
     features = (*keys.state, *keys.action, *keys.extra.values())
     task = [] if request.instruction or source.ours is not None else ["task_index"]
     columns = [feature.name for feature in (*features, *images, *([success] if success else []))]
-    table = source.rows(number, [*columns, *task])
+    shown = [name for name in source.info["features"] if name == lerobot.IS_NEW and source.ours is not None]
+    table = source.rows(number, [*columns, *task, *shown])
 
     def matrix(feature: Feature) -> np.ndarray:
         values = table.matrix(feature.name, truths=feature is success)

@@ -201,6 +201,12 @@ class TrajectoryFile:
             states[kind] = {
                 name: self._floats(f"{group}/env_states/{kind}/{name}", (len(actions) + 1, width)) for name in names
             }
+        for name, rows in states.get("articulations", {}).items():
+            if rows.shape[1] < POSE or (rows.shape[1] - POSE) % 2:
+                raise UserError(
+                    f"{self.path}:{group} holds {rows.shape[1]} numbers per state of {name!r}; expected {POSE}, and a "
+                    "position and a velocity of every joint"
+                )
         return Demonstration(info, actions, states)
 
     def read_recording(
@@ -295,7 +301,7 @@ class TrajectoryFile:
         if group not in self._file:
             raise UserError(f"{self.path} lacks {group}, which its JSON lists; copy or make it again")
         actions = self._floats(f"{group}/actions", (None, None))
-        if not len(actions):
+        if not actions.size:
             raise UserError(f"{self.path}:{group} holds no actions; the episode is empty")
         told = self._details(number).get("elapsed_steps", len(actions))
         if told != len(actions):
@@ -306,11 +312,14 @@ class TrajectoryFile:
         return actions
 
     def _floats(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        return self._file.array(name, FLOATS, shape).astype(np.float32, copy=False)
+        values = self._file.array(name, FLOATS, shape).astype(np.float32, copy=False)
+        if len(values) and not values.size:
+            raise self._file.damaged(f"{name} has no numbers in its rows")
+        return values
 
     def _observed(self, name: str, rows: int) -> np.ndarray:
         """An extra observation, a number or an array of any shape a row, as (rows, n) float32."""
         values = self._file.array(name, (*FLOATS, np.bool_, np.int32, np.int64), None)
-        if values.shape[:1] != (rows,):
+        if values.shape[:1] != (rows,) or not values.size:
             raise UserError(f"{self.path}:{name} has the shape {values.shape}; expected {rows} rows")
         return values.reshape(rows, -1).astype(np.float32)

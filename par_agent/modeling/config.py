@@ -124,6 +124,8 @@ class NOVAConfig:
             "text_length", "latent_size", "video_base_size", "image_base_size", "stem_widths",
         )  # fmt: skip
         check_sizes(self, "decoder_depth", most=MOST_BLOCKS)
+        if self.mixer_rank is not None and self.mixer_rank > 0:
+            check_sizes(self, "mixer_rank")
         for name in ("video_patch", "image_patch"):
             patch = getattr(self, name)
             if any(size % patch for size in self.latent_size):

@@ -57,7 +57,8 @@ def from_message(message: dict[str, Any]) -> dict[str, Any]:
     state = message.get("state", message.get("states"))
     if state is None:
         raise UserError("the observation has no state; the benchmark has to send joint positions (send_state: true)")
-    observation: dict[str, Any] = {"agent": {"qpos": _sent("state", state).astype(np.float32)}}
+    with np.errstate(over="ignore"):  # the policy refuses what is not finite
+        observation: dict[str, Any] = {"agent": {"qpos": _sent("state", state).astype(np.float32)}}
     if images := _named_arrays(message, "images"):
         observation["sensor_data"] = {name: {"rgb": image} for name, image in images.items()}
     if "extra" in message:
