@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mutated_formats import FORMATS, attack, judge
+from attacks import attack, judge
+from mutated_formats import FORMATS
 from mutations import damage_bytes, damage_json
 
 COUNT = 200
