@@ -1,4 +1,4 @@
-"""Every file format that is read, in miniature: how it is made, how it is read in earnest, and what nobody can check."""
+"""Every file format that is read, in miniature: how it is made, how it is read, and what of it nobody can check."""
 
 from __future__ import annotations
 
