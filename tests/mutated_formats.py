@@ -36,8 +36,8 @@ from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
 from par_agent.modeling.text_encoder import StoredTextEncoder
 from par_agent.tasks import TASKS
 from par_agent.training.checkpoint import load_checkpoint, save_checkpoint
-from par_agent.training.loop import Progress
 from par_agent.training.optimisation import EMA, clip_and_step, make_optimizer
+from par_agent.training.progress import Progress
 from par_agent.vla_eval.messages import episode_seed, from_message, read_actions
 from rendered import write_dataset
 from tiny import tiny_checkpoint

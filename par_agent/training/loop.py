@@ -14,9 +14,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +28,6 @@ from par_agent.data.windows import MixedSampler, Windows
 from par_agent.errors import UserError
 from par_agent.files import naming
 from par_agent.interrupts import Interrupted, Interrupts, deferred_interrupts
-from par_agent.json_fields import check
 from par_agent.modeling.par import PARModel
 from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint, whole
 from par_agent.training.config import FinetuneConfig, TrainingConfig
@@ -43,6 +41,7 @@ from par_agent.training.optimisation import (
     trained_weights,
 )
 from par_agent.training.pictures import draw
+from par_agent.training.progress import Progress
 from par_agent.training.setup import Setup
 from par_agent.training.trainable import merged, save_adapter
 from par_agent.training.validation import predict_episode, validate
@@ -51,40 +50,6 @@ EXPLODED = 100.0
 """A loss this many times the running mean of those before ends a run: no step is made with it."""
 SMALL = 0.1
 """A running mean below this counts as this: what stands out of so little is no explosion."""
-
-
-@dataclass
-class Progress:
-    """How far a run is: all that a checkpoint has to hold beside tensors."""
-
-    step: int = 0
-    """Optimiser steps done."""
-    batches: int = 0
-    """Batches drawn, by all processes together."""
-    loss: float | None = None
-    """Running mean of the loss, which an exploding one is told by."""
-    best: float | None = None
-    """Lowest error measured on held-out episodes so far."""
-    base: str | None = None
-    """Hash of the weights that the run started from, where checkpoints do not hold them."""
-    seconds: float = 0.0
-    """Time that the steps took."""
-    processor_seconds: float = 0.0
-    """Processor time that they took in the main process, all of its threads together."""
-
-    @classmethod
-    def from_json(cls, state: dict[str, Any]) -> Progress:
-        """From a checkpoint's state; one of an older version comes from a run of one batch a step.
-
-        Raises:
-            UserError: a value is of another type, or negative.
-        """
-        known = {name: state[name] for name in get_type_hints(cls) if name in state}
-        for name, value in known.items():
-            check(name, value, get_type_hints(cls)[name])
-            if name not in ("loss", "best", "base") and value < 0:
-                raise UserError(f"{name} is {value}; it must be 0 or more")
-        return cls(**{"batches": state["step"], **known})
 
 
 Rollouts = Callable[[Path], dict[str, float]]
