@@ -101,7 +101,7 @@ class Checked:
             if not isinstance(value, tuple):
                 _check(option.name, value, value, None if isinstance(ranges, tuple) else ranges)
                 continue
-            if not value and option.default != ():
+            if not value and option.default not in ((), None):  # an empty list is a choice beside None
                 raise UserError(f"{option.name} is empty; leave it out, or give it a value")
             each = ranges if isinstance(ranges, tuple) else (ranges,) * len(value)
             for part, allowed in zip(value, each, strict=True):

@@ -249,7 +249,7 @@ def test_a_policy_with_another_action_size_is_refused_before_anything_is_written
         ({"workers": 0}, "workers is 0"),
         ({"state_seed": PROTOCOL_SEED}, "reserved for the protocol"),
         ({"state_seed": PROTOCOL_SEED - 3, "states": 4}, "reserved for the protocol"),
-        ({"state_seed": -1}, "not allowed"),
+        ({"state_seed": -1}, "state_seed is -1; it must be at least 0"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"policy": "no-such-checkpoint"}, "neither a checkpoint folder nor bundled"),
         ({"policy": "no_such_module:Policy"}, "cannot import 'no_such_module'"),
@@ -279,7 +279,7 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.startswi
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     imported = {Path(file).relative_to(PACKAGE_FOLDER) for file in printed.split()}
     counted = {path.relative_to(PACKAGE_FOLDER) for pattern in ROLLOUT_CODE for path in PACKAGE_FOLDER.glob(pattern)}
-    names = ("__init__.py", "device.py", "errors.py", "files.py", "json_fields.py", "versions.py")
+    names = ("__init__.py", "device.py", "errors.py", "files.py", "json_fields.py", "strict_json.py", "versions.py")
     plumbing = {Path(name) for name in names}
     assert imported - counted == plumbing | {Path("evaluation/__init__.py"), Path("evaluation/policies.py")}
 

@@ -259,12 +259,12 @@ def spoil(data: Path, number: int, factor: float) -> None:
 
 def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpoint(config: FinetuneConfig) -> None:
     spoil(config.data[0], 7, math.nan)
-    with pytest.raises(UserError, match=r"episode_000007.h5 is damaged \(actions hold NaN or infinity\)"):
+    with pytest.raises(UserError, match=r"episode_000007.h5 is damaged \(actions hold NaN or infinity in row 0: nan\)"):
         finetune(config)
     tiny_dataset(config.data[0], episodes=21)
-    spoil(config.data[0], 7, 1e6)
+    spoil(config.data[0], 7, 1e5)
     config = dataclasses.replace(config, steps=50, accumulation=3, learning_rate=1e-5)
-    explosion = r"broke down at step \d+: the loss is [\d.]+e\+1\d.*--init .*run/policy"
+    explosion = r"broke down at step \d+: the loss is [\d.]+e\+\d\d.*--init .*run/policy"
     with pytest.raises(UserError, match=explosion) as error:
         finetune(config)
     named = re.findall(r"data/episode_\d+", str(error.value))
@@ -277,7 +277,7 @@ def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpo
 
 def test_weights_that_explode_stop_the_training(config: FinetuneConfig) -> None:
     with pytest.raises(UserError, match=r"broke down at step \d+: .*episodes data/episode_0000.*checkpoint is intact"):
-        finetune(dataclasses.replace(config, learning_rate=1e30, clip=1e30, steps=30, warmup=1))
+        finetune(dataclasses.replace(config, learning_rate=100.0, clip=1e9, steps=30, warmup=1))
 
 
 def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_several_wordings_of_an_instruction_go_with_every_episode(tmp_path: Path
     dataset = RenderedDataset(tmp_path / "out")
     assert dataset.spec["instruction"] == list(texts)
     assert EpisodeIndex(dataset, 4).instructions == [texts] * 3
-    with pytest.raises(UserError, match="an --instruction is empty"):
+    with pytest.raises(UserError, match="instruction is empty; leave it out"):
         render_command.RenderConfig(out=tmp_path, trajectory=path, instruction=("Lift it.", " ")).spec()
 
 

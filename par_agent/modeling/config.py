@@ -11,7 +11,7 @@ from par_agent.errors import UserError
 from par_agent.json_fields import MOST, MOST_BLOCKS, build, check_sizes
 
 CONFIG_VERSION = 1
-ADDED_FIELDS = ("branch_start", "conditions")
+ADDED_FIELDS = ("branch_start", "conditions", "detokenizers", "imagination")
 """Fields that files of this version may lack, because they were written before there was a choice."""
 
 
