@@ -133,7 +133,7 @@ check_git() {
 
 check_renderer() {
     local device command
-    if device=$($VENV/bin/python -m par_agent.renderer_probe 2>&1); then
+    if device=$($VENV/bin/python -m par_agent.simulation.renderer_probe 2>&1); then
         say "renderer: $device"
         return
     fi
@@ -141,7 +141,7 @@ check_renderer() {
     command -v apt-get >/dev/null || fail "install Mesa's lavapipe Vulkan driver, 24.3 or newer, and run make setup again"
     command=$(renderer_command "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")")
     as_root "$command"
-    device=$($VENV/bin/python -m par_agent.renderer_probe 2>&1) ||
+    device=$($VENV/bin/python -m par_agent.simulation.renderer_probe 2>&1) ||
         fail "there is still no usable renderer:" "$device" "see: $VENV/bin/par-agent doctor"
     say "renderer: $device"
 }

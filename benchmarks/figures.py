@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from finished_runs import ROWS, Curve, Point, Run
 
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
-from par_agent.files import atomic_path
 from par_agent.tasks import PAPER_TASKS
+from par_agent.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

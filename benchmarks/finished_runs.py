@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypedDict
 from par_agent.errors import UserError
 from par_agent.evaluation.records import Record, read_run
 from par_agent.evaluation.results import TaskResult, summarise
-from par_agent.files import read_object
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
+from par_agent.utils.files import read_object
 
 ROWS = {
     "par-mini": "PAR-Full",

@@ -27,8 +27,8 @@ from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, parse_options
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.jobs.processes import call_in_process
 from par_agent.option_ranges import Checked
-from par_agent.processes import call_in_process
 from par_agent.tasks import PAPER_TASKS, get_task
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from par_agent.cli.options import run_script
-from par_agent.modeling.frame_encoder import make_frame_encoder
-from par_agent.modeling.generation import GenerationConfig, mask_schedule
+from par_agent.modeling.nova.generation import GenerationConfig, mask_schedule
 from par_agent.modeling.par import PARModel, PARStream, PhysicalTokens
 from par_agent.modeling.presets import find_preset
+from par_agent.modeling.vae.frame_encoder import make_frame_encoder
 from par_agent.option_ranges import Checked
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -18,10 +18,10 @@ from reproduce_table import demonstrations, methods, other_states
 from par_agent.cli.options import run_script
 from par_agent.errors import UserError
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
-from par_agent.evaluation.variations import VARIATIONS
-from par_agent.files import atomic_path, read_content
 from par_agent.option_ranges import Checked
+from par_agent.simulation.variations import VARIATIONS
 from par_agent.tasks import PAPER_TASKS
+from par_agent.utils.files import atomic_path, read_content
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,9 +19,9 @@ from par_agent.errors import UserError
 from par_agent.evaluation.records import record_key
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.evaluation.statistics import compare_paired
-from par_agent.files import atomic_path, writing
 from par_agent.option_ranges import Checked
 from par_agent.tasks import PAPER_TASKS
+from par_agent.utils.files import atomic_path, writing
 
 REPORTED = Path(__file__).parent / "reported"
 NOTHING = "–"

@@ -19,7 +19,6 @@ import torch
 from latency import count_flops, describe, synchronise
 from torch import Tensor, nn
 
-from par_agent.checkpoint import Checkpoint
 from par_agent.cli.options import run_script
 from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions
@@ -30,10 +29,11 @@ from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec, file
 from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import MixedSampler, Windows, WindowSampler
 from par_agent.errors import UserError
-from par_agent.modeling.frame_encoder import describe_frame_encoder
 from par_agent.modeling.par import PARModel
+from par_agent.modeling.vae.frame_encoder import describe_frame_encoder
 from par_agent.modeling.weights import find_weights
 from par_agent.option_ranges import Checked
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.batches import tensors
 from par_agent.training.optimisation import make_optimizer
 

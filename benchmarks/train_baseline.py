@@ -10,7 +10,7 @@ import sys
 from baselines.training import BaselineConfig, train
 from par_agent.cli.entry import run_command
 from par_agent.cli.options import parse
-from par_agent.files import writing
+from par_agent.utils.files import writing
 
 
 def main(arguments: list[str]) -> int:

@@ -13,9 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from par_agent.evaluation.environment import make_env
     from par_agent.modeling import PARModel
-    from par_agent.policy import PARPolicy
+    from par_agent.policy.par_policy import PARPolicy
+    from par_agent.simulation.environment import make_env
 
 __version__ = "0.1.0"
 
@@ -23,8 +23,8 @@ __all__ = ["PARModel", "PARPolicy", "__version__", "make_env"]
 
 _LAZY = {
     "PARModel": "par_agent.modeling",
-    "PARPolicy": "par_agent.policy",
-    "make_env": "par_agent.evaluation.environment",
+    "PARPolicy": "par_agent.policy.par_policy",
+    "make_env": "par_agent.simulation.environment",
 }
 
 

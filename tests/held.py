@@ -164,7 +164,7 @@ def _alive(process: psutil.Process) -> bool:
 
 def _hold(marks: Path) -> None:
     """Waits in the command's process until the test lets it go."""
-    from par_agent.interrupts import caught_interrupts
+    from par_agent.utils.interrupts import caught_interrupts
 
     (marks / f"held-{os.getpid()}").touch()
     while not (marks / "let go").exists():

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from par_agent.evaluation.rollout import TIMING_FIELDS
-from par_agent.files import write_json
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_SEED
+from par_agent.utils.files import write_json
 
 MAX_STEPS = 400
 

@@ -18,7 +18,6 @@ from finished_runs import read_runs
 import made_runs
 from nova_fixtures import ROOT as NOVA_FIXTURES
 from nova_fixtures import write_nova
-from par_agent.checkpoint import Checkpoint
 from par_agent.data.demos import DemoRequest, make_demos
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
@@ -27,17 +26,19 @@ from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_import import import_lerobot
 from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
 from par_agent.data.trajectory import TrajectoryFile
-from par_agent.evaluation.protocol import InitialState, load_states, save_states
+from par_agent.evaluation.protocol import load_states, save_states
 from par_agent.evaluation.records import read_run
-from par_agent.files import naming, read_object, write_json
-from par_agent.modeling.frame_encoder import load_frame_encoder, save_frame_encoder
-from par_agent.modeling.nova import NOVA
-from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
+from par_agent.modeling.nova.model import NOVA
 from par_agent.modeling.text_encoder import StoredTextEncoder
+from par_agent.modeling.vae.frame_encoder import load_frame_encoder, save_frame_encoder
+from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
+from par_agent.policy.checkpoint import Checkpoint
+from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import TASKS
 from par_agent.training.checkpoint import load_checkpoint, save_checkpoint
 from par_agent.training.optimisation import EMA, clip_and_step, make_optimizer
 from par_agent.training.progress import Progress
+from par_agent.utils.files import naming, read_object, write_json
 from par_agent.vla_eval.messages import episode_seed, from_message, read_actions
 from rendered import write_dataset
 from tiny import tiny_checkpoint

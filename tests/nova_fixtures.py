@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from par_agent.modeling.config import DiffusionConfig
-from par_agent.modeling.nova import NOVA
-from par_agent.modeling.nova_config import nova_config
+from par_agent.modeling.nova.config import nova_config
+from par_agent.modeling.nova.model import NOVA
 
 ROOT = Path(__file__).parent / "fixtures" / "nova"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -11,7 +11,7 @@ from pathlib import Path
 HOLD = """
 import sys
 from pathlib import Path
-from par_agent.files import only_process
+from par_agent.utils.files import only_process
 with only_process(Path(sys.argv[1]), "works here"):
     print("held", flush=True)
     sys.stdin.read()

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from par_agent.data.hdf5 import file_image, open_in_memory
-from par_agent.data.workers import DoAll, do_all, serve
-from par_agent.interrupts import deferred_interrupts
+from par_agent.jobs.local import DoAll, do_all, serve
+from par_agent.utils.hdf5 import file_image, open_in_memory
+from par_agent.utils.interrupts import deferred_interrupts
 
 SHADER = {"shader_pack": "minimal"}
 
@@ -27,7 +27,9 @@ Views = dict[str, np.ndarray]
 
 @cache
 def _probe() -> tuple[int, str]:
-    result = subprocess.run([sys.executable, "-m", "par_agent.renderer_probe"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "par_agent.simulation.renderer_probe"], capture_output=True, text=True
+    )
     return result.returncode, result.stdout.strip()
 
 
@@ -121,7 +123,7 @@ def record(
 
 @contextmanager
 def worker_threads(count: int, *rest: Any) -> Iterator[DoAll]:
-    """Threads in place of :func:`par_agent.data.workers.worker_processes`: nothing has to be imported again."""
+    """Threads in place of :func:`par_agent.jobs.local.worker_processes`: nothing has to be imported again."""
     pipes = [multiprocessing.Pipe() for _ in range(count)]
     workers = [threading.Thread(target=serve, args=(theirs, *rest), daemon=True) for _, theirs in pipes]
     for worker in workers:

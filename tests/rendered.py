@@ -9,7 +9,7 @@ import numpy as np
 from par_agent.cli.render import summarise
 from par_agent.data.episodes import Episode, image_size_attributes, write_episode
 from par_agent.data.rendering import RenderSpec, episode_path, frame_steps
-from par_agent.files import write_json
+from par_agent.utils.files import write_json
 
 
 def made_up_episode(

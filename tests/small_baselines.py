@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.training import BaselineConfig
-from par_agent.modeling.frame_encoder import save_frame_encoder
+from par_agent.modeling.vae.frame_encoder import save_frame_encoder
 from tiny import LENGTH, tiny_checkpoint, tiny_dataset
 
 SMALL = ("width=32", "heads=2", "patch=4", "stem_widths=[8,16]", f"chunk_length={LENGTH}")

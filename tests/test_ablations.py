@@ -12,7 +12,7 @@ from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.modeling.blocks import Block
 from par_agent.modeling.config import EncoderConfig, PARConfig
-from par_agent.modeling.generation import RandomNoise
+from par_agent.modeling.nova.generation import RandomNoise
 from par_agent.modeling.par import PARModel, PhysicalTokens, Targets
 from par_agent.modeling.presets import PRESETS, preset
 from test_policy import observation, roll

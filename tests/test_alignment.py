@@ -14,14 +14,14 @@ from lxml import html
 from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment import MEASURES, by_horizon, measure, psnr, ssim
-from par_agent.evaluation.end_effector import EndEffector
-from par_agent.evaluation.environment import TaskEnvironment
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import roll_out
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.evaluation.trace import RolloutTracer, Trace
+from par_agent.simulation.end_effector import EndEffector
+from par_agent.simulation.environment import TaskEnvironment
 from par_agent.tasks import get_task
 from tiny import LENGTH, task_checkpoint
 

@@ -24,7 +24,7 @@ from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import ROLLOUT_CODE, TIMING_FIELDS
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.tasks import PROTOCOL_SEED
-from par_agent.versions import PACKAGE_FOLDER
+from par_agent.utils.versions import PACKAGE_FOLDER, source_files
 
 REPOSITORY = Path(__file__).parents[1]
 STATE_SEED = 777000
@@ -51,7 +51,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Motion-planned demonstrations of two initial states of each task."""
     from mani_skill.examples.motionplanning.panda.solutions import solvePickCube, solvePushCube
 
-    from par_agent.evaluation.environment import make_simulation
+    from par_agent.simulation.environment import make_simulation
     from par_agent.tasks import get_task
 
     folder = tmp_path_factory.mktemp("demos")
@@ -273,15 +273,15 @@ def test_a_checkpoint_that_looks_through_a_camera_which_the_track_does_not_show_
 def test_every_file_that_a_rollout_imports_counts_as_a_version() -> None:
     program = """
 import sys
-import par_agent.policy, par_agent.evaluation.environment, par_agent.evaluation.protocol, par_agent.evaluation.rollout
+import par_agent.policy.par_policy, par_agent.simulation.environment
+import par_agent.evaluation.protocol, par_agent.evaluation.rollout
 print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("par_agent")))
 """
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     imported = {Path(file).relative_to(PACKAGE_FOLDER) for file in printed.split()}
-    counted = {path.relative_to(PACKAGE_FOLDER) for pattern in ROLLOUT_CODE for path in PACKAGE_FOLDER.glob(pattern)}
-    names = ("__init__.py", "device.py", "errors.py", "files.py", "json_fields.py", "strict_json.py", "versions.py")
-    plumbing = {Path(name) for name in names}
-    assert imported - counted == plumbing | {Path("evaluation/__init__.py"), Path("evaluation/policies.py")}
+    counted = {path.relative_to(PACKAGE_FOLDER) for path in source_files(ROLLOUT_CODE)}
+    rest = {path.as_posix() for path in imported - counted if path.parent != Path("utils")}
+    assert rest == {"__init__.py", "errors.py", "evaluation/__init__.py", "evaluation/policies.py"}
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

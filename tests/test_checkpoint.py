@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nova_fixtures import ROOT
-from par_agent.checkpoint import Checkpoint
 from par_agent.errors import UserError
-from par_agent.modeling.frame_encoder import VideoFrameEncoder, load_frame_encoder
-from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.text_encoder import PhiTextEncoder, StoredTextEncoder
+from par_agent.modeling.vae.frame_encoder import VideoFrameEncoder, load_frame_encoder
+from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
+from par_agent.policy.checkpoint import Checkpoint
 from tiny import tiny_checkpoint
 
 

@@ -16,13 +16,13 @@ import pytest
 
 from held import until
 from par_agent.cli import main
-from par_agent.cluster import Cluster, LostJobError
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
-from par_agent.interrupts import Interrupted, deferred_interrupts
-from par_agent.versions import check_versions
+from par_agent.jobs.ray_cluster import Cluster, LostJobError
+from par_agent.utils.interrupts import Interrupted, deferred_interrupts
+from par_agent.utils.versions import check_versions
 from recordings import record
 
 NUDGE = ("harness_task:NUDGE_CUBE",)

@@ -18,7 +18,7 @@ from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
 from par_agent.data.media import decode_image, video_frames
 from par_agent.data.rendering import RenderSpec
 from par_agent.errors import UserError
-from par_agent.files import inside
+from par_agent.utils.files import inside
 from rendered import write_dataset
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'par-agent[lerobot]'")

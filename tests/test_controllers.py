@@ -20,10 +20,10 @@ from par_agent.evaluation.jobs import Bench, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource, resolve_task
 from par_agent.evaluation.protocol import save_states
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
-from par_agent.observations import check_task
+from par_agent.policy.observations import check_task
+from par_agent.policy.transforms import Transforms
 from par_agent.tasks import PROTOCOL_STATES, UNKNOWN_CONTROLLER, get_task
 from par_agent.training.finetune import finetune
-from par_agent.transforms import Transforms
 from recordings import record, require_renderer, worker_threads
 from tiny import LENGTH, SIZE, task_checkpoint, tiny_dataset, tiny_run, tiny_transforms
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from par_agent.errors import UserError
-from par_agent.transforms import crop_and_resize
+from par_agent.policy.transforms import crop_and_resize
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 

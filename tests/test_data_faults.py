@@ -20,7 +20,7 @@ from par_agent.data.latents import EncodedFrames, LatentSpec
 from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
+from par_agent.utils.files import read_json, write_json
 from tiny import LENGTH, tiny_dataset, tiny_transforms
 
 SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=2, augmentation=Augmentation(1))

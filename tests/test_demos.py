@@ -23,13 +23,13 @@ import pytest
 from held import CHANGES, TIMEOUT, Held, Moment, gone
 from par_agent.cli import main
 from par_agent.data import demos as demos_module
-from par_agent.data import planning
 from par_agent.data.demos import DemoRequest, make_demos
 from par_agent.data.trajectory import TrajectoryFile
-from par_agent.data.workers import DoAll
 from par_agent.errors import UserError
-from par_agent.files import write_json
+from par_agent.jobs.local import DoAll
+from par_agent.simulation import planning
 from par_agent.tasks import PROTOCOL_SEED
+from par_agent.utils.files import write_json
 
 NUM = 11  # needs two parts: seed 9 has no solution
 COMMAND = [sys.executable, "-c", "import sys; from par_agent.cli import main; sys.exit(main())", "demos"]
@@ -106,7 +106,7 @@ def test_a_finished_file_that_is_damaged_is_not_taken_for_complete(demos, tmp_pa
 
 def held(out: Path, marks: Path, seeds: int) -> Held:
     """The command, whose worker holds when it has solved some seeds more."""
-    moment = Moment("par_agent.data.planning:solve", number=seeds)
+    moment = Moment("par_agent.simulation.planning:solve", number=seeds)
     return Held(["par-agent", "demos", *arguments(out)], moment, marks)
 
 

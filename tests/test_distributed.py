@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from held import Held, Moment
 from par_agent.errors import UserError
-from par_agent.files import read_json
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
+from par_agent.utils.files import read_json
 from tiny import command, option_words, tiny_run
 
 STEPS = 5

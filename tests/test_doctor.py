@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from par_agent.cli.doctor import Finding, check_planner, report
-from par_agent.renderer_probe import usable_devices
+from par_agent.simulation.renderer_probe import usable_devices
 
 DOCTOR = [sys.executable, "-c", "import sys; from par_agent.cli import main; sys.exit(main())", "doctor"]
 NO_RENDERER = {"VK_ICD_FILENAMES": "/nonexistent", "VK_DRIVER_FILES": "/nonexistent"}

@@ -12,12 +12,12 @@ import torch
 
 from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
-from par_agent.observations import proprioception
-from par_agent.policy import PARPolicy
+from par_agent.policy.observations import proprioception
+from par_agent.policy.par_policy import PARPolicy
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
 from par_agent.training.setup import with_proprioception
+from par_agent.utils.files import read_json, write_json
 from tiny import JOINTS, tiny_checkpoint, tiny_dataset, tiny_features, tiny_inputs, tiny_model, tiny_run
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from held import gone_process
 from other_process import lock_held_elsewhere
 from par_agent.errors import UserError
-from par_agent.files import (
+from par_agent.utils.files import (
     atomic_path,
     check_writable,
     claimed_folder,
@@ -115,7 +115,7 @@ RACE = """
 import sys
 from pathlib import Path
 from par_agent.errors import UserError
-from par_agent.files import only_process
+from par_agent.utils.files import only_process
 lock, inside = Path(sys.argv[1]) / "folder" / "lock", Path(sys.argv[1]) / "inside"
 sys.stdin.read()
 entered = 0

@@ -22,11 +22,11 @@ from held import Held, Moment
 from par_agent import PARPolicy
 from par_agent.cli import main
 from par_agent.errors import UserError
-from par_agent.interrupts import Interrupted
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.finetune import FinetuneConfig, finetune
 from par_agent.training.loop import Training
 from par_agent.training.objective import Objective
+from par_agent.utils.interrupts import Interrupted
 from tiny import LENGTH, command, option_words, tiny_checkpoint, tiny_dataset, tiny_run
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from par_agent.cli.finetune import DEVELOPMENT_SEED, _track_of, make_rollouts
 from par_agent.errors import UserError
-from par_agent.files import read_json, write_json
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.training.finetune import finetune
+from par_agent.utils.files import read_json, write_json
 from tiny import tiny_checkpoint, tiny_run
 
 

@@ -9,8 +9,8 @@ from nova_fixtures import ROOT
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
 from par_agent.modeling.diffusion import NoiseProcess, noise_process
-from par_agent.modeling.generation import GenerationConfig, RandomNoise, generate_clip, guide, mask_schedule
-from par_agent.modeling.nova import NOVA
+from par_agent.modeling.nova.generation import GenerationConfig, RandomNoise, generate_clip, guide, mask_schedule
+from par_agent.modeling.nova.model import NOVA
 
 FLOW, DDPM = DiffusionConfig("flow", shift=2.0), DiffusionConfig("ddpm")
 

@@ -19,14 +19,15 @@ import torch
 
 from par_agent import PARPolicy
 from par_agent.errors import UserError
-from par_agent.evaluation import environment
-from par_agent.evaluation.end_effector import EndEffector
-from par_agent.evaluation.environment import TaskEnvironment
-from par_agent.evaluation.protocol import InitialState, load_states, protocol_file
+from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.evaluation.recorder import VideoRecorder
 from par_agent.evaluation.rollout import roll_out
 from par_agent.evaluation.trace import RolloutTracer, Trace
-from par_agent.evaluation.variations import CAMERA_SHIFT, HUE_TURN, VARIATIONS
+from par_agent.simulation import environment
+from par_agent.simulation.end_effector import EndEffector
+from par_agent.simulation.environment import TaskEnvironment
+from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.variations import CAMERA_SHIFT, HUE_TURN, VARIATIONS
 from par_agent.tasks import get_task
 from tiny import task_checkpoint
 from virtual_cuda import CudaTensor, virtual_cuda

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from par_agent.data.hdf5 import FLOATS, HDF5Reader
 from par_agent.errors import UserError
+from par_agent.utils.hdf5 import FLOATS, HDF5Reader
 
 ROWS = np.arange(12, dtype=np.float32).reshape(6, 2)
 

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from nova_fixtures import WEIGHTS, write_released_folder
 from par_agent import PARPolicy
-from par_agent.checkpoint import Checkpoint
 from par_agent.cli import main
 from par_agent.cli.import_nova import ImportNovaConfig, next_commands
 from par_agent.errors import UserError
-from par_agent.modeling.frame_encoder import VideoFrameEncoder, load_frame_encoder
-from par_agent.modeling.nova import NOVA
+from par_agent.modeling.nova.model import NOVA
 from par_agent.modeling.presets import preset
+from par_agent.modeling.vae.frame_encoder import VideoFrameEncoder, load_frame_encoder
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.tasks import TASKS
 from par_agent.training.finetune import FinetuneConfig, finetune
 from recordings import record, require_renderer

@@ -17,13 +17,11 @@ from safetensors.torch import save_file
 from made_runs import measured
 from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation import runner
-from par_agent.evaluation.environment import TaskEnvironment
 from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import (
     CHECKSUMS,
     STATES_FOLDER,
-    InitialState,
     check_states,
     is_complete,
     load_states,
@@ -33,8 +31,10 @@ from par_agent.evaluation.protocol import (
     states_checksum,
 )
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
-from par_agent.files import read_json, write_json
+from par_agent.simulation.environment import TaskEnvironment
+from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import TASKS, get_task
+from par_agent.utils.files import read_json, write_json
 
 PUSH_CUBE = get_task("PushCube")
 

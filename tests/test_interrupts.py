@@ -19,7 +19,7 @@ import pytest
 from held import TIMEOUT, default_signals
 from par_agent.cli.entry import run_command
 from par_agent.errors import UserError
-from par_agent.interrupts import SIGNALS, Interrupted, caught_interrupts, deferred_interrupts
+from par_agent.utils.interrupts import SIGNALS, Interrupted, caught_interrupts, deferred_interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ def test_errors_of_the_user_and_results_have_a_status() -> None:
 STUCK = """
 import sys
 from par_agent.cli.entry import run_command
-from par_agent.interrupts import deferred_interrupts
+from par_agent.utils.interrupts import deferred_interrupts
 
 def stuck():
     with deferred_interrupts():
@@ -199,7 +199,7 @@ LOST_TERMINAL = """
 import signal, sys, time
 from pathlib import Path
 from par_agent.cli.entry import run_command
-from par_agent.interrupts import deferred_interrupts
+from par_agent.utils.interrupts import deferred_interrupts
 
 def work():
     with deferred_interrupts() as interrupts:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from par_agent.errors import UserError
-from par_agent.json_fields import build, check_sizes
+from par_agent.utils.json_fields import build, check_sizes
 
 
 @dataclass(frozen=True)

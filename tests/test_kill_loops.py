@@ -106,7 +106,7 @@ def benchmark(folder: Path) -> list[str]:
 CHANGES = {False: ("", 0), True: ("", 0)}
 CALLS = {
     False: ("par_agent.evaluation.records:RunFolder.append", 6),
-    True: ("par_agent.evaluation.environment:TaskEnvironment.step", 72),
+    True: ("par_agent.simulation.environment:TaskEnvironment.step", 72),
 }
 COMMANDS = {
     "demos": Command(demos, files, CHANGES),

@@ -20,7 +20,7 @@ from par_agent.data.index import EpisodeIndex
 from par_agent.data.latent_cache import cached_latents
 from par_agent.data.latents import LatentSpec
 from par_agent.errors import UserError
-from par_agent.files import write_json
+from par_agent.utils.files import write_json
 from tiny import LENGTH, tiny_dataset
 
 SPEC = LatentSpec("render_camera", "abc", (3, 16, 16), variants=2, augmentation=Augmentation(1), encoder_config="a")

@@ -15,7 +15,7 @@ from par_agent.data.latent_cache import CachedLatents
 from par_agent.data.latents import EncodedFrames, LatentSpec
 from par_agent.data.rendering import RenderSpec
 from par_agent.data.windows import WindowSampler
-from par_agent.files import write_json
+from par_agent.utils.files import write_json
 
 SPEC = LatentSpec("render_camera", "abc", (3, 64, 64), variants=2, augmentation=Augmentation(2))
 

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from par_agent.checkpoint import Checkpoint
 from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.errors import UserError
-from par_agent.files import read_json
 from par_agent.modeling.par import PARModel
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training import loop
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
 from par_agent.training.monitor import start_wandb
 from par_agent.training.setup import Setup, prepare
 from par_agent.training.validation import predict_episode, validate
+from par_agent.utils.files import read_json
 from tiny import LENGTH, SIZE, tiny_run
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ from par_agent.cli.check_nova import compare_all
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
 from par_agent.modeling.diffusion import noise_process
-from par_agent.modeling.nova import NOVA
-from par_agent.modeling.nova_config import diffusion_config, nova_config
-from par_agent.modeling.nova_reference import STAGES, transformer_outputs
+from par_agent.modeling.nova.config import diffusion_config, nova_config
+from par_agent.modeling.nova.model import NOVA
+from par_agent.modeling.nova.reference import STAGES, transformer_outputs
 
 FOLDER = ROOT / "nova_tiny" / "transformer"
 DESCRIPTION = json.loads((ROOT / "nova_tiny_io.json").read_text())

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nova_fixtures import WEIGHTS, write_nova
-from par_agent.modeling.nova import NOVA
+from par_agent.modeling.nova.model import NOVA
 
 Tensors = dict[str, Tensor]
 Position = tuple[int, int, int]

@@ -7,7 +7,7 @@ import torch
 
 from nova_fixtures import ROOT, WEIGHTS, damaged, full_keys, reference
 from par_agent.errors import UserError
-from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora, OpenSoraVAEConfig
+from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora, OpenSoraVAEConfig
 
 FOLDER = ROOT / "vae_tiny"
 TOLERANCE = 2e-5

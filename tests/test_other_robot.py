@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from par_agent.checkpoint import Checkpoint
-from par_agent.data.planning import find_solution
 from par_agent.errors import UserError
+from par_agent.policy.checkpoint import Checkpoint
+from par_agent.simulation.planning import find_solution
 from recordings import require_renderer
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from par_agent.errors import UserError
 from par_agent.modeling import PARModel
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.frame_loss import draw_known_patches
-from par_agent.modeling.generation import GenerationConfig, RandomNoise
+from par_agent.modeling.nova.generation import GenerationConfig, RandomNoise
 from par_agent.modeling.par import PhysicalTokens, Targets
 from par_agent.modeling.presets import preset
 from tiny import LENGTH, SIZE, tiny_config, tiny_features, tiny_inputs, tiny_model

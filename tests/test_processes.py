@@ -15,8 +15,8 @@ import pytest
 
 from held import gone
 from par_agent.errors import UserError
-from par_agent.interrupts import SIGNALS, Interrupted
-from par_agent.processes import call_in_process, start_process
+from par_agent.jobs.processes import call_in_process, start_process
+from par_agent.utils.interrupts import SIGNALS, Interrupted
 
 
 def echo(connection: Connection) -> None:

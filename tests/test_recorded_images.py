@@ -16,8 +16,8 @@ from par_agent.data.index import EpisodeIndex
 from par_agent.data.rendering import RenderSpec, recorded_episode
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
+from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import PROTOCOL_SEED
-from par_agent.transforms import crop_and_resize
 from recordings import SHADER, require_renderer
 
 LENGTHS = (9, 13, 6)

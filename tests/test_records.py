@@ -15,8 +15,8 @@ from made_runs import failed, identity, record, write_finished, write_records, w
 from par_agent.errors import UserError
 from par_agent.evaluation.record_checks import FIELDS
 from par_agent.evaluation.records import RunFolder, read_run, record_key
-from par_agent.files import read_json, write_json
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_SEED
+from par_agent.utils.files import read_json, write_json
 
 RUN = identity()
 FIRST = record(RUN, "PushCube", 0, 0, True)

@@ -22,9 +22,9 @@ from par_agent.data.episodes import Episode, RenderedDataset, read_episode
 from par_agent.data.rendering import Renderer, RenderJob, RenderSpec, RenderWork, episode_renderer
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
-from par_agent.files import only_process, write_json
+from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import PROTOCOL_SEED, get_task
-from par_agent.transforms import crop_and_resize
+from par_agent.utils.files import only_process, write_json
 from recordings import Views, make_environment, record, require_renderer, worker_threads
 
 LENGTHS = (7, 10, 4, 5, 6, 5, 4, 6)

@@ -20,8 +20,8 @@ from par_agent.errors import UserError
 from par_agent.evaluation.records import read_run
 from par_agent.evaluation.results import summarise
 from par_agent.evaluation.statistics import wilson_interval
-from par_agent.files import read_json, write_json
 from par_agent.tasks import PAPER_TASKS
+from par_agent.utils.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 

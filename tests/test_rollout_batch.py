@@ -15,13 +15,15 @@ import torch
 from harness_policies import CountingPolicy
 from made_runs import measured
 from par_agent.errors import UserError
-from par_agent.evaluation import environment, runner
-from par_agent.evaluation.environment import StepResult, TaskEnvironment
+from par_agent.evaluation import runner
 from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource
-from par_agent.evaluation.protocol import InitialState, load_states, protocol_file, states_checksum
+from par_agent.evaluation.protocol import load_states, protocol_file, states_checksum
 from par_agent.evaluation.rollout import roll_out
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.simulation import environment
+from par_agent.simulation.environment import StepResult, TaskEnvironment
+from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import TASKS, TaskSpec, get_task
 
 SPEC = TaskSpec("PushCube-v1", "Push.", max_steps=10)

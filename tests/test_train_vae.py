@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from par_agent.cli import main
 from par_agent.data.episodes import RenderedDataset
 from par_agent.errors import UserError
-from par_agent.interrupts import Interrupted
-from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.pretrained import load_module
+from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.training import vae
 from par_agent.training.vae import FrameSampler, VAETraining, psnr, split_paths, train_vae
+from par_agent.utils.interrupts import Interrupted
 from rendered import write_dataset
 
 STEPS = 8

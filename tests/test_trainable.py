@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from par_agent.checkpoint import Checkpoint
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.finetune import finetune
 from par_agent.training.trainable import ACTION_PARTS, adapter_targets, choose_weights, merged

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from par_agent.errors import UserError
-from par_agent.evaluation.environment import TaskEnvironment
 from par_agent.evaluation.protocol import load_states, protocol_file
-from par_agent.evaluation.variations import VARIATIONS
+from par_agent.simulation.environment import TaskEnvironment
+from par_agent.simulation.variations import VARIATIONS
 from par_agent.tasks import get_task
 
 SPEC = get_task("PushCube")

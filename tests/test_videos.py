@@ -10,15 +10,15 @@ import pytest
 from safetensors.torch import load_file
 
 from par_agent import PARPolicy
-from par_agent.checkpoint import Checkpoint
 from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.videos import VideoIndex
 from par_agent.errors import UserError
-from par_agent.files import read_json
-from par_agent.modeling.frame_encoder import save_frame_encoder
 from par_agent.modeling.presets import PRESETS, Preset
+from par_agent.modeling.vae.frame_encoder import save_frame_encoder
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.finetune import finetune
 from par_agent.training.trainable import ACTION_PARTS
+from par_agent.utils.files import read_json
 from tiny import JOINTS, LENGTH, SIZE, tiny_checkpoint, tiny_config, tiny_dataset, tiny_run
 
 

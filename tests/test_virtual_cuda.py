@@ -21,13 +21,13 @@ from baselines.policy import BaselinePolicy
 from baselines.training import train
 from nova_fixtures import ROOT, write_released_folder
 from par_agent import PARPolicy
-from par_agent.checkpoint import Acting, Checkpoint
 from par_agent.cli import main
 from par_agent.errors import UserError
-from par_agent.modeling.frame_encoder import VideoFrameEncoder, load_frame_encoder
-from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.par import PARModel, Targets
 from par_agent.modeling.text_encoder import HashTextEncoder
+from par_agent.modeling.vae.frame_encoder import VideoFrameEncoder, load_frame_encoder
+from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
+from par_agent.policy.checkpoint import Acting, Checkpoint
 from par_agent.tasks import TASKS
 from par_agent.training.finetune import finetune
 from par_agent.training.vae import VAETraining, train_vae

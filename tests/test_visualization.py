@@ -22,8 +22,8 @@ from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import CHECKSUMS, states_checksum
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
-from par_agent.files import read_json, write_json
 from par_agent.tasks import TASKS
+from par_agent.utils.files import read_json, write_json
 from par_agent.visualization import causes
 from par_agent.visualization.causes import GOALS, ObjectTrace, propose_cause
 from par_agent.visualization.failures import FailedRun

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from par_agent.data.hdf5 import open_in_memory
-from par_agent.data.workers import DoJob, Report, worker_processes
 from par_agent.errors import UserError
+from par_agent.jobs.local import DoJob, Report, worker_processes
+from par_agent.utils.hdf5 import open_in_memory
 
 
 def prepare(base: int, folder: Path) -> DoJob:

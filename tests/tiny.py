@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from par_agent.checkpoint import Acting, Checkpoint
 from par_agent.data.episodes import Episode, write_episode
 from par_agent.data.rendering import RenderSpec, frame_steps
-from par_agent.files import write_json
 from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
-from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.par import PARModel, PhysicalTokens
 from par_agent.modeling.text_encoder import HashTextEncoder
+from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
+from par_agent.policy.checkpoint import Acting, Checkpoint
+from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig, TrainingConfig
-from par_agent.transforms import Transforms
+from par_agent.utils.files import write_json
 
 LENGTH, SIZE, JOINTS = 4, 8, 9
 

@@ -25,15 +25,15 @@ from baselines.common import Method
 from baselines.dp import DP
 from baselines.icrt import ICRT
 from baselines.rdt import RDT
-from par_agent.device import usable_device
 from par_agent.errors import UserError
-from par_agent.files import naming, read_object, write_json
-from par_agent.json_fields import build, check
-from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.pretrained import load_module, save_module
 from par_agent.modeling.text_encoder import HashTextEncoder
+from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.weights import read_tensors, write_tensors
-from par_agent.transforms import Transforms
+from par_agent.policy.transforms import Transforms
+from par_agent.utils.device import usable_device
+from par_agent.utils.files import naming, read_object, write_json
+from par_agent.utils.json_fields import build, check
 
 METHODS: dict[str, type[Method]] = {"act": ACT, "bc-t": BCT, "dp": DP, "icrt": ICRT, "rdt": RDT}
 """By the names of :data:`baselines.NAMES`."""

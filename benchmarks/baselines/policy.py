@@ -15,12 +15,12 @@ from torch import Tensor
 
 from baselines.checkpoint import BaselineCheckpoint
 from baselines.common import History
-from par_agent.episode import checked_seed, chosen_rows, next_seed, reseed, row_generator
 from par_agent.errors import UserError
-from par_agent.json_fields import check
 from par_agent.modeling.random_numbers import normal_rows
-from par_agent.observations import camera_images, check_task, proprioception
+from par_agent.policy.episode import checked_seed, chosen_rows, next_seed, reseed, row_generator
+from par_agent.policy.observations import camera_images, check_task, proprioception
 from par_agent.tasks import TaskSpec
+from par_agent.utils.json_fields import check
 
 
 @dataclass

@@ -20,11 +20,11 @@ from par_agent.data.index import EpisodeIndex
 from par_agent.data.windows import MixedSampler, Windows, WindowSampler
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import parse_options
-from par_agent.json_fields import build
-from par_agent.modeling.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.modeling.par import PARLoss
 from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.text_encoder import HashTextEncoder
+from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder
+from par_agent.policy.transforms import Transforms
 from par_agent.training.batches import displaced, tensors
 from par_agent.training.checkpoint import whole
 from par_agent.training.config import TrainingConfig
@@ -33,7 +33,7 @@ from par_agent.training.loop import SavedPolicy, TrainingLoop, channels_last
 from par_agent.training.monitor import Monitor
 from par_agent.training.setup import open_samplers
 from par_agent.training.validation import action_metrics, held_out_windows
-from par_agent.transforms import Transforms
+from par_agent.utils.json_fields import build
 
 MEASURED = 64
 """Steps measured per dataset, spread over its held-out episodes."""

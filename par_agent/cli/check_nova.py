@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from par_agent.errors import UserError
-from par_agent.files import read_object
 from par_agent.option_ranges import Checked
+from par_agent.utils.files import read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +77,7 @@ def main(config: CheckNovaConfig) -> int:
     """Prints one row per reference tensor; returns 1 if any is off or was not computed."""
     import torch
 
-    from par_agent.device import usable_device, use_tf32
+    from par_agent.utils.device import usable_device, use_tf32
 
     device = usable_device(config.device)
     use_tf32(False)
@@ -141,13 +141,13 @@ def _computation(
     if (config.transformer is None) == (config.vae is None):
         raise UserError("pass one of --transformer FOLDER and --vae FOLDER")
     if config.vae is not None:
-        from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
-        from par_agent.modeling.vae_reference import vae_outputs
+        from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
+        from par_agent.modeling.vae.reference import vae_outputs
 
         vae = AutoencoderKLOpenSora.from_pretrained(config.vae, device=device, dtype=dtype)
         return lambda names: vae_outputs(vae, inputs, names)
-    from par_agent.modeling.nova import NOVA
-    from par_agent.modeling.nova_reference import transformer_outputs
+    from par_agent.modeling.nova.model import NOVA
+    from par_agent.modeling.nova.reference import transformer_outputs
 
     assert config.transformer is not None
     nova = NOVA.from_pretrained(config.transformer, device=device, dtype=dtype)

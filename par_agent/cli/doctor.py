@@ -96,7 +96,7 @@ def find_devices() -> list[Finding]:
 
 def find_renderer() -> list[Finding]:
     """Vulkan device that ManiSkill will render with, looked for in a subprocess because drivers may crash."""
-    command = [sys.executable, "-m", "par_agent.renderer_probe"]
+    command = [sys.executable, "-m", "par_agent.simulation.renderer_probe"]
     probe = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = (probe.stdout + probe.stderr).strip().splitlines() or [f"the probe ended with status {probe.returncode}"]
     if probe.returncode == 0:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from par_agent.errors import UserError
-from par_agent.interrupts import Interrupted, caught_interrupts
+from par_agent.utils.interrupts import Interrupted, caught_interrupts
 
 EXIT_BAD_INPUT = 2
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from par_agent.data.episodes import RenderedDataset
 from par_agent.errors import UserError
-from par_agent.files import writing
 from par_agent.tasks import TASKS, TRACKS
 from par_agent.training.finetune import FinetuneConfig, finetune
 from par_agent.training.loop import Rollouts
+from par_agent.utils.files import writing
 
 __all__ = ["FinetuneConfig", "main"]
 

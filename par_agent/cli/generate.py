@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from par_agent.modeling.generation import GenerationConfig
-    from par_agent.modeling.nova import NOVA
-    from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
+    from par_agent.modeling.nova.generation import GenerationConfig
+    from par_agent.modeling.nova.model import NOVA
+    from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def main(config: GenerateConfig) -> int:
     """Generates, decodes and writes one clip."""
     import torch
 
-    from par_agent.device import usable_device
-    from par_agent.modeling.generation import GenerationConfig
-    from par_agent.modeling.nova import NOVA
-    from par_agent.modeling.nova_folder import folder_text_encoder, require_parts
-    from par_agent.modeling.opensora_vae import AutoencoderKLOpenSora
+    from par_agent.modeling.nova.folder import folder_text_encoder, require_parts
+    from par_agent.modeling.nova.generation import GenerationConfig
+    from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.random_numbers import seeded_generator
-    from par_agent.videos import check_video_path, write_video
+    from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
+    from par_agent.utils.device import usable_device
+    from par_agent.visualization.videos import check_video_path, write_video
 
     check_video_path(config.out, config.frames)
     steps = GenerationConfig(config.mask_steps, config.diffusion_steps, config.guidance, config.temperature)
@@ -110,7 +110,7 @@ def _latents(
     import torch
     from tqdm import tqdm
 
-    from par_agent.modeling.generation import RandomNoise, generate_clip
+    from par_agent.modeling.nova.generation import RandomNoise, generate_clip
 
     clip = generate_clip(nova, prefix, frames, RandomNoise(generator, nova.device), steps, first_frame=first)
     return torch.stack(list(tqdm(clip, total=frames, desc="latent frames")), 2)
@@ -121,7 +121,7 @@ def _first_frame(path: Path, nova: NOVA, vae: AutoencoderKLOpenSora, generator: 
     import imageio.v3 as imageio
     import torch
 
-    from par_agent.transforms import crop_and_resize
+    from par_agent.policy.transforms import crop_and_resize
 
     try:
         image = imageio.imread(path, mode="RGB")

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from par_agent.errors import UserError
-from par_agent.files import only_process, writing
 from par_agent.option_ranges import Checked
 from par_agent.tasks import TASKS, TaskSpec
+from par_agent.utils.files import only_process, writing
 
 if TYPE_CHECKING:
     import torch
 
-    from par_agent.modeling.frame_encoder import FrameEncoder
-    from par_agent.modeling.nova import NOVA
+    from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.par import PARModel
     from par_agent.modeling.text_encoder import StoredTextEncoder
+    from par_agent.modeling.vae.frame_encoder import FrameEncoder
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def main(config: ImportNovaConfig) -> int:
 def _import(config: ImportNovaConfig) -> None:
     import torch
 
-    from par_agent.checkpoint import POLICY, Checkpoint
-    from par_agent.device import usable_device
-    from par_agent.modeling.frame_encoder import load_frame_encoder
-    from par_agent.modeling.nova import NOVA
-    from par_agent.modeling.nova_folder import require_parts
+    from par_agent.modeling.nova.folder import require_parts
+    from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.table import parameters
+    from par_agent.modeling.vae.frame_encoder import load_frame_encoder
+    from par_agent.policy.checkpoint import POLICY, Checkpoint
+    from par_agent.utils.device import usable_device
 
     if (config.out / POLICY).exists():
         raise UserError(f"{config.out} already holds a checkpoint; choose another --out")
@@ -117,7 +117,7 @@ def _check_sizes(nova: NOVA, encoder: FrameEncoder) -> None:
 def _text_features(config: ImportNovaConfig, nova: NOVA, device: torch.device) -> StoredTextEncoder:
     from tqdm import tqdm
 
-    from par_agent.modeling.nova_folder import folder_text_encoder
+    from par_agent.modeling.nova.folder import folder_text_encoder
     from par_agent.modeling.text_encoder import StoredTextEncoder
 
     phi = folder_text_encoder(config.model, config.text_cache, nova.config, device)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from par_agent.errors import UserError
-from par_agent.files import read_object
 from par_agent.option_ranges import Checked
+from par_agent.utils.files import read_object
 
 if TYPE_CHECKING:
     from par_agent.modeling.config import PARConfig
@@ -57,9 +57,9 @@ def describe(name_or_folder: str, preset: bool = False) -> Description:
     Raises:
         UserError: neither, or a folder that is no policy checkpoint.
     """
-    from par_agent.checkpoint import ENCODER, read_model_config, read_policy
     from par_agent.modeling.presets import PRESETS
-    from par_agent.policy import CHECKPOINTS
+    from par_agent.policy.checkpoint import ENCODER, read_model_config, read_policy
+    from par_agent.policy.par_policy import CHECKPOINTS
 
     for folder in (Path(name_or_folder), CHECKPOINTS / name_or_folder):
         if preset or not folder.is_dir():
@@ -84,9 +84,9 @@ def report(description: Description) -> str:
     """The table as text; nothing is allocated."""
     import torch
 
-    from par_agent.modeling.frame_encoder import make_frame_encoder
     from par_agent.modeling.par import PARModel
     from par_agent.modeling.table import PHI_PARAMETERS, count_parts, parameters
+    from par_agent.modeling.vae.frame_encoder import make_frame_encoder
 
     with torch.device("meta"):
         model = PARModel(description.model)

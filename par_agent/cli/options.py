@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from par_agent.cli.entry import run_command
-from par_agent.device import usable_device
 from par_agent.errors import UserError
-from par_agent.files import check_writable, read_object
 from par_agent.option_ranges import MAY_BE_EMPTY
+from par_agent.utils.device import usable_device
+from par_agent.utils.files import check_writable, read_object
 
 FILE_OPTION = "--config"
 """Names a JSON file of options, such as the one that a run writes into its folder."""

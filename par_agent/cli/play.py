@@ -55,9 +55,9 @@ def _serve(config: PlayConfig) -> None:
     import secrets
     import socket
 
-    from par_agent.device import usable_device
     from par_agent.evaluation.policies import PolicySource, parse_options, search_folder
     from par_agent.play.page import build_page, guarded, import_gradio
+    from par_agent.utils.device import usable_device
 
     import_gradio()
     import uvicorn

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from par_agent.data.cluster_workers import cluster_workers
 from par_agent.data.rendering import (
     ADDED_FIELDS,
     RenderJob,
@@ -29,12 +28,13 @@ from par_agent.data.rendering import (
 )
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
-from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
-from par_agent.files import claimed_folder, only_process, remove_leftovers, write_json, writing
-from par_agent.interrupts import deferred_interrupts
+from par_agent.jobs.local import worker_processes
+from par_agent.jobs.ray import cluster_workers
 from par_agent.option_ranges import Checked
 from par_agent.tasks import TaskSpec, find_task, get_task
+from par_agent.utils.files import claimed_folder, only_process, remove_leftovers, write_json, writing
+from par_agent.utils.interrupts import deferred_interrupts
 
 MOST_STEPS = 10**9
 """No episode has as many control steps."""
@@ -125,7 +125,7 @@ class RenderConfig(Checked):
         Raises:
             UserError: the task has no such camera, or the crop leaves its image.
         """
-        from par_agent.transforms import check_crop
+        from par_agent.policy.transforms import check_crop
 
         known = (task.camera, *task.sensor_cameras)
         if unknown := [name for name in self.cameras if name not in known]:

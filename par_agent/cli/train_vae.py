@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from par_agent.files import writing
 from par_agent.training.vae import VAETraining, train_vae
+from par_agent.utils.files import writing
 
 TrainVAEConfig = VAETraining
 

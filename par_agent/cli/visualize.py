@@ -60,8 +60,8 @@ def policy_source(config: StageOptions) -> PolicySource:
     """
     import os
 
-    from par_agent.device import usable_device
     from par_agent.evaluation.policies import PolicySource, parse_options, search_folder
+    from par_agent.utils.device import usable_device
 
     search_folder(os.getcwd())
     usable_device(config.device)
@@ -97,9 +97,9 @@ def main(config: RolloutConfig) -> int:
     from tqdm import tqdm
 
     from par_agent.evaluation.alignment import check_installed
-    from par_agent.videos import check_video_path
     from par_agent.visualization.rollout import perform
     from par_agent.visualization.rollout_figure import draw_strip, draw_video
+    from par_agent.visualization.videos import check_video_path
 
     check_installed()
     source, name = policy_source(config), file_stem(config)

@@ -31,8 +31,8 @@ def main(config: AttentionConfig) -> int:
     """Writes two PNGs."""
     import dataclasses
 
-    from par_agent.videos import check_video_path
     from par_agent.visualization.attention import draw_overlays, draw_tokens, perform
+    from par_agent.visualization.videos import check_video_path
 
     source = policy_source(config)
     if config.context is not None:

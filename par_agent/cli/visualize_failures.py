@@ -31,9 +31,9 @@ def main(config: FailuresConfig) -> int:
 
     from tqdm import tqdm
 
-    from par_agent.device import usable_device
     from par_agent.evaluation.policies import search_folder
-    from par_agent.files import only_process, writing
+    from par_agent.utils.device import usable_device
+    from par_agent.utils.files import only_process, writing
     from par_agent.visualization.failures import FailedRun, count_causes, write_section
 
     search_folder(os.getcwd())

@@ -42,10 +42,10 @@ def main(config: GalleryConfig) -> int:
 
     from par_agent.evaluation.alignment import check_installed
     from par_agent.evaluation.policies import PolicySource
-    from par_agent.files import writing
-    from par_agent.videos import check_video_path
+    from par_agent.utils.files import writing
     from par_agent.visualization.gallery import compress, draw_attention, draw_one_failure, draw_rollouts
     from par_agent.visualization.rollout import perform
+    from par_agent.visualization.videos import check_video_path
 
     check_installed()
     for task, _ in (config.attention, config.failure):

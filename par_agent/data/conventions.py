@@ -11,8 +11,8 @@ from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
+from par_agent.policy.transforms import Extra, Transforms
 from par_agent.tasks import UNKNOWN_CONTROLLER, find_task
-from par_agent.transforms import Extra, Transforms
 
 STD_FLOOR = 1e-3
 """Smallest standard deviation, radians, that is divided by."""

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from par_agent.data import planning
-from par_agent.data.cluster_workers import cluster_workers
-from par_agent.data.hdf5 import HDF5Reader, file_image, open_in_memory
-from par_agent.data.workers import worker_processes
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, only_process, read_object, write_json, writing
-from par_agent.interrupts import Interrupts, deferred_interrupts
+from par_agent.jobs.local import worker_processes
+from par_agent.jobs.ray import cluster_workers
+from par_agent.simulation import planning
 from par_agent.tasks import PROTOCOL_SEED, get_task
+from par_agent.utils.files import atomic_path, only_process, read_object, write_json, writing
+from par_agent.utils.hdf5 import HDF5Reader, file_image, open_in_memory
+from par_agent.utils.interrupts import Interrupts, deferred_interrupts
 
 if TYPE_CHECKING:
     import h5py

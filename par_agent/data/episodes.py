@@ -29,10 +29,10 @@ from typing import Any, TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from par_agent.data.hdf5 import HDF5Reader, file_image, number_fault, open_in_memory
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, read_object
-from par_agent.json_fields import check
+from par_agent.utils.files import atomic_path, read_object
+from par_agent.utils.hdf5 import HDF5Reader, file_image, number_fault, open_in_memory
+from par_agent.utils.json_fields import check
 
 ADVICE = "delete it and run `par-agent render` again, or train without it: --skip-corrupt"
 """What the user can do where an episode file is damaged."""

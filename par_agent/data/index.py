@@ -12,7 +12,7 @@ import numpy as np
 
 from par_agent.data.episodes import Episode, RenderedDataset, damaged_episode
 from par_agent.errors import UserError
-from par_agent.transforms import Extra, extra_size
+from par_agent.policy.transforms import Extra, extra_size
 
 HELD_OUT = 20
 """One episode in this many is kept for validation."""

@@ -27,9 +27,9 @@ from par_agent.data.index import EpisodeIndex
 from par_agent.data.latent_file import STORED, LatentFile, Shape, file_fits
 from par_agent.data.latents import Encoder, LatentSpec, changes, check_camera, encode_frames
 from par_agent.errors import UserError
-from par_agent.files import check_writable, only_process, read_content, read_object, write_json, writing
-from par_agent.interrupts import deferred_interrupts
-from par_agent.json_fields import check
+from par_agent.utils.files import check_writable, only_process, read_content, read_object, write_json, writing
+from par_agent.utils.interrupts import deferred_interrupts
+from par_agent.utils.json_fields import check
 
 MADE = 2
 """Goes up when latents are made in another way."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from par_agent.errors import UserError
-from par_agent.files import remedy
+from par_agent.utils.files import remedy
 
 Shape = tuple[int, int, int, int, int]
 """Variants V, frames N, channels C, height h and width w."""

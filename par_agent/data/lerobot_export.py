@@ -19,8 +19,8 @@ from par_agent.data.conventions import joint_targets
 from par_agent.data.episodes import Episode, RenderedDataset
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
-from par_agent.files import only_process, write_json, writing
-from par_agent.interrupts import deferred_interrupts
+from par_agent.utils.files import only_process, write_json, writing
+from par_agent.utils.interrupts import deferred_interrupts
 
 QUALITY = 18
 """Constant rate factor of the videos; lower is better, 0 loses nothing but colour resolution."""

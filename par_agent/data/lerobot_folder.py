@@ -26,9 +26,9 @@ from par_agent.data.episodes import IMAGE_SIZE, Attributes
 from par_agent.data.lerobot_features import Feature
 from par_agent.data.tables import ADVICE, Table
 from par_agent.errors import UserError
-from par_agent.files import inside, naming, read_content, read_object
-from par_agent.json_fields import check
-from par_agent.strict_json import parse_json
+from par_agent.utils.files import inside, naming, read_content, read_object
+from par_agent.utils.json_fields import check
+from par_agent.utils.strict_json import parse_json
 
 
 class _Feature(TypedDict):

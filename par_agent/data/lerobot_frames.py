@@ -13,7 +13,7 @@ from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.media import decode_image, video_frames
 from par_agent.data.tables import ADVICE, Table
 from par_agent.errors import UserError
-from par_agent.files import inside, read_content
+from par_agent.utils.files import inside, read_content
 
 
 class _Picture(TypedDict, total=False):

@@ -19,9 +19,9 @@ from par_agent.data.lerobot_frames import CameraFrames
 from par_agent.data.lerobot_plan import ImportPlan, read_rows
 from par_agent.data.rendering import ADDED_FIELDS, episode_path, has_episodes, summarise
 from par_agent.errors import UserError
-from par_agent.files import claimed_folder, only_process, write_json, writing
-from par_agent.interrupts import deferred_interrupts
-from par_agent.transforms import crop_and_resize
+from par_agent.policy.transforms import crop_and_resize
+from par_agent.utils.files import claimed_folder, only_process, write_json, writing
+from par_agent.utils.interrupts import deferred_interrupts
 
 
 def import_lerobot(plan: ImportPlan, out: Path) -> int:

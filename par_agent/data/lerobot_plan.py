@@ -19,9 +19,9 @@ from par_agent.data.rendering import RenderSpec, wordings
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.tables import Table
 from par_agent.errors import UserError
-from par_agent.files import naming
+from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import UNKNOWN_CONTROLLER
-from par_agent.transforms import crop_and_resize
+from par_agent.utils.files import naming
 
 DEFAULT_STRIDE = 8
 

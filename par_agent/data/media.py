@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from par_agent.errors import UserError
-from par_agent.files import check_file
+from par_agent.utils.files import check_file
 
 CONTAINERS = {b"ftyp": (4, "mov"), b"\x1aE\xdf\xa3": (0, "matroska")}
 """What a video file has near its beginning -> where, and what ffmpeg calls the format."""

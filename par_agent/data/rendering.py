@@ -13,11 +13,11 @@ from par_agent.data.episodes import Episode, frame_steps, image_size_attributes,
 from par_agent.data.recorded_environment import check_states, make_recorded_environment
 from par_agent.data.statistics import RunningStatistics
 from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
-from par_agent.data.workers import DoJob, Report
 from par_agent.errors import UserError
-from par_agent.json_fields import build
+from par_agent.jobs.local import DoJob, Report
+from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import PROTOCOL_SEED, get_task
-from par_agent.transforms import crop_and_resize
+from par_agent.utils.json_fields import build
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 
 from par_agent.data import lerobot
 from par_agent.errors import UserError
-from par_agent.files import check_file
-from par_agent.json_fields import check
+from par_agent.utils.files import check_file
+from par_agent.utils.json_fields import check
 
 ADVICE = "copy or download the dataset again"
 
@@ -68,8 +68,7 @@ class Table:
         return column in self._table.column_names
 
     def values(self, column: str, kind: Any, rows: np.ndarray | None = None) -> list[Any]:
-        """A column, or some rows of it, as Python has it, each value of a kind as :func:`par_agent.json_fields.check`
-        knows them."""
+        """A column, or some rows of it, as Python values of a kind that :mod:`par_agent.utils.json_fields` knows."""
         with self._named_faults(column):
             found = self._table[column]
             values: list[Any] = (found if rows is None else found.take(rows.tolist())).to_pylist()
@@ -80,7 +79,7 @@ class Table:
         return values
 
     def records(self, kind: Any) -> list[dict[str, Any]]:
-        """All rows as objects, each of a kind as :func:`par_agent.json_fields.check` knows them."""
+        """All rows as objects, each of a kind as :func:`par_agent.utils.json_fields.check` knows them."""
         with self._named_faults():
             rows: list[dict[str, Any]] = self._table.to_pylist()
         try:

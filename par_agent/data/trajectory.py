@@ -8,10 +8,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from par_agent.data.hdf5 import FLOATS, HDF5Reader
 from par_agent.errors import UserError
-from par_agent.files import read_json
-from par_agent.json_fields import check
+from par_agent.utils.files import read_json
+from par_agent.utils.hdf5 import FLOATS, HDF5Reader
+from par_agent.utils.json_fields import check
 
 StateDict = dict[str, dict[str, np.ndarray]]
 """``{"actors": {name: (T + 1, 13)}, "articulations": {name: (T + 1, 13 + 2 * dof)}}``, float32.

@@ -15,10 +15,10 @@ import numpy as np
 from par_agent.errors import UserError
 
 if TYPE_CHECKING:
-    from par_agent.evaluation.end_effector import EndEffector
     from par_agent.evaluation.trace import Look, Trace
-    from par_agent.modeling.frame_encoder import FrameEncoder
-    from par_agent.transforms import Transforms
+    from par_agent.modeling.vae.frame_encoder import FrameEncoder
+    from par_agent.policy.transforms import Transforms
+    from par_agent.simulation.end_effector import EndEffector
 
 MEASURES = {
     "psnr_db": "PSNR of the imagined frame, dB",

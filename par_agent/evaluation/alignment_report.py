@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from par_agent.evaluation.results import TaskResult
-from par_agent.files import atomic_path
-from par_agent.palette import COLOURS
+from par_agent.utils.files import atomic_path
+from par_agent.visualization.palette import COLOURS
 
 ALIGNMENT_FIGURE = "alignment.png"
 """The figure's name in a run's folder."""

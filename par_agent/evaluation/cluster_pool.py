@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from par_agent.cluster import Cluster, LostJobError
 from par_agent.errors import UserError
 from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup, died
 from par_agent.evaluation.policies import search_folder
 from par_agent.evaluation.rollout import rollout_versions
-from par_agent.files import atomic_path
-from par_agent.versions import check_versions
+from par_agent.jobs.ray_cluster import Cluster, LostJobError
+from par_agent.utils.files import atomic_path
+from par_agent.utils.versions import check_versions
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ClusterPool:
 
     Args:
         setup: what the workers build.
-        address: the cluster's, see :class:`par_agent.cluster.Cluster`.
+        address: the cluster's, see :class:`par_agent.jobs.ray_cluster.Cluster`.
         versions: of all that decides a rollout, see :func:`par_agent.evaluation.rollout.rollout_versions`.
         fingerprint: of the policy.
 

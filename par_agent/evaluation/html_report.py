@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from par_agent.evaluation.alignment_report import ALIGNMENT_FIGURE, ALIGNMENT_HEADER, ALIGNMENT_NOTE, alignment_rows
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.results import RESULT_HEADER, TaskResult, comparison_rows, result_row
-from par_agent.palette import COLOURS
+from par_agent.visualization.palette import COLOURS
 
 if TYPE_CHECKING:
     from par_agent.evaluation.runner import BenchmarkRun

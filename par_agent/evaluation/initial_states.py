@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from par_agent.errors import UserError
-from par_agent.evaluation.environment import make_simulation
 from par_agent.evaluation.policies import resolve_task
-from par_agent.evaluation.protocol import InitialState, is_complete, save_states
-from par_agent.processes import call_in_process
+from par_agent.evaluation.protocol import is_complete, save_states
+from par_agent.jobs.processes import call_in_process
+from par_agent.simulation.environment import make_simulation
+from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import TaskSpec
 
 

@@ -13,12 +13,12 @@ from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.policies import PolicySource, resolve_task
 
 if TYPE_CHECKING:
-    from par_agent.evaluation.environment import TaskEnvironment
     from par_agent.evaluation.policies import Policy
-    from par_agent.evaluation.protocol import InitialState
     from par_agent.evaluation.rollout import RolloutObserver
     from par_agent.evaluation.trace import Trace
-    from par_agent.policy import PARPolicy
+    from par_agent.policy.par_policy import PARPolicy
+    from par_agent.simulation.environment import TaskEnvironment
+    from par_agent.simulation.initial_state import InitialState
 
 MAX_ATTEMPTS = 2
 """How often a job is tried whose worker dies."""
@@ -35,11 +35,11 @@ class WorkerSetup:
     policy: PolicySource
     """Where each task's policy comes from."""
     backend: str = "cpu"
-    """One of :data:`par_agent.evaluation.environment.BACKENDS`."""
+    """One of :data:`par_agent.simulation.environment.BACKENDS`."""
     num_envs: int = 1
     """Environments simulated at once: initial states of every job."""
     variation: str = "none"
-    """One of :data:`par_agent.evaluation.variations.VARIATIONS`."""
+    """One of :data:`par_agent.simulation.variations.VARIATIONS`."""
     imagines: bool = False
     """Whether the policy has to be one that imagines."""
 
@@ -90,7 +90,7 @@ def died(job: RolloutJob, how: str) -> list[Reply]:
 def _alignment_summary(env: TaskEnvironment, policy: PARPolicy) -> Callable[[int, Trace], dict[str, Any]]:
     """Makes the record's ``alignment`` out of a rollout's trace."""
     from par_agent.evaluation.alignment import measure
-    from par_agent.evaluation.end_effector import EndEffector
+    from par_agent.simulation.end_effector import EndEffector
 
     def summary(position: int, trace: Trace) -> dict[str, Any]:
         hand = EndEffector(env, position)  # of this rollout's scene
@@ -147,9 +147,9 @@ class Bench:
 
     def _build(self, task: str) -> tuple[TaskEnvironment, Policy]:
         """The task's environment and policy, made on first use."""
-        from par_agent.evaluation.environment import TaskEnvironment
-        from par_agent.evaluation.observation import check_simulation
         from par_agent.evaluation.trace import check_imagines
+        from par_agent.simulation.environment import TaskEnvironment
+        from par_agent.simulation.observation_wrapper import check_simulation
 
         if task not in self._built:
             setup, spec = self._setup, self._specs[task]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from par_agent.errors import UserError
-from par_agent.files import read_object
-from par_agent.strict_json import parse_json
 from par_agent.tasks import TASKS, UNKNOWN_CONTROLLER, TaskSpec, get_task
-from par_agent.versions import PACKAGE_FOLDER, hash_files
+from par_agent.utils.files import read_object
+from par_agent.utils.strict_json import parse_json
+from par_agent.utils.versions import PACKAGE_FOLDER, hash_files
 
 if TYPE_CHECKING:
     import torch
@@ -220,7 +220,7 @@ class PolicySource:
         return self.checkpoint
 
     def _from_checkpoint(self, spec: TaskSpec) -> Policy:
-        from par_agent.policy import PARPolicy
+        from par_agent.policy.par_policy import PARPolicy
 
         folder = str(checkpoint_folder(self.reference))
         arguments = {"instruction": spec.instruction, "device": self.device, **self.options}

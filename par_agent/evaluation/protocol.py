@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
-from par_agent.files import read_object, write_json
+from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import PROTOCOL_SEED, PROTOCOL_STATES, TaskSpec
+from par_agent.utils.files import read_object, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,18 +31,6 @@ CHECKSUMS = "checksums.json"
 """Name of the file with the SHA-256 of each file of states beside it, by name."""
 POSE = 13
 """Numbers of a position, a quaternion and two velocities."""
-
-
-@dataclass(frozen=True)
-class InitialState:
-    """Where a rollout starts."""
-
-    index: int
-    """Position in its file: 0..24 for the protocol."""
-    env_seed: int
-    """Environment seed that made the state."""
-    env_state: dict[str, dict[str, torch.Tensor]] = field(repr=False)
-    """ManiSkill's own state dictionary: ``{"actors": {name: (1, 13)}, "articulations": {name: (1, n)}}``."""
 
 
 def protocol_file(spec: TaskSpec) -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.evaluation.policies import ABOUT, PolicySource, weight_files
-from par_agent.files import read_object
-from par_agent.versions import hash_files
+from par_agent.utils.files import read_object
+from par_agent.utils.versions import hash_files
 
 if TYPE_CHECKING:
     from par_agent.evaluation.runner import BenchmarkRun

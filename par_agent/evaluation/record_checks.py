@@ -7,8 +7,8 @@ from typing import Any, TypedDict
 
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment import ENCODER_PSNR, MEASURES
-from par_agent.json_fields import check
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_SEED, PROTOCOL_STATES
+from par_agent.utils.json_fields import check
 
 Record = dict[str, Any]
 """One line of rollouts.jsonl: plain numbers, text and None by field name."""

@@ -20,8 +20,8 @@ from typing import IO, Any
 from par_agent.errors import UserError
 from par_agent.evaluation.record_checks import Record, RunPlan
 from par_agent.evaluation.rollout import TIMING_FIELDS
-from par_agent.files import atomic_path, only_process, read_content, read_object, write_json, writing
-from par_agent.strict_json import parse_json
+from par_agent.utils.files import atomic_path, only_process, read_content, read_object, write_json, writing
+from par_agent.utils.strict_json import parse_json
 
 __all__ = [
     "MADE_STATES",

@@ -25,7 +25,7 @@ from par_agent.evaluation.results import (
     result_row,
     summarise,
 )
-from par_agent.files import atomic_path, write_json, writing
+from par_agent.utils.files import atomic_path, write_json, writing
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,31 +15,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import Policy
-from par_agent.evaluation.protocol import InitialState
-from par_agent.versions import installed_versions
+from par_agent.simulation.initial_state import InitialState
+from par_agent.utils.versions import installed_versions
 
 if TYPE_CHECKING:
     import torch
 
-    from par_agent.evaluation.environment import StepResult, TaskEnvironment
     from par_agent.evaluation.recorder import VideoRecorder
+    from par_agent.simulation.environment import StepResult, TaskEnvironment
 
-ROLLOUT_CODE = (
-    "modeling/**/*.py",
-    "checkpoint.py",
-    "episode.py",
-    "evaluation/environment.py",
-    "evaluation/observation.py",
-    "evaluation/protocol.py",
-    "evaluation/rollout.py",
-    "evaluation/variations.py",
-    "instructions.py",
-    "observations.py",
-    "policy.py",
-    "tasks.py",
-    "transforms.py",
-)
-"""Source files that decide what a rollout does: a change of them starts a new run folder."""
+ROLLOUT_CODE = ("modeling", "policy", "simulation", "evaluation/protocol.py", "evaluation/rollout.py", "tasks.py")
+"""Files and folders whose code decides what a rollout does: a change of it starts a new run folder."""
 TIMING_FIELDS = ("seconds", "plan_ms")
 """Fields of a record that differ between two runs of the same rollout; all others are equal to the bit."""
 

@@ -8,24 +8,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from par_agent.device import usable_device
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment import check_installed
 from par_agent.evaluation.cluster_pool import ClusterPool
-from par_agent.evaluation.environment import check_backend
 from par_agent.evaluation.initial_states import make_missing_states
 from par_agent.evaluation.jobs import Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource, hash_content, resolve_tasks
 from par_agent.evaluation.protocol import check_seeds, check_states, protocol_file, protocol_seeds
 from par_agent.evaluation.records import Record, RecordKey, RunFolder, record_key
 from par_agent.evaluation.rollout import rollout_versions
-from par_agent.evaluation.variations import get_variation
 from par_agent.evaluation.workers import WorkerPool
-from par_agent.files import check_writable
-from par_agent.interrupts import deferred_interrupts
 from par_agent.option_ranges import Checked
+from par_agent.simulation.environment import check_backend
+from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, check_track
-from par_agent.versions import git_commit
+from par_agent.utils.device import usable_device
+from par_agent.utils.files import check_writable
+from par_agent.utils.interrupts import deferred_interrupts
+from par_agent.utils.versions import git_commit
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RunConfig(Checked):
     track: str = "paper"
     """``paper`` or ``native``."""
     variation: str = "none"
-    """One of :data:`par_agent.evaluation.variations.VARIATIONS`."""
+    """One of :data:`par_agent.simulation.variations.VARIATIONS`."""
     states: int = PROTOCOL_STATES
     """Initial states per task, the protocol's first ones unless `state_seed` is given."""
     state_seed: int | None = None

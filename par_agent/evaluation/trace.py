@@ -17,8 +17,8 @@ from par_agent.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from par_agent.evaluation.environment import StepResult, TaskEnvironment
-    from par_agent.policy import PARPolicy
+    from par_agent.policy.par_policy import PARPolicy
+    from par_agent.simulation.environment import StepResult, TaskEnvironment
 
 
 @dataclass(frozen=True)

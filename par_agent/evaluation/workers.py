@@ -16,8 +16,8 @@ from typing import Any
 
 from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.jobs import MAX_ATTEMPTS, Bench, Reply, RolloutJob, WorkerSetup, died
-from par_agent.interrupts import Interrupts, deferred_interrupts
-from par_agent.processes import receive, start_process
+from par_agent.jobs.processes import receive, start_process
+from par_agent.utils.interrupts import Interrupts, deferred_interrupts
 
 
 class _Worker:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from par_agent.errors import UserError
-from par_agent.json_fields import MOST, MOST_BLOCKS, build, check_sizes
+from par_agent.utils.json_fields import MOST, MOST_BLOCKS, build, check_sizes
 
 CONFIG_VERSION = 1
 ADDED_FIELDS = ("branch_start", "conditions", "detokenizers", "imagination")

@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from par_agent.device import moved
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
 from par_agent.modeling.random_numbers import integers, normal
+from par_agent.utils.device import moved
 
 MIN_VARIANCE = 1e-20
 

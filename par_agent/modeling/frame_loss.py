@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from par_agent.modeling.diffusion import Noised, NoiseProcess, noise_process
-from par_agent.modeling.nova import NOVA
+from par_agent.modeling.nova.model import NOVA
 from par_agent.modeling.random_numbers import normal, orders, uniform
 
 WEIGHT_EPS = 1e-5

@@ -1,8 +1,8 @@
 """PAR: a causal transformer over physical tokens ``[O_n; A_n]`` predicts the next frame and the chunk leading to it.
 
 The sequence is ``prefix, O_0, BOA, O_1, A_1, …`` (paper sections 3 and 4). Outputs at the positions of ``[O_n; A_n]``
-are the conditions ``Z_{n+1}``: the frame path of :class:`~par_agent.modeling.nova.NOVA` draws ``O_{n+1}`` from one,
-the Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other half or from both.
+are the conditions ``Z_{n+1}``: the frame path of :class:`~par_agent.modeling.nova.model.NOVA` draws ``O_{n+1}`` from
+one, the Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other half or from both.
 
 Letters: B batch, N steps, C latent channels of h x w, F frame tokens a step (joint positions included), L actions a
 chunk, T actions predicted together (the chunk's and those of foresight), A numbers per action, P numbers of
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from par_agent.device import moved
 from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss, sample_actions
 from par_agent.modeling.action_tokenizer import ActionTokenizer
@@ -25,12 +24,13 @@ from par_agent.modeling.config import PARConfig
 from par_agent.modeling.diffusion import noise_process, sampler
 from par_agent.modeling.embeddings import space_embedding
 from par_agent.modeling.frame_loss import draw_known_patches, frame_loss
-from par_agent.modeling.generation import GenerationConfig, NoiseSource, generate_frame
 from par_agent.modeling.kv_cache import KVCache
-from par_agent.modeling.nova import NOVA
+from par_agent.modeling.nova.generation import GenerationConfig, NoiseSource, generate_frame
+from par_agent.modeling.nova.model import NOVA
 from par_agent.modeling.random_numbers import permutation
 from par_agent.modeling.regression import RegressionHead, regression_loss
 from par_agent.modeling.rope import Rotation, action_rotation, frame_rotation
+from par_agent.utils.device import moved
 
 
 @dataclass(frozen=True)

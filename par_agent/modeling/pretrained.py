@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from par_agent.files import write_json
 from par_agent.modeling.weights import find_weights, load_weights, read_tensors, write_tensors
+from par_agent.utils.files import write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

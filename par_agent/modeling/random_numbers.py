@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from par_agent.device import moved
+from par_agent.utils.device import moved
 
 
 def seeded_generator(seed: int) -> torch.Generator:

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from par_agent.errors import UserError
-from par_agent.files import naming
 from par_agent.modeling.weights import read_tensors, write_tensors
+from par_agent.utils.files import naming
 
 PHI_WIDTH = 2560
 """Width of Phi-2's hidden state."""

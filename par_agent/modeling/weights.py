@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, check_file, read_object
+from par_agent.utils.files import atomic_path, check_file, read_object
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.safetensors")
 EITHER = f"{WEIGHT_NAMES[0]} or {WEIGHT_NAMES[-1]}"

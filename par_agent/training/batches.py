@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from par_agent.data.windows import Windows
-from par_agent.device import moved
 from par_agent.modeling.par import PhysicalTokens, Targets
 from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.text_encoder import TextEncoder
-from par_agent.transforms import Transforms
+from par_agent.policy.transforms import Transforms
+from par_agent.utils.device import moved
 
 
 def tensors(

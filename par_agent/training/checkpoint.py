@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.files import read_object, remedy, write_json
 from par_agent.modeling.weights import read_tensors, tensor_faults, write_tensors
+from par_agent.utils.files import read_object, remedy, write_json
 
 
 class _State(TypedDict):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from par_agent.device import computes_bfloat16
 from par_agent.errors import UserError
-from par_agent.files import claimed_folder, only_process, read_json
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.presets import preset
 from par_agent.option_ranges import Checked
 from par_agent.tasks import TASKS
+from par_agent.utils.device import computes_bfloat16
+from par_agent.utils.files import claimed_folder, only_process, read_json
 
 SMALL_MODEL: dict[str, float] = {"learning_rate": 1e-3, "batch_size": 32, "accumulation": 1}
 """How a small model is trained, from scratch or on."""

@@ -16,12 +16,12 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
 )
 
-from par_agent.checkpoint import Checkpoint
-from par_agent.device import use_tf32
 from par_agent.errors import UserError
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.loop import Rollouts, Training
 from par_agent.training.setup import prepare
+from par_agent.utils.device import use_tf32
 
 __all__ = ["FinetuneConfig", "finetune"]
 

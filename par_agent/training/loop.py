@@ -22,13 +22,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
-from par_agent.checkpoint import Checkpoint
 from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import MixedSampler, Windows
 from par_agent.errors import UserError
-from par_agent.files import naming
-from par_agent.interrupts import Interrupted, Interrupts, deferred_interrupts
 from par_agent.modeling.par import PARModel
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint, whole
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.monitor import Monitor, StepReport
@@ -45,6 +43,8 @@ from par_agent.training.progress import Progress
 from par_agent.training.setup import Setup
 from par_agent.training.trainable import merged, save_adapter
 from par_agent.training.validation import predict_episode, validate
+from par_agent.utils.files import naming
+from par_agent.utils.interrupts import Interrupted, Interrupts, deferred_interrupts
 
 EXPLODED = 100.0
 """A loss this many times the running mean of those before ends a run: no step is made with it."""

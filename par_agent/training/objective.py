@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from par_agent.data.windows import Windows
-from par_agent.device import moved
 from par_agent.modeling.par import PARLoss, PARModel
 from par_agent.modeling.random_numbers import integers, normal, seeded_generator, uniform
 from par_agent.modeling.text_encoder import TextEncoder
+from par_agent.policy.transforms import Transforms
 from par_agent.training.batches import displaced, tensors
 from par_agent.training.config import FinetuneConfig
-from par_agent.transforms import Transforms
+from par_agent.utils.device import moved
 
 MOST_STEPS = 48
 """Windows are placed at random rollout steps below this, so that long rollouts are nothing new."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from par_agent.files import atomic_path
 from par_agent.training.validation import EpisodePrediction
+from par_agent.utils.files import atomic_path
 
 COLUMNS = 4
 """Curves side by side."""

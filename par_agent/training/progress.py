@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from par_agent.errors import UserError
-from par_agent.json_fields import check
+from par_agent.utils.json_fields import check
 
 
 @dataclass

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from par_agent.checkpoint import Acting, Checkpoint, make_text_encoder
 from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import (
     check_conventions,
@@ -28,14 +27,15 @@ from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec, file
 from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
-from par_agent.modeling.frame_encoder import FrameEncoder, describe_frame_encoder, load_frame_encoder
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.presets import preset
 from par_agent.modeling.text_encoder import TextEncoder
+from par_agent.modeling.vae.frame_encoder import FrameEncoder, describe_frame_encoder, load_frame_encoder
 from par_agent.modeling.weights import find_weights
+from par_agent.policy.checkpoint import Acting, Checkpoint, make_text_encoder
+from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.trainable import choose_weights
-from par_agent.transforms import Transforms
 
 
 @dataclass

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.files import write_json
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.weights import write_tensors
 from par_agent.training.config import FinetuneConfig
+from par_agent.utils.files import write_json
 
 ACTION_PARTS = ("action_tokenizer", "action_detokenizer")
 """Modules of a model that only actions pass through."""

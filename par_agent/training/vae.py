@@ -14,18 +14,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode
-from par_agent.data.hdf5 import HDF5Reader
 from par_agent.data.prefetch import prefetch
-from par_agent.device import moved
 from par_agent.errors import UserError
-from par_agent.files import atomic_path, claimed_folder, only_process
-from par_agent.interrupts import Interrupted, deferred_interrupts
-from par_agent.modeling.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.modeling.pretrained import save_module
 from par_agent.modeling.random_numbers import seeded_generator
+from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.option_ranges import Checked
 from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
+from par_agent.utils.device import moved
+from par_agent.utils.files import atomic_path, claimed_folder, only_process
+from par_agent.utils.hdf5 import HDF5Reader
+from par_agent.utils.interrupts import Interrupted, deferred_interrupts
 
 HELD_OUT = 20
 """One episode in this many is kept for validation."""

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from par_agent.checkpoint import Checkpoint
 from par_agent.data.windows import Windows, WindowSampler, concatenate
-from par_agent.modeling.generation import RandomNoise
+from par_agent.modeling.nova.generation import RandomNoise
 from par_agent.modeling.random_numbers import seeded_generator
+from par_agent.policy.checkpoint import Checkpoint
+from par_agent.policy.transforms import Transforms
 from par_agent.training.batches import tensors
 from par_agent.training.vae import psnr
-from par_agent.transforms import Transforms
 
 WINDOWS = 16
 """Windows measured per dataset, spread over its held-out episodes."""

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from par_agent.errors import UserError
-from par_agent.evaluation.environment import StepResult
 from par_agent.evaluation.policies import PolicySource, resolve_task
 from par_agent.modeling.attention_maps import AttentionMaps
-from par_agent.palette import COLOURS
+from par_agent.simulation.environment import StepResult
+from par_agent.visualization.palette import COLOURS
 from par_agent.visualization.stage import Film, Stage
 from par_agent.visualization.style import SOFT, TEXT, clean_axis, draw_header, new_figure, save, show_image
 
 if TYPE_CHECKING:
     from par_agent.modeling.config import EncoderConfig
-    from par_agent.policy import PARPolicy
+    from par_agent.policy.par_policy import PARPolicy
 
 KINDS = ("text", "past frames", "current frame", "joints", "actions")
 """What the keys of attention are."""

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from par_agent.errors import UserError
-from par_agent.evaluation.environment import StepResult
+from par_agent.simulation.environment import StepResult
 
 if TYPE_CHECKING:
-    from par_agent.evaluation.environment import TaskEnvironment
+    from par_agent.simulation.environment import TaskEnvironment
 
 NEVER_MOVED, NEVER_GRASPED = "never moved", "never grasped"
 DROPPED, NOT_SETTLED = "dropped", "not settled"

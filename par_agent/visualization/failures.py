@@ -21,8 +21,8 @@ from par_agent.evaluation.html_report import FAILURES_SECTION
 from par_agent.evaluation.policies import PolicySource, resolve_task
 from par_agent.evaluation.protocol import protocol_file, states_checksum
 from par_agent.evaluation.records import MADE_STATES, Record, read_run
-from par_agent.files import atomic_path, read_json, write_json
 from par_agent.tasks import TaskSpec
+from par_agent.utils.files import atomic_path, read_json, write_json
 from par_agent.visualization.causes import CAUSES, GOALS, ObjectTrace, ObjectTracer, find_goal, propose_cause
 from par_agent.visualization.stage import Film, Stage
 from par_agent.visualization.style import (

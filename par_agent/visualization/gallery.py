@@ -8,7 +8,7 @@ from typing import Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource, resolve_task
-from par_agent.files import atomic_path
+from par_agent.utils.files import atomic_path
 from par_agent.visualization import attention
 from par_agent.visualization.causes import ObjectTracer, find_goal, propose_cause
 from par_agent.visualization.failures import Failure, draw_failure

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from par_agent.evaluation.alignment import Alignment, imagined_path, measure
-from par_agent.evaluation.end_effector import EndEffector
 from par_agent.evaluation.policies import PolicySource, resolve_task
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.rollout import RolloutObserver
 from par_agent.evaluation.trace import RolloutTracer, Trace
+from par_agent.simulation.end_effector import EndEffector
 from par_agent.visualization.stage import Film, Stage
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from par_agent.evaluation.alignment import psnr, ssim
 from par_agent.evaluation.recorder import FRAMES_PER_SECOND
-from par_agent.videos import write_video
 from par_agent.visualization.curves import draw_curves, legend
 from par_agent.visualization.rollout import Rollout
 from par_agent.visualization.style import (
@@ -25,6 +24,7 @@ from par_agent.visualization.style import (
     save,
     show_image,
 )
+from par_agent.visualization.videos import write_video
 
 COLUMNS = 8
 """Moments shown in a strip at most."""

@@ -10,18 +10,19 @@ import numpy as np
 import torch
 
 from par_agent.errors import UserError
-from par_agent.evaluation.environment import StepResult, TaskEnvironment
-from par_agent.evaluation.observation import check_simulation
 from par_agent.evaluation.policies import PolicySource
-from par_agent.evaluation.protocol import InitialState, load_states, protocol_file
+from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.rollout import RolloutObserver, roll_out
 from par_agent.evaluation.trace import check_imagines
-from par_agent.policy import PARPolicy
+from par_agent.policy.par_policy import PARPolicy
+from par_agent.simulation.environment import StepResult, TaskEnvironment
+from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.observation_wrapper import check_simulation
 from par_agent.tasks import TaskSpec
 
 if TYPE_CHECKING:
-    from par_agent.transforms import Transforms
+    from par_agent.policy.transforms import Transforms
 
 
 class Stage:
@@ -33,7 +34,7 @@ class Stage:
         track: ``paper`` or ``native``.
         states_file: initial states; None: the protocol's.
         imagines: whether the policy has to have a frame path.
-        variation: one of :data:`par_agent.evaluation.variations.VARIATIONS`.
+        variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
 
     Raises:
         UserError: the policy is no PAR policy, has no frame path where it is needed, or does not fit the task; or there

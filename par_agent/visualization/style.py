@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from par_agent.files import atomic_path
+from par_agent.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

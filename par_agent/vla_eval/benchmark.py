@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from par_agent.errors import UserError
-from par_agent.evaluation.environment import TaskEnvironment
 from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.policies import resolve_tasks, search_folder
-from par_agent.evaluation.protocol import InitialState, load_states, protocol_file, protocol_seeds
+from par_agent.evaluation.protocol import load_states, protocol_file, protocol_seeds
 from par_agent.evaluation.rollout import derive_seed
-from par_agent.evaluation.variations import get_variation
-from par_agent.json_fields import is_count
+from par_agent.simulation.environment import TaskEnvironment
+from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec, check_track
+from par_agent.utils.json_fields import is_count
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.interface import action_interface, observation_interface
 from par_agent.vla_eval.messages import read_actions, to_message
@@ -44,7 +45,7 @@ class ManiSkill3Benchmark(StepBenchmark):
     Args:
         tasks: by name, or ``module:NAME`` for a `TaskSpec` of your own.
         track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
-        variation: one of :data:`par_agent.evaluation.variations.VARIATIONS`.
+        variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
         states: initial states per task, the protocol's first ones.
         send_state: whether observations hold joint positions.
         frame_every: send images in every n-th observation of an episode only, for a server that executes n actions of

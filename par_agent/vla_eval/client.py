@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.policies import PolicySource, hash_content
-from par_agent.json_fields import is_count
 from par_agent.tasks import check_camera
+from par_agent.utils.json_fields import is_count
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.messages import read_actions, to_message
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from par_agent.errors import UserError
-from par_agent.json_fields import check
+from par_agent.utils.json_fields import check
 
 
 class _Episode(TypedDict, total=False):

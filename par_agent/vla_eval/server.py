@@ -14,7 +14,7 @@ from typing import Any
 
 from par_agent.cli.entry import run_command
 from par_agent.evaluation.policies import PolicySource, checkpoint_folder
-from par_agent.policy import PARPolicy
+from par_agent.policy.par_policy import PARPolicy
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.interface import action_interface, observation_interface
 from par_agent.vla_eval.messages import episode_seed, from_message
@@ -39,7 +39,7 @@ class PARModelServer(PredictModelServer):
         checkpoint: a bundled checkpoint's name or a folder.
         device: where the model runs.
         seed: of episodes that start without one.
-        acting: fields of :class:`par_agent.checkpoint.Acting` that differ from the checkpoint's.
+        acting: fields of :class:`par_agent.policy.checkpoint.Acting` that differ from the checkpoint's.
 
     Raises:
         UserError: no such checkpoint or device, or an option that it does not take.

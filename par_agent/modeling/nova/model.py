@@ -1,0 +1,291 @@
+"""NOVA, the autoregressive video model that PAR grows out of (Deng et al. 2024), under its published key names.
+
+Frame ``n`` is drawn in three stages: the causal transformer turns the text and the frames before it into condition
+tokens; the spatial encoder completes the frame's known patches under that condition; the de-tokenizer draws the next
+set of patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from par_agent.errors import UserError
+from par_agent.modeling.attention_mask import block_causal_mask
+from par_agent.modeling.config import NOVAConfig
+from par_agent.modeling.embeddings import (
+    MaskEmbedding,
+    MotionEmbedding,
+    TextEmbedding,
+    TimeEmbedding,
+    patchify,
+    space_embedding,
+    unpatchify,
+)
+from par_agent.modeling.frame_detokenizer import FrameDetokenizer
+from par_agent.modeling.kv_cache import KVCache
+from par_agent.modeling.nova.config import diffusion_config, nova_config
+from par_agent.modeling.rope import Rotation, frame_rotation
+from par_agent.modeling.spatial_encoder import SpatialEncoder
+from par_agent.modeling.transformer import CausalTransformer
+from par_agent.modeling.weights import find_weights, load_weights, read_config, read_tensors
+from par_agent.utils.files import naming, read_object
+
+DEFAULT_FLOW = 5.0
+"""Strength of motion (optical flow) where none is given."""
+DEFAULT_FPS = 12.0
+"""Frames a second where none are given."""
+
+
+@dataclass
+class VideoStream:
+    """The causal transformer's past while frames are generated one by one."""
+
+    cache: KVCache
+    """Keys and values of the prefix, slot 0 and the frames so far."""
+    first: Tensor
+    """Output (B, M, D) of slot 0, which the mixer builds every later condition from."""
+    slot: int
+    """Next slot: the number of frames that are known."""
+    total: int
+    """Frames planned."""
+
+
+class NOVA(nn.Module):
+    """Text-to-video model over VAE latents.
+
+    Letters: B batch, C latent channels, T latent frames of h x w, M condition tokens a frame, F patches a frame, D
+        width.
+    """
+
+    def __init__(self, config: NOVAConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.video_encoder.width
+        self.video_encoder = CausalTransformer(
+            config.video_encoder, config.latent_channels, config.video_patch, config.mixer_rank, config.stem_widths
+        )
+        self.image_encoder = SpatialEncoder(config.image_encoder, config.latent_channels, config.image_patch)
+        self.image_decoder = FrameDetokenizer(
+            config.latent_channels, config.image_patch, width, config.decoder_width, config.decoder_depth
+        )
+        self.mask_embed = MaskEmbedding(width)
+        self.text_embed = TextEmbedding(config.text_dim, width, config.text_length)
+        self.video_pos_embed = TimeEmbedding(width) if config.absolute_time else None
+        self.motion_embed = MotionEmbedding(width) if config.motion else None
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> NOVA:
+        """Loads published weights, in evaluation mode.
+
+        Args:
+            folder: a released NOVA folder, or the ``transformer`` folder inside it.
+            device: where the model goes.
+            dtype: type of the weights; published ones are float16 and computed with in float32 unless told.
+
+        Raises:
+            UserError: a file is missing, truncated or pickled; configuration fields are unknown or out of range;
+                tensors are missing, left over, of another shape or not finite. Every one is named.
+        """
+        folder = Path(folder)
+        folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
+        fields, path = read_config(folder), find_weights(folder)
+        tensors = read_tensors(path)
+        scheduler = folder.parent / "scheduler"
+        described = read_object(scheduler / "scheduler_config.json") if scheduler.is_dir() else None
+        with naming(scheduler / "scheduler_config.json"):
+            diffusion = diffusion_config(described)
+        with naming(folder / "config.json"):
+            config = nova_config(fields, tensors, diffusion)
+        with torch.device("meta"):
+            model = cls(config)
+        load_weights(model, tensors, path, dtype)
+        return model.eval().to(device)
+
+    # --- text and motion
+    # -------------------------------------------------------------------------------------------------
+
+    def prefix(self, features: list[Tensor], flow: Tensor | None = None, fps: Tensor | None = None) -> Tensor:
+        """Prefix tokens (B, P, D): text, then flow and fps where the model has them and one of them is given.
+
+        Args:
+            features: per sample (length_i, text_dim) text features; a (0, text_dim) tensor is the null prompt.
+            flow: (B,) strength of motion; None with ``fps`` given: 5.
+            fps: (B,) frames a second; None with ``flow`` given: 12.
+        """
+        text = self.text_embed(self.text_embed.pad(features))
+        if self.motion_embed is None or (flow is None and fps is None):
+            return text
+        flow = text.new_full((len(text),), DEFAULT_FLOW) if flow is None else flow
+        fps = text.new_full((len(text),), DEFAULT_FPS) if fps is None else fps
+        return torch.cat([text, self.motion_embed(flow, fps)], 1)
+
+    # --- causal transformer
+    # ----------------------------------------------------------------------------------------------
+
+    def slot_tokens(self, latents: Tensor | None, batch: int, first: int, total: int) -> Tensor:
+        """Tokens (B, n, M, D) of consecutive frame slots, with absolute positions.
+
+        Slot ``t`` holds frame ``t - 1`` and conditions frame ``t``; slot 0 holds the begin-of-video token.
+
+        Args:
+            latents: (B, C, n', h, w) frames; with ``first`` 0 there is one slot more than frames. None: slot 0 alone.
+            batch: B.
+            first: number of the first slot.
+            total: frames of the clip, known and planned, which absolute time is measured in.
+        """
+        rows, columns = self.config.video_grid
+        slots = []
+        if first == 0:
+            slots.append(self.mask_embed.bos_token.expand(batch, 1, rows * columns, -1))
+        if latents is not None and latents.shape[2]:
+            patches = self.video_encoder.patch_embed(self.check_latents(latents).transpose(1, 2).flatten(0, 1))
+            slots.append(patches.unflatten(0, (batch, -1)))
+        x = torch.cat(slots, 1)
+        if self.video_pos_embed is not None:
+            x = x + self.time_embedding(first, x.shape[1], total)[:, None].to(x)
+        if self.config.absolute_space:
+            x = x + space_embedding(rows, columns, x.shape[-1], x.device).to(x)
+        return x
+
+    def time_embedding(self, first: int, slots: int, total: int) -> Tensor:
+        """Absolute time embeddings (slots, D) of consecutive slots of a clip of ``total`` frames."""
+        assert self.video_pos_embed is not None
+        scale = self.config.video_base_size[0] / total
+        return self.video_pos_embed(torch.arange(first, first + slots, device=self.device) * scale)
+
+    def slot_rotation(self, prefix: int, first: int, slots: int, device: torch.device) -> Rotation | None:
+        """Rotation of ``prefix`` unrotated tokens followed by the tokens of ``slots`` slots; None without rotary
+        positions."""
+        if not self.config.rotary:
+            return None
+        rows, columns = self.config.video_grid
+        axes = (torch.arange(first, first + slots), torch.arange(rows), torch.arange(columns))
+        positions = torch.cartesian_prod(*axes).to(device)
+        positions = torch.cat([positions.new_zeros(prefix, 3), positions])
+        return frame_rotation(positions, self.config.video_encoder.width // self.config.video_encoder.heads)
+
+    def encode_video(self, latents: Tensor, prefix: Tensor) -> Tensor:
+        """Outputs (B, T, M, D) of all slots at once (teacher forcing); slot ``t`` sees the frames before ``t``.
+
+        Args:
+            latents: (B, C, T, h, w) scaled latents; the last frame is only predicted.
+            prefix: (B, P, D) from :meth:`prefix`.
+        """
+        batch, total, length = len(latents), latents.shape[2], prefix.shape[1]
+        slots = self.slot_tokens(latents[:, :, :-1], batch, 0, total)
+        sequence = torch.cat([prefix, slots.flatten(1, 2)], 1)
+        mask = block_causal_mask(length, total, slots.shape[2], sequence.device) if total > 1 else None
+        rotation = self.slot_rotation(length, 0, total, sequence.device)
+        return self.video_encoder(sequence, mask, rotation)[:, length:].unflatten(1, (total, -1))
+
+    def mix(self, outputs: Tensor) -> Tensor:
+        """Conditions (B, T, M, D) of all frames from the slots' outputs: the mixer's where the model has one."""
+        if self.video_encoder.mixer is None or outputs.shape[1] == 1:
+            return outputs
+        first, later = outputs[:, :1], outputs[:, 1:]
+        return torch.cat([first, self.video_encoder.mixer(first, later)], 1)
+
+    def start(self, prefix: Tensor, total: int) -> tuple[Tensor, VideoStream]:
+        """Reads the prefix and slot 0: the condition (B, M, D) of frame 0, and the stream to go on with."""
+        config, (batch, length, _) = self.config.video_encoder, prefix.shape
+        slot = self.slot_tokens(None, batch, 0, total).flatten(1, 2)
+        cache = KVCache(
+            config.depth,
+            batch,
+            config.heads,
+            config.width // config.heads,
+            length + slot.shape[1],
+            max(total - 1, 1),
+            slot.shape[1],
+            prefix.device,
+            prefix.dtype,
+        )
+        rotation = self.slot_rotation(length, 0, 1, prefix.device)
+        first = self.video_encoder.prefill(torch.cat([prefix, slot], 1), rotation, cache)[:, length:]
+        return first, VideoStream(cache, first, 1, total)
+
+    def advance(self, latent: Tensor, stream: VideoStream) -> tuple[Tensor, Tensor]:
+        """Reads one more frame (B, C, h, w): the next frame's condition (B, M, D), and the slot's output before the
+        mixer."""
+        slot = self.slot_tokens(latent[:, :, None], len(latent), stream.slot, stream.total)[:, 0]
+        inside = torch.ones(slot.shape[1], slot.shape[1], dtype=torch.bool, device=slot.device)
+        rotation = self.slot_rotation(0, stream.slot, 1, slot.device)
+        output = self.video_encoder.step(slot, inside, rotation, stream.cache)
+        stream.slot += 1
+        mixer = self.video_encoder.mixer
+        return output if mixer is None else mixer(stream.first, output), output
+
+    # --- one frame
+    # -------------------------------------------------------------------------------------------------------
+
+    def encode_frame(self, latents: Tensor, condition: Tensor, known_ids: Tensor) -> Tensor:
+        """Spatial encoder's outputs (B, F, D), which condition the de-tokenizer.
+
+        Args:
+            latents: (B, C, h, w) frames; what is not known is not looked at.
+            condition: (B, M, D) condition tokens.
+            known_ids: (B, k) int64 numbers of the known patches.
+        """
+        x = self.mask_patches(latents, self.known_mask(known_ids))
+        rows, columns = self.config.image_grid
+        rotation = None
+        if self.config.absolute_space:
+            x = x + space_embedding(rows, columns, x.shape[-1], x.device).to(x)
+        if self.config.rotary:
+            axes = (torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
+            positions = torch.cartesian_prod(*axes).to(x.device)
+            rotation = frame_rotation(positions, x.shape[-1] // self.config.image_encoder.heads)
+        return self.image_encoder(x, condition, known_ids, rotation)
+
+    def known_mask(self, known_ids: Tensor) -> Tensor:
+        """(B, F) bool, True where a patch is among ``known_ids`` (B, k)."""
+        mask = torch.zeros(len(known_ids), self.config.image_tokens, dtype=torch.bool, device=known_ids.device)
+        return mask.scatter(1, known_ids, True)
+
+    def mask_patches(self, latents: Tensor, known: Tensor) -> Tensor:
+        """Patch embeddings (B, F, D) of latents (B, C, h, w), the mask token where ``known`` (B, F) is False."""
+        x = self.image_encoder.patch_embed(self.check_latents(latents))
+        return torch.where(known[..., None], x, self.mask_embed.mask_token.to(x))
+
+    def patchify(self, latents: Tensor) -> Tensor:
+        """Patch vectors (B, F, p p C) of latents (B, C, h, w)."""
+        return patchify(latents, self.config.image_patch)
+
+    def unpatchify(self, vectors: Tensor) -> Tensor:
+        """Inverse of :meth:`patchify`."""
+        return unpatchify(vectors, self.config.image_patch, self.config.image_grid)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mask_embed.mask_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.mask_embed.mask_token.dtype
+
+    @property
+    def patch_size(self) -> int:
+        """Numbers per patch vector."""
+        return self.config.image_patch**2 * self.config.latent_channels
+
+    def check_latents(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, [T,] h, w) in the weights' type.
+
+        Raises:
+            UserError: other channels or sizes than the model's.
+        """
+        expected = (self.config.latent_channels, *self.config.latent_size)
+        if (latents.shape[1], *latents.shape[-2:]) != expected:
+            raise UserError(
+                f"latents have shape {tuple(latents.shape)}; this model reads {expected[0]} channels of "
+                f"{expected[1]}x{expected[2]}"
+            )
+        return latents.to(self.dtype)

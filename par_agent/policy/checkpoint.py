@@ -1,0 +1,224 @@
+"""Policy checkpoints: everything that is needed to act, in one folder.
+
+::
+
+    par-mini/
+      config.json          sizes of the model (PARConfig)
+      model.safetensors    its weights
+      policy.json          transforms, kind of text encoder, how to act by default, how it was trained
+      frame_encoder/       config.json + model.safetensors of the frozen frame VAE
+      text_features.safetensors   only with Phi: features of the instructions, so that Phi is never loaded
+
+A checkpoint fresh from `par-agent import-nova` has no transforms (null): nothing has been fitted to data yet, and only
+`par-agent finetune --init` takes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+from torch import nn
+
+from par_agent.errors import UserError
+from par_agent.modeling.config import PARConfig
+from par_agent.modeling.par import PARModel
+from par_agent.modeling.pretrained import load_module, save_module
+from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, TextEncoder
+from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
+from par_agent.modeling.vae.frame_vae import FrameVAE
+from par_agent.policy.transforms import Transforms
+from par_agent.utils.device import floating_type, usable_device
+from par_agent.utils.files import naming, read_json, read_object, write_json
+from par_agent.utils.json_fields import build, check
+
+POLICY = "policy.json"
+ENCODER = "frame_encoder"
+FEATURES = "text_features.safetensors"
+TEXT_ENCODERS = {HashTextEncoder: "hash", StoredTextEncoder: "phi"}
+"""What ``policy.json`` calls the text encoders that a checkpoint can hold; a file that says nothing means ``hash``."""
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How a policy acts unless told otherwise."""
+
+    context: int = 1
+    """Physical tokens remembered, the present one included."""
+    past_actions: bool = False
+    """Whether executed chunks enter the context; otherwise begin-of-action takes their place."""
+    execute: int | None = None
+    """Actions of a chunk that are executed before the next frame is looked at; None: all of it."""
+    denoising_steps: int = 10
+    """Steps of the Action-DiT's sampler."""
+    random_start: bool = False
+    """Whether denoising starts from random noise; otherwise from zero, which makes the policy deterministic."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            check(name, getattr(self, name), hint)
+        for name in ("context", "execute", "denoising_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass
+class Checkpoint:
+    """A policy's parts, loaded."""
+
+    model: PARModel
+    encoder: FrameEncoder
+    transforms: Transforms | None
+    """None: fitted to no data yet; such a checkpoint is for training only."""
+    text_encoder: TextEncoder
+    acting: Acting = field(default_factory=Acting)
+    trained: dict[str, Any] = field(default_factory=dict)
+    """How it was trained: data, options, steps; for the record."""
+
+    def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+        """Writes the folder; every file appears complete, ``policy.json`` last.
+
+        Args:
+            folder: where to.
+            dtype: type to store weights in; None: as they are. A small frame encoder stays as it is.
+
+        Raises:
+            UserError: the text encoder is none of those that a checkpoint can hold.
+        """
+        folder = Path(folder)
+        if (text := TEXT_ENCODERS.get(type(self.text_encoder))) is None:
+            raise UserError(
+                f"a checkpoint cannot hold a {type(self.text_encoder).__name__}; put the features of the "
+                "policy's instructions into a StoredTextEncoder"
+            )
+        if isinstance(self.text_encoder, StoredTextEncoder):
+            self.text_encoder.save(folder / FEATURES)
+        small = isinstance(self.encoder, FrameVAE)
+        save_frame_encoder(self.encoder if small else _cast(self.encoder, dtype), folder / ENCODER)
+        save_module(_cast(self.model, dtype), self.model.config.to_json(), folder)
+        content = {
+            "transforms": None if self.transforms is None else self.transforms.to_json(),
+            "text_encoder": text,
+            "acting": dataclasses.asdict(self.acting),
+            "trained": self.trained,
+        }
+        write_json(folder / POLICY, content)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        device: torch.device | str | None = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+    ) -> Checkpoint:
+        """Reads a folder, with modules in evaluation mode on ``device`` and weights of ``dtype``.
+
+        Raises:
+            UserError: a file is missing, damaged, from a newer version, or does not fit the others; or no such device.
+        """
+        folder, device, dtype = Path(folder), usable_device(device), floating_type(dtype)
+        content = read_policy(folder)
+        config = read_model_config(folder)
+        with torch.device("meta"):
+            model = PARModel(config)
+        load_module(model, folder)
+        encoder = load_frame_encoder(folder / ENCODER)
+        with naming(folder / POLICY):
+            transforms = None if content["transforms"] is None else Transforms.from_json(content["transforms"])
+            acting = build(Acting, content["acting"], added=())
+        if encoder.channels != config.nova.latent_channels:
+            raise UserError(
+                f"{folder}: the model reads latents of {config.nova.latent_channels} channels, its frame encoder gives "
+                f"{encoder.channels}; the files do not belong together"
+            )
+        if transforms is not None:
+            _check(config, encoder, transforms, folder)
+        text = _load_text_encoder(content["text_encoder"], config, folder)
+        return cls(
+            model.eval().to(device, dtype), encoder.to(device, dtype), transforms, text, acting, content["trained"]
+        )
+
+
+def read_policy(folder: Path) -> dict[str, Any]:
+    """Content of a checkpoint's ``policy.json``: ``transforms`` and ``acting`` as JSON, ``text_encoder``, ``trained``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / POLICY
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a policy checkpoint (no {POLICY}); expected one made by `par-agent finetune` or "
+            "`par-agent import-nova`"
+        )
+    content = {"text_encoder": "hash", "trained": {}, **read_object(path)}
+    for name in ("transforms", "acting"):
+        if name not in content:
+            raise UserError(f"{path} lacks {name!r}; the checkpoint is incomplete: copy or train it again")
+    check(f"{path}: text_encoder", content["text_encoder"], str)
+    check(f"{path}: trained", content["trained"], dict)
+    check(f"{path}: trained.steps", content["trained"].get("steps"), int | None)
+    return content
+
+
+def read_model_config(folder: Path) -> PARConfig:
+    """A checkpoint's ``config.json``.
+
+    Raises:
+        UserError: it is missing, damaged, or from a newer version.
+    """
+    path = folder / "config.json"
+    content = read_json(path)
+    with naming(path):
+        return PARConfig.from_json(content)
+
+
+def make_text_encoder(config: PARConfig) -> TextEncoder:
+    """The frozen text encoder of a model that is trained from scratch."""
+    return HashTextEncoder(config.nova.text_dim, config.nova.text_length)
+
+
+def _load_text_encoder(kind: str, config: PARConfig, folder: Path) -> TextEncoder:
+    if kind not in TEXT_ENCODERS.values():
+        raise UserError(
+            f"{folder / POLICY} names the text encoder {kind!r}; known: {', '.join(TEXT_ENCODERS.values())}. It may "
+            "come from a newer version: update par_agent"
+        )
+    if kind == "hash":
+        return make_text_encoder(config)
+    return StoredTextEncoder.load(folder / FEATURES, config.nova.text_dim, config.nova.text_length)
+
+
+def _check(config: PARConfig, encoder: FrameEncoder, transforms: Transforms, folder: Path) -> None:
+    pairs = {
+        "number of actions predicted": (config.action.targets, transforms.targets),
+        "action size": (config.action.action_size, transforms.action_size),
+        "joint positions": (config.action.proprioception_size, transforms.proprioception_size),
+    }
+    for name, (model, data) in pairs.items():
+        if model != data:
+            raise UserError(
+                f"{folder}: the model's {name} is {model}, its transforms' {data}; the files do not belong together"
+            )
+    frame = transforms.frame_size
+    wanted = tuple(size * encoder.stride for size in config.nova.latent_size)
+    if frame is not None and frame != wanted:
+        raise UserError(
+            f"{folder}: the model reads frames of {wanted[0]}x{wanted[1]} pixels, its transforms make "
+            f"{frame[0]}x{frame[1]}; the files do not belong together"
+        )
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def _cast(module: Module, dtype: torch.dtype | None) -> Module:
+    if dtype is None:
+        return module
+    import copy
+
+    return copy.deepcopy(module).to(dtype)

@@ -1,0 +1,209 @@
+"""What a policy reads out of ManiSkill's observations, and whether it fits a task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from par_agent.errors import UserError
+from par_agent.policy.transforms import Transforms
+from par_agent.tasks import UNKNOWN_CONTROLLER, check_camera
+
+if TYPE_CHECKING:
+    from par_agent.tasks import TaskSpec
+
+LARGEST = 1e6
+"""Joint positions and extra observations are smaller than this; what is not was not measured."""
+
+
+AGE = "age"
+"""Where an observation may say, beside a camera's ``rgb``, how many control steps old the image is: (B,) int32."""
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor, array or list of numbers as a tensor, also an array that torch does not take as it lies in memory.
+
+    Raises:
+        UserError: it holds no numbers; ``name`` says whose value it is.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = np.asarray(value)
+        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        given = repr(value)
+        raise UserError(
+            f"{name} is {given[:60]}{'...' * (len(given) > 60)} ({type(value).__name__}); expected a tensor, an array "
+            "or a list of numbers"
+        ) from None
+
+
+def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> None:
+    """Compares a checkpoint's conventions with a task's, as a track shows it.
+
+    Raises:
+        UserError: another camera, image size, number of joints or controller.
+    """
+    check_camera("this checkpoint", transforms.camera, spec, track)
+    size = tuple(spec.image_size) if transforms.camera == spec.camera else None
+    _check(transforms, f"task {spec.name}", size, spec.joint_count, spec.action_size, spec.control_mode)
+
+
+def check_environment(transforms: Transforms, env: Any) -> None:
+    """Compares a checkpoint's conventions with a ManiSkill environment.
+
+    Args:
+        transforms: the checkpoint's.
+        env: made by ``gym.make``, wrapped or not.
+
+    Raises:
+        UserError: it is none, of one robot, or has another camera, image size, number of joints or controller.
+    """
+    base = getattr(env, "base_env", env.unwrapped)
+    robot = getattr(getattr(base, "agent", None), "robot", None)
+    if robot is None:
+        raise UserError(f"expected a ManiSkill environment of one robot, got {type(base).__name__}")
+    name = type(base).__name__ if base.spec is None else base.spec.id
+    sensors, render_cameras = base.scene.sensors, base.scene.human_render_cameras
+    camera = {**sensors, **render_cameras}.get(transforms.camera)
+    if camera is None:
+        known = ", ".join([*render_cameras, *sensors]) or "none"
+        raise UserError(f"this checkpoint sees through {transforms.camera!r}; {name} has the cameras {known}")
+    if transforms.camera in sensors and not base.obs_mode_struct.visual.rgb:
+        raise UserError(
+            f"this checkpoint sees through {transforms.camera!r}; {name} observes no images (obs_mode "
+            f'{base.obs_mode!r}): make it with obs_mode="rgb"'
+        )
+    size, actions = (camera.config.height, camera.config.width), base.single_action_space.shape
+    _check(transforms, name, size, robot.max_dof, actions[0], base.control_mode)
+
+
+def _check(
+    transforms: Transforms, name: str, size: tuple[int, ...] | None, joints: int, action_size: int, control_mode: str
+) -> None:
+    """Compares a checkpoint's conventions with what is called ``name``; ``size`` is that of its camera's images."""
+    wanted = transforms.image_size
+    if None not in (size, wanted) and size != wanted:
+        raise UserError(
+            f"this checkpoint was trained on {_pixels(wanted)} images of {transforms.camera}; {name} has "
+            f"{_pixels(size)}: give that camera the checkpoint's resolution"
+        )
+    if transforms.joint_count != joints:
+        raise UserError(
+            f"this checkpoint reads {transforms.joint_count} joint positions; the robot of {name} has {joints}"
+        )
+    if transforms.control_mode not in (UNKNOWN_CONTROLLER, control_mode):
+        raise UserError(
+            f"this checkpoint commands {transforms.control_mode}; {name} takes {control_mode}: give its environment "
+            f"the checkpoint's control mode (control_mode={transforms.control_mode!r})"
+        )
+    if transforms.action_size != action_size:
+        raise UserError(
+            f"this checkpoint gives {transforms.action_size} numbers per action; {name} takes {action_size}"
+        )
+
+
+def _pixels(size: tuple[int, ...] | None) -> str:
+    return "x".join(map(str, size or ()))
+
+
+def proprioception(obs: dict[str, Any], transforms: Transforms) -> Tensor:
+    """Joint positions and the checkpoint's extra observations (B, P) float32, on the observation's device.
+
+    An extra observation that the task does not have is zero.
+
+    Raises:
+        UserError: there are no joint positions, or none of ``obs["extra"]`` at all, or other sizes or types; or no
+            environment, or numbers that nothing can measure, with the environments named.
+    """
+    joints = joint_positions(obs, transforms.joint_count)
+    if not transforms.extra:
+        return joints
+    found = _lookup(obs, ("extra",), 'make the environment with obs_mode="rgb" (extra observations are in it)')
+    parts = [joints]
+    for name, size in transforms.extra:
+        where = f'obs["extra"][{name!r}]'
+        value = as_tensor(found[name], where) if name in found else joints.new_zeros(len(joints), size)
+        if value.numel() != len(joints) * size or value.is_complex():
+            raise UserError(
+                f"{where} is {value.dtype} of shape {tuple(value.shape)}; expected real numbers of shape "
+                f"({len(joints)}, {size}), as the checkpoint was trained with"
+            )
+        parts.append(_measured(value.reshape(len(joints), size).to(joints), where))
+    return torch.cat(parts, 1)
+
+
+def joint_positions(obs: dict[str, Any], size: int) -> Tensor:
+    """Joint positions (B, size) float32, radians, on the observation's device.
+
+    Raises:
+        UserError: there are none, another number of them, or other than finite floating point numbers.
+    """
+    value = _lookup(obs, ("agent", "qpos"), 'make the environment with obs_mode="rgb" (joint positions are in it)')
+    where = 'obs["agent"]["qpos"]'
+    value = as_tensor(value, where)
+    batched = value[None] if value.ndim == 1 else value
+    if batched.ndim != 2 or batched.shape[1] != size or not len(batched):
+        raise UserError(
+            f"{where} has shape {tuple(value.shape)}; expected (num_envs, {size}), at least one environment: this "
+            f"checkpoint is for a robot with {size} joints"
+        )
+    if not batched.is_floating_point():
+        raise UserError(f"{where} is {value.dtype}; expected floating point numbers: radians, and metres for fingers")
+    return _measured(batched.detach().to(torch.float32), where)
+
+
+def _measured(values: Tensor, where: str) -> Tensor:
+    """The same values (B, n).
+
+    Raises:
+        UserError: NaN, infinity or numbers of :data:`LARGEST` and more.
+    """
+    wrong = ~(values.abs() < LARGEST).all(1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise UserError(
+            f"{where} of environments {wrong.nonzero()[:, 0].tolist()} holds NaN, infinity or numbers beyond "
+            f"{LARGEST:.0e} (environment {row}: {values[row].tolist()}): the simulation has come apart, or another "
+            "value was put there; reset these environments"
+        )
+    return values
+
+
+def camera_images(obs: dict[str, Any], camera: str, batch: int) -> Tensor:
+    """A camera's images (batch, H, W, 3) uint8.
+
+    Raises:
+        UserError: there are none, or of another shape or type; or they are older than the joint positions.
+    """
+    fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
+    if camera == "render_camera":
+        fix = "wrap the environment in par_agent.evaluation.RenderCameraObservation"
+    value = as_tensor(_lookup(obs, ("sensor_data", camera, "rgb"), fix), f'obs["sensor_data"][{camera!r}]["rgb"]')
+    age = as_tensor(obs["sensor_data"][camera].get(AGE, 0), AGE)
+    if bool((age > 0).any()):
+        raise UserError(
+            f"the image of {camera} is {int(age.max())} control steps old: the environment rendered none, because the "
+            "policy that it was wrapped with was not about to look; act with that policy, and reset both together"
+        )
+    batched = value[None] if value.ndim == 3 else value
+    if batched.ndim != 4 or batched.shape[3] != 3 or len(batched) != batch or batched.dtype != torch.uint8:
+        raise UserError(
+            f'obs["sensor_data"][{camera!r}]["rgb"] is {value.dtype} of shape {tuple(value.shape)}; expected '
+            f"torch.uint8 of shape ({batch}, height, width, 3): {fix}"
+        )
+    return batched
+
+
+def _lookup(obs: Any, keys: tuple[str, ...], fix: str) -> Any:
+    value, path = obs, "obs"
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            raise UserError(f'{path} has no "{key}" (it holds: {found}); {fix}')
+        value, path = value[key], f'{path}["{key}"]'
+    return value

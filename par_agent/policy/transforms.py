@@ -1,0 +1,238 @@
+"""What happens to pixels, joint positions and actions on their way into and out of the model.
+
+One :class:`Transforms` object serves training and the policy, and is saved in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from par_agent.errors import UserError
+from par_agent.tasks import UNKNOWN_CONTROLLER
+from par_agent.utils.json_fields import build
+
+Crop = tuple[int, int, int, int]
+Extra = tuple[tuple[str, int], ...]
+"""Names of entries of ManiSkill's ``obs["extra"]``, and how many numbers each has."""
+
+
+def extra_size(extra: Extra) -> int:
+    """Numbers of all of them."""
+    return sum(size for _, size in extra)
+
+
+def check_crop(crop: Crop, size: tuple[int, int]) -> None:
+    """Checks that a crop (top, left, height, width) lies inside an image of a size (height, width).
+
+    Raises:
+        UserError: it does not.
+    """
+    top, left, height, width = crop
+    inside = top + height <= size[0] and left + width <= size[1]
+    if min(top, left) < 0 or min(height, width) < 1 or not inside:
+        raise UserError(f"crop (top, left, height, width) = {crop} does not lie inside the {size[0]}x{size[1]} image")
+
+
+def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] | None) -> np.ndarray:
+    """Crops (top, left, height, width) and resizes (height, width) an image (H, W, 3) uint8.
+
+    Shrinking averages areas, enlarging interpolates linearly.
+
+    Raises:
+        UserError: the crop does not lie inside the image.
+    """
+    if crop is not None:
+        top, left, height, width = crop
+        check_crop(crop, (image.shape[0], image.shape[1]))
+        image = image[top : top + height, left : left + width]
+    if size is not None and image.shape[:2] != tuple(size):
+        import cv2
+
+        shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+        image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.ascontiguousarray(image)
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Conventions that a checkpoint was trained with.
+
+    Where the controller takes target positions of joints, these are predicted relative to the positions measured at the
+    chunk's start; all other commands, a gripper's among them, are predicted as they are.
+    Letters: L actions a chunk, T actions predicted together, A numbers per action, P numbers of proprioception: joint
+    positions, then extra observations.
+    """
+
+    camera: str
+    """Camera of the frames, ``render_camera`` or a sensor camera."""
+    image_size: tuple[int, int] | None
+    """Height and width of that camera's full image, where known; checked at inference."""
+    crop: Crop | None
+    """Top, left, height and width cut out of the camera's image; None keeps all of it."""
+    size: tuple[int, int] | None
+    """Height and width that the crop is resized to; None keeps it."""
+    relative: tuple[bool, ...]
+    """(A,) which numbers of an action are relative to the joint position of the same index."""
+    proprioception_mean: tuple[float, ...]
+    """(P,) radians for joints."""
+    proprioception_std: tuple[float, ...]
+    """(P,) radians for joints."""
+    action_mean: tuple[tuple[float, ...], ...]
+    """(T, A) mean of the (relative) actions, per position: the chunk's, then those of the foresight."""
+    action_std: tuple[tuple[float, ...], ...]
+    """(T, A) their standard deviation."""
+    extra: Extra = ()
+    """Extra observations that are read with the joint positions; zeros in tasks that do not have them."""
+    control_mode: str = "pd_joint_pos"
+    """ManiSkill's name of the controller that takes the actions, or ``unknown``."""
+
+    def __post_init__(self) -> None:
+        rows = {len(row) for row in (*self.action_mean, *self.action_std)}
+        if rows != {self.action_size} or len(self.action_mean) != len(self.action_std):
+            raise UserError(
+                f"Transforms.action_mean and action_std need rows of {self.action_size} numbers, as many as relative "
+                "has, and the same number of rows"
+            )
+        if len(self.proprioception_mean) != len(self.proprioception_std):
+            raise UserError("Transforms.proprioception_mean and proprioception_std differ in length")
+        if any(value <= 0 for row in (self.proprioception_std, *self.action_std) for value in row):
+            raise UserError("Transforms.proprioception_std and action_std must be above 0 everywhere")
+        if any(self.relative[max(self.joint_count, 0) :]):
+            raise UserError(
+                f"Transforms.relative marks numbers past the {self.joint_count} joint positions that they "
+                "would be relative to"
+            )
+
+    @property
+    def targets(self) -> int:
+        """Actions that are predicted together, ``T``."""
+        return len(self.action_mean)
+
+    @property
+    def action_size(self) -> int:
+        """Numbers per action, ``A``."""
+        return len(self.relative)
+
+    @property
+    def proprioception_size(self) -> int:
+        """Numbers of proprioception, ``P``."""
+        return len(self.proprioception_mean)
+
+    @property
+    def joint_count(self) -> int:
+        """How many of them are joint positions."""
+        return self.proprioception_size - extra_size(self.extra)
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """Height and width of the frames that the VAE reads; None where the camera decides them and is not known."""
+        if self.size is None and self.crop is not None:
+            return self.crop[2], self.crop[3]
+        return self.size or self.image_size
+
+    def frames(self, images: Tensor) -> Tensor:
+        """Crops and resizes camera images (B, H, W, 3) uint8 into the frames (B, h, w, 3) uint8 that the VAE reads.
+
+        Raises:
+            UserError: the images are not of the size that the checkpoint was trained with.
+        """
+        if self.image_size is not None and tuple(images.shape[1:3]) != tuple(self.image_size):
+            raise UserError(
+                f"{self.camera} gives images of {images.shape[1]}x{images.shape[2]} pixels; this checkpoint was "
+                f"trained with {self.image_size[0]}x{self.image_size[1]}: give the environment's camera that resolution"
+            )
+        frames = np.stack([crop_and_resize(image, self.crop, self.size) for image in images.cpu().numpy()])
+        return torch.from_numpy(frames).to(images.device)
+
+    def normalise_proprioception(self, positions: Tensor) -> Tensor:
+        """Joint positions in radians and extra observations (..., P), brought to zero mean and unit variance."""
+        mean, std = (value.to(positions) for value in self._proprioception)
+        return (positions - mean) / std
+
+    def normalise_actions(self, actions: Tensor, positions: Tensor) -> Tensor:
+        """Chunks, or all targets, (..., L or T, A) in the controller's units to the model's, given the joint positions
+        (..., P) at their start."""
+        mean, std = (value[: actions.shape[-2]].to(actions) for value in self._actions)
+        return (actions - self._base(positions) - mean) / std
+
+    def denormalise_actions(self, chunks: Tensor, positions: Tensor) -> Tensor:
+        """Inverse of :meth:`normalise_actions`."""
+        mean, std = (value[: chunks.shape[-2]].to(chunks) for value in self._actions)
+        return chunks * std + mean + self._base(positions)
+
+    def commanded_positions(self, actions: Tensor, positions: Tensor) -> Tensor:
+        """Joint positions (..., P) after chunks (..., L, A) in the controller's units, as far as they command them.
+
+        Joints that an action moves relative to their position end at its last target; others stay at ``positions``.
+        """
+        shared = min(self.action_size, self.joint_count)
+        joints = self._relative[:shared].to(positions.device).bool()
+        moved = torch.where(joints, actions[..., -1, :shared], positions[..., :shared])
+        return torch.cat([moved, positions[..., shared:]], -1)
+
+    def with_camera_of(self, other: Transforms) -> Transforms:
+        """These transforms of joints and actions, with ``other``'s camera and extra observations."""
+        joints = self.joint_count
+        return dataclasses.replace(
+            other,
+            control_mode=self.control_mode,
+            relative=self.relative,
+            proprioception_mean=self.proprioception_mean[:joints] + other.proprioception_mean[joints:],
+            proprioception_std=self.proprioception_std[:joints] + other.proprioception_std[joints:],
+            action_mean=self.action_mean,
+            action_std=self.action_std,
+        )
+
+    def with_foresight_of(self, other: Transforms, chunk_length: int) -> Transforms:
+        """These transforms, with ``other``'s statistics of the actions past the chunk."""
+        return dataclasses.replace(
+            self,
+            action_mean=self.action_mean[:chunk_length] + other.action_mean[chunk_length:],
+            action_std=self.action_std[:chunk_length] + other.action_std[chunk_length:],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Transforms:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: a field is missing, unknown, of another type or of another size than the rest.
+        """
+        transforms = build(cls, content, added=("extra", "control_mode"))
+        if "control_mode" in content or any(transforms.relative):
+            return transforms
+        return dataclasses.replace(transforms, control_mode=UNKNOWN_CONTROLLER)  # older checkpoints do not say it
+
+    def _base(self, positions: Tensor) -> Tensor:
+        """What relative numbers are relative to: (..., 1, A)."""
+        shared = positions[..., : self.action_size]
+        base = shared * self._relative[: shared.shape[-1]].to(positions)
+        return F.pad(base, (0, self.action_size - shared.shape[-1]))[..., None, :]
+
+    @cached_property
+    def _relative(self) -> Tensor:
+        return torch.tensor(self.relative, dtype=torch.float32)
+
+    @cached_property
+    def _proprioception(self) -> tuple[Tensor, Tensor]:
+        return _float32(self.proprioception_mean), _float32(self.proprioception_std)
+
+    @cached_property
+    def _actions(self) -> tuple[Tensor, Tensor]:
+        return _float32(self.action_mean), _float32(self.action_std)
+
+
+def _float32(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)

@@ -1,0 +1,320 @@
+"""A simulated task that renders only when it is asked to, and starts exactly where it is told to.
+
+The ``cpu`` backend simulates one environment; the ``gpu`` backend is ManiSkill's vectorised simulation of many. Letter:
+B environments.
+
+Two facts shape this file. A rendered image costs as much as some fifty control steps, so stepping and observing are
+separate calls. And PhysX keeps contact data between episodes, so that a replayed episode can end differently in a scene
+that has been used before; the scene is therefore rebuilt on every reset, which costs 0.2 s and makes a rollout depend
+on nothing but its initial state and its actions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from par_agent.errors import UserError
+from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.observation_wrapper import RenderCameraObservation, check_simulation, paper_observation
+from par_agent.simulation.variations import get_variation
+from par_agent.tasks import TASKS, UNKNOWN_CONTROLLER, TaskSpec, check_track, find_task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from par_agent.policy.par_policy import PARPolicy
+
+
+BACKENDS: dict[str, dict[str, Any]] = {
+    "cpu": {"sim_backend": "physx_cpu", "render_backend": "cpu"},
+    "gpu": {"sim_backend": "physx_cuda", "render_backend": "gpu"},
+}
+"""What simulates and renders, in ManiSkill's words."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one control step led to, per environment."""
+
+    success: tuple[bool, ...]
+    """(B) whether the task is solved after the step."""
+    reward: tuple[float, ...] | None
+    """(B) ManiSkill's normalised dense reward, or its sparse one; None where the task has neither."""
+
+
+def check_backend(backend: str, specs: Sequence[TaskSpec]) -> None:
+    """Checks that tasks can be simulated by a backend, here and now.
+
+    Raises:
+        UserError: unknown backend, no CUDA device, or a task that the GPU cannot start from a stored state.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}; known backends: {', '.join(BACKENDS)}")
+    if backend == "cpu":
+        return
+    for spec in specs:
+        if not spec.state_is_complete:
+            raise UserError(
+                f"task {spec.name} keeps what it draws at a reset outside of the simulator's state, and the GPU draws "
+                "other numbers: use --backend cpu"
+            )
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("--backend gpu needs an NVIDIA GPU, and torch finds none; use --backend cpu")
+
+
+def make_simulation(
+    spec: TaskSpec,
+    *,
+    obs_mode: str = "none",
+    backend: str = "cpu",
+    num_envs: int = 1,
+    shader: str = "minimal",
+    **options: Any,
+) -> Any:
+    """Makes the ManiSkill environment of a task.
+
+    Args:
+        spec: the task.
+        obs_mode: ManiSkill's observation mode.
+        backend: one of :data:`BACKENDS`.
+        num_envs: environments simulated at once; the ``cpu`` backend takes one.
+        shader: ManiSkill's shader pack, of all cameras.
+        **options: for ``gym.make``, in place of those that follow from the rest.
+
+    Raises:
+        UserError: no such environment or controller, or a package that the task needs is missing.
+    """
+    import gymnasium as gym
+    import mani_skill.envs  # noqa: F401  (registers ManiSkill's environments)
+
+    made: dict[str, Any] = {
+        "num_envs": num_envs,
+        "obs_mode": obs_mode,
+        "control_mode": spec.control_mode,
+        "render_mode": "rgb_array",
+        "human_render_camera_configs": {"shader_pack": shader},
+        "sensor_configs": {"shader_pack": shader},
+        "max_episode_steps": spec.max_steps,
+        **BACKENDS[backend],
+    }
+    try:
+        env = gym.make(spec.env_id, **(made | options))
+    except (gym.error.UnregisteredEnv, gym.error.NameNotFound) as error:
+        raise UserError(f"task {spec.name}: environment {spec.env_id!r} is not registered ({error})") from None
+    except ImportError as error:
+        raise UserError(f"task {spec.name} needs a package that is not installed: {error}") from None
+    except (KeyError, AttributeError, AssertionError) as error:
+        raise UserError(f"task {spec.name}: {spec.env_id} cannot be made as the task says: {error!r}") from error
+    return env
+
+
+def make_env(
+    task: str | TaskSpec,
+    policy: PARPolicy,
+    *,
+    num_envs: int = 1,
+    backend: str = "cpu",
+    shader: str = "minimal",
+    **options: Any,
+) -> Any:
+    """Makes a ManiSkill environment that fits a policy: its camera and image size, its controller.
+
+        policy = PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
+        env = make_env("PushCube", policy)
+        observation, _ = env.reset(seed=0)
+        action = policy.act(observation)
+
+    Where the policy sees through the task's render camera, the environment is wrapped in
+    :class:`par_agent.evaluation.RenderCameraObservation`; else it observes itself, with ``obs_mode="rgb"``.
+
+    Args:
+        task: a name or id of :data:`par_agent.tasks.TASKS`, any other environment id, or a task of your own.
+        policy: what is to act in it.
+        num_envs: environments simulated at once; the ``cpu`` backend takes one.
+        backend: one of :data:`BACKENDS`.
+        shader: ManiSkill's shader pack, of all cameras; ``minimal`` is what the bundled policies were trained with.
+        **options: for ``gym.make``, for example ``max_episode_steps`` (the task's limit unless told) or ``robot_uids``.
+
+    Raises:
+        UserError: no such environment, no renderer or GPU, or the policy does not fit it.
+    """
+    spec = task if isinstance(task, TaskSpec) else TASKS.get(task) or find_task(task) or TaskSpec(task, "")
+    transforms = getattr(policy, "transforms", None)
+    if transforms is None:
+        raise UserError(
+            f"make_env needs a policy that knows its camera, such as PARPolicy; got {type(policy).__name__}"
+        )
+    if num_envs < 1 or (backend == "cpu" and num_envs > 1):
+        raise UserError(f"num_envs is {num_envs}; it must be 1, or more with backend='gpu'")
+    if transforms.control_mode != UNKNOWN_CONTROLLER:
+        spec = replace(spec, control_mode=transforms.control_mode)
+    check_backend(backend, [spec])
+    camera, size = transforms.camera, transforms.image_size
+    rendered = camera == spec.camera
+    if size is not None:
+        configs = {"shader_pack": shader, camera: {"height": size[0], "width": size[1]}}
+        options = {"human_render_camera_configs" if rendered else "sensor_configs": configs, **options}
+    obs_mode = "none" if rendered else "rgb"
+    env = make_simulation(spec, obs_mode=obs_mode, backend=backend, num_envs=num_envs, shader=shader, **options)
+    try:
+        if rendered:
+            return RenderCameraObservation(env, policy, camera=camera)
+        check_simulation(policy, env)
+    except BaseException:
+        env.close()
+        raise
+    return env
+
+
+class TaskEnvironment:
+    """The simulation of one task, observed as one track says.
+
+    Args:
+        spec: the task; its action size, controller, joints and cameras are checked against the environment's.
+        track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
+        backend: one of :data:`BACKENDS`.
+        num_envs: environments simulated at once (B); the ``cpu`` backend takes one.
+        variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
+
+    Raises:
+        UserError: unknown track or variation, or the environment is not what the task says.
+    """
+
+    def __init__(
+        self, spec: TaskSpec, track: str, *, backend: str = "cpu", num_envs: int = 1, variation: str = "none"
+    ) -> None:
+        check_backend(backend, [spec])
+        self._variation = get_variation(variation)
+        check_track(track)
+        self.spec = spec
+        self.track = track
+        self.num_envs = num_envs
+        obs_mode = "none" if track == "paper" else "rgb"
+        shader = self._variation.shader
+        self._env = make_simulation(spec, obs_mode=obs_mode, backend=backend, num_envs=num_envs, shader=shader)
+        self._base = self._env.unwrapped
+        self._get_native_observation = self._base.get_obs
+        # Both reset() and step() end with get_obs(), which would render the sensor cameras: observe() calls it instead.
+        self._base.get_obs = lambda info=None, unflattened=False: {}
+        self._info: dict[str, Any] = {}
+        self._late: deque[torch.Tensor | None] = deque()
+        """Actions that have not taken effect yet; None: hold still."""
+        _check_environment(self._base, spec, track)
+
+    def reset(self, states: Sequence[InitialState]) -> None:
+        """Rebuilds the scene and puts every environment into an initial state.
+
+        The environment's own reset with the same seeds comes first: it makes what is not part of the simulator's
+        state, such as PegInsertionSide's peg of random length.
+
+        Args:
+            states: (B) one per environment.
+
+        Raises:
+            UserError: they are not of the same objects as the scene.
+        """
+        import torch
+
+        seeds = [state.env_seed for state in states]
+        together = {
+            kind: {name: torch.cat([state.env_state[kind][name] for state in states]) for name in group}
+            for kind, group in states[0].env_state.items()
+        }
+        self._env.reset(seed=seeds, options={"reconfigure": True})
+        _check_objects(self.spec, together, self._base.get_state_dict())
+        self._variation.change(self._base)
+        self._late = deque([None] * self._variation.delay)
+        _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
+
+    def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
+        """Observes the current state.
+
+        Returns:
+            ``paper``: ``{"agent": {"qpos": (B, joints) float32, radians}, "sensor_data": {camera: {"rgb":
+            (B, H, W, 3) uint8}}}``, tensors on the simulation's device. ``native``: what ManiSkill returns for
+            ``obs_mode="rgb"``. Without a frame, no image is rendered and ``sensor_data`` is absent.
+        """
+        if self.track == "paper":
+            return paper_observation(self._base, self.spec.camera, with_frame=with_frame)
+        if with_frame:
+            return self._get_native_observation(self._info)
+        return self._base._get_obs_state_dict(self._info)
+
+    def step(self, action: torch.Tensor) -> StepResult:
+        """Executes one action per environment for one control step.
+
+        Args:
+            action: (B, action_size) float32, in the units of the task's controller.
+        """
+        self._late.append(action)
+        due = self._late.popleft()
+        if due is None:
+            _hold_still(self._base)
+        _, reward, _, _, self._info = self._env.step(due)
+        success = tuple(bool(value) for value in self._info["success"].tolist())
+        if self._base.reward_mode == "none":
+            return StepResult(success, None)
+        return StepResult(success, tuple(float(value) for value in reward.tolist()))
+
+    @property
+    def simulation(self) -> Any:
+        """ManiSkill's own environment, to read robots and objects from."""
+        return self._base
+
+    def render(self) -> np.ndarray:
+        """The images of the task's render camera: (B, H, W, 3) uint8."""
+        images: np.ndarray = self._base.render_rgb_array(self.spec.camera).cpu().numpy()
+        return images
+
+    def close(self) -> None:
+        """Frees the simulation."""
+        self._env.close()
+
+
+def _check_objects(spec: TaskSpec, states: Any, scene: Any) -> None:
+    """Compares the objects of initial states with those of a scene: ManiSkill leaves those alone that a state lacks."""
+    found, expected = (
+        {f"{kind}/{name}": tuple(tensor.shape) for kind, group in state.items() for name, tensor in group.items()}
+        for state in (states, scene)
+    )
+    if differing := sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name)):
+        raise UserError(
+            f"the initial states do not fit {spec.env_id}: {', '.join(differing)} differ in size or are absent"
+        )
+
+
+def _hold_still(base_env: Any) -> None:
+    """Makes the joints' present positions what their controllers aim at, which after a reset is not so."""
+    robot = base_env.agent.robot
+    robot.set_joint_drive_targets(robot.get_qpos(), robot.active_joints)
+    if base_env.gpu_sim_enabled:  # a step without action does not hand targets over
+        base_env.scene.px.gpu_apply_articulation_target_position()
+
+
+def _check_environment(base_env: Any, spec: TaskSpec, track: str) -> None:
+    """Compares every dimension and convention that the task declares with the environment's own."""
+
+    def expect(what: str, declared: Any, found: Any) -> None:
+        if declared != found:
+            raise UserError(
+                f"task {spec.name} declares {what} {declared}, but {spec.env_id} has {found}: correct the TaskSpec"
+            )
+
+    expect("action size", (spec.action_size,), tuple(base_env.single_action_space.shape))
+    expect("control mode", spec.control_mode, base_env.control_mode)
+    expect("joint count", spec.joint_count, base_env.agent.robot.get_qpos().shape[-1])
+    if track == "native":
+        expect("sensor cameras", sorted(spec.sensor_cameras), sorted(base_env.scene.sensors))
+        return
+    cameras = base_env.scene.human_render_cameras
+    if spec.camera not in cameras:
+        known = ", ".join(cameras) or "none"
+        raise UserError(f"task {spec.name}: {spec.env_id} has no render camera {spec.camera!r}; it has: {known}")
+    config = cameras[spec.camera].config
+    expect(f"image size of {spec.camera}", tuple(spec.image_size), (config.height, config.width))

@@ -1,0 +1,151 @@
+"""Lets ManiSkill's motion planner solve a task, a few seeds at a time.
+
+What one worker process finishes at once is a *part*: the successful episodes of `SEEDS_PER_PART` consecutive seeds,
+recorded by ManiSkill's own `RecordEpisode`. The folder of a part has its final name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, TypedDict
+
+from par_agent.errors import UserError
+from par_agent.jobs.local import UNFINISHED, DoJob, Report
+from par_agent.utils.files import read_object
+from par_agent.utils.hdf5 import file_image, open_in_memory
+
+SEEDS_PER_PART = 10
+ARMS = ("panda", "so100")
+"""ManiSkill's motion planners."""
+
+
+def part_folder(parts: Path, first: int) -> Path:
+    """Folder of the part whose first seed is `first`."""
+    return parts / f"seeds-{first:08d}"
+
+
+def finished_parts(parts: Path) -> list[int]:
+    """First seeds of all complete parts, in order."""
+    return sorted(int(folder.name.removeprefix("seeds-")) for folder in parts.glob("seeds-" + "[0-9]" * 8))
+
+
+class PartEpisode(TypedDict):
+    """What is read of an entry in `episodes`."""
+
+    episode_id: int
+    elapsed_steps: int
+
+
+class Part(TypedDict):
+    """What is read of ManiSkill's JSON of a part."""
+
+    episodes: list[PartEpisode]
+
+
+def read_part(parts: Path, first: int) -> Part:
+    """ManiSkill's JSON of a part: `env_info`, ..., and one entry in `episodes` for each success.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_object(part_folder(parts, first) / "part.json", Part)
+
+
+def remove_unfinished(parts: Path) -> None:
+    """Deletes what interrupted workers left."""
+    for folder in parts.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_parts(parts: Path) -> None:
+    """Deletes all parts and their folder. Stopped anywhere, it leaves no part of which a file is missing."""
+    for first in finished_parts(parts):
+        os.replace(part_folder(parts, first), parts / f"{UNFINISHED}{first:08d}")
+    remove_unfinished(parts)
+    shutil.rmtree(parts)
+
+
+def part_maker(env_id: str, parts: Path) -> DoJob:
+    """What a worker does: makes the part whose first seed it is given, and reports every success's steps."""
+    return lambda first, report: make_part(env_id, first, parts, report)
+
+
+def make_part(env_id: str, first: int, parts: Path, report: Report) -> Path:
+    """Solves seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part, whose folder it returns.
+
+    A fresh environment each time: contact forces carry traces of earlier episodes, and an episode must not depend on
+    which worker made it or where an interruption fell.
+
+    Args:
+        report: called with the number of control steps of every success.
+    """
+    import gymnasium as gym
+    from mani_skill.utils.logging_utils import logger
+    from mani_skill.utils.wrappers.record import RecordEpisode
+
+    logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
+    unfinished = parts / f"{UNFINISHED}{first:08d}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        env = gym.make(
+            env_id, obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", sim_backend="physx_cpu"
+        )
+    except RuntimeError as error:
+        raise UserError(f"ManiSkill cannot start here ({error}); `par-agent doctor` names what is missing") from error
+    recorder = RecordEpisode(
+        env,
+        output_dir=str(unfinished),
+        trajectory_name="part",
+        save_video=False,
+        source_type="motionplanning",
+        source_desc="official motion planning solution from ManiSkill contributors",
+        record_reward=False,
+        save_on_reset=False,
+    )
+    recorder._h5_file.close()
+    recorder._h5_file = open_in_memory()  # RecordEpisode has no option for this
+    for seed in range(first, first + SEEDS_PER_PART):
+        steps = solve(recorder, env_id, seed)
+        recorder.flush_trajectory(save=steps is not None)
+        if steps is not None:
+            report(steps)
+    image = file_image(recorder._h5_file)
+    recorder.close()
+    (unfinished / "part.h5").write_bytes(image)
+    os.replace(unfinished, part_folder(parts, first))
+    return part_folder(parts, first)
+
+
+def find_solution(env_id: str) -> Callable[..., Any]:
+    """ManiSkill's motion-planned solution of a task, for the arm that the environment has unless told otherwise.
+
+    Raises:
+        UserError: it has none.
+    """
+    known: dict[str, Callable[..., Any]] = {}
+    for arm in ARMS:
+        known |= importlib.import_module(f"mani_skill.examples.motionplanning.{arm}.run").MP_SOLUTIONS
+    if env_id not in known:
+        raise UserError(
+            f"ManiSkill has no motion planner for {env_id}; it has them for {', '.join(sorted(known))}. Demonstrations "
+            "from elsewhere go straight into `par-agent render --trajectory`"
+        )
+    return known[env_id]
+
+
+def solve(env: Any, env_id: str, seed: int) -> int | None:
+    """Runs ManiSkill's motion-planned solution of one seed. Returns its control steps, or None where it fails."""
+    solution = find_solution(env_id)
+    try:
+        with redirect_stdout(None):  # the planner prints every attempt that finds no path
+            result = solution(env, seed=seed, debug=False, vis=False)
+    except (AssertionError, AttributeError, IndexError, TypeError, ValueError):
+        return None  # the solutions go on with the -1 that the planner returns where it finds no path
+    if isinstance(result, int) or not bool(result[-1]["success"].item()):
+        return None
+    return int(result[-1]["elapsed_steps"].item())

@@ -1,0 +1,1 @@
+"""Files, strict readers, signals, versions and devices."""

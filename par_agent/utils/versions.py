@@ -1,0 +1,98 @@
+"""What decides a result beside its inputs: versions of packages, and of this package's own code."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from par_agent.errors import UserError
+
+PACKAGE_FOLDER = Path(__file__).parents[1]
+_HASH_DIGITS = 12
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Hash of files' names and contents, 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:_HASH_DIGITS]
+
+
+def source_files(names: Iterable[str]) -> list[Path]:
+    """Python files of this package, sorted.
+
+    Args:
+        names: files, or folders of which all files count, below this package's folder.
+    """
+    paths = [PACKAGE_FOLDER / name for name in names]
+    return sorted(file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path]))
+
+
+def hash_code(names: Iterable[str]) -> str:
+    """Hash of what this package's Python files do, 12 hexadecimal digits: comments and docstrings do not count.
+
+    Args:
+        names: as for :func:`source_files`.
+    """
+    digest = hashlib.sha256()
+    for file in source_files(names):
+        digest.update(file.relative_to(PACKAGE_FOLDER).as_posix().encode() + b"\0")
+        digest.update(ast.unparse(_WithoutText().visit(ast.parse(file.read_bytes()))).encode() + b"\0")
+    return digest.hexdigest()[:_HASH_DIGITS]
+
+
+class _WithoutText(ast.NodeTransformer):
+    """Takes out strings that stand alone: docstrings of modules, classes, functions and fields."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return ast.copy_location(ast.Pass(), node) if text else node
+
+
+def installed_versions(packages: Sequence[str], code: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of packages; ``code`` is a hash of sources of this package, see :func:`hash_code`.
+
+    Args:
+        packages: names as pip knows them.
+        code: files and folders below this package's folder.
+    """
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name.replace("-", "_")] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name.replace("-", "_")] = "not installed"
+    versions["code"] = hash_code(code)
+    return versions
+
+
+def check_versions(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Compares this machine's versions with those of the machine that asks it to work.
+
+    Raises:
+        UserError: they differ.
+    """
+    differing = [
+        f"{name} {found.get(name)} instead of {value}" for name, value in expected.items() if found.get(name) != value
+    ]
+    if differing:
+        raise UserError(
+            f"node {platform.node()} has another version of {what} ({', '.join(differing)}): results would not be "
+            "comparable; install the same there"
+        )
+
+
+def git_commit() -> str:
+    """Commit of the repository that this package lies in, marked where files differ from it."""
+    command = ("git", "-C", str(PACKAGE_FOLDER), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
