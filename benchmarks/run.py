@@ -28,7 +28,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from baselines import find_policy
+from par_agent.baselines import find_policy
 from par_agent.cli.options import run_script
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import parse_options, search_folder

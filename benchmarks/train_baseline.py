@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from baselines.training import BaselineConfig, train
+from par_agent.baselines.training import BaselineConfig, train
 from par_agent.cli.entry import run_command
 from par_agent.cli.options import parse
 from par_agent.utils.files import writing

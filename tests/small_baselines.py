@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from baselines.training import BaselineConfig
+from par_agent.baselines.training import BaselineConfig
 from par_agent.modeling.vae.frame_encoder import save_frame_encoder
 from tiny import LENGTH, tiny_checkpoint, tiny_dataset
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
-from baselines import NAMES
-from baselines.checkpoint import METHODS
-from baselines.common import History, past_mask, recent
+from par_agent.baselines import NAMES
+from par_agent.baselines.checkpoint import METHODS
+from par_agent.baselines.common import History, keys_and_values, past_mask, recent
 from tiny import LENGTH
 
 
@@ -77,7 +77,7 @@ def test_diffusion_policys_actions_do_not_see_later_ones() -> None:
     torch.manual_seed(0)
     model = METHODS["dp"](METHODS["dp"].Config(width=32, heads=2)).eval()
     noised, time = torch.randn(1, 16, 8), torch.tensor([50])
-    observed = model._keys_and_values(torch.randn(1, 5, 32))
+    observed = keys_and_values(model.decoder, torch.randn(1, 5, 32))
     changed = noised.clone()
     changed[:, 9:] += 1
     usual, other = (model._noise(x, time, observed) for x in (noised, changed))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from baselines import NAMES
-from baselines.checkpoint import BaselineCheckpoint
-from baselines.training import predict, prepare, there, train
 from held import Held, Moment
+from par_agent.baselines import NAMES
+from par_agent.baselines.checkpoint import BaselineCheckpoint
+from par_agent.baselines.training import predict, prepare, there, train
 from par_agent.data.windows import Windows
 from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from baselines import NAMES, find_policy
-from baselines.checkpoint import BaselineCheckpoint
-from baselines.policy import BaselinePolicy
-from baselines.training import BaselineConfig, predict, prepare, there, train
+from par_agent.baselines import NAMES, find_policy
+from par_agent.baselines.checkpoint import BaselineCheckpoint
+from par_agent.baselines.policy import BaselinePolicy
+from par_agent.baselines.training import BaselineConfig, predict, prepare, there, train
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
 from par_agent.tasks import TASKS

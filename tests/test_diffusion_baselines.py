@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baselines.dp import DP, DPConfig
-from baselines.rdt import RDT, RDTConfig
+from par_agent.baselines.dp import DP, DPConfig
+from par_agent.baselines.rdt import RDT, RDTConfig
 from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import KeysAndValues
 

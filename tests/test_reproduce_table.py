@@ -14,8 +14,8 @@ import pytest
 from finished_runs import curves, read_runs, table_rows
 from reproduce_table import REPORTED, TableConfig, main, methods, table
 
-from baselines import ABLATIONS, NAMES, find_policy
 from made_runs import failed, identity, write_finished, write_records
+from par_agent.baselines import ABLATIONS, NAMES, find_policy
 from par_agent.errors import UserError
 from par_agent.evaluation.records import read_run
 from par_agent.evaluation.results import summarise

@@ -16,11 +16,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
-from baselines import NAMES
-from baselines.policy import BaselinePolicy
-from baselines.training import train
 from nova_fixtures import ROOT, write_released_folder
 from par_agent import PARPolicy
+from par_agent.baselines import NAMES
+from par_agent.baselines.policy import BaselinePolicy
+from par_agent.baselines.training import train
 from par_agent.cli import main
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel, Targets
@@ -299,7 +299,7 @@ def test_all_random_numbers_are_drawn_in_one_file_by_generators_of_the_cpu() -> 
     drawing |= {"normal", "bernoulli", "multinomial", "poisson"}
     found = {
         (path.name, node.func.attr)
-        for folder in ("par_agent", "benchmarks/baselines")
+        for folder in ("par_agent",)
         for path in (REPOSITORY / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in drawing

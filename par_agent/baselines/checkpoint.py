@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.act import ACT
-from baselines.bc_t import BCT
-from baselines.common import Method
-from baselines.dp import DP
-from baselines.icrt import ICRT
-from baselines.rdt import RDT
+from par_agent.baselines.act import ACT
+from par_agent.baselines.bc_t import BCT
+from par_agent.baselines.common import Method
+from par_agent.baselines.dp import DP
+from par_agent.baselines.icrt import ICRT
+from par_agent.baselines.rdt import RDT
 from par_agent.errors import UserError
 from par_agent.modeling.pretrained import load_module, save_module
 from par_agent.modeling.text_encoder import HashTextEncoder
@@ -36,7 +36,7 @@ from par_agent.utils.files import naming, read_object, write_json
 from par_agent.utils.json_fields import build, check
 
 METHODS: dict[str, type[Method]] = {"act": ACT, "bc-t": BCT, "dp": DP, "icrt": ICRT, "rdt": RDT}
-"""By the names of :data:`baselines.NAMES`."""
+"""By the names of :data:`par_agent.baselines.NAMES`."""
 
 ABOUT = "baseline.json"
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import Block, FrameToken, History, Method, MethodConfig, weighted_mean
+from par_agent.baselines.common import Block, FrameToken, History, Method, MethodConfig, weighted_mean
 from par_agent.modeling.embeddings import learned
 
 

@@ -263,6 +263,11 @@ def past_mask(visible: Tensor) -> Tensor:
     return ((distance >= 0) & (distance < visible.clamp(min=1)[..., None]))[:, None]
 
 
+def keys_and_values(blocks: nn.ModuleList, memory: Tensor) -> KeysAndValues:
+    """What the cross-attention of each :class:`Block` makes of tokens (M, n, D)."""
+    return [block.cross.keys_and_values(memory) for block in blocks]  # type: ignore[union-attr, operator]
+
+
 def repeated(observed: KeysAndValues, count: int) -> KeysAndValues:
     """Keys and values (M, ...) of every block, for ``count`` draws of noise."""
     return [(k.repeat(count, 1, 1, 1), v.repeat(count, 1, 1, 1)) for k, v in observed]

@@ -23,7 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import Block, History, Method, MethodConfig, recent, repeated, weighted_mean
+from par_agent.baselines.common import (
+    Block,
+    History,
+    Method,
+    MethodConfig,
+    keys_and_values,
+    recent,
+    repeated,
+    weighted_mean,
+)
 from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
@@ -86,7 +95,7 @@ class DP(Method):
 
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
         count = self.config.noise_samples
-        observed = repeated(self._keys_and_values(z), count)
+        observed = repeated(keys_and_values(self.decoder, z), count)
         actions, weights = actions.repeat(count, 1, 1), weights.repeat(count, 1)
         noise = normal(actions.shape, actions.device)
         time = integers(0, self.config.train_steps, (len(actions),), actions.device)
@@ -96,20 +105,16 @@ class DP(Method):
     def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
         config = self.config
         x = z.new_zeros(len(z), config.horizon, config.action_size).float() if start is None else start
-        observed = self._keys_and_values(z)
+        observed = keys_and_values(self.decoder, z)
         for time in self.sampling.timesteps:
             noise = self._noise(x, time.expand(len(z)).to(z.device), observed).float()
             x = self.sampling.step(noise, time, x).prev_sample
         return x
 
-    def _keys_and_values(self, memory: Tensor) -> KeysAndValues:
-        """What each block's cross-attention makes of tokens (M, n, D): of the observations once for all times."""
-        return [block.cross.keys_and_values(memory) for block in self.decoder]  # type: ignore[union-attr, operator]
-
     def _noise(self, x: Tensor, time: Tensor, observed: KeysAndValues) -> Tensor:
         """Predicted noise (M, H, A) of noised actions (M, H, A) at diffusion times (M,)."""
-        embedded = self.time(timestep_frequencies(time).to(self.head[1].weight))[:, None]
-        timed = self._keys_and_values(self.condition_mlp(embedded + self.condition_positions[:1]))
+        embedded = self.time(timestep_frequencies(time).to(self.positions))[:, None]
+        timed = keys_and_values(self.decoder, self.condition_mlp(embedded + self.condition_positions[:1]))
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         x = self.actions(x) + self.positions
         for block, (k, v), (time_k, time_v) in zip(self.decoder, observed, timed, strict=True):

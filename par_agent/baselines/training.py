@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from baselines.checkpoint import METHODS, BaselineCheckpoint, Prompt
-from baselines.common import Method, MethodConfig
+from par_agent.baselines.checkpoint import METHODS, BaselineCheckpoint, Prompt
+from par_agent.baselines.common import Method, MethodConfig
 from par_agent.data.conventions import fit_transforms, image_size
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
@@ -228,7 +228,7 @@ def predict(policy: BaselineCheckpoint, windows: Windows, device: torch.device) 
 
 
 def there(windows: Windows) -> Tensor:
-    """(B, N) steps of the same episode so far, 0 in padding; see :class:`baselines.common.History`."""
+    """(B, N) steps of the same episode so far, 0 in padding; see :class:`par_agent.baselines.common.History`."""
     return windows.visible * (windows.weights[..., 0] > 0)
 
 

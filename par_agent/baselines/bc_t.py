@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import Block, FrameToken, History, Method, MethodConfig, past_mask
+from par_agent.baselines.common import Block, FrameToken, History, Method, MethodConfig, past_mask
 from par_agent.modeling.embeddings import learned
 
 

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.common import History, Method, MethodConfig, recent, repeated, weighted_mean
+from par_agent.baselines.common import History, Method, MethodConfig, recent, repeated, weighted_mean
 from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import KeysAndValues
 from par_agent.modeling.attention import attention
@@ -137,9 +137,10 @@ class RDT(Method):
         self.actions = _adaptor(config.action_size, width, width)
         self.positions = learned(config.horizon + 2, width)
         self.blocks = nn.ModuleList(RDTBlock(config) for _ in range(config.layers))
-        self.head = nn.Sequential(nn.RMSNorm(width), _adaptor(width, width, config.action_size))
-        for parameter in self.head[1][-1].parameters():
+        output = _adaptor(width, width, config.action_size)
+        for parameter in output[-1].parameters():
             nn.init.zeros_(parameter)
+        self.head = nn.Sequential(nn.RMSNorm(width), output)
 
     @property
     def context(self) -> int:

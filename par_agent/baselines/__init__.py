@@ -16,12 +16,12 @@ from par_agent.utils.files import read_object
 from par_agent.vla_eval.client import PREFIX, model_server_source
 
 NAMES = ("act", "bc-t", "dp", "icrt", "rdt")
-"""The baselines, as ``--method`` and ``--policy`` call them: the names of ``baselines.checkpoint.METHODS``."""
+"""The baselines, as ``--method`` and ``--policy`` call them: the names of ``checkpoint.METHODS``."""
 ABLATIONS = ("par-noar", "par-discrete", "par-noimagine")
 """Ablations of PAR, which are presets of `par-agent finetune`: the paper's two, and PAR without its frame path."""
 
 _TASKS = "--task PushCube PickCube StackCube --vae runs/vae/vae"
-_POLICY = "baselines.policy:BaselinePolicy"
+_POLICY = "par_agent.baselines.policy:BaselinePolicy"
 
 
 def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint: Path | None = None) -> PolicySource:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from baselines.common import Block, History, Method, MethodConfig, weighted_mean
+from par_agent.baselines.common import Block, History, Method, MethodConfig, keys_and_values, weighted_mean
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.random_numbers import normal
 
@@ -101,6 +101,6 @@ class ACT(Method):
             memory = block(memory)
         memory = self.encoder_norm(memory)
         x = self.queries.expand(len(z), -1, -1)
-        for block in self.decoder:
-            x = block(x, block.cross.keys_and_values(memory))
+        for block, observed in zip(self.decoder, keys_and_values(self.decoder, memory), strict=True):
+            x = block(x, observed)
         return self.head(x)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.checkpoint import BaselineCheckpoint
-from baselines.common import History
+from par_agent.baselines.checkpoint import BaselineCheckpoint
+from par_agent.baselines.common import History
 from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import normal_rows
 from par_agent.policy.episode import checked_seed, chosen_rows, next_seed, reseed, row_generator
