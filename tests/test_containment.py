@@ -16,7 +16,7 @@ from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_import import import_lerobot
 from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
 from par_agent.data.media import decode_image, video_frames
-from par_agent.data.rendering import RenderSpec
+from par_agent.data.render_spec import RenderSpec
 from par_agent.errors import UserError
 from par_agent.utils.files import inside
 from rendered import write_dataset

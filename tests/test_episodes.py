@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from par_agent.cli.render import RenderConfig, main, summarise
-from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
-from par_agent.data.rendering import RenderSpec, episode_path, frame_steps
+from par_agent.data.episodes import RenderedDataset, frame_steps, read_episode, write_episode
+from par_agent.data.render_spec import RenderSpec
+from par_agent.data.rendering import episode_path
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED

@@ -13,7 +13,7 @@ from par_agent.data.episodes import Episode, RenderedDataset, write_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latent_cache import CachedLatents
 from par_agent.data.latents import EncodedFrames, LatentSpec
-from par_agent.data.rendering import RenderSpec
+from par_agent.data.render_spec import RenderSpec
 from par_agent.data.windows import WindowSampler
 from par_agent.utils.files import write_json
 

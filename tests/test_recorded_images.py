@@ -13,7 +13,8 @@ from par_agent.cli import main
 from par_agent.cli import render as render_command
 from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.rendering import RenderSpec, recorded_episode
+from par_agent.data.render_spec import RenderSpec
+from par_agent.data.rendering import recorded_episode
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.policy.transforms import crop_and_resize

@@ -19,7 +19,8 @@ from held import Held, Moment, gone, gone_process
 from par_agent.cli import main
 from par_agent.cli import render as render_command
 from par_agent.data.episodes import Episode, RenderedDataset, read_episode
-from par_agent.data.rendering import Renderer, RenderJob, RenderSpec, RenderWork, episode_renderer
+from par_agent.data.render_spec import RenderSpec
+from par_agent.data.rendering import Renderer, RenderJob, RenderWork, episode_renderer
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.policy.transforms import crop_and_resize

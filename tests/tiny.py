@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from par_agent.data.episodes import Episode, write_episode
-from par_agent.data.rendering import RenderSpec, frame_steps
+from par_agent.data.episodes import Episode, frame_steps, write_episode
+from par_agent.data.render_spec import RenderSpec
 from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
 from par_agent.modeling.par import PARModel, PhysicalTokens
 from par_agent.modeling.text_encoder import HashTextEncoder

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from par_agent.data.render_spec import ADDED_FIELDS, RenderSpec, wordings
 from par_agent.data.rendering import (
-    ADDED_FIELDS,
     RenderJob,
-    RenderSpec,
     RenderWork,
     check_seed,
     episode_path,
@@ -24,7 +23,6 @@ from par_agent.data.rendering import (
     has_episodes,
     recorded_episode,
     summarise,
-    wordings,
 )
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile

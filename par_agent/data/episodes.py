@@ -29,6 +29,7 @@ from typing import Any, TypedDict
 import numpy as np
 from tqdm import tqdm
 
+from par_agent.data.render_spec import RenderSpec
 from par_agent.errors import UserError
 from par_agent.utils.files import atomic_path, read_object
 from par_agent.utils.hdf5 import HDF5Reader, file_image, number_fault, open_in_memory
@@ -248,8 +249,6 @@ class RenderedDataset:
             raise UserError(f"{self.folder} is not a rendered dataset (no spec.json); make one with `par-agent render`")
         if not (self.folder / "dataset.json").is_file():
             raise UserError(f"{self.folder} is unfinished (no dataset.json); run the same `par-agent render` again")
-        from par_agent.data.rendering import RenderSpec  # which writes episodes itself
-
         self._spec = RenderSpec.from_json(read_object(self.folder / "spec.json"), str(self.folder / "spec.json"))
         self.spec: dict[str, Any] = self._spec.to_json()
         self.summary = read_object(self.folder / "dataset.json", _Summary)

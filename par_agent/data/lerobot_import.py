@@ -17,7 +17,8 @@ from par_agent.data import lerobot
 from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, write_episode
 from par_agent.data.lerobot_frames import CameraFrames
 from par_agent.data.lerobot_plan import ImportPlan, read_rows
-from par_agent.data.rendering import ADDED_FIELDS, episode_path, has_episodes, summarise
+from par_agent.data.render_spec import ADDED_FIELDS
+from par_agent.data.rendering import episode_path, has_episodes, summarise
 from par_agent.errors import UserError
 from par_agent.policy.transforms import crop_and_resize
 from par_agent.utils.files import claimed_folder, only_process, write_json, writing

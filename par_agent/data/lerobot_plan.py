@@ -15,7 +15,7 @@ from par_agent.data import lerobot
 from par_agent.data.conventions import joint_targets
 from par_agent.data.lerobot_features import CONTROL_MODES, Feature, Keys, choose_keys
 from par_agent.data.lerobot_folder import LeRobotFolder, whole
-from par_agent.data.rendering import RenderSpec, wordings
+from par_agent.data.render_spec import RenderSpec, wordings
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.tables import Table
 from par_agent.errors import UserError
