@@ -1,4 +1,4 @@
-"""Compares two runs on the rollouts that both have: `python benchmarks/compare.py RUN_FOLDER OTHER_RUN_FOLDER`."""
+"""Compares two runs on the rollouts that both have: `python benchmarks/compare.py RUN OTHER_RUN`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from reported_runs import REPORTED, reported_records
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.records import Record, RecordKey, read_run, record_key
 from par_agent.evaluation.statistics import compare_paired
 from par_agent.option_ranges import Checked
+from par_agent.tasks import PROTOCOL_SEED
 
 
 @dataclass(frozen=True)
@@ -22,23 +24,35 @@ class CompareConfig(Checked):
     """Compares two runs, paired by task, initial state and policy seed."""
 
     first: tyro.conf.Positional[Path]
-    """Folder of a run, as benchmarks/run.py names it."""
+    """Folder of a run, as benchmarks/run.py names it, or the name of a reported run, such as rows/act."""
     second: tyro.conf.Positional[Path]
-    """Folder of the run to compare it with."""
+    """The run to compare it with."""
+    reported: Path = REPORTED
+    """Folder of the reported runs."""
 
 
-def read_rollouts(folder: Path) -> tuple[int | None, dict[RecordKey, Record]]:
-    """The first environment seed of a run's initial states (None: the protocol's) and its records.
+def read_rollouts(place: Path, reported: Path) -> dict[RecordKey, Record]:
+    """The records of a run's folder or of a reported run.
 
     Raises:
-        UserError: the folder holds no finished rollouts, or what :func:`read_run` refuses.
+        UserError: there is no such run, it has no finished rollouts, or its files are damaged.
     """
-    if not (folder / "run.json").is_file():
-        raise UserError(f"{folder} holds no run; give the folder that benchmarks/run.py printed")
-    run, records = read_run(folder)
+    if (place / "run.json").is_file():
+        _, records = read_run(place)
+    elif place.exists() or place.is_absolute():
+        raise UserError(f"{place} holds no run; give the folder that benchmarks/run.py printed")
+    else:
+        records = reported_records(reported, str(place))
     if not records:
-        raise UserError(f"{folder} holds no rollouts; run its command again, and compare it then")
-    return run["state_seed"], {record_key(record): record for record in records}
+        raise UserError(f"{place} holds no rollouts; run its command again, and compare it then")
+    return {record_key(record): record for record in records}
+
+
+def state_seed(rollouts: dict[RecordKey, Record]) -> int | None:
+    """The first environment seed of the initial states; None: the protocol's."""
+    record = next(iter(rollouts.values()))
+    seed: int = record["env_seed"] - record["state"]
+    return None if seed == PROTOCOL_SEED else seed
 
 
 def comparison_table(config: CompareConfig) -> Table:
@@ -47,11 +61,12 @@ def comparison_table(config: CompareConfig) -> Table:
     Raises:
         UserError: a folder without rollouts, or runs on different initial states.
     """
-    (seed, first), (other_seed, second) = read_rollouts(config.first), read_rollouts(config.second)
+    first, second = (read_rollouts(place, config.reported) for place in (config.first, config.second))
+    seed, other_seed = state_seed(first), state_seed(second)
     if seed != other_seed:
         raise UserError(f"the runs start from different initial states (state seeds {seed} and {other_seed})")
     label = "" if seed is None else f"\nNOT THE PROTOCOL: initial states from seed {seed} on"
-    title = f"A: {config.first.name}\nB: {config.second.name}{label}"
+    title = f"A: {config.first}\nB: {config.second}{label}"
     table = Table(title=title, caption="B - A: success rate in points; p: exact sign-flip test by initial state")
     for column in ("task", "pairs", "A only", "B only", "B - A", "95% by state", "p"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)

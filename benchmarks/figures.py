@@ -1,21 +1,58 @@
-"""Figures of the table of methods and of success by number of demonstrations."""
+"""Pictures of the reported runs. Each carries the table that it draws as its PNG description, to tell whether it is of
+today's records whatever draws the pixels."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finished_runs import ROWS, Curve, Point, Run
+from reported_runs import Run
+from tables import ROWS, Curve, Point
 
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.tasks import PAPER_TASKS
 from par_agent.utils.files import atomic_path
 
+DESCRIPTION = "Description"
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+def write_picture(draw: Callable[[Path], None], path: Path, table: str) -> None:
+    """Writes a PNG with the table that it draws as its description.
+
+    Args:
+        draw: writes the PNG to a path.
+        path: where the picture goes.
+        table: what it draws, as text.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    description = PngInfo()
+    description.add_itxt(DESCRIPTION, table)
+    with atomic_path(path) as temporary:
+        draw(temporary)
+        with Image.open(temporary) as image:
+            image.load()
+        image.save(temporary, format="png", pnginfo=description)
+
+
+def read_description(path: Path) -> str | None:
+    """The table that a picture draws; None where it tells none, or is no picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except OSError:
+        return None
+    found = image.info.get(DESCRIPTION)
+    return None if found is None else str(found)
 
 
 def draw_table(rows: Mapping[str, Run], reference: str, path: Path) -> None:
@@ -23,7 +60,7 @@ def draw_table(rows: Mapping[str, Run], reference: str, path: Path) -> None:
     figure, axes = _axes(len(PAPER_TASKS))
     for axis, task in zip(axes, PAPER_TASKS, strict=True):
         for place, (name, run) in enumerate(rows.items()):
-            if (result := run.results().get(task)) is not None:
+            if (result := run.results.get(task)) is not None:
                 below, above = _error(result)
                 color = "tab:blue" if name == reference else "tab:gray"
                 axis.bar(place, 100 * result.rate, yerr=[[below], [above]], capsize=3, color=color)
@@ -33,7 +70,7 @@ def draw_table(rows: Mapping[str, Run], reference: str, path: Path) -> None:
         axis.set_xticks(range(len(rows)), list(rows), rotation=45, ha="right")
     axes[-1].plot([], [], "o", mfc="none", color="tab:red", label="printed in the paper")
     axes[-1].legend(loc="upper right")
-    _save(figure, path)
+    figure.savefig(path, format="png", dpi=120)
 
 
 def draw_curves(curves: Mapping[Curve, Sequence[Point]], path: Path) -> None:
@@ -54,7 +91,7 @@ def draw_curves(curves: Mapping[Curve, Sequence[Point]], path: Path) -> None:
         axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
         axis.legend(loc="lower right", fontsize="small")
-    _save(figure, path)
+    figure.savefig(path, format="png", dpi=120)
 
 
 def _error(result: TaskResult) -> tuple[float, float]:
@@ -70,8 +107,3 @@ def _axes(count: int) -> tuple[Figure, Sequence[Axes]]:
     axes[0].set_ylim(0, 105)
     axes[0].set_ylabel("success rate, %")
     return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

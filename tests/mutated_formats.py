@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from finished_runs import read_runs
+from reported_runs import ROLLOUTS_FILE, RUNS_FILE, read_finished, read_reported, write_rollouts, write_runs
 
 import made_runs
 from nova_fixtures import ROOT as NOVA_FIXTURES
@@ -269,8 +269,19 @@ def make_run(folder: Path) -> None:
 
 def load_run(folder: Path) -> Any:
     run, records = read_run(folder / "run")
-    (found,) = read_runs(folder)
-    return {"run": run, "records": records, "results": found.results(), "training": found.training}
+    found = read_finished(folder / "run", "a")
+    return {"run": run, "records": records, "results": found.results, "training": found.training}
+
+
+def make_reported(folder: Path) -> None:
+    make_run(folder)
+    run = read_finished(folder / "run", "rows/a")
+    write_rollouts(folder / ROLLOUTS_FILE, {run.name: run.records})
+    write_runs(folder / RUNS_FILE, [run])
+
+
+def load_reported(folder: Path) -> Any:
+    return {name: vars(run) for name, run in read_reported(folder).items()}
 
 
 def make_message(folder: Path) -> None:
@@ -376,6 +387,12 @@ FORMATS: dict[str, Format] = {
         load_run,
         {"run/run.json": BOTH, "run/rollouts.jsonl": ("bytes", "lines"), "run/results.json": BOTH},
         r"^\.(training|run)|records\[\d+\]\.(protocol|renders|plan_ms|seconds|reward|actions_sha256)|results\..*(renders|plan_ms|seconds|reward)",
+    ),
+    "reported runs": Format(
+        make_reported,
+        load_reported,
+        {ROLLOUTS_FILE: ("bytes",), RUNS_FILE: BOTH},
+        r"\.(about|run)\b|^{}$",
     ),
     "vla-eval messages": Format(make_message, load_message, {"message.json": ("json",)}, "seed", named=False),
 }

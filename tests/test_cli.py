@@ -124,7 +124,7 @@ def test_unknown_attributes_are_attribute_errors():
         ("-m", "par_agent", "finetune", "--help"),
         ("-m", "par_agent", "info", "par-mini"),
         ("-m", "par_agent", "demos", "--task", "PushSphere"),
-        ("benchmarks/compare.py", *("benchmarks/reported/par-mini" for _ in range(2))),
+        ("benchmarks/compare.py", "bundled/par-mini", "rows/act"),
     ],
 )
 def test_a_command_whose_output_nobody_reads_ends_quietly_as_after_sigpipe(words):

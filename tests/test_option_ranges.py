@@ -24,8 +24,7 @@ SCRIPTS = {
     "harness_speed": "SpeedConfig",
     "latency": "LatencyConfig",
     "make_states": "MakeStatesConfig",
-    "readme_table": "TableConfig",
-    "reproduce_table": "TableConfig",
+    "report": "MakeConfig",
     "run": "BenchmarkConfig",
     "throughput": "ThroughputConfig",
     "train_baseline": "BaselineConfig",
@@ -34,6 +33,7 @@ SCRIPTS = {
 COMMANDS = {name: command.target for name, command in SUBCOMMANDS.items()} | {
     f"{module}.py": f"{module}:{name}" for module, name in SCRIPTS.items()
 }
+COMMANDS |= {"report.py add": "report:AddConfig", "report.py export": "report:ExportConfig"}
 HUGE = 2**70
 MAY_BE_ZERO = {
     *("accumulation", "alignment", "attention", "batch_size", "checkpoint_minutes", "color_jitter", "ema", "failure"),
@@ -239,10 +239,12 @@ REFUSED = [
     ("run.py", "--states 26", "states is 26"),
     ("run.py", "--num-states 3", "--state-seed"),
     ("compare.py", "nowhere nowhere", "nowhere holds no run"),
-    ("reproduce_table.py", "--runs nowhere", "nowhere holds no finished run"),
-    ("reproduce_table.py", "--runs", "runs is empty"),
-    ("reproduce_table.py", "--reference nope", "no run of the protocol is of 'nope'"),
-    ("readme_table.py", "--documents nowhere --check", "nowhere does not exist"),
+    ("compare.py", "rows/act data", "data holds no run"),
+    ("report.py", "--reported nowhere", "nowhere/rollouts.parquet does not exist"),
+    ("report.py", "--reference nope", "no run of the protocol is of 'nope'"),
+    ("report.py", "--documents nowhere --check", "nowhere does not exist"),
+    ("report.py add", "nowhere --group rows", "nowhere holds no finished run"),
+    ("report.py export", "rows/nope", "has no run 'rows/nope'"),
     ("make_states.py", "--tasks nope", "unknown task 'nope'"),
     ("throughput.py", "--data nowhere", "nowhere"),
     ("throughput.py", "--data", "data is empty"),
@@ -275,5 +277,5 @@ def test_what_is_not_there_or_does_not_fit_is_refused_and_nothing_is_left(
 
 def run_script_main(command: str, words: list[str]) -> None:
     """Runs a script of benchmarks/ in this process."""
-    module = importlib.import_module(command.removesuffix(".py"))
+    module = importlib.import_module(COMMANDS[command].partition(":")[0])
     module.main(words if command == "train_baseline.py" else parse(config_of(command), words, command, ""))

@@ -5,52 +5,40 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from reported_runs import REPORTED, read_finished, read_reported
+from tables import filled
+
 from made_runs import identity, write_finished
 
 ROOT = Path(__file__).parents[1]
-REPORTED = ROOT / "benchmarks" / "reported"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "readme_table.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_readme_shows_the_reported_results(tmp_path: Path) -> None:
-    result = run("--check")
-    assert result.returncode == 0, result.stdout
-    wrong = tmp_path / "README.md"
+def test_readme_shows_the_reported_results() -> None:
     text = (ROOT / "README.md").read_text()
-    wrong.write_text(text.replace(" = **", " = **1", 1))
-    assert wrong.read_text() != text
-    assert run("--check", "--documents", str(wrong)).returncode == 1
-    assert run("--documents", str(wrong)).returncode == 0
-    assert re.sub(r"\]\(.*?\)", "", wrong.read_text()) == re.sub(r"\]\(.*?\)", "", text)
+    wrong = text.replace(" = **", " = **1", 1)
+    assert wrong != text
+    assert filled(wrong, read_reported(REPORTED), ROOT) == text
 
 
 def test_changes_that_were_measured_stand_below_the_results(tmp_path: Path) -> None:
-    reported = tmp_path / "reported"
-    shutil.copytree(REPORTED / "par-mini", reported / "par-mini")
-    write_finished(reported / "robustness" / "delay", 11, 25, 1, identity(variation="delay"))
-    document = tmp_path / "README.md"
-    document.write_text((ROOT / "README.md").read_text())
-    assert run("--reported", str(reported), "--documents", str(document)).returncode == 0
-    assert "| every action one control step late | 11/25 | 11/25 | 11/25 |" in document.read_text()
+    write_finished(tmp_path / "run", 11, 25, 1, identity(variation="delay"))
+    document = (ROOT / "README.md").read_text()
+    shown = filled(document, {"a": read_finished(tmp_path / "run", "robustness/delay")}, ROOT)
+    assert "| every action one control step late | 11/25 | 11/25 | 11/25 |" in shown
+    assert shown != document
 
 
 def test_success_by_context_length_is_in_order_of_the_length(tmp_path: Path) -> None:
+    runs = {}
     for context, solved in ((16, 7), (4, 9)):
         written = identity(policy_options={"context": context})
-        write_finished(tmp_path / "context" / str(context), solved, 25, 1, written)
-    document = tmp_path / "README.md"
-    document.write_text("before\n<!-- context -->\n<!-- /context -->\nafter\n")
-    assert run("--reported", str(tmp_path), "--documents", str(document)).returncode == 0
-    lines = document.read_text().splitlines()
+        write_finished(tmp_path / str(context), solved, 25, 1, written)
+        runs[str(context)] = read_finished(tmp_path / str(context), f"context/{context}")
+    lines = filled("before\n<!-- context -->\n<!-- /context -->\nafter\n", runs, tmp_path).splitlines()
     assert lines[0] == "before" and lines[-1] == "after"
     assert lines[4:6] == ["| 4 | 9/25 | 9/25 | 9/25 |", "| 16 | 7/25 | 7/25 | 7/25 |"]
 

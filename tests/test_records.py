@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_runs import read_runs
+from reported_runs import read_finished
 
 from made_runs import failed, identity, record, write_finished, write_records, write_run
 from par_agent.errors import UserError
@@ -46,11 +46,11 @@ def test_a_run_remembers_the_most_states_and_seeds_that_it_was_asked_for(tmp_pat
 
 def test_records_of_which_some_were_lost_after_the_run_are_refused(tmp_path: Path) -> None:
     write_finished(tmp_path / "run", 1, 2, 1, RUN)
-    assert len(read_runs(tmp_path)[0].records) == 6
+    assert len(read_finished(tmp_path / "run", "a").records) == 6
     lines = (tmp_path / "run" / "rollouts.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "run" / "rollouts.jsonl").write_bytes(b"".join(lines[:-1]))
     with pytest.raises(UserError, match=r"1 successes in 2 rollouts of StackCube, the records beside it of 1 in 1"):
-        read_runs(tmp_path)
+        read_finished(tmp_path / "run", "a")
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_a_rollout_recorded_twice_counts_once(tmp_path: Path) -> None:
     results = [{"task": task, "rollouts": 6, "successes": 4} for task in PAPER_TASKS]
     write_json(tmp_path / "a" / "results.json", {"results": results, "provenance": {**RUN, "command": "python run.py"}})
     assert read_run(tmp_path / "a")[1] == SOLVED
-    (run,) = read_runs(tmp_path)
-    assert (run.results()["PushCube"].successes, run.results()["PushCube"].rollouts) == (4, 6)
+    run = read_finished(tmp_path / "a", "a")
+    assert (run.results["PushCube"].successes, run.results["PushCube"].rollouts) == (4, 6)
     with opened(tmp_path / "a") as folder:
         assert folder.records == SOLVED
 

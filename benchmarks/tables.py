@@ -1,0 +1,414 @@
+"""Tables of the reported runs, in Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from reported_runs import DEVELOPMENT, REPORTED, Run, results_by_task
+
+from par_agent.errors import UserError
+from par_agent.evaluation.alignment_report import ALIGNMENT_HEADER, alignment_rows
+from par_agent.evaluation.record_checks import Record
+from par_agent.evaluation.records import record_key
+from par_agent.evaluation.results import PAPER_RESULTS, RESULT_HEADER, TaskResult, result_row
+from par_agent.evaluation.statistics import compare_paired
+from par_agent.simulation.variations import VARIATIONS
+from par_agent.tasks import PAPER_TASKS
+
+ROWS = {
+    "par-mini": "PAR-Full",
+    "par-noar": "PAR-NoAR",
+    "par-discrete": "PAR-Discrete",
+    "act": "ACT",
+    "bc-t": "BC-T",
+    "dp": "DP",
+    "icrt": "ICRT",
+    "rdt": "RDT",
+}
+"""Names of policies -> rows of the paper's Tables 2 and 3."""
+RESULTS_PAGE = "results.md"
+NOTHING = "–"
+EXPLAINED = (
+    "Success at any control step in %, with successes, rollouts and the 95% Wilson interval, as wide as for those "
+    "rollouts that repeat no other's actions; in brackets the 95% interval that draws whole initial states. Rollouts "
+    "that ended with an exception count as failures, and are named. Rows in italics are printed in the paper and were "
+    "not measured here. Minutes are those of the training steps on the machine that trained (processor minutes in "
+    "brackets); a chunk's time is one planning `act()`, frame encoder included."
+)
+COMPARED = (
+    "Difference of success rates in points ({reference} = 0), on the same initial states and policy seeds: 95% "
+    "interval by initial state, and the p-value of the exact sign-flip test by initial state (McNemar's, where each "
+    "has one rollout); it is that of one cell, not corrected for their number. An interval of one point says only that "
+    "no state was solved by one alone."
+)
+SOURCES = (
+    "The hash is of the weights and, of methods that are not PAR, of the code around them: it changes with either."
+)
+ALL_RUNS = (
+    "Every run that the READMEs, the model cards and the lab book report. `runs.json` tells more of each: versions, "
+    "task specs, how the policy was trained. `python benchmarks/report.py export NAME --out FOLDER` makes a run's "
+    "folder, `python benchmarks/compare.py NAME OTHER_NAME` compares two. Success is success at any control step; "
+    "rollouts that repeat another's actions from the same initial state are not distinct, and count once in Wilson's "
+    "interval."
+)
+DEVELOPMENT_RUNS = "Runs made during development, by checkpoint and by how it acted. Only their rollouts are kept."
+
+Runs = Mapping[str, Run]
+"""Reported runs by name."""
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    return [f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows)]
+
+
+def of_group(runs: Runs, group: str) -> list[Run]:
+    """The runs of one group."""
+    return [run for run in runs.values() if run.group == group]
+
+
+# --- the bundled checkpoints ------------------------------------------------------------------------------------------
+
+
+def bundled_table(runs: Runs, base: Path, reported: Path) -> list[str]:
+    """What the bundled checkpoints solve beside the paper's figures, and below it one of them with one thing changed.
+
+    Args:
+        runs: all reported runs.
+        base: folder of the document that shows the table.
+        reported: folder of the reported runs.
+    """
+    lines, commands = [], []
+    link = os.path.relpath(reported / RESULTS_PAGE, base)
+    for run in of_group(runs, "bundled"):
+        track = "" if run.track == "paper" else f" on the {run.track} track"
+        name = f"[{Path(run.about['policy']).name}]({link}#bundled), measured here{track}"
+        lines.append(_row(name, run, _rate))
+        commands.append(f"`{run.about['command']}`")
+    for method in ("PAR-Full", "DP", "RDT"):
+        figures = (f"{PAPER_RESULTS[method][task]:g}" for task in PAPER_TASKS)
+        lines.append((f"{method}, the paper's figure", *figures))
+    table = markdown(("success rate in %", *PAPER_TASKS), lines)
+    return [*table, "", f"Measured with {', '.join(commands)}.", "", *robustness_table(runs)]
+
+
+def robustness_table(runs: Runs) -> list[str]:
+    """Successes with one thing changed at a time."""
+    found, rows = of_group(runs, "robustness"), []
+    if not found:
+        return []
+    for run in found:
+        unseen = run.variation == "none"
+        change = "initial states never used before" if unseen else VARIATIONS[run.variation].description
+        rows.append(_row(change, run, _count))
+    title = f"What `{found[0].policy}` does, 25 rollouts a task, when one thing is not as in training:"
+    table = markdown(("", *PAPER_TASKS), rows)
+    return [title, "", *table, "", "Measured with `make benchmark-robustness`.", ""]
+
+
+def context_table(runs: Runs) -> list[str]:
+    """Successes by the number of physical tokens that the policy remembers."""
+    found = {run.about["policy_options"]["context"]: run for run in of_group(runs, "context")}
+    rows = [_row(str(number), found[number], _count) for number in sorted(found)]
+    return [*markdown(("physical tokens", *PAPER_TASKS), rows), ""]
+
+
+def alignment_results(runs: Runs) -> list[TaskResult]:
+    """Of the runs that compared imagined with executed."""
+    return [result for run in of_group(runs, "alignment") for result in run.results.values()]
+
+
+def alignment_table(runs: Runs) -> list[str]:
+    """Imagined against executed, by horizon."""
+    return [*markdown(ALIGNMENT_HEADER, alignment_rows(alignment_results(runs))), ""]
+
+
+def _row(name: str, run: Run, show: Callable[[TaskResult], str]) -> tuple[str, ...]:
+    """A run's line in a table, a task's result as ``show`` writes it."""
+    results = run.results
+    return (name, *(show(results[task]) if task in results else NOTHING for task in PAPER_TASKS))
+
+
+def _rate(result: TaskResult) -> str:
+    """`123/125 = 98.4 (94.4–99.6)`: successes, rollouts, rate in % and Wilson interval."""
+    wilson = f"{100 * result.wilson.low:.1f}–{100 * result.wilson.high:.1f}"
+    return f"{_count(result)} = **{100 * result.rate:.1f}** ({wilson})"
+
+
+def _count(result: TaskResult) -> str:
+    """Successes and rollouts."""
+    return f"{result.successes}/{result.rollouts}"
+
+
+# --- all methods ------------------------------------------------------------------------------------------------------
+
+
+def by_policy(runs: Iterable[Run]) -> dict[str, Run]:
+    """Runs of the paper track with nothing changed and all demonstrations, by policy, in the order of the paper's rows.
+
+    Raises:
+        UserError: two of them are of the same policy.
+    """
+    rows: dict[str, Run] = {}
+    for run in runs:
+        if run.track != "paper" or run.variation != "none" or run.demos is not None:
+            continue
+        if run.policy in rows:
+            raise UserError(
+                f"{rows[run.policy].name} and {run.name} are both of {run.policy}; the table has one row for each "
+                "policy: give one of them another group"
+            )
+        rows[run.policy] = run
+    return {name: rows[name] for name in sorted(rows, key=lambda name: _place(name, list(ROWS)))}
+
+
+def _place(name: str, order: list[str]) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def methods_page(rows: Runs, unseen: Runs, reference: str, points: Mapping[Curve, Sequence[Point]]) -> str:
+    """The page of all methods in Markdown.
+
+    Args:
+        rows: runs of the protocol, by policy.
+        unseen: runs of other initial states, by policy.
+        reference: the policy that the others are tested against.
+        points: what :func:`curves` gives.
+
+    Raises:
+        UserError: there is no run of the reference.
+    """
+    sources = (
+        (name, f"`{run.about['checkpoint']}`", str(len(run.records)), f"`{run.about['command']}`")
+        for found in (rows, unseen)
+        for name, run in found.items()
+    )
+    lines = [
+        *("# All methods", "", EXPLAINED, "", *methods_table(rows), ""),
+        *(f"## Against {reference}", "", COMPARED.format(reference=reference), ""),
+        *(*markdown(("method", *PAPER_TASKS), _comparisons(rows, reference)), ""),
+        *(["## From other initial states", "", *unseen_table(unseen), ""] if unseen else []),
+        *(["## By number of demonstrations", "", *demonstrations_table(points), ""] if points else []),
+        *("## Where this comes from", "", SOURCES, ""),
+        *markdown(("method", "weights and code", "rollouts", "command"), sources),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def methods_table(rows: Runs) -> list[str]:
+    """Every method, and below it what the paper prints of it."""
+    lines = [line for name, run in rows.items() for line in _method_lines(name, run)]
+    lines += [_paper_line(row) for name, row in ROWS.items() if name not in rows]
+    return markdown(("method", *PAPER_TASKS, "parameters", "training min", "ms per chunk"), lines)
+
+
+def unseen_table(rows: Runs) -> list[str]:
+    """What the methods solve from initial states that are not the protocol's."""
+    lines = []
+    for name, run in rows.items():
+        results = run.results
+        lines.append((name, str(run.state_seed), *(_cell(results.get(task)) for task in PAPER_TASKS)))
+    return markdown(("method", "states from seed", *PAPER_TASKS), lines)
+
+
+def _method_lines(name: str, run: Run) -> list[tuple[str, ...]]:
+    """A method's own row, and the paper's below it."""
+    results, training, parameters = run.results, run.training, run.about.get("parameters")
+    minutes = NOTHING
+    if "minutes" in training:
+        minutes = f"{training['minutes']:.0f} ({training['processor_minutes']:.0f})"
+    speeds = [result.plan_ms for result in results.values() if result.plan_ms is not None]
+    own = (
+        name,
+        *(_cell(results.get(task)) for task in PAPER_TASKS),
+        NOTHING if parameters is None else f"{parameters / 1e6:.1f}M",
+        minutes,
+        f"{sum(speeds) / len(speeds):.0f}" if speeds else NOTHING,
+    )
+    return [own, _paper_line(ROWS[name])] if name in ROWS else [own]
+
+
+def _paper_line(row: str) -> tuple[str, ...]:
+    figures = (f"*{PAPER_RESULTS[row][task]:g}*" for task in PAPER_TASKS)
+    return (f"*{row}, the paper's figure*", *figures, NOTHING, NOTHING, NOTHING)
+
+
+def _cell(result: TaskResult | None) -> str:
+    if result is None:
+        return NOTHING
+    wilson, cluster = (f"{100 * bounds.low:.1f}–{100 * bounds.high:.1f}" for bounds in (result.wilson, result.cluster))
+    errors = f", {result.errors} errors" if result.errors else ""
+    return f"**{100 * result.rate:.1f}** {_count(result)}, {wilson} [{cluster}]{errors}"
+
+
+def _comparisons(rows: Runs, reference: str) -> list[tuple[str, ...]]:
+    if reference not in rows:
+        raise UserError(f"no run of the protocol is of {reference!r}; there are: {', '.join(rows) or 'none'}")
+    first = rows[reference].records
+    return [
+        (name, *(_comparison(*(_of_task(found, task) for found in (first, run.records))) for task in PAPER_TASKS))
+        for name, run in rows.items()
+        if name != reference
+    ]
+
+
+def _of_task(records: list[Record], task: str) -> list[Record]:
+    return [record for record in records if record["task"] == task]
+
+
+def _comparison(first: list[Record], second: list[Record]) -> str:
+    if not {record_key(record) for record in first} & {record_key(record) for record in second}:
+        return NOTHING
+    found = compare_paired(first, second)
+    low, high = 100 * found.interval.low, 100 * found.interval.high
+    return f"{100 * found.risk_difference:+.1f} ({low:+.1f} to {high:+.1f}), p = {found.p_value:.2g}"
+
+
+# --- success by number of demonstrations ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """Success after training on so many demonstrations."""
+
+    demonstrations: int
+    run: Run
+    result: TaskResult
+
+
+class Curve(NamedTuple):
+    """What the points of one curve have in common."""
+
+    task: str
+    policy: str
+    """Its name and, where its training began with a checkpoint, that."""
+    steps: int
+    """Of its training."""
+
+
+def curves(runs: Iterable[Run]) -> dict[Curve, list[Point]]:
+    """Success by number of demonstrations, of the protocol's runs whose policies were trained with --demos.
+
+    Returns:
+        Each curve's points by number.
+
+    Raises:
+        UserError: two runs make the same point, or a run's policy was rolled out on none of its training's datasets.
+    """
+    found: dict[Curve, dict[int, Point]] = {}
+    for run in runs:
+        if run.track != "paper" or run.variation != "none" or run.state_seed is not None or run.demos is None:
+            continue
+        policy = run.policy if run.init is None else f"{run.policy}, --init {run.init}"
+        steps, counts, results = run.training["steps"], run.training["demonstrations"], run.results
+        trained = [task for task in results if task in counts]
+        if not trained:
+            raise UserError(
+                f"{run.name} rolled out {', '.join(results)} with a policy trained on datasets {', '.join(counts)}: "
+                "a curve needs folders named like the tasks"
+            )
+        for task in trained:
+            count, points = counts[task], found.setdefault(Curve(task, policy, steps), {})
+            if count in points:
+                raise UserError(
+                    f"{points[count].run.name} and {run.name} are both of {policy} after {steps} steps with "
+                    f"{count} demonstrations of {task}: give one of them another group"
+                )
+            points[count] = Point(count, run, results[task])
+    return {key: [points[count] for count in sorted(points)] for key, points in sorted(found.items())}
+
+
+def demonstrations_table(points: Mapping[Curve, Sequence[Point]]) -> list[str]:
+    """A row for every curve, a column for every number."""
+    numbers = sorted({point.demonstrations for found in points.values() for point in found})
+    lines = []
+    for curve, found in points.items():
+        cells = {point.demonstrations: _cell(point.result) for point in found}
+        lines.append((curve.task, curve.policy, str(curve.steps), *(cells.get(number, NOTHING) for number in numbers)))
+    return markdown(("task", "policy", "training steps", *(f"{number} demonstrations" for number in numbers)), lines)
+
+
+# --- all runs ---------------------------------------------------------------------------------------------------------
+
+
+def results_page(runs: Runs, development: Mapping[str, list[Record]]) -> str:
+    """The results of all runs in Markdown, by group, with the command that made each."""
+    lines = ["# All runs", "", ALL_RUNS]
+    for group in dict.fromkeys(run.group for run in runs.values()):
+        found = of_group(runs, group)
+        lines += ["", f"## {group}", "", *_results_table({run.name: run.records for run in found}), ""]
+        lines += markdown(("run", "checkpoint", "git commit", "command"), map(_source, found))
+    if development:
+        lines += ["", f"## {DEVELOPMENT}", "", DEVELOPMENT_RUNS, "", *_results_table(development)]
+    return "\n".join(lines) + "\n"
+
+
+def _results_table(records: Mapping[str, list[Record]]) -> list[str]:
+    rows = [
+        (name, *result_row(result)) for name, found in records.items() for result in results_by_task(found).values()
+    ]
+    return markdown(("run", *RESULT_HEADER), rows)
+
+
+def _source(run: Run) -> tuple[str, ...]:
+    about = run.about
+    return (run.name, f"`{about['checkpoint']}`", str(about.get("git_commit"))[:12], f"`{about['command']}`")
+
+
+def results_csv(runs: Runs) -> str:
+    """The results of all runs, a line for each run and task."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    fields = ("successes", "rollouts", "distinct", "errors", "rate_percent")
+    bounds = ("wilson_low", "wilson_high", "state_low", "state_high")
+    writer.writerow(("run", "policy", "track", "variation", "initial_states", "task", *fields, *bounds))
+    for run in runs.values():
+        states = "the protocol" if run.state_seed is None else f"from seed {run.state_seed}"
+        for r in run.results.values():
+            counts = (r.successes, r.rollouts, r.distinct, r.errors)
+            percent = (100 * value for value in (r.rate, r.wilson.low, r.wilson.high, r.cluster.low, r.cluster.high))
+            head = (run.name, run.policy, run.track, run.variation, states, r.task)
+            writer.writerow((*head, *counts, *(f"{value:.2f}" for value in percent)))
+    return buffer.getvalue()
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+TABLES: dict[str, Callable[[Runs], list[str]]] = {
+    "context": context_table,
+    "alignment": alignment_table,
+    "rows": lambda runs: [*methods_table(by_policy(of_group(runs, "rows"))), ""],
+    "unseen": lambda runs: [*unseen_table(by_policy(of_group(runs, "unseen"))), ""],
+    "demonstrations": lambda runs: [*demonstrations_table(curves(of_group(runs, "demonstrations"))), ""],
+}
+"""Names of the marks in documents -> the lines of the table between them; besides these there is `results`."""
+
+
+def filled(text: str, runs: Runs, base: Path, reported: Path = REPORTED) -> str:
+    """A document's text with the tables between its marks, `<!-- rows -->` and `<!-- /rows -->` for example, as they
+    should be.
+
+    Args:
+        text: the document's.
+        runs: all reported runs.
+        base: the document's folder.
+        reported: folder of the reported runs.
+
+    Raises:
+        UserError: a mark without its end.
+    """
+    tables = {**TABLES, "results": lambda runs: bundled_table(runs, base, reported)}
+    for name, make in tables.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if begin in text:
+            before, rest = text.split(begin)
+            if end not in rest:
+                raise UserError(f"a document in {base} has the mark {begin.strip()} without {end}")
+            text = before + begin + "\n".join(make(runs)) + end + rest.split(end)[1]
+    return text
