@@ -24,7 +24,7 @@ class CompareConfig(Checked):
     """Compares two runs, paired by task, initial state and policy seed."""
 
     first: tyro.conf.Positional[Path]
-    """Folder of a run, as benchmarks/run.py names it, or the name of a reported run, such as rows/act."""
+    """Folder of a run, as `par-agent benchmark` names it, or the name of a reported run, such as rows/act."""
     second: tyro.conf.Positional[Path]
     """The run to compare it with."""
     reported: Path = REPORTED
@@ -40,7 +40,7 @@ def read_rollouts(place: Path, reported: Path) -> dict[RecordKey, Record]:
     if (place / "run.json").is_file():
         _, records = read_run(place)
     elif place.exists() or place.is_absolute():
-        raise UserError(f"{place} holds no run; give the folder that benchmarks/run.py printed")
+        raise UserError(f"{place} holds no run; give the folder that `par-agent benchmark` printed")
     else:
         records = reported_records(reported, str(place))
     if not records:

@@ -70,9 +70,9 @@ class SpeedConfig(Checked):
     tasks: tuple[str, ...] = PAPER_TASKS
     """Registered tasks to roll out."""
     policy: str = "harness_speed:SwayPolicy"
-    """As in benchmarks/run.py. The default has no model, so that the harness alone is timed."""
+    """As in `par-agent benchmark`. The default has no model, so that the harness alone is timed."""
     policy_kwargs: tuple[str, ...] = ()
-    """Options of the policy as key=value, as in benchmarks/run.py."""
+    """Options of the policy as key=value, as in `par-agent benchmark`."""
     states: int = 2
     """Rollouts per task and worker of the harness, each to the task's step limit."""
     plain_steps: int = 40

@@ -81,7 +81,7 @@ class AddConfig(Checked):
     """Which run is added, and as what."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a finished run, as benchmarks/run.py names it."""
+    """Folder of a finished run, as `par-agent benchmark` names it."""
     group: str
     """What it shows: bundled (checkpoints of this package), robustness (with one thing changed), context (by how much
     of the past), alignment (imagined against executed), rows (all methods), unseen (they from other initial states),

@@ -276,7 +276,7 @@ def no_run(folder: Path, name: str) -> UserError:
 
 
 def read_finished(folder: Path, name: str) -> Run:
-    """A finished run from the folder that benchmarks/run.py left.
+    """A finished run from the folder that `par-agent benchmark` left.
 
     Raises:
         UserError: it is not finished, a file is damaged, or the files contradict each other.

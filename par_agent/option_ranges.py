@@ -46,7 +46,7 @@ _PIXELS = Range(1, 16_384)
 _OFFSET = Range(0, 16_383)
 
 RANGES: Ranges = {
-    **dict.fromkeys(("demos", "every", "limit", "max_steps", "num", "num_states", "repeats", "rounds"), _COUNT),
+    **dict.fromkeys(("demos", "every", "limit", "max_steps", "num", "repeats", "rounds"), _COUNT),
     **dict.fromkeys(("plain_steps", "rollout_states", "states", "steps", "validate_every", "keep"), _COUNT),
     **dict.fromkeys(("checkpoint_minutes", "picture_minutes", "phase", "rollout_every", "video", "videos"), NUMBER),
     **dict.fromkeys(("warmup", "motion_steps", "look", "state"), NUMBER),

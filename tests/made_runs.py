@@ -1,4 +1,4 @@
-"""Folders of runs as benchmarks/run.py leaves them, without a simulation."""
+"""Folders of runs as `par-agent benchmark` leaves them, without a simulation."""
 
 from __future__ import annotations
 

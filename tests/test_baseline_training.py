@@ -21,8 +21,6 @@ from par_agent.training.validation import action_metrics
 from small_baselines import SMALL, run
 from tiny import option_words
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.mark.parametrize("method", NAMES)
 def test_compiled_blocks_learn_what_they_would_otherwise(
@@ -102,8 +100,7 @@ def test_a_killed_run_that_goes_on_equals_one_that_was_not_killed(method: str, t
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     train(whole)
     moment = Moment("par_agent.training.loop:save_checkpoint", number=4)
-    script = str(ROOT / "benchmarks" / "train_baseline.py")
-    with Held([script, *option_words(config)], moment, tmp_path / "marks") as held:
+    with Held(["par-agent", "train-baseline", *option_words(config)], moment, tmp_path / "marks") as held:
         held.until_held()
     assert latest_checkpoint(config.out / "checkpoints") == config.out / "checkpoints" / "step_00000004"
     train(config)

@@ -25,9 +25,7 @@ SCRIPTS = {
     "latency": "LatencyConfig",
     "make_states": "MakeStatesConfig",
     "report": "MakeConfig",
-    "run": "BenchmarkConfig",
     "throughput": "ThroughputConfig",
-    "train_baseline": "BaselineConfig",
     "training_step": "TrainingStepConfig",
 }
 COMMANDS = {name: command.target for name, command in SUBCOMMANDS.items()} | {
@@ -44,7 +42,7 @@ MAY_BE_ZERO = {
 }
 """Options for which 0 is a value: of train-vae and others only if the command says so, see ZERO_IN."""
 ZERO_IN = {
-    **dict.fromkeys(("accumulation", "batch_size", "learning_rate"), ("finetune", "train_baseline.py")),
+    **dict.fromkeys(("accumulation", "batch_size", "learning_rate"), ("finetune", "train-baseline")),
     "states": ("visualize gallery",),
 }
 
@@ -231,13 +229,12 @@ REFUSED = [
     ("info", "nope", "no model 'nope'"),
     ("check-nova", "--io nowhere", "nowhere"),
     ("import-nova", "nowhere", "nowhere"),
-    ("run.py", "--policy nope", "no policy 'nope'"),
-    ("run.py", "--tasks nope", "unknown task 'nope'"),
-    ("run.py", "--tasks PushCube PushCube", "given twice"),
-    ("run.py", "--policy vla-eval:nope", "nope"),
-    ("run.py", "--policy dp --policy-checkpoint nowhere", "nowhere"),
-    ("run.py", "--states 26", "states is 26"),
-    ("run.py", "--num-states 3", "--state-seed"),
+    ("benchmark", "--policy nope", "no policy 'nope'"),
+    ("benchmark", "--tasks nope", "unknown task 'nope'"),
+    ("benchmark", "--tasks PushCube PushCube", "given twice"),
+    ("benchmark", "--policy vla-eval:nope", "nope"),
+    ("benchmark", "--policy dp --policy-checkpoint nowhere", "nowhere"),
+    ("benchmark", "--num-states 26", "states is 26"),
     ("compare.py", "nowhere nowhere", "nowhere holds no run"),
     ("compare.py", "rows/act data", "data holds no run"),
     ("report.py", "--reported nowhere", "nowhere/rollouts.parquet does not exist"),
@@ -251,7 +248,7 @@ REFUSED = [
     ("harness_speed.py", "--tasks nope", "unknown task 'nope'"),
     ("latency.py", "--presets nope", "unknown preset 'nope'"),
     ("training_step.py", "--preset nope", "unknown preset 'nope'"),
-    ("train_baseline.py", "--method nope --data data", "method is 'nope'"),
+    ("train-baseline", "--method nope --data data", "method is 'nope'"),
 ]
 
 
@@ -278,4 +275,4 @@ def test_what_is_not_there_or_does_not_fit_is_refused_and_nothing_is_left(
 def run_script_main(command: str, words: list[str]) -> None:
     """Runs a script of benchmarks/ in this process."""
     module = importlib.import_module(COMMANDS[command].partition(":")[0])
-    module.main(words if command == "train_baseline.py" else parse(config_of(command), words, command, ""))
+    module.main(parse(config_of(command), words, command, ""))

@@ -271,5 +271,5 @@ def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
 def test_the_command_line_refuses_a_row_without_checkpoint(tmp_path: Path) -> None:
     result = run("--policy", "icrt", "--out", tmp_path)
     assert result.returncode == 2
-    assert "train it with: python benchmarks/train_baseline.py --method icrt" in result.stderr
+    assert "train it with: par-agent train-baseline --method icrt" in result.stderr
     assert not list(tmp_path.iterdir())

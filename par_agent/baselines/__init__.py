@@ -2,7 +2,7 @@
 
 All see what PAR sees (latents of the same frozen frame encoder, joint positions, the instruction), through the same
 kind of convolutional stem, and are trained on the same windows, with the same normalisation, optimiser and loop.
-Nothing heavy is imported here: ``benchmarks/run.py`` only looks names up.
+Nothing heavy is imported here: `par-agent benchmark` only looks names up.
 """
 
 from __future__ import annotations
@@ -78,4 +78,4 @@ def _command(name: str) -> str:
     """How a row is trained."""
     if name not in NAMES:
         return f"par-agent finetune --preset {name} {_TASKS} --out runs/{name}"
-    return f"python benchmarks/train_baseline.py --method {name} {_TASKS} --out runs/{name}"
+    return f"par-agent train-baseline --method {name} {_TASKS} --out runs/{name}"

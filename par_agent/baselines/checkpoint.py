@@ -105,7 +105,7 @@ class BaselineCheckpoint:
         """
         folder, device = Path(folder), usable_device(device)
         if not (folder / ABOUT).is_file():
-            raise UserError(f"{folder} holds no baseline (no {ABOUT}); train one with benchmarks/train_baseline.py")
+            raise UserError(f"{folder} holds no baseline (no {ABOUT}); train one with `par-agent train-baseline`")
         content = read_object(folder / ABOUT)
         if (method := str(content.get("method"))) not in METHODS:
             raise UserError(f"{folder / ABOUT} names the method {method!r}; known: {', '.join(METHODS)}")

@@ -49,7 +49,7 @@ class BaselinePolicy:
     """Acts with a baseline: looks at a frame, predicts, executes a chunk, looks again.
 
     Args:
-        checkpoint: folder of `benchmarks/train_baseline.py`.
+        checkpoint: folder of `par-agent train-baseline`.
         task: gives the instruction.
         device: where the model runs.
         context: observations remembered; None: as many as the method was trained for.

@@ -30,6 +30,12 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "export-lerobot": Subcommand("par_agent.cli.export_lerobot:ExportLeRobotConfig", "write a LeRobot dataset"),
     "train-vae": Subcommand("par_agent.cli.train_vae:TrainVAEConfig", "train the small latent frame encoder", True),
     "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data", True),
+    "train-baseline": Subcommand(
+        "par_agent.cli.train_baseline:BaselineConfig", "train a method that PAR is compared with", True
+    ),
+    "benchmark": Subcommand(
+        "par_agent.cli.benchmark:BenchmarkConfig", "roll a policy out under the paper's protocol", True
+    ),
     "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
     "visualize rollout": Subcommand("par_agent.cli.visualize:RolloutConfig", "draw imagined against executed"),
     "visualize attention": Subcommand("par_agent.cli.visualize_attention:AttentionConfig", "draw what is attended to"),

@@ -16,7 +16,7 @@ class FailuresConfig(Checked):
     """Repeats the failed rollouts of a run and says why they may have failed; report.html shows it."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of a run of benchmarks/run.py."""
+    """Folder of a run of `par-agent benchmark`."""
     policy: str | None = None
     """The run's policy, where it is not any more where it was."""
     limit: int | None = None

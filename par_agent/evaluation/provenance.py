@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def provenance(run: BenchmarkRun) -> dict[str, Any]:
     """All that is needed to repeat the run."""
     return {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": _command(),
         "git_commit": run.commit,
         "policy": run.config.policy.name or run.config.policy.reference,
         "policy_folder": _folder(run.config.policy),
@@ -40,6 +40,14 @@ def provenance(run: BenchmarkRun) -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": run.versions,
     }
+
+
+def _command() -> str:
+    """What was typed: `par-agent ...`, or a script."""
+    program, *options = sys.argv
+    if program.endswith(".py"):
+        return shlex.join([Path(sys.executable).name, program, *options])
+    return shlex.join([Path(program).name, *options])
 
 
 def _folder(policy: PolicySource) -> str | None:

@@ -62,7 +62,7 @@ def _read_plan(path: Path) -> tuple[dict[str, Any], RunPlan]:
     try:
         return run, RunPlan.of(run)
     except UserError as error:
-        raise UserError(f"{path} is not as benchmarks/run.py leaves it: {error}") from None
+        raise UserError(f"{path} is not as `par-agent benchmark` leaves it: {error}") from None
 
 
 def read_records(path: Path, plan: RunPlan) -> list[Record]:

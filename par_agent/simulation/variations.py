@@ -84,7 +84,7 @@ VARIATIONS: dict[str, Variation] = {
     "delay": Variation("every action one control step late", delay=1),
     "shader": Variation("ManiSkill's default shader, whose background is grey, not black", shader="default"),
 }
-"""What `benchmarks/run.py --variation` knows."""
+"""What `par-agent benchmark --variation` knows."""
 
 
 def get_variation(name: str) -> Variation:

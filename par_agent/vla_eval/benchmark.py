@@ -33,7 +33,7 @@ except ImportError as error:
 
 
 class ManiSkill3Benchmark(StepBenchmark):
-    """Rolls a model server out as `benchmarks/run.py` does: the same initial states, seeds, images and end.
+    """Rolls a model server out as `par-agent benchmark` does: the same initial states, seeds, images and end.
 
     Episode i of a task starts from initial state ``i % states`` with policy seed ``i // states``, so the protocol is
     125 episodes a task. An episode ends with the first success or after the task's step limit. Beside ``success`` its
@@ -80,7 +80,7 @@ class ManiSkill3Benchmark(StepBenchmark):
 
     @classmethod
     def configure_render(cls, mode: str) -> dict[str, str]:
-        """Images are rendered on the CPU, as in `benchmarks/run.py`; nothing has to be set."""
+        """Images are rendered on the CPU, as in `par-agent benchmark`; nothing has to be set."""
         return {}
 
     def get_tasks(self) -> list[dict[str, Any]]:
