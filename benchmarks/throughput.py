@@ -110,9 +110,9 @@ class Training:
         """Loss, gradient, clipping and update."""
         with self.precision():
             inputs, targets, features = tensors(windows, self.transforms, self.checkpoint.text_encoder, self.device)
-            steps, visible = windows.steps.to(self.device), windows.visible.to(self.device)
+            steps, context_length = windows.steps.to(self.device), windows.context_length.to(self.device)
             loss = self.model.loss(
-                features, inputs, steps, targets, context=visible, frame_fraction=self.config.frame_fraction
+                features, inputs, steps, targets, context=context_length, frame_fraction=self.config.frame_fraction
             )
         loss.total.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

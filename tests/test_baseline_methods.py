@@ -28,11 +28,11 @@ def test_sizes_at_full_size_are_within_twice_those_of_par_mini() -> None:
 
 
 def test_a_step_sees_its_own_episode_and_nothing_later() -> None:
-    visible = torch.tensor([[0, 1, 2, 1, 2]])
+    context_length = torch.tensor([[0, 1, 2, 1, 2]])
     expected = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
-    assert torch.equal(past_mask(visible)[0, 0].int(), torch.tensor(expected, dtype=torch.int32))
+    assert torch.equal(past_mask(context_length)[0, 0].int(), torch.tensor(expected, dtype=torch.int32))
     tokens = torch.arange(5.0)[None, :, None, None]
-    assert recent(tokens, visible, 2)[0, :, :, 0].tolist() == [[0, 0], [1, 1], [1, 2], [3, 3], [3, 4]]
+    assert recent(tokens, context_length, 2)[0, :, :, 0].tolist() == [[0, 0], [1, 1], [1, 2], [3, 3], [3, 4]]
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -42,15 +42,15 @@ def test_what_comes_later_changes_no_step_before_it(method: str) -> None:
     config = model.config
     tokens, later = torch.randn(2, 2, 4, config.frame_tokens, 32)
     past = torch.randn(2, 4, LENGTH, 8)
-    visible = torch.tensor([[1, 2, 3, 4], [1, 2, 1, 2]])
-    history = History(tokens, past, (visible > 1), visible, torch.randn(2, config.text_length, 32))
+    context_length = torch.tensor([[1, 2, 3, 4], [1, 2, 1, 2]])
+    history = History(tokens, past, (context_length > 1), context_length, torch.randn(2, config.text_length, 32))
     usual = model.conditions(history)
-    for name, value in (("tokens", later), ("past", past + 1)):
+    for name, value in (("tokens", later), ("past_actions", past + 1)):
         changed = getattr(history, name).clone()
         changed[:, 3] = value[:, 3]
         other = model.conditions(dataclasses.replace(history, **{name: changed}))
         torch.testing.assert_close(other[:, :3], usual[:, :3])
-        assert torch.equal(other[:, 3], usual[:, 3]) == (name == "past" and method != "icrt")
+        assert torch.equal(other[:, 3], usual[:, 3]) == (name == "past_actions" and method != "icrt")
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -61,9 +61,9 @@ def test_dropout_acts_in_training_alone(method: str) -> None:
         if not parameter.any():  # a layer that starts from zero hides what is in front of it
             torch.nn.init.normal_(parameter)
     config = model.config
-    visible = torch.tensor([[1, 2, 3, 4]])
+    context_length = torch.tensor([[1, 2, 3, 4]])
     tokens, past = torch.randn(1, 4, config.frame_tokens, 32), torch.randn(1, 4, LENGTH, 8)
-    history = History(tokens, past, visible > 1, visible, torch.randn(1, config.text_length, 32))
+    history = History(tokens, past, context_length > 1, context_length, torch.randn(1, config.text_length, 32))
 
     def drawn() -> torch.Tensor:
         return model.draw(model.conditions(history).flatten(0, 1), None)
@@ -132,6 +132,6 @@ def test_bc_ts_loss_is_the_likelihood_of_its_mixture_and_it_draws_components_by_
 
 def test_icrt_learns_from_what_follows_the_prompt() -> None:
     model = METHODS["icrt"](METHODS["icrt"].Config(width=32, heads=2))
-    visible = torch.tensor([[1, 2, 1, 2, 0], [1, 2, 3, 1, 2], [1, 2, 3, 4, 5]])
+    context_length = torch.tensor([[1, 2, 1, 2, 0], [1, 2, 3, 1, 2], [1, 2, 3, 4, 5]])
     expected = [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
-    assert torch.equal(model.counted(visible).int(), torch.tensor(expected, dtype=torch.int32))
+    assert torch.equal(model.counted(context_length).int(), torch.tensor(expected, dtype=torch.int32))

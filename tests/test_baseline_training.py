@@ -76,7 +76,7 @@ def test_a_handful_of_episodes_is_learnt_by_heart_from_their_frames_and_saved(me
     before = BaselineCheckpoint(method, setup.model.eval(), setup.encoder, setup.transforms, setup.prompts)
     windows = sampler.sample(0, len(sampler), augment=False)
     counted = setup.model.counted(there(windows))
-    windows = dataclasses.replace(windows, weights=windows.weights * counted[..., None])
+    windows = dataclasses.replace(windows, action_weights=windows.action_weights * counted[..., None])
     latents = windows.latents
     others = dataclasses.replace(windows, latents=latents.flatten(0, 1).roll(1, 0).view_as(latents))
 

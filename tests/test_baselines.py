@@ -129,13 +129,13 @@ def test_an_episode_that_is_acted_in_is_read_as_in_training(trained: BaselineCon
     first = int((seen == 1).nonzero()[-1])
     assert (first > 0) == bool(setup.prompts)
     wanted = predict(loaded, windows, torch.device("cpu"))[0]
-    past = loaded.transforms.normalise_actions(windows.before, windows.before_positions)[0]
+    past = loaded.transforms.normalise_actions(windows.past_actions, windows.past_proprioception)[0]
     task = dataclasses.replace(TASK, instruction=windows.instructions[0])
     policy = BaselinePolicy(str(trained.out / "policy"), task, deterministic=True)
     steps = min(int(seen.max()), 3)
     for step in range(first, first + steps):
         shown = observation()
-        shown["agent"]["qpos"] = windows.positions[:, step]
+        shown["agent"]["qpos"] = windows.proprioception[:, step]
         policy.encoder = SimpleNamespace(encode=lambda _, now=step: windows.latents[:, now])
         if step > first:
             policy._state.chunk = past[step : step + 1]  # as if the demonstrated chunk had been planned
@@ -148,7 +148,7 @@ def test_an_episode_that_is_acted_in_is_read_as_in_training(trained: BaselineCon
 def test_another_demonstration_as_prompt_gives_other_actions(trained: BaselineConfig, tmp_path: Path) -> None:
     loaded = BaselineCheckpoint.load(trained.out / "policy")
     prompt = loaded.prompts[TASK.instruction]
-    for name in ("latents", "past"):
+    for name in ("latents", "past_actions"):
         other = dataclasses.replace(prompt, **{name: -getattr(prompt, name)})
         dataclasses.replace(loaded, prompts={TASK.instruction: other}).save(tmp_path / name)
         changed, usual = (
@@ -167,17 +167,20 @@ def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConf
     past = torch.randn(1, steps, LENGTH, 8, generator=generator)
     policy = BaselinePolicy(str(trained.out / "policy"), TASK)
     state = policy._begin(1)
-    state.tokens[:, -steps:], state.past[:, -steps:], state.seen[:] = tokens, past, steps
+    state.tokens[:, -steps:], state.past_actions[:, -steps:], state.seen[:] = tokens, past, steps
     with torch.inference_mode():
         one = model.conditions(policy._history(state, torch.tensor([0])))[:, -1]
         whole = policy._history(state, torch.tensor([0]))
-        assert int((whole.visible > 0).sum()) == steps + (
-            len(setup.prompts["push cube 1"].past) if setup.prompts else 0
+        assert int((whole.context_length > 0).sum()) == steps + (
+            len(setup.prompts["push cube 1"].past_actions) if setup.prompts else 0
         )
-        there = whole.visible[0] > 0
+        there = whole.context_length[0] > 0
         short = dataclasses.replace(
             whole,
-            **{name: getattr(whole, name)[:, there] for name in ("tokens", "past", "past_known", "visible")},
+            **{
+                name: getattr(whole, name)[:, there]
+                for name in ("tokens", "past_actions", "past_actions_known", "context_length")
+            },
         )
         torch.testing.assert_close(model.conditions(short)[:, -1], one, rtol=1e-4, atol=1e-5)
 

@@ -47,7 +47,7 @@ def test_statistics_are_of_the_actions_as_recorded_where_they_are_no_joint_targe
     index = controlled(tmp_path, mode, size)
     transforms = fit_transforms([index], "render_camera", None)
     assert transforms.control_mode == mode and transforms.relative == (False,) * size
-    complete = index.columns["after"][index.columns["valid"].all(1)]
+    complete = index.columns["target_actions"][index.columns["action_weights"].all(1)]
     np.testing.assert_allclose(transforms.action_mean, complete.mean(0), atol=1e-6)
     np.testing.assert_allclose(transforms.action_std, complete.std(0), atol=1e-6)
 

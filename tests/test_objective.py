@@ -29,24 +29,24 @@ def test_targets_of_a_displaced_robot_lead_to_where_they_led(tmp_path: Path) -> 
     before, after, objective = beside(tiny_run(tmp_path, recovery_noise=0.5, batch_size=64))
     transforms = objective.transforms
     assert transforms is not None
-    moved = after.positions - before.positions
+    moved = after.proprioception - before.proprioception
     expected = 0.5 * torch.tensor(transforms.action_std[LENGTH - 1])
     torch.testing.assert_close(moved.std((0, 1))[:7], expected[:7], rtol=0.3, atol=0)
     assert not moved[..., 7:].any()  # the fingers, which no action moves relative to their positions
-    targets = transforms.normalise_actions(after.after, after.positions)
-    torch.testing.assert_close(transforms.denormalise_actions(targets, after.positions), before.after)
-    assert not torch.allclose(targets, transforms.normalise_actions(before.after, before.positions))
-    for name in ("latents", "weights", "steps"):
+    targets = transforms.normalise_actions(after.target_actions, after.proprioception)
+    torch.testing.assert_close(transforms.denormalise_actions(targets, after.proprioception), before.target_actions)
+    assert not torch.allclose(targets, transforms.normalise_actions(before.target_actions, before.proprioception))
+    for name in ("latents", "action_weights", "steps"):
         assert torch.equal(getattr(before, name), getattr(after, name)), name
 
 
 def test_the_past_of_a_displaced_robot_leads_to_where_it_is(tmp_path: Path) -> None:
     """Nothing but the image tells how far it is from where it should be."""
     before, after, _ = beside(tiny_run(tmp_path, recovery_noise=0.5, window=3, batch_size=64))
-    moved, chunk = after.positions - before.positions, after.before - before.before
+    moved, chunk = after.proprioception - before.proprioception, after.past_actions - before.past_actions
     torch.testing.assert_close(chunk[:, :, -1, :7], moved[..., :7])
-    follows = before.visible[:, 1:] > 1
-    began = (after.before_positions - before.before_positions)[:, 1:]
+    follows = before.context_length[:, 1:] > 1
+    began = (after.past_proprioception - before.past_proprioception)[:, 1:]
     torch.testing.assert_close(began[follows], moved[:, :-1][follows])
     assert not chunk[..., 7:].any()  # the gripper
     steps = chunk.diff(dim=2)
@@ -58,8 +58,8 @@ def test_the_past_of_a_displaced_robot_leads_to_where_it_is(tmp_path: Path) -> N
 def test_each_episode_of_a_window_is_displaced_by_itself(tmp_path: Path) -> None:
     before, _, objective = beside(tiny_run(tmp_path, recovery_noise=0.5, window=3, batch_size=64))
     assert objective.transforms is not None
-    two = dataclasses.replace(before, visible=torch.tensor([1, 2, 1]).expand_as(before.visible))
-    moved = (displaced(two, objective.transforms, LENGTH, 0.5, None).positions - two.positions)[..., 0]
+    two = dataclasses.replace(before, context_length=torch.tensor([1, 2, 1]).expand_as(before.context_length))
+    moved = (displaced(two, objective.transforms, LENGTH, 0.5, None).proprioception - two.proprioception)[..., 0]
     same, other = (torch.corrcoef(torch.stack([moved[:, 1], moved[:, place]]))[0, 1] for place in (0, 2))
     assert same > 0.6 and abs(other) < 0.4
 

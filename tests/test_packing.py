@@ -52,7 +52,7 @@ def test_a_packed_window_holds_its_episodes_one_after_the_other(tmp_path: Path, 
     windows = source.sample(0, len(source))
     assert len({name for names in windows.episodes for name in names.split("+")}) == 12
     for row, names in enumerate(windows.episodes):
-        starts = (windows.visible[row] == 1) & (windows.weights[row].sum(-1) > 0)
+        starts = (windows.context_length[row] == 1) & (windows.action_weights[row].sum(-1) > 0)
         assert int(starts.sum()) == len(names.split("+"))
         for name in names.split("+"):
             episode = read_episode(tmp_path / "episodes" / name.split("/")[1])
@@ -63,10 +63,18 @@ def test_packed_steps_are_those_of_the_episodes_alone(tmp_path: Path) -> None:
     packed, alone = sampler(tmp_path, window=8), sampler(tmp_path / "again", window=1)
     whole = packed.sample(0, len(packed), augment=False)
     single = alone.sample(0, len(alone), augment=False)
-    used = whole.weights.sum(-1) > 0
+    used = whole.action_weights.sum(-1) > 0
     assert int(used.sum()) == len(single.steps)
     order = [whole.latents[used].flatten().argsort(), single.latents.flatten().argsort()]
-    for name in ("next_latents", "positions", "before", "before_known", "after", "weights", "steps"):
+    for name in (
+        "next_latents",
+        "proprioception",
+        "past_actions",
+        "past_actions_known",
+        "target_actions",
+        "action_weights",
+        "steps",
+    ):
         a, b = getattr(whole, name)[used][order[0]], getattr(single, name)[:, 0][order[1]]
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
 
@@ -74,7 +82,7 @@ def test_packed_steps_are_those_of_the_episodes_alone(tmp_path: Path) -> None:
 def test_padding_of_long_windows_stays_small(tmp_path: Path) -> None:
     long = sampler(tmp_path, window=20, episodes=200)
     windows = long.sample(0, len(long))
-    share = (windows.weights.sum(-1) == 0).float().mean().item()
+    share = (windows.action_weights.sum(-1) == 0).float().mean().item()
     assert long.padding == pytest.approx(share) and share < 0.1
 
 
@@ -87,18 +95,18 @@ def test_every_epoch_packs_in_another_order_and_misses_no_episode(tmp_path: Path
     for windows in epochs:
         assert len({name for names in windows.episodes for name in names.split("+")}) == 12
         if stride == LENGTH:
-            assert int((windows.weights.sum(-1) > 0).sum()) == sum(source.index.boundaries)
+            assert int((windows.action_weights.sum(-1) > 0).sum()) == sum(source.index.boundaries)
 
 
 def test_no_step_of_a_packed_window_depends_on_the_other_episode() -> None:
     model, inputs = tiny_model(), tiny_inputs(2, 5)
     steps = torch.arange(5).expand(2, 5)
-    visible = torch.tensor([[1, 2, 1, 2, 3], [1, 2, 3, 1, 2]])
+    context_length = torch.tensor([[1, 2, 1, 2, 3], [1, 2, 3, 1, 2]])
     changed = dataclasses.replace(inputs, latents=inputs.latents.clone(), actions=inputs.actions.clone())
     changed.latents[0, :2] += 1
     changed.actions[1, :3] += 1
-    before = model(tiny_features(2), inputs, steps, visible)
-    after = model(tiny_features(2), changed, steps, visible)
+    before = model(tiny_features(2), inputs, steps, context_length)
+    after = model(tiny_features(2), changed, steps, context_length)
     for a, b in zip(before, after, strict=True):
         assert torch.equal(a[0, 2:], b[0, 2:]) and torch.equal(a[1, 3:], b[1, 3:])
         assert not torch.equal(a[0, :2], b[0, :2])

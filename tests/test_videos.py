@@ -33,7 +33,7 @@ def test_frames_follow_each_other_and_nothing_else_is_read(tmp_path: Path) -> No
     )
     np.testing.assert_array_equal(index.columns["row"], expected)
     np.testing.assert_array_equal(index.columns["next_row"], expected + 1)
-    assert not index.columns["positions"].any() and not index.columns["before_known"].any()
+    assert not index.columns["proprioception"].any() and not index.columns["past_actions_known"].any()
 
 
 def test_a_policy_grows_out_of_a_model_of_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,18 +44,20 @@ def test_windows_hold_what_the_episode_holds(tmp_path: Path, stride: int) -> Non
         episode = read_episode(tmp_path / "episodes" / name.split("/")[1])
         frames, total = pixels(torch.from_numpy(episode.frames["render_camera"])), len(episode.actions)
         for n in range(2):
-            if windows.weights[row, n].sum() == 0:
+            if windows.action_weights[row, n].sum() == 0:
                 continue
-            matches = np.abs(episode.proprioception - windows.positions[row, n].numpy()).sum(1)
+            matches = np.abs(episode.proprioception - windows.proprioception[row, n].numpy()).sum(1)
             step = int(matches.argmin())
             assert matches[step] == 0 and step in episode.frame_steps
             count = min(LENGTH, total - step)
-            np.testing.assert_array_equal(windows.after[row, n, :count], episode.actions[step : step + count])
-            assert windows.weights[row, n].tolist() == [1.0] * count + [0.0] * (LENGTH - count)
-            assert bool(windows.before_known[row, n]) == (step >= LENGTH)
+            np.testing.assert_array_equal(windows.target_actions[row, n, :count], episode.actions[step : step + count])
+            assert windows.action_weights[row, n].tolist() == [1.0] * count + [0.0] * (LENGTH - count)
+            assert bool(windows.past_actions_known[row, n]) == (step >= LENGTH)
             if step >= LENGTH:
-                np.testing.assert_array_equal(windows.before[row, n], episode.actions[step - LENGTH : step])
-                np.testing.assert_array_equal(windows.before_positions[row, n], episode.proprioception[step - LENGTH])
+                np.testing.assert_array_equal(windows.past_actions[row, n], episode.actions[step - LENGTH : step])
+                np.testing.assert_array_equal(
+                    windows.past_proprioception[row, n], episode.proprioception[step - LENGTH]
+                )
             following = min(step + LENGTH, total)
             shown = [list(episode.frame_steps).index(value) for value in (step, following)]
             variant = next(v for v in range(3) if _is_variant(windows.latents[row, n], frames[shown[0]], episode, v))
@@ -104,8 +106,8 @@ def test_foresight_shows_what_lies_past_the_chunk(tmp_path: Path) -> None:
             row, start = index.offsets[number] + boundary, boundary * LENGTH
             last = len(actions) - 1
             expected = actions[[min(start + LENGTH, last), min(start + LENGTH + 3, last)]]
-            np.testing.assert_array_equal(index.columns["after"][row, LENGTH:], expected)
-            assert index.columns["valid"][row, LENGTH:].tolist() == [1.0, 1.0]
+            np.testing.assert_array_equal(index.columns["target_actions"][row, LENGTH:], expected)
+            assert index.columns["action_weights"][row, LENGTH:].tolist() == [1.0, 1.0]
 
 
 def test_every_episode_once_an_epoch_in_a_seeded_order(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_repeats_and_misses_nothing(tmp_
     source = sampler(tmp_path)
     whole = source.sample(0, len(source))
     resumed = sampler(tmp_path / "again").sample(4, len(source) - 4)  # as in another process: nothing is remembered
-    for name in ("latents", "after", "steps"):
+    for name in ("latents", "target_actions", "steps"):
         assert torch.equal(getattr(resumed, name), getattr(whole, name)[4:]), name
     assert [n.split("/")[1] for n in resumed.episodes] == [n.split("/")[1] for n in whole.episodes[4:]]
 
@@ -160,7 +162,9 @@ def test_mixture_keeps_its_proportions_from_any_step(tmp_path: Path) -> None:
     mixed = MixedSampler(sources, [3.0, 1.0], batch_size=6)
     names = [name.split("/")[0] for step in range(40) for name in mixed.batch(step).episodes]
     assert len(names) == 240 and names.count("a") == 180
-    torch.testing.assert_close(mixed.batch(7).after, MixedSampler(sources, [3.0, 1.0], 6).batch(7).after)
+    torch.testing.assert_close(
+        mixed.batch(7).target_actions, MixedSampler(sources, [3.0, 1.0], 6).batch(7).target_actions
+    )
     with pytest.raises(UserError, match="2 datasets need as many sampling weights"):
         MixedSampler(sources, [1.0], 6)
 
@@ -169,8 +173,8 @@ def test_transforms_bring_targets_to_unit_scale(tmp_path: Path) -> None:
     dataset = RenderedDataset(tiny_dataset(tmp_path, episodes=40))
     index = EpisodeIndex(dataset, LENGTH)
     transforms = fit_transforms([index], "render_camera", (24, 32))
-    whole = index.columns["valid"].all(1)
-    after, positions = (torch.from_numpy(index.columns[name][whole]) for name in ("after", "positions"))
+    whole = index.columns["action_weights"].all(1)
+    after, positions = (torch.from_numpy(index.columns[name][whole]) for name in ("target_actions", "proprioception"))
     chunks = transforms.normalise_actions(after, positions)
     torch.testing.assert_close(chunks.mean(0), torch.zeros(LENGTH, SIZE), rtol=0, atol=1e-4)
     torch.testing.assert_close(chunks.std(0, unbiased=False), torch.ones(LENGTH, SIZE), rtol=0, atol=1e-3)

@@ -67,10 +67,10 @@ class BCT(Method):
         return self.config.history
 
     def conditions(self, history: History) -> Tensor:
-        visible = history.visible
+        context_length = history.context_length
         x = self.frame_token(history.tokens) + history.summary
-        x = x + self.positions[(visible - 1).clamp(min=0)]
-        mask = past_mask(visible)
+        x = x + self.positions[(context_length - 1).clamp(min=0)]
+        mask = past_mask(context_length)
         for block in self.blocks:
             x = block(x, mask=mask)
         return self.norm(x)[:, :, None]

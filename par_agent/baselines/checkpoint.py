@@ -49,13 +49,13 @@ class Prompt:
     """(K, C, h, w) scaled latents."""
     proprioception: Tensor
     """(K, P) normalised joint positions."""
-    past: Tensor
+    past_actions: Tensor
     """(K, L, A) normalised chunk before each frame."""
-    past_known: Tensor
+    past_actions_known: Tensor
     """(K,) bool; False at the start."""
 
     def __post_init__(self) -> None:
-        ranks = {"latents": 4, "proprioception": 2, "past": 3, "past_known": 1}
+        ranks = {"latents": 4, "proprioception": 2, "past_actions": 3, "past_actions_known": 1}
         values: dict[str, Tensor] = {name: getattr(self, name) for name in ranks}
         if any(values[name].ndim != rank for name, rank in ranks.items()) or len({*map(len, values.values())}) > 1:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in values.items())

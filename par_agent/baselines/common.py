@@ -96,11 +96,11 @@ class History:
 
     tokens: Tensor
     """(B, N, F, D) observations from the stem; the last token is that of the joint positions."""
-    past: Tensor
+    past_actions: Tensor
     """(B, N, L, A) normalised chunk executed before each observation."""
-    past_known: Tensor
+    past_actions_known: Tensor
     """(B, N) bool; False at an episode's start."""
-    visible: Tensor
+    context_length: Tensor
     """(B, N) int64 steps of the same episode so far, the step itself included; 0: there is no such step."""
     text: Tensor
     """(B, S, D) text tokens."""
@@ -223,44 +223,44 @@ class Method(nn.Module, abc.ABC):
                 for block in blocks:
                     block.compile()
 
-    def counted(self, visible: Tensor) -> Tensor:
-        """(B, N) bool, the steps that enter the loss, of ``visible`` (B, N)."""
-        return visible > 0
+    def counted(self, context_length: Tensor) -> Tensor:
+        """(B, N) bool, the steps that enter the loss, of ``context_length`` (B, N)."""
+        return context_length > 0
 
-    def history(self, inputs: PhysicalTokens, features: list[Tensor], visible: Tensor) -> History:
+    def history(self, inputs: PhysicalTokens, features: list[Tensor], context_length: Tensor) -> History:
         """Reads a batch of windows; arguments as :func:`par_agent.training.batches.tensors` gives them."""
         tokens = self.stem(inputs.latents, inputs.proprioception)
-        return History(tokens, inputs.actions, inputs.actions_known, visible, self.stem.text(features))
+        return History(tokens, inputs.actions, inputs.actions_known, context_length, self.stem.text(features))
 
-    def loss(self, inputs: PhysicalTokens, targets: Targets, features: list[Tensor], visible: Tensor) -> Tensor:
-        """Loss (scalar) of a batch of windows; ``visible`` (B, N) as in :class:`History`."""
+    def loss(self, inputs: PhysicalTokens, targets: Targets, features: list[Tensor], context_length: Tensor) -> Tensor:
+        """Loss (scalar) of a batch of windows; ``context_length`` (B, N) as in :class:`History`."""
         assert targets.actions is not None
-        z = self.conditions(self.history(inputs, features, visible)).flatten(0, 1)
+        z = self.conditions(self.history(inputs, features, context_length)).flatten(0, 1)
         actions = targets.actions.flatten(0, 1)
-        weights = (targets.action_weights * self.counted(visible)[..., None]).flatten(0, 1)
+        weights = (targets.action_weights * self.counted(context_length)[..., None]).flatten(0, 1)
         return self.chunk_loss(z, actions, weights)
 
 
-def recent(tokens: Tensor, visible: Tensor, frames: int) -> Tensor:
+def recent(tokens: Tensor, context_length: Tensor, frames: int) -> Tensor:
     """The observations (B, N, F, D) of each step and of ``frames - 1`` steps before it: (B, N, frames * F, D).
 
     Oldest first; where an episode has not as many yet, its first one is repeated.
     """
     steps = torch.arange(tokens.shape[1], device=tokens.device)
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-    reach = (visible - 1).clamp(min=0)
+    reach = (context_length - 1).clamp(min=0)
     parts = [tokens[rows, steps - reach.clamp(max=back)] for back in range(frames - 1, -1, -1)]
     return torch.cat(parts, 2)
 
 
-def past_mask(visible: Tensor) -> Tensor:
+def past_mask(context_length: Tensor) -> Tensor:
     """(B, 1, N, N) bool, True where a step (row) may attend to another one of its episode that is not later.
 
     Steps that are not there see themselves, so that no row is empty.
     """
-    steps = torch.arange(visible.shape[1], device=visible.device)
+    steps = torch.arange(context_length.shape[1], device=context_length.device)
     distance = steps[:, None] - steps
-    return ((distance >= 0) & (distance < visible.clamp(min=1)[..., None]))[:, None]
+    return ((distance >= 0) & (distance < context_length.clamp(min=1)[..., None]))[:, None]
 
 
 def keys_and_values(blocks: nn.ModuleList, memory: Tensor) -> KeysAndValues:

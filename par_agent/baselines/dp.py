@@ -90,7 +90,7 @@ class DP(Method):
 
     def conditions(self, history: History) -> Tensor:
         text = history.summary[:, :, None]
-        tokens = torch.cat([text, recent(history.tokens, history.visible, self.config.frames)], 2)
+        tokens = torch.cat([text, recent(history.tokens, history.context_length, self.config.frames)], 2)
         return self.condition_mlp(tokens + self.condition_positions[1:])
 
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:

@@ -78,16 +78,18 @@ class ICRT(Method):
         """Half of a sequence; the prompt has the other."""
         return self.config.steps // 2
 
-    def counted(self, visible: Tensor) -> Tensor:
+    def counted(self, context_length: Tensor) -> Tensor:
         """All steps after the first trajectory; all of a window that holds only one."""
-        trajectory = (visible == 1).cumsum(1)  # the first one's number is 1, also where the window cuts its start off
-        return (visible > 0) & ((trajectory > 1) | (trajectory.amax(1, keepdim=True) == 1))
+        trajectory = (context_length == 1).cumsum(1)  # the first is 1, also where the window cuts its start off
+        return (context_length > 0) & ((trajectory > 1) | (trajectory.amax(1, keepdim=True) == 1))
 
     def conditions(self, history: History) -> Tensor:
         """The outputs at the observations' tokens; each comes behind the token of the chunk that led to it."""
-        there = history.visible > 0
+        there = history.context_length > 0
         place = (there.cumsum(1) - 1).clamp(min=0)
-        chunk = torch.where(history.past_known[..., None], self.chunk(history.past.flatten(2)), self.begin)
+        chunk = torch.where(
+            history.past_actions_known[..., None], self.chunk(history.past_actions.flatten(2)), self.begin
+        )
         state = self.frame_token(history.tokens) + history.summary
         tokens = (torch.stack([chunk, state], 2) + self.positions[place]).flatten(1, 2)
         count = tokens.shape[1]

@@ -29,7 +29,7 @@ class _State:
 
     tokens: Tensor
     """(B, C, F, D) observations, the newest last."""
-    past: Tensor
+    past_actions: Tensor
     """(B, C, L, A) normalised chunk before each of them."""
     seen: Tensor
     """(B,) int64 observations since the reset."""
@@ -111,7 +111,7 @@ class BaselinePolicy:
                 raise UserError(f"the instruction {task.instruction!r} holds no words")
             self._text = self.model.stem.text([features])
             self._prompt = self._read_prompt(loaded, task.instruction)
-        shown = 0 if self._prompt is None else self._prompt.visible.shape[1]
+        shown = 0 if self._prompt is None else self._prompt.context_length.shape[1]
         if self.model.most is not None and self.context + shown > self.model.most:
             raise UserError(
                 f"context is {self.context}; {loaded.method} reads {self.model.most} steps at most, its prompt's "
@@ -181,7 +181,7 @@ class BaselinePolicy:
         plans = -(-config.horizon // self.execute) if self.ensemble is not None else 1
         return _State(
             tokens=torch.zeros(batch, self.context, config.frame_tokens, config.width, device=self.device),
-            past=torch.zeros(batch, self.context, config.chunk_length, size, device=self.device),
+            past_actions=torch.zeros(batch, self.context, config.chunk_length, size, device=self.device),
             seen=torch.zeros(batch, dtype=torch.long, device=self.device),
             plans=torch.zeros(batch, plans, config.horizon, size, device=self.device),
             chunk=torch.zeros(batch, config.chunk_length, size, device=self.device),
@@ -195,7 +195,7 @@ class BaselinePolicy:
         config = self.model.config
         tokens = self.model.stem(latents[:, None], self.transforms.normalise_proprioception(positions)[:, None])
         state.tokens[rows] = torch.cat([state.tokens[rows, 1:], tokens], 1)
-        state.past[rows] = torch.cat([state.past[rows, 1:], state.chunk[rows, None]], 1)
+        state.past_actions[rows] = torch.cat([state.past_actions[rows, 1:], state.chunk[rows, None]], 1)
         state.seen[rows] += 1
         z = self.model.conditions(self._history(state, rows))[:, -1]
         start = None
@@ -212,12 +212,12 @@ class BaselinePolicy:
     def _history(self, state: _State, rows: Tensor) -> History:
         """What the model reads: the prompt, if there is one, then the observations of the episode."""
         seen, age = state.seen[rows, None], torch.arange(self.context - 1, -1, -1, device=self.device)
-        visible = (seen.clamp(max=self.context) - age).clamp(min=0)
+        context_length = (seen.clamp(max=self.context) - age).clamp(min=0)
         text = self._text.expand(len(rows), -1, -1)
-        history = History(state.tokens[rows], state.past[rows], seen - age > 1, visible, text)
+        history = History(state.tokens[rows], state.past_actions[rows], seen - age > 1, context_length, text)
         if self._prompt is None:
             return history
-        names = ("tokens", "past", "past_known", "visible")
+        names = ("tokens", "past_actions", "past_actions_known", "context_length")
         joined = {
             name: torch.cat([getattr(self._prompt, name).expand(len(rows), *[-1] * (value.ndim - 1)), value], 1)
             for name in names
@@ -248,6 +248,6 @@ class BaselinePolicy:
         tokens = self.model.stem(
             prompt.latents[None].float().to(self.device), prompt.proprioception[None].to(self.device)
         )
-        visible = torch.arange(1, len(prompt.past) + 1, device=self.device)[None]
-        past = prompt.past[None].to(self.device)
-        return History(tokens, past, prompt.past_known[None].to(self.device), visible, self._text)
+        context_length = torch.arange(1, len(prompt.past_actions) + 1, device=self.device)[None]
+        past = prompt.past_actions[None].to(self.device)
+        return History(tokens, past, prompt.past_actions_known[None].to(self.device), context_length, self._text)

@@ -150,7 +150,7 @@ class RDT(Method):
         """Text tokens, then one of the joint positions, then image tokens, all of them adapted."""
         steps = history.tokens.shape[1]
         text = (self.text(history.text) + self.text_positions)[:, None].expand(-1, steps, -1, -1)
-        images = recent(history.tokens[:, :, :-1], history.visible, self.config.frames)
+        images = recent(history.tokens[:, :, :-1], history.context_length, self.config.frames)
         return torch.cat([text, self.state(history.tokens[:, :, -1:]), self.images(images) + self.image_positions], 2)
 
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def measure(policy: BaselineCheckpoint, sampler: WindowSampler, device: torch.de
     """Errors of the deterministic policy on one dataset's held-out episodes, of the chunks that it would execute."""
     windows = held_out_windows(sampler, max(2, MEASURED // sampler.window))
     counted = policy.model.counted(there(windows))
-    windows = dataclasses.replace(windows, weights=windows.weights * counted[..., None])
+    windows = dataclasses.replace(windows, action_weights=windows.action_weights * counted[..., None])
     other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
     chunks, blind = (predict(policy, shown, device) for shown in (windows, other))
     return action_metrics(chunks, blind, windows, policy.transforms)
@@ -224,12 +224,14 @@ def predict(policy: BaselineCheckpoint, windows: Windows, device: torch.device) 
     inputs, _, features = tensors(windows, policy.transforms, policy.text_encoder, device)
     z = policy.model.conditions(policy.model.history(inputs, features, there(windows).to(device)))
     drawn = policy.model.draw(z.flatten(0, 1), None).unflatten(0, z.shape[:2]).cpu()
-    return policy.transforms.denormalise_actions(drawn[:, :, : policy.model.config.chunk_length], windows.positions)
+    return policy.transforms.denormalise_actions(
+        drawn[:, :, : policy.model.config.chunk_length], windows.proprioception
+    )
 
 
 def there(windows: Windows) -> Tensor:
     """(B, N) steps of the same episode so far, 0 in padding; see :class:`par_agent.baselines.common.History`."""
-    return windows.visible * (windows.weights[..., 0] > 0)
+    return windows.context_length * (windows.action_weights[..., 0] > 0)
 
 
 def make_prompts(
@@ -251,13 +253,13 @@ def make_prompts(
 
 def _prompt(sampler: WindowSampler, episode: int, transforms: Transforms, most: int) -> Prompt:
     index = sampler.index
-    rows = index.rows([episode])[:: index.hop][: max(1, most)]
+    rows = index.rows([episode])[:: index.chunk_stride][: max(1, most)]
     column = {name: torch.from_numpy(np.asarray(values[rows])) for name, values in index.columns.items()}
     return Prompt(
         sampler.latents.latents(sampler.latents.read(column["row"].numpy(), None)).half(),
-        transforms.normalise_proprioception(column["positions"]),
-        transforms.normalise_actions(column["before"], column["before_positions"]),
-        column["before_known"],
+        transforms.normalise_proprioception(column["proprioception"]),
+        transforms.normalise_actions(column["past_actions"], column["past_proprioception"]),
+        column["past_actions_known"],
     )
 
 

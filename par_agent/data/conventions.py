@@ -96,12 +96,12 @@ def fit_transforms(
     joints = np.flatnonzero(relative)
     for index in indices:
         rows = index.rows(list(range(len(index.dataset))) if demos is None else index.split(demos)[0])
-        start, after, valid = (index.columns[name][rows] for name in ("positions", "after", "valid"))
-        complete = valid.all(1)
-        after = after[complete]
-        after[..., joints] -= start[complete][:, None, joints]
-        positions.add(start)
-        actions.add(after)
+        columns = {name: values[rows] for name, values in index.columns.items()}
+        complete = columns["action_weights"].all(1)
+        chunks = columns["target_actions"][complete]
+        chunks[..., joints] -= columns["proprioception"][complete][:, None, joints]
+        positions.add(columns["proprioception"])
+        actions.add(chunks)
     if not actions.count:
         raise UserError(f"no episode of {indices[0].dataset.folder} is as long as one chunk; train on longer episodes")
     proprioception, chunk = positions.result(), actions.result()

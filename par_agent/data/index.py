@@ -17,7 +17,16 @@ from par_agent.policy.transforms import Extra, extra_size
 HELD_OUT = 20
 """One episode in this many is kept for validation."""
 
-COLUMNS = ("row", "next_row", "positions", "before", "before_positions", "before_known", "after", "valid")
+COLUMNS = (
+    "row",
+    "next_row",
+    "proprioception",
+    "past_actions",
+    "past_proprioception",
+    "past_actions_known",
+    "target_actions",
+    "action_weights",
+)
 
 
 class EpisodeIndex:
@@ -45,7 +54,7 @@ class EpisodeIndex:
                 f"{dataset.folder} has a frame every {stride} control steps; the model's chunks are {chunk_length} "
                 f"actions long, which is not a multiple: render it again with --stride {chunk_length}"
             )
-        self.dataset, self.hop, self.extra = dataset, chunk_length // stride, extra
+        self.dataset, self.chunk_stride, self.extra = dataset, chunk_length // stride, extra
         self.boundaries: list[int] = []
         """K of every episode."""
         self.instructions: list[tuple[str, ...]] = []
@@ -63,7 +72,7 @@ class EpisodeIndex:
             positions = _proprioception(episode, extra)
             chunks = _chunks(positions, episode.actions, steps[:usable], chunk_length, ahead)
             chunks["row"] = np.arange(frames[-1], frames[-1] + usable)
-            chunks["next_row"] = frames[-1] + np.minimum(np.arange(usable) + self.hop, len(steps) - 1)
+            chunks["next_row"] = frames[-1] + np.minimum(np.arange(usable) + self.chunk_stride, len(steps) - 1)
             for name in COLUMNS:
                 columns[name].append(chunks[name])
             frames.append(frames[-1] + len(steps))
@@ -84,12 +93,12 @@ class EpisodeIndex:
     @property
     def action_size(self) -> int:
         """Numbers per action, ``A``."""
-        return int(self.columns["after"].shape[2])
+        return int(self.columns["target_actions"].shape[2])
 
     @property
     def joint_count(self) -> int:
         """Joint positions of the robot."""
-        return int(self.columns["positions"].shape[1]) - extra_size(self.extra)
+        return int(self.columns["proprioception"].shape[1]) - extra_size(self.extra)
 
     def file_of(self, row: int) -> tuple[Path, int]:
         """The episode file that frame ``row`` of the dataset is in, and the row of that file's first frame."""
@@ -126,9 +135,12 @@ class EpisodeIndex:
         """Compares an episode with what the others are like."""
         if episode.actions is None:
             raise damaged_episode(path, "it holds no actions")
-        if columns["after"]:
+        if columns["target_actions"]:
             found = episode.actions.shape[1], episode.proprioception.shape[1]
-            wanted = columns["after"][0].shape[2], columns["positions"][0].shape[1] - extra_size(self.extra)
+            wanted = (
+                columns["target_actions"][0].shape[2],
+                columns["proprioception"][0].shape[1] - extra_size(self.extra),
+            )
             if found != wanted:
                 raise UserError(
                     f"episode file {path} has {found[0]} numbers per action and {found[1]} joints, those before it "
@@ -172,10 +184,10 @@ def _chunks(
     ahead = steps[:, None] + offsets
     behind = steps[:, None] + np.arange(-length, 0)
     return {
-        "positions": positions[steps],
-        "before": actions[np.maximum(behind, 0)],
-        "before_positions": positions[np.maximum(steps - length, 0)],
-        "before_known": steps >= length,
-        "after": actions[np.minimum(ahead, len(actions) - 1)],
-        "valid": ((ahead < len(actions)) | (offsets >= length)).astype(np.float32),
+        "proprioception": positions[steps],
+        "past_actions": actions[np.maximum(behind, 0)],
+        "past_proprioception": positions[np.maximum(steps - length, 0)],
+        "past_actions_known": steps >= length,
+        "target_actions": actions[np.minimum(ahead, len(actions) - 1)],
+        "action_weights": ((ahead < len(actions)) | (offsets >= length)).astype(np.float32),
     }

@@ -12,8 +12,8 @@ from par_agent.errors import UserError
 class VideoIndex(EpisodeIndex):
     """Which frames follow each other in a dataset; joint positions and actions are left out, where there are any.
 
-    Windows of it hold consecutive frames. Their numbers are all zero, ``before_known`` is False everywhere, and
-    ``weights`` are 1 except in padding steps.
+    Windows of it hold consecutive frames. Their numbers are all zero, ``past_actions_known`` is False everywhere, and
+    ``action_weights`` are 1 except in padding steps.
 
     Args:
         dataset: rendered episodes, with or without actions.
@@ -29,7 +29,7 @@ class VideoIndex(EpisodeIndex):
     def __init__(
         self, dataset: RenderedDataset, joints: int, action_size: int, chunk_length: int, targets: int
     ) -> None:
-        self.dataset, self.hop = dataset, 1
+        self.dataset, self.chunk_stride = dataset, 1
         episodes = [dataset.read(path, frames=False) for path in dataset.paths]
         frames = np.array([len(episode.frame_steps) for episode in episodes])
         self.boundaries: list[int] = (frames - 1).tolist()
@@ -40,14 +40,14 @@ class VideoIndex(EpisodeIndex):
         if not total:
             raise UserError(f"{dataset.folder} has one frame per episode; videos need at least two")
         row = np.delete(np.arange(frames.sum()), self._frames[1:] - 1)
-        chunk, after = (total, chunk_length, action_size), (total, targets, action_size)
+        past, target = (total, chunk_length, action_size), (total, targets, action_size)
         self.columns = {
             "row": row,
             "next_row": row + 1,
-            "positions": np.zeros((total, joints), np.float32),
-            "before": np.broadcast_to(np.float32(0), chunk),
-            "before_positions": np.zeros((total, joints), np.float32),
-            "before_known": np.zeros(total, bool),
-            "after": np.broadcast_to(np.float32(0), after),
-            "valid": np.ones((total, targets), np.float32),
+            "proprioception": np.zeros((total, joints), np.float32),
+            "past_actions": np.broadcast_to(np.float32(0), past),
+            "past_proprioception": np.zeros((total, joints), np.float32),
+            "past_actions_known": np.zeros(total, bool),
+            "target_actions": np.broadcast_to(np.float32(0), target),
+            "action_weights": np.ones((total, targets), np.float32),
         }

@@ -30,23 +30,23 @@ class Windows:
     """(B, N, C, h, w) float32 frames at the chunk boundaries."""
     next_latents: Tensor
     """(B, N, C, h, w) float32 frames at the next boundaries, or at the episode's end."""
-    positions: Tensor
+    proprioception: Tensor
     """(B, N, P) float32 proprioception at the boundaries."""
-    before: Tensor
+    past_actions: Tensor
     """(B, N, L, A) float32 chunk executed before each boundary."""
-    before_positions: Tensor
+    past_proprioception: Tensor
     """(B, N, P) float32 proprioception when that chunk began."""
-    before_known: Tensor
+    past_actions_known: Tensor
     """(B, N) bool; False at an episode's start."""
-    after: Tensor
+    target_actions: Tensor
     """(B, N, T, A) float32 chunk executed after each boundary, then the actions of the foresight; the episode's last
     action repeats past its end."""
-    weights: Tensor
+    action_weights: Tensor
     """(B, N, T) float32, 0 in padding steps and for the chunk's actions past the episode's end; foresight sees the
     end as where the robot stays."""
     steps: Tensor
     """(B, N) int64 number of each boundary in its episode."""
-    visible: Tensor
+    context_length: Tensor
     """(B, N) int64 steps of the same episode in the window so far, the step itself included: what it may look at."""
     instructions: tuple[str, ...]
     """(B) language instructions, each in one of its episode's wordings."""
@@ -82,7 +82,7 @@ class WindowSampler:
     An episode of at least N steps is cut into ``ceil(K / N)`` windows whose starts are jittered, so that every step is
     seen, an episode's first ones two thirds as often as the others. Shorter episodes, those of one instruction, are
     lined up in another order every epoch and the line is cut into windows; no step sees another episode
-    (:attr:`Windows.visible`).
+    (:attr:`Windows.context_length`).
 
     Args:
         index: the dataset.
@@ -104,7 +104,7 @@ class WindowSampler:
         self._whole: list[list[Piece]] = []
         self._short: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         for episode in episodes:
-            steps = -(-index.boundaries[episode] // index.hop)
+            steps = -(-index.boundaries[episode] // index.chunk_stride)
             if steps >= window:
                 self._whole += [[Piece(episode, first, window)] for first in range(0, steps, window)]
             elif steps:
@@ -154,28 +154,27 @@ class WindowSampler:
         return pieces, [self._read_piece(piece, generator) for piece in pieces]
 
     def _read_piece(self, piece: Piece, generator: np.random.Generator | None) -> _Read:
-        index, hop = self.index, self.index.hop
-        total, span = index.boundaries[piece.episode], (self.window - 1) * hop + 1
+        index, stride = self.index, self.index.chunk_stride
+        total, span = index.boundaries[piece.episode], (self.window - 1) * stride + 1
         if total >= span:
-            reach = self.window * hop // 2
+            reach = self.window * stride // 2
             jitter = 0 if generator is None else int(generator.integers(-reach, reach + 1))
-            start = int(np.clip(piece.first * hop + jitter, 0, total - span))
+            start = int(np.clip(piece.first * stride + jitter, 0, total - span))
         else:
-            phase = 0 if generator is None else int(generator.integers(hop))
-            start = min(piece.first * hop + phase, total - 1)
-        inside = np.arange(start, total, hop)[: piece.length]
+            phase = 0 if generator is None else int(generator.integers(stride))
+            start = min(piece.first * stride + phase, total - 1)
+        inside = np.arange(start, total, stride)[: piece.length]
         table = {name: values[index.offsets[piece.episode] + inside] for name, values in index.columns.items()}
         rows, places = np.unique([table.pop("row"), table.pop("next_row")], return_inverse=True)
-        table["weights"] = table.pop("valid")
-        table["steps"], table["visible"] = inside // hop, np.arange(1, len(inside) + 1)
+        table["steps"], table["context_length"] = inside // stride, np.arange(1, len(inside) + 1)
         return _Read(table, self.latents.read(rows, generator), places.reshape(2, -1))
 
     def _join(self, pack: list[_Read]) -> dict[str, np.ndarray]:
         joined = {name: np.concatenate([read.columns[name] for read in pack]) for name in pack[0].columns}
         padded = {name: self._pad(values) for name, values in joined.items()}
-        count = len(joined["weights"])
-        padded["weights"][count:] = 0
-        padded["visible"][count:] = 1
+        count = len(joined["action_weights"])
+        padded["action_weights"][count:] = 0
+        padded["context_length"][count:] = 1
         return padded
 
     def _pad(self, values: np.ndarray) -> np.ndarray:

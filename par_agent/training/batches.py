@@ -23,18 +23,18 @@ def tensors(
 
     Without transforms, windows are videos: joint positions are zero, no chunk is known, none is to be predicted.
     """
-    positions, before, after = windows.positions, windows.before, None
+    proprioception, past_actions, target_actions = windows.proprioception, windows.past_actions, None
     if transforms is not None:
-        positions = transforms.normalise_proprioception(windows.positions)
-        before = transforms.normalise_actions(windows.before, windows.before_positions)
-        after = transforms.normalise_actions(windows.after, windows.positions)
-    read = windows.latents, positions, before, windows.before_known
+        proprioception = transforms.normalise_proprioception(windows.proprioception)
+        past_actions = transforms.normalise_actions(windows.past_actions, windows.past_proprioception)
+        target_actions = transforms.normalise_actions(windows.target_actions, windows.proprioception)
+    read = windows.latents, proprioception, past_actions, windows.past_actions_known
     inputs = PhysicalTokens(*(moved(value, device) for value in read))
     targets = Targets(
-        None if after is None else moved(after, device),
-        moved(windows.weights, device),
+        None if target_actions is None else moved(target_actions, device),
+        moved(windows.action_weights, device),
         moved(windows.next_latents, device),
-        windows.weights[..., 0] > 0,
+        windows.action_weights[..., 0] > 0,
     )
     features = {text: moved(text_encoder.encode(text), device) for text in set(windows.instructions)}
     return inputs, targets, [features[text] for text in windows.instructions]
@@ -60,33 +60,36 @@ def displaced(
         spread: displacement in standard deviations of a chunk's last targets.
         generator: source of the noise; None: torch's own.
     """
-    scale = torch.zeros(windows.positions.shape[-1])
+    scale = torch.zeros(windows.proprioception.shape[-1])
     shared = min(transforms.action_size, len(scale))
     relative = torch.tensor(transforms.relative[:shared])
     scale[:shared] = spread * torch.tensor(transforms.action_std[length - 1][:shared]) * relative
-    drift = scale * _drift(windows.visible, len(scale), generator)
+    drift = scale * _drift(windows.context_length, len(scale), generator)
     earlier, now = drift[:, :-1], drift[:, 1:]
     share = (torch.arange(length) + 1)[:, None] / length
-    before = windows.before.clone()
-    before[..., :shared] += torch.lerp(earlier[:, :, None], now[:, :, None], share)[..., :shared]
+    past_actions = windows.past_actions.clone()
+    past_actions[..., :shared] += torch.lerp(earlier[:, :, None], now[:, :, None], share)[..., :shared]
     return dataclasses.replace(
-        windows, positions=windows.positions + now, before=before, before_positions=windows.before_positions + earlier
+        windows,
+        proprioception=windows.proprioception + now,
+        past_actions=past_actions,
+        past_proprioception=windows.past_proprioception + earlier,
     )
 
 
-def _drift(visible: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+def _drift(context_length: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
     """Noise (B, N + 1, size) of unit variance that wanders within each episode, from the step before the window on.
 
     Args:
-        visible: (B, N) as in :class:`Windows`.
+        context_length: (B, N) as in :class:`Windows`.
         size: numbers a step.
         generator: source of the noise; None: torch's own.
     """
-    fresh = normal((len(visible), visible.shape[1] + 1, size), visible.device, generator)
+    fresh = normal((len(context_length), context_length.shape[1] + 1, size), context_length.device, generator)
     drift = [fresh[:, 0]]
-    for step in range(visible.shape[1]):
+    for step in range(context_length.shape[1]):
         # before an episode's first step no chunk is known, so that it does not matter what that step's drift follows
-        follows = (visible[:, step : step + 1] > 1) | (step == 0)
+        follows = (context_length[:, step : step + 1] > 1) | (step == 0)
         wandered = KEPT * drift[-1] + (1 - KEPT**2) ** 0.5 * fresh[:, step + 1]
         drift.append(torch.where(follows, wandered, fresh[:, step + 1]))
     return torch.stack(drift, 1)

@@ -62,7 +62,7 @@ class Objective(nn.Module):
             inputs,
             offset + torch.arange(shape[1], device=device),
             targets,
-            context=torch.where(alone, 1, context).minimum(moved(windows.visible, device)),
+            context=torch.where(alone, 1, context).minimum(moved(windows.context_length, device)),
             frame_fraction=config.frame_fraction,
             generator=generator,
         )

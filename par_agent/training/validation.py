@@ -76,7 +76,7 @@ def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, a
         metrics = action_metrics(chunks, blind, windows, policy.transforms)
     if policy.model.config.imagination:
         rows = torch.arange(min(FRAMES, len(windows.steps)))
-        last = (windows.weights[rows, :, 0] > 0).sum(1) - 1
+        last = (windows.action_weights[rows, :, 0] > 0).sum(1) - 1
         predicted = _frames(policy, z_frame[rows, last])
         true, still = (
             policy.encoder.decode(latents[rows, last].to(device)).cpu()
@@ -96,7 +96,7 @@ def action_metrics(chunks: Tensor, blind: Tensor, windows: Windows, transforms: 
         transforms: tell joints and gripper apart.
     """
     length = chunks.shape[2]
-    mask, true = windows.weights[:, :, :length] > 0, windows.after[:, :, :length]
+    mask, true = windows.action_weights[:, :, :length] > 0, windows.target_actions[:, :, :length]
     joints = torch.tensor(transforms.relative)
     grippers = ~joints & joints.any()  # among commands that are not joint targets, none is known to be a gripper's
     metrics: dict[str, float] = {}
@@ -149,8 +149,8 @@ def predict_episode(
         true_frames = policy.encoder.decode(latents.to(device)).cpu().numpy()
     if actions:
         length = policy.model.config.action.chunk_length
-        executed = windows.weights[:, :, :length].flatten(0, 1)[places] > 0
-        true_actions = windows.after[:, :, :length].flatten(0, 1)[places][executed].numpy()
+        executed = windows.action_weights[:, :, :length].flatten(0, 1)[places] > 0
+        true_actions = windows.target_actions[:, :, :length].flatten(0, 1)[places][executed].numpy()
         predicted = _chunks(policy, windows, z_action).flatten(0, 1)[places][executed].numpy()
     return EpisodePrediction(name, true_frames, frames, true_actions, predicted)
 
@@ -159,9 +159,9 @@ def _steps_of(name: str, windows: Windows) -> Tensor:
     """(B, N) bool, True where a step is one of episode ``name``: windows may be packed, and padded."""
     mask = torch.zeros_like(windows.steps, dtype=torch.bool)
     for row, names in enumerate(windows.episodes):
-        piece = (windows.visible[row] == 1).cumsum(0) - 1
+        piece = (windows.context_length[row] == 1).cumsum(0) - 1
         mask[row] = piece == names.split("+").index(name)
-    return mask & (windows.weights[..., 0] > 0)
+    return mask & (windows.action_weights[..., 0] > 0)
 
 
 def _conditions(policy: Checkpoint, windows: Windows, device: torch.device, actions: bool) -> tuple[Tensor, Tensor]:
@@ -181,7 +181,7 @@ def _chunks(policy: Checkpoint, windows: Windows, z_action: Tensor) -> Tensor:
     action = policy.model.config.action
     start = torch.zeros(*z_action.shape[:2], action.targets, action.action_size, device=z_action.device)
     drawn = policy.model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1))
-    return policy.transforms.denormalise_actions(drawn.unflatten(0, start.shape[:2]).cpu(), windows.positions)
+    return policy.transforms.denormalise_actions(drawn.unflatten(0, start.shape[:2]).cpu(), windows.proprioception)
 
 
 def _frames(policy: Checkpoint, z_frame: Tensor) -> Tensor:
