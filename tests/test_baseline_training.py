@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from held import Held, Moment
 from par_agent.baselines import NAMES
 from par_agent.baselines.checkpoint import BaselineCheckpoint
-from par_agent.baselines.training import predict, prepare, there, train
+from par_agent.baselines.training import context_length, predict, prepare, train
 from par_agent.data.windows import Windows
 from par_agent.errors import UserError
 from par_agent.training.checkpoint import latest_checkpoint
@@ -75,7 +75,7 @@ def test_a_handful_of_episodes_is_learnt_by_heart_from_their_frames_and_saved(me
     sampler = setup.train.samplers[0]
     before = BaselineCheckpoint(method, setup.model.eval(), setup.encoder, setup.transforms, setup.prompts)
     windows = sampler.sample(0, len(sampler), augment=False)
-    counted = setup.model.counted(there(windows))
+    counted = setup.model.counted(context_length(windows))
     windows = dataclasses.replace(windows, action_weights=windows.action_weights * counted[..., None])
     latents = windows.latents
     others = dataclasses.replace(windows, latents=latents.flatten(0, 1).roll(1, 0).view_as(latents))

@@ -13,7 +13,7 @@ import torch
 from par_agent.baselines import NAMES, find_policy
 from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.policy import BaselinePolicy
-from par_agent.baselines.training import BaselineConfig, predict, prepare, there, train
+from par_agent.baselines.training import BaselineConfig, context_length, predict, prepare, train
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
 from par_agent.tasks import TASKS
@@ -125,7 +125,7 @@ def test_an_episode_that_is_acted_in_is_read_as_in_training(trained: BaselineCon
         same = [number for number in index.split(None)[0] if index.instructions[number] == index.instructions[12]]
         episodes.insert(0, min(same[:10], key=lambda number: index.boundaries[number]))
     windows = WindowSampler(index, latents, episodes, loaded.model.sequence or 3, 0).sample(0, 1, augment=False)
-    seen = there(windows)[0]
+    seen = context_length(windows)[0]
     first = int((seen == 1).nonzero()[-1])
     assert (first > 0) == bool(setup.prompts)
     wanted = predict(loaded, windows, torch.device("cpu"))[0]
@@ -174,11 +174,11 @@ def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConf
         assert int((whole.context_length > 0).sum()) == steps + (
             len(setup.prompts["push cube 1"].past_actions) if setup.prompts else 0
         )
-        there = whole.context_length[0] > 0
+        present = whole.context_length[0] > 0
         short = dataclasses.replace(
             whole,
             **{
-                name: getattr(whole, name)[:, there]
+                name: getattr(whole, name)[:, present]
                 for name in ("tokens", "past_actions", "past_actions_known", "context_length")
             },
         )

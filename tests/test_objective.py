@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from par_agent.data.windows import Windows
-from par_agent.training.batches import displaced
+from par_agent.training.batches import perturb_proprioception
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.objective import Objective
 from par_agent.training.setup import prepare
@@ -22,10 +22,11 @@ def beside(config: FinetuneConfig) -> tuple[Windows, Windows, Objective]:
     windows = setup.train.batch(0)
     assert setup.transforms is not None
     generator = torch.Generator().manual_seed(0)
-    return windows, displaced(windows, setup.transforms, LENGTH, config.recovery_noise, generator), objective
+    perturbed = perturb_proprioception(windows, setup.transforms, LENGTH, config.recovery_noise, generator)
+    return windows, perturbed, objective
 
 
-def test_targets_of_a_displaced_robot_lead_to_where_they_led(tmp_path: Path) -> None:
+def test_targets_of_a_perturbed_robot_lead_to_where_they_led(tmp_path: Path) -> None:
     before, after, objective = beside(tiny_run(tmp_path, recovery_noise=0.5, batch_size=64))
     transforms = objective.transforms
     assert transforms is not None
@@ -40,7 +41,7 @@ def test_targets_of_a_displaced_robot_lead_to_where_they_led(tmp_path: Path) -> 
         assert torch.equal(getattr(before, name), getattr(after, name)), name
 
 
-def test_the_past_of_a_displaced_robot_leads_to_where_it_is(tmp_path: Path) -> None:
+def test_the_past_of_a_perturbed_robot_leads_to_where_it_is(tmp_path: Path) -> None:
     """Nothing but the image tells how far it is from where it should be."""
     before, after, _ = beside(tiny_run(tmp_path, recovery_noise=0.5, window=3, batch_size=64))
     moved, chunk = after.proprioception - before.proprioception, after.past_actions - before.past_actions
@@ -55,11 +56,12 @@ def test_the_past_of_a_displaced_robot_leads_to_where_it_is(tmp_path: Path) -> N
     assert 0.6 < together < 0.95
 
 
-def test_each_episode_of_a_window_is_displaced_by_itself(tmp_path: Path) -> None:
+def test_each_episode_of_a_window_is_perturbed_by_itself(tmp_path: Path) -> None:
     before, _, objective = beside(tiny_run(tmp_path, recovery_noise=0.5, window=3, batch_size=64))
     assert objective.transforms is not None
     two = dataclasses.replace(before, context_length=torch.tensor([1, 2, 1]).expand_as(before.context_length))
-    moved = (displaced(two, objective.transforms, LENGTH, 0.5, None).proprioception - two.proprioception)[..., 0]
+    perturbed = perturb_proprioception(two, objective.transforms, LENGTH, 0.5, None)
+    moved = (perturbed.proprioception - two.proprioception)[..., 0]
     same, other = (torch.corrcoef(torch.stack([moved[:, 1], moved[:, place]]))[0, 1] for place in (0, 2))
     assert same > 0.6 and abs(other) < 0.4
 

@@ -88,9 +88,9 @@ class ACT(Method):
         """Mean and log variance (M, style_size) float32 of demonstrated chunks (M, H, A); padding is not looked at."""
         tokens = torch.cat([self.style_start.expand(len(joints), -1, -1), joints, self.style_actions(actions)], 1)
         tokens = tokens + self.style_positions
-        there = torch.cat([torch.ones_like(weights[:, :2]), weights], 1) > 0
+        present = torch.cat([torch.ones_like(weights[:, :2]), weights], 1) > 0
         for block in self.style_encoder:
-            tokens = block(tokens, mask=there[:, None, None])
+            tokens = block(tokens, mask=present[:, None, None])
         mean, log_variance = self.style_head(self.style_norm(tokens[:, 0])).float().chunk(2, -1)
         return mean, log_variance
 

@@ -63,7 +63,7 @@ class BCT(Method):
         return self.config.history
 
     @property
-    def most(self) -> int:
+    def max_context(self) -> int:
         return self.config.history
 
     def conditions(self, history: History) -> Tensor:

@@ -192,7 +192,7 @@ class Method(nn.Module, abc.ABC):
         return 1
 
     @property
-    def most(self) -> int | None:
+    def max_context(self) -> int | None:
         """Steps that it reads at most, a prompt's included; None: any number."""
         return None
 

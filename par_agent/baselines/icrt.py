@@ -66,7 +66,7 @@ class ICRT(Method):
         )
 
     @property
-    def most(self) -> int:
+    def max_context(self) -> int:
         return self.config.steps
 
     @property
@@ -85,8 +85,8 @@ class ICRT(Method):
 
     def conditions(self, history: History) -> Tensor:
         """The outputs at the observations' tokens; each comes behind the token of the chunk that led to it."""
-        there = history.context_length > 0
-        place = (there.cumsum(1) - 1).clamp(min=0)
+        present = history.context_length > 0
+        place = (present.cumsum(1) - 1).clamp(min=0)
         chunk = torch.where(
             history.past_actions_known[..., None], self.chunk(history.past_actions.flatten(2)), self.begin
         )
@@ -95,7 +95,7 @@ class ICRT(Method):
         count = tokens.shape[1]
         causal = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()
         itself = torch.eye(count, dtype=torch.bool, device=tokens.device)
-        mask = (causal & there.repeat_interleave(2, 1)[:, None]) | itself
+        mask = (causal & present.repeat_interleave(2, 1)[:, None]) | itself
         for block in self.blocks:
             tokens = block(tokens, mask=mask[:, None])
         return self.norm(tokens.unflatten(1, (-1, 2))[:, :, 1])[:, :, None]

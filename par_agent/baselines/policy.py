@@ -112,10 +112,11 @@ class BaselinePolicy:
             self._text = self.model.stem.text([features])
             self._prompt = self._read_prompt(loaded, task.instruction)
         shown = 0 if self._prompt is None else self._prompt.context_length.shape[1]
-        if self.model.most is not None and self.context + shown > self.model.most:
+        limit = self.model.max_context
+        if limit is not None and self.context + shown > limit:
             raise UserError(
-                f"context is {self.context}; {loaded.method} reads {self.model.most} steps at most, its prompt's "
-                f"{shown} included: give a context of {self.model.most - shown} or less"
+                f"context is {self.context}; {loaded.method} reads {limit} steps at most, its prompt's "
+                f"{shown} included: give a context of {limit - shown} or less"
             )
         self._seed = 0
         self._state: _State | None = None
@@ -232,8 +233,8 @@ class BaselinePolicy:
         count, horizon = plans.shape[1:3]
         age = torch.arange(count, device=plans.device)
         step = age[:, None] * self.execute + torch.arange(self.execute, device=plans.device)
-        there = (step < horizon) & (age < seen[:, None])[..., None]
-        weights = torch.exp(self.ensemble * age)[:, None] * there
+        present = (step < horizon) & (age < seen[:, None])[..., None]
+        weights = torch.exp(self.ensemble * age)[:, None] * present
         actions = plans[:, age[:, None], step.clamp(max=horizon - 1)]
         return (actions * weights[..., None]).sum(1) / weights.sum(1)[..., None]
 

@@ -25,7 +25,7 @@ from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.policy.transforms import Transforms
-from par_agent.training.batches import displaced, tensors
+from par_agent.training.batches import perturb_proprioception, tensors
 from par_agent.training.checkpoint import whole
 from par_agent.training.config import TrainingConfig
 from par_agent.training.finetune import make_accelerator
@@ -137,10 +137,11 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     )
     torch.manual_seed(config.seed)
     model = METHODS[config.method](sizes).to(device)
-    if model.most is not None and model.sequence is None and config.window > model.most:
+    limit = model.max_context
+    if limit is not None and model.sequence is None and config.window > limit:
         raise UserError(
-            f"--window is {config.window}; {config.method} reads {model.most} steps at most: give a shorter --window, "
-            "or a larger size by --model"
+            f"--window is {config.window}; {config.method} reads {limit} steps at most: give a shorter --window, or "
+            " a larger size by --model"
         )
     shape = (sizes.latent_channels, *sizes.latent_size)
     train, held_out = open_samplers(config, indices, encoder, config.vae, shape, model.sequence)
@@ -163,11 +164,11 @@ class BaselineObjective(nn.Module):
         with seeded(self.config.seed * STEP_SEEDS + number, device):
             if self.config.recovery_noise:
                 length = self.model.config.chunk_length
-                windows = displaced(windows, self.transforms, length, self.config.recovery_noise, None)
+                windows = perturb_proprioception(windows, self.transforms, length, self.config.recovery_noise, None)
             inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
             noise = self.config.proprioception_noise * normal(inputs.proprioception.shape, device)
             inputs = dataclasses.replace(inputs, proprioception=inputs.proprioception + noise)
-            loss = self.model.loss(inputs, targets, features, there(windows).to(device))
+            loss = self.model.loss(inputs, targets, features, context_length(windows).to(device))
         return PARLoss(loss, loss, torch.zeros_like(loss))
 
 
@@ -212,7 +213,7 @@ class BaselineTraining(TrainingLoop):
 def measure(policy: BaselineCheckpoint, sampler: WindowSampler, device: torch.device) -> dict[str, float]:
     """Errors of the deterministic policy on one dataset's held-out episodes, of the chunks that it would execute."""
     windows = held_out_windows(sampler, max(2, MEASURED // sampler.window))
-    counted = policy.model.counted(there(windows))
+    counted = policy.model.counted(context_length(windows))
     windows = dataclasses.replace(windows, action_weights=windows.action_weights * counted[..., None])
     other = dataclasses.replace(windows, latents=windows.latents.roll(1, 0))
     chunks, blind = (predict(policy, shown, device) for shown in (windows, other))
@@ -222,22 +223,22 @@ def measure(policy: BaselineCheckpoint, sampler: WindowSampler, device: torch.de
 def predict(policy: BaselineCheckpoint, windows: Windows, device: torch.device) -> Tensor:
     """Deterministic chunks (B, N, L, A) in the controller's units, one from every step."""
     inputs, _, features = tensors(windows, policy.transforms, policy.text_encoder, device)
-    z = policy.model.conditions(policy.model.history(inputs, features, there(windows).to(device)))
+    z = policy.model.conditions(policy.model.history(inputs, features, context_length(windows).to(device)))
     drawn = policy.model.draw(z.flatten(0, 1), None).unflatten(0, z.shape[:2]).cpu()
     return policy.transforms.denormalise_actions(
         drawn[:, :, : policy.model.config.chunk_length], windows.proprioception
     )
 
 
-def there(windows: Windows) -> Tensor:
+def context_length(windows: Windows) -> Tensor:
     """(B, N) steps of the same episode so far, 0 in padding; see :class:`par_agent.baselines.common.History`."""
     return windows.context_length * (windows.action_weights[..., 0] > 0)
 
 
 def make_prompts(
-    samplers: list[WindowSampler], demos: int | None, transforms: Transforms, most: int
+    samplers: list[WindowSampler], demos: int | None, transforms: Transforms, limit: int
 ) -> dict[str, Prompt]:
-    """One demonstration of every instruction: the shortest of the first that are trained on, ``most`` steps at most."""
+    """The shortest of the first demonstrations of every instruction, cut to ``limit`` steps."""
     prompts: dict[str, Prompt] = {}
     for sampler in samplers:
         index = sampler.index
@@ -247,13 +248,13 @@ def make_prompts(
         for wordings, episodes in by_instruction.items():
             episode = min(episodes[:10], key=lambda number: index.boundaries[number])
             for instruction in wordings:
-                prompts.setdefault(instruction, _prompt(sampler, episode, transforms, most))
+                prompts.setdefault(instruction, _prompt(sampler, episode, transforms, limit))
     return prompts
 
 
-def _prompt(sampler: WindowSampler, episode: int, transforms: Transforms, most: int) -> Prompt:
+def _prompt(sampler: WindowSampler, episode: int, transforms: Transforms, limit: int) -> Prompt:
     index = sampler.index
-    rows = index.rows([episode])[:: index.chunk_stride][: max(1, most)]
+    rows = index.rows([episode])[:: index.chunk_stride][: max(1, limit)]
     column = {name: torch.from_numpy(np.asarray(values[rows])) for name, values in index.columns.items()}
     return Prompt(
         sampler.latents.latents(sampler.latents.read(column["row"].numpy(), None)).half(),

@@ -53,7 +53,7 @@ class Selection:
 
     numbers: tuple[int, ...] | None = None
     """Episode numbers, in the order in which they are taken; None: all."""
-    most: int | None = None
+    limit: int | None = None
     """How many to take, the first ones; None: all."""
     include_failures: bool = False
     """Whether to take those that did not succeed, too."""
@@ -89,7 +89,7 @@ def select(
     failed, unusable = 0, 0
     with tqdm(wanted, desc="check episodes", unit="episode", leave=False) as progress:
         for number in progress:
-            if selection.most is not None and len(taken) == selection.most:
+            if selection.limit is not None and len(taken) == selection.limit:
                 break
             try:
                 if not selection.include_failures and succeeded(number) is False:
@@ -106,9 +106,9 @@ def select(
     seen = len(taken) + failed + unusable
     notes = [f"left out {failed} of {seen} episodes that did not succeed; --include-failures keeps them"] * (failed > 0)
     notes += [f"left out {unusable} of {seen} episodes that cannot be used"] * (unusable > 0)
-    if selection.most is not None and len(taken) < selection.most:
+    if selection.limit is not None and len(taken) < selection.limit:
         reasons = "".join(f" ({note})" for note in notes)
-        raise UserError(f"--num {selection.most} asks for more episodes than the {len(taken)} in {source}{reasons}")
+        raise UserError(f"--num {selection.limit} asks for more episodes than the {len(taken)} in {source}{reasons}")
     if not taken:
         raise UserError(f"no episode of {source} is left: {'; '.join(notes) or 'it holds none'}")
     for note in notes:

@@ -126,10 +126,11 @@ class PARPolicy:
                 f"execute is {self.execute} and past_actions is on: the model knows whole chunks of {length} actions "
                 "that were executed; leave execute out, or give past_actions=False"
             )
-        most = checkpoint.model.config.max_context
-        if self.acting.context > most:
+        max_context = checkpoint.model.config.max_context
+        if self.acting.context > max_context:
             raise UserError(
-                f"context is {self.acting.context}; this checkpoint was trained on {most} physical tokens at most"
+                f"context is {self.acting.context}; this checkpoint was trained on {max_context} physical tokens at "
+                "most"
             )
         if self.transforms.image_size is None:
             warnings.warn(

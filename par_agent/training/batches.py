@@ -40,11 +40,11 @@ def tensors(
     return inputs, targets, [features[text] for text in windows.instructions]
 
 
-KEPT = 0.8
-"""Share of a displacement that is left one step later; the rest is drawn anew."""
+DRIFT_CORRELATION = 0.8
+"""Correlation of the perturbations of consecutive steps."""
 
 
-def displaced(
+def perturb_proprioception(
     windows: Windows, transforms: Transforms, length: int, spread: float, generator: torch.Generator | None
 ) -> Windows:
     """Windows in which the robot has drifted a little beside where it was, and its targets are where they were.
@@ -90,6 +90,6 @@ def _drift(context_length: Tensor, size: int, generator: torch.Generator | None)
     for step in range(context_length.shape[1]):
         # before an episode's first step no chunk is known, so that it does not matter what that step's drift follows
         follows = (context_length[:, step : step + 1] > 1) | (step == 0)
-        wandered = KEPT * drift[-1] + (1 - KEPT**2) ** 0.5 * fresh[:, step + 1]
+        wandered = DRIFT_CORRELATION * drift[-1] + (1 - DRIFT_CORRELATION**2) ** 0.5 * fresh[:, step + 1]
         drift.append(torch.where(follows, wandered, fresh[:, step + 1]))
     return torch.stack(drift, 1)

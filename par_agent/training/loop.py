@@ -46,10 +46,10 @@ from par_agent.training.validation import predict_episode, validate
 from par_agent.utils.files import naming
 from par_agent.utils.interrupts import Interrupted, Interrupts, deferred_interrupts
 
-EXPLODED = 100.0
-"""A loss this many times the running mean of those before ends a run: no step is made with it."""
-SMALL = 0.1
-"""A running mean below this counts as this: what stands out of so little is no explosion."""
+EXPLOSION_FACTOR = 100.0
+"""A loss of this many times the running mean ends the run before the step is made."""
+LOSS_FLOOR = 0.1
+"""The running mean counts as at least this: a tiny loss may double without exploding."""
 
 
 Rollouts = Callable[[Path], dict[str, float]]
@@ -224,7 +224,7 @@ class TrainingLoop(abc.ABC):
         norm = float(whole(accelerator.clip_grad_norm_(self.objective.parameters(), config.clip)))
         action, frame, due, told = self._agree(losses, interrupts)
         total = action + frame
-        limit = math.inf if progress.loss is None else EXPLODED * max(progress.loss, SMALL)
+        limit = math.inf if progress.loss is None else EXPLOSION_FACTOR * max(progress.loss, LOSS_FLOOR)
         if not (math.isfinite(norm) and total <= limit):
             raise self._broken_down(total, norm, limit, seen)
         progress.loss = total if progress.loss is None else progress.loss + 0.02 * (total - progress.loss)

@@ -12,7 +12,7 @@ from par_agent.modeling.par import PARLoss, PARModel
 from par_agent.modeling.random_numbers import integers, normal, seeded_generator, uniform
 from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.policy.transforms import Transforms
-from par_agent.training.batches import displaced, tensors
+from par_agent.training.batches import perturb_proprioception, tensors
 from par_agent.training.config import FinetuneConfig
 from par_agent.utils.device import moved
 
@@ -42,7 +42,7 @@ class Objective(nn.Module):
         generator = seeded_generator(config.seed * 1_000_003 + number)
         if config.recovery_noise and self.transforms is not None:
             length = self.model.config.action.chunk_length
-            windows = displaced(windows, self.transforms, length, config.recovery_noise, generator)
+            windows = perturb_proprioception(windows, self.transforms, length, config.recovery_noise, generator)
         inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
         spread = config.proprioception_noise if self.transforms is not None else 0.0
         noise = normal(inputs.proprioception.shape, device, generator)

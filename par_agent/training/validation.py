@@ -57,9 +57,9 @@ def validate(
     return metrics
 
 
-def held_out_windows(sampler: WindowSampler, most: int) -> Windows:
+def held_out_windows(sampler: WindowSampler, limit: int) -> Windows:
     """Up to so many unchanged windows, spread over a dataset's held-out episodes."""
-    numbers = torch.linspace(0, len(sampler) - 1, min(most, len(sampler))).long().tolist()
+    numbers = torch.linspace(0, len(sampler) - 1, min(limit, len(sampler))).long().tolist()
     return concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
 
 
