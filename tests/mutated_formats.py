@@ -170,7 +170,7 @@ def make_checkpoint(folder: Path) -> None:
 
 def load_policy(folder: Path) -> Any:
     found = Checkpoint.load(folder)
-    about = {"config": found.model.config, "transforms": found.transforms, "acting": found.acting}
+    about = {"config": found.model.config, "transforms": found.transforms, "inference": found.inference}
     text = found.text_encoder.encode("push the cube")
     return {"model": found.model.state_dict(), "encoder": found.encoder.state_dict(), "text": text, **about}
 
@@ -355,7 +355,7 @@ FORMATS: dict[str, Format] = {
         make_checkpoint,
         load_policy,
         {"config.json": BOTH, "policy.json": BOTH, "frame_encoder/config.json": BOTH, "model.safetensors": ("bytes",)},
-        r"^\.(transforms|acting)\.|^\.config\.",
+        r"^\.(transforms|inference)\.|^\.config\.",
     ),
     "training checkpoint": Format(
         make_training,

@@ -71,7 +71,11 @@ def test_frames_are_encoded_alike_in_any_batch() -> None:
         ("policy.json", lambda c: c["transforms"].update(crop=[0, 0, 24, 24]), "reads frames of 16x16 .* make 24x24"),
         ("policy.json", lambda c: c.update(text_encoder=["phi"]), "text_encoder is .*; expected a string"),
         ("policy.json", lambda c: c.update(trained=3), "trained is 3; expected an object"),
-        ("policy.json", lambda c: c["acting"].update(look_ahead=3), "fields in Acting: look_ahead.*update par_agent"),
+        (
+            "policy.json",
+            lambda c: c["inference"].update(look_ahead=3),
+            "InferenceConfig: look_ahead.*update par_agent",
+        ),
         ("policy.json", lambda c: c["transforms"]["action_mean"].pop(), "the same number of rows"),
         ("policy.json", lambda c: c["transforms"]["proprioception_std"].pop(), "proprioception_std differ in length"),
         ("policy.json", lambda c: c["transforms"]["action_std"][1].__setitem__(0, 0), "must be above 0 everywhere"),

@@ -62,13 +62,13 @@ def test_a_policy_acts_on_the_chunks_before_if_training_showed_them(
     config: FinetuneConfig, dropout: float, known: bool
 ) -> None:
     trained = finetune(dataclasses.replace(config, steps=1, past_action_dropout=dropout))
-    assert trained.acting.past_actions == known
+    assert trained.inference.past_actions == known
     PARPolicy.from_pretrained(config.out / "policy", "push cube 1").act(observation())
 
 
 def test_a_policy_remembers_no_more_than_its_training_showed(config: FinetuneConfig) -> None:
     finetune(dataclasses.replace(config, steps=1, window=2))
-    assert PARPolicy.from_pretrained(config.out / "policy", "push cube 1", context=2).acting.context == 2
+    assert PARPolicy.from_pretrained(config.out / "policy", "push cube 1", context=2).inference.context == 2
     with pytest.raises(UserError, match="context is 3; this checkpoint was trained on 2 physical tokens"):
         PARPolicy.from_pretrained(config.out / "policy", "push cube 1", context=3)
 

@@ -21,8 +21,8 @@ FAST = GenerationConfig(mask_steps=2, diffusion_steps=2, guidance=1.0)
 REMEMBERING = {"context": 3, "past_actions": True, "random_start": True}
 
 
-def policy(**acting: Any) -> PARPolicy:
-    return PARPolicy(tiny_checkpoint(), "push the cube", **acting)
+def policy(**inference: Any) -> PARPolicy:
+    return PARPolicy(tiny_checkpoint(), "push the cube", **inference)
 
 
 def counted(agent: PARPolicy) -> Counter[str]:
@@ -61,9 +61,9 @@ def test_cross_attention_reads_the_conditions_once_a_chunk(monkeypatch: pytest.M
     assert list(used.values()) == [14, 14]
 
 
-@pytest.mark.parametrize("acting", [{}, REMEMBERING])
-def test_planning_and_imagining_leave_acting_as_it_is(acting: dict[str, Any]) -> None:
-    plain, curious = policy(**acting), policy(**acting)
+@pytest.mark.parametrize("inference", [{}, REMEMBERING])
+def test_planning_and_imagining_leave_acting_as_it_is(inference: dict[str, Any]) -> None:
+    plain, curious = policy(**inference), policy(**inference)
     for step in range(2 * LENGTH + 1):
         if step % 3 == 0:
             curious.plan(observation(2, step), frames=True, generation=FAST)

@@ -27,8 +27,8 @@ def observation(batch: int, step: int = 0, frame: bool = True, camera: str = "re
     return obs
 
 
-def policy(**acting: Any) -> PARPolicy:
-    return PARPolicy(tiny_checkpoint(), "push the cube", **acting)
+def policy(**inference: Any) -> PARPolicy:
+    return PARPolicy(tiny_checkpoint(), "push the cube", **inference)
 
 
 def roll(agent: PARPolicy, batch: int, steps: int, first: int = 0) -> torch.Tensor:
@@ -60,9 +60,9 @@ def test_arm_moves_relative_to_the_measured_joints() -> None:
     torch.testing.assert_close(back, chunk, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("acting", [{}, {"context": 3, "past_actions": True}, {"random_start": True}])
-def test_same_seed_same_rollout_and_rows_alone(acting: dict[str, Any]) -> None:
-    agent = policy(**acting)
+@pytest.mark.parametrize("inference", [{}, {"context": 3, "past_actions": True}, {"random_start": True}])
+def test_same_seed_same_rollout_and_rows_alone(inference: dict[str, Any]) -> None:
+    agent = policy(**inference)
     agent.reset(seed=5)
     first = roll(agent, 2, 2 * LENGTH)
     agent.reset(seed=5)
@@ -71,7 +71,7 @@ def test_same_seed_same_rollout_and_rows_alone(acting: dict[str, Any]) -> None:
     torch.testing.assert_close(roll(agent, 1, 2 * LENGTH)[:, 0], first[:, 0], rtol=0, atol=1e-4)
     agent.reset(seed=6)
     changed = not torch.allclose(roll(agent, 2, 2 * LENGTH), first)
-    assert changed == bool(acting.get("random_start"))
+    assert changed == bool(inference.get("random_start"))
 
 
 def test_without_a_new_seed_random_episodes_differ() -> None:
@@ -125,7 +125,7 @@ def test_saved_and_loaded_policies_act_alike(tmp_path: Path) -> None:
     agent = policy(execute=2)
     agent.save_pretrained(tmp_path / "saved")
     loaded = PARPolicy.from_pretrained(tmp_path / "saved", "push the cube")
-    assert loaded.acting == agent.acting
+    assert loaded.inference == agent.inference
     torch.testing.assert_close(roll(loaded, 2, LENGTH), roll(agent, 2, LENGTH), rtol=0, atol=0)
     half = tmp_path / "half"
     agent.save_pretrained(half, dtype=torch.float16)

@@ -16,8 +16,8 @@ from tiny import LENGTH, tiny_checkpoint
 PUSH, PICK, LONG = "push the cube", "pick up", "stack the red cube on green"
 
 
-def told(instruction: Any, **acting: Any) -> PARPolicy:
-    return PARPolicy(tiny_checkpoint(), instruction, **acting)
+def told(instruction: Any, **inference: Any) -> PARPolicy:
+    return PARPolicy(tiny_checkpoint(), instruction, **inference)
 
 
 def shown(row: int, step: int) -> dict[str, Any]:
@@ -27,26 +27,26 @@ def shown(row: int, step: int) -> dict[str, Any]:
     return {"agent": {"qpos": obs["agent"]["qpos"][row:]}, "sensor_data": {"render_camera": {"rgb": image}}}
 
 
-def alone(instruction: str, row: int, first: int, last: int, **acting: Any) -> torch.Tensor:
+def alone(instruction: str, row: int, first: int, last: int, **inference: Any) -> torch.Tensor:
     """(steps, A) actions of one environment that sees what row ``row`` does."""
-    agent = told(instruction, **acting)
+    agent = told(instruction, **inference)
     return torch.stack([agent.act(shown(row, step))[0] for step in range(first, last)])
 
 
-@pytest.mark.parametrize("acting", [{}, {"context": 3, "past_actions": True}])
-def test_every_environment_follows_its_own_instruction(acting: dict[str, Any]) -> None:
+@pytest.mark.parametrize("inference", [{}, {"context": 3, "past_actions": True}])
+def test_every_environment_follows_its_own_instruction(inference: dict[str, Any]) -> None:
     texts = [PUSH, LONG, PICK]
-    agent = told(texts, **acting)
+    agent = told(texts, **inference)
     actions = roll(agent, 3, 2 * LENGTH)
     for row, text in enumerate(texts):
-        torch.testing.assert_close(actions[:, row], alone(text, row, 0, 2 * LENGTH, **acting), rtol=0, atol=1e-4)
-    assert not torch.allclose(actions[:, 1], alone(PUSH, 1, 0, 2 * LENGTH, **acting), atol=1e-4)
+        torch.testing.assert_close(actions[:, row], alone(text, row, 0, 2 * LENGTH, **inference), rtol=0, atol=1e-4)
+    assert not torch.allclose(actions[:, 1], alone(PUSH, 1, 0, 2 * LENGTH, **inference), atol=1e-4)
     assert agent.instruction == (PUSH, LONG, PICK)
 
 
 def test_an_environment_that_is_reset_gets_another_instruction_and_the_others_go_on() -> None:
-    acting = {"context": 3, "past_actions": True}
-    agent, same = told(PUSH, **acting), told(PUSH, **acting)
+    inference = {"context": 3, "past_actions": True}
+    agent, same = told(PUSH, **inference), told(PUSH, **inference)
     for each in (agent, same):
         roll(each, 3, LENGTH)
     plan = agent.plan(observation(3, LENGTH)).actions
@@ -54,8 +54,8 @@ def test_an_environment_that_is_reset_gets_another_instruction_and_the_others_go
     assert agent.instruction == (PICK, PUSH, LONG)
     new, old = roll(agent, 3, LENGTH, first=LENGTH), roll(same, 3, LENGTH, first=LENGTH)
     torch.testing.assert_close(new[:, 1], old[:, 1])
-    torch.testing.assert_close(new[:, 0], alone(PICK, 0, LENGTH, 2 * LENGTH, **acting), rtol=0, atol=1e-4)
-    torch.testing.assert_close(new[:, 2], alone(LONG, 2, LENGTH, 2 * LENGTH, **acting), rtol=0, atol=1e-4)
+    torch.testing.assert_close(new[:, 0], alone(PICK, 0, LENGTH, 2 * LENGTH, **inference), rtol=0, atol=1e-4)
+    torch.testing.assert_close(new[:, 2], alone(LONG, 2, LENGTH, 2 * LENGTH, **inference), rtol=0, atol=1e-4)
     torch.testing.assert_close(plan[:, 0], old[0])
     agent.reset(env_idx=torch.tensor([True, False, True]), instruction=PUSH)
     assert agent.instruction == (PUSH,) * 3

@@ -27,7 +27,7 @@ from par_agent.modeling.par import PARModel, Targets
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_encoder import VideoFrameEncoder, load_frame_encoder
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
-from par_agent.policy.checkpoint import Acting, Checkpoint
+from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.tasks import TASKS
 from par_agent.training.finetune import finetune
 from par_agent.training.vae import VAETraining, train_vae
@@ -113,7 +113,7 @@ def nova_checkpoint() -> Checkpoint:
     model = tiny_model(nova_layout=True)
     nova, small = model.config.nova, task_checkpoint()
     text = HashTextEncoder(nova.text_dim, nova.text_length)
-    return dataclasses.replace(small, model=model, text_encoder=text, acting=Acting(denoising_steps=4))
+    return dataclasses.replace(small, model=model, text_encoder=text, inference=InferenceConfig(denoising_steps=4))
 
 
 @pytest.fixture(scope="module", params=["par-mini", "nova"])

@@ -271,7 +271,7 @@ def test_ways_to_act_with_the_same_weights_are_told_apart(serve: Any, tmp_path: 
     from par_agent.vla_eval.server import PARModelServer
 
     tiny_checkpoint().save(tmp_path / "tiny")
-    ways: list[dict[str, Any]] = [{}, {"acting": {"execute": 1}}, {"acting": {"denoising_steps": 2}}, {"seed": 1}]
+    ways: list[dict[str, Any]] = [{}, {"inference": {"execute": 1}}, {"inference": {"denoising_steps": 2}}, {"seed": 1}]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sources = [
@@ -289,7 +289,7 @@ def test_par_as_a_model_server_acts_as_the_policy_does_in_every_session(
 
     own = ThreadPoolExecutor(1)  # like the server's: how a thread splits sums, and so rounds, is its own affair
     tiny_checkpoint().save(tmp_path / "tiny")
-    server = PARModelServer(str(tmp_path / "tiny"), acting={"execute": 3})
+    server = PARModelServer(str(tmp_path / "tiny"), inference={"execute": 3})
     handle = serve(server)
     direct = [PARPolicy.from_pretrained(tmp_path / "tiny", PUSH.instruction, execute=3) for _ in range(2)]
     served = [ModelServerPolicy(handle.url, PUSH) for _ in range(2)]

@@ -16,7 +16,7 @@ from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConf
 from par_agent.modeling.par import PARModel, PhysicalTokens
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
-from par_agent.policy.checkpoint import Acting, Checkpoint
+from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.utils.files import write_json
@@ -111,8 +111,8 @@ def tiny_checkpoint(camera: str = "render_camera") -> Checkpoint:
     encoder = FrameVAE(FrameVAEConfig(channels=2, widths=(8,)))
     nova = model.config.nova
     text = HashTextEncoder(nova.text_dim, nova.text_length)
-    acting = Acting(denoising_steps=4)
-    return Checkpoint(model, encoder.eval(), tiny_transforms(camera), text, acting)
+    inference = InferenceConfig(denoising_steps=4)
+    return Checkpoint(model, encoder.eval(), tiny_transforms(camera), text, inference)
 
 
 def tiny_dataset(

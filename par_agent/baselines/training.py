@@ -140,8 +140,8 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     limit = model.max_context
     if limit is not None and model.sequence is None and config.window > limit:
         raise UserError(
-            f"--window is {config.window}; {config.method} reads {limit} steps at most: give a shorter --window, or "
-            " a larger size by --model"
+            f"--window is {config.window}; {config.method} reads {limit} steps at most: give a shorter --window, or a "
+            "larger size by --model"
         )
     shape = (sizes.latent_channels, *sizes.latent_size)
     train, held_out = open_samplers(config, indices, encoder, config.vae, shape, model.sequence)

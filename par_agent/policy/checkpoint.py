@@ -43,8 +43,8 @@ TEXT_ENCODERS = {HashTextEncoder: "hash", StoredTextEncoder: "phi"}
 
 
 @dataclass(frozen=True)
-class Acting:
-    """How a policy acts unless told otherwise."""
+class InferenceConfig:
+    """How a policy acts."""
 
     context: int = 1
     """Physical tokens remembered, the present one included."""
@@ -75,7 +75,7 @@ class Checkpoint:
     transforms: Transforms | None
     """None: fitted to no data yet; such a checkpoint is for training only."""
     text_encoder: TextEncoder
-    acting: Acting = field(default_factory=Acting)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     trained: dict[str, Any] = field(default_factory=dict)
     """How it was trained: data, options, steps; for the record."""
 
@@ -103,7 +103,7 @@ class Checkpoint:
         content = {
             "transforms": None if self.transforms is None else self.transforms.to_json(),
             "text_encoder": text,
-            "acting": dataclasses.asdict(self.acting),
+            "inference": dataclasses.asdict(self.inference),
             "trained": self.trained,
         }
         write_json(folder / POLICY, content)
@@ -129,7 +129,7 @@ class Checkpoint:
         encoder = load_frame_encoder(folder / ENCODER)
         with naming(folder / POLICY):
             transforms = None if content["transforms"] is None else Transforms.from_json(content["transforms"])
-            acting = build(Acting, content["acting"], added=())
+            inference = build(InferenceConfig, content["inference"], added=())
         if encoder.channels != config.nova.latent_channels:
             raise UserError(
                 f"{folder}: the model reads latents of {config.nova.latent_channels} channels, its frame encoder gives "
@@ -139,12 +139,12 @@ class Checkpoint:
             _check(config, encoder, transforms, folder)
         text = _load_text_encoder(content["text_encoder"], config, folder)
         return cls(
-            model.eval().to(device, dtype), encoder.to(device, dtype), transforms, text, acting, content["trained"]
+            model.eval().to(device, dtype), encoder.to(device, dtype), transforms, text, inference, content["trained"]
         )
 
 
 def read_policy(folder: Path) -> dict[str, Any]:
-    """Content of a checkpoint's ``policy.json``: ``transforms`` and ``acting`` as JSON, ``text_encoder``, ``trained``.
+    """Content of a checkpoint's ``policy.json``: ``transforms``, ``inference``, ``text_encoder``, ``trained``.
 
     Raises:
         UserError: it is missing or damaged.
@@ -156,7 +156,7 @@ def read_policy(folder: Path) -> dict[str, Any]:
             "`par-agent import-nova`"
         )
     content = {"text_encoder": "hash", "trained": {}, **read_object(path)}
-    for name in ("transforms", "acting"):
+    for name in ("transforms", "inference"):
         if name not in content:
             raise UserError(f"{path} lacks {name!r}; the checkpoint is incomplete: copy or train it again")
     check(f"{path}: text_encoder", content["text_encoder"], str)

@@ -20,7 +20,7 @@ from par_agent.errors import UserError
 from par_agent.modeling.nova.generation import GenerationConfig
 from par_agent.modeling.par import PARStream, PhysicalTokens
 from par_agent.modeling.random_numbers import copied_generator, integers, normal_rows, orders, seeded_generator
-from par_agent.policy.checkpoint import Acting, Checkpoint
+from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.policy.observations import as_tensor
 from par_agent.policy.transforms import Transforms
 from par_agent.utils.device import moved
@@ -90,7 +90,7 @@ class RowNoise:
         return moved(torch.cat(rows), self._device)
 
 
-def begin(checkpoint: Checkpoint, acting: Acting, features: list[Tensor], seed: int) -> EpisodeState:
+def begin(checkpoint: Checkpoint, inference: InferenceConfig, features: list[Tensor], seed: int) -> EpisodeState:
     """Episodes before their first frame; ``features``: (length, text_dim) of each row's instruction."""
     config, batch, device = checkpoint.model.config, len(features), features[0].device
     action, width = config.action, config.nova.video_encoder.width
@@ -99,9 +99,9 @@ def begin(checkpoint: Checkpoint, acting: Acting, features: list[Tensor], seed: 
         return torch.zeros(batch, *shape, dtype=torch.float32, device=device)
 
     return EpisodeState(
-        stream=checkpoint.model.start(features, acting.context),
+        stream=checkpoint.model.start(features, inference.context),
         queue=zeros(action.chunk_length, action.action_size),
-        used=torch.full((batch,), acting.execute or action.chunk_length, device=device),
+        used=torch.full((batch,), inference.execute or action.chunk_length, device=device),
         chunk=zeros(action.chunk_length, action.action_size),
         positions=zeros(action.proprioception_size),
         z_frame=zeros(checkpoint.model.frame_tokens, width).to(checkpoint.model.nova.dtype),
@@ -111,22 +111,26 @@ def begin(checkpoint: Checkpoint, acting: Acting, features: list[Tensor], seed: 
 
 
 def forget(
-    checkpoint: Checkpoint, acting: Acting, state: EpisodeState, rows: Tensor, features: list[Tensor] | None
+    checkpoint: Checkpoint,
+    inference: InferenceConfig,
+    state: EpisodeState,
+    rows: Tensor,
+    features: list[Tensor] | None,
 ) -> None:
     """Begins the episodes of some rows anew.
 
     Args:
         checkpoint: the model and its conventions.
-        acting: how to act.
+        inference: how to act.
         state: the episodes.
         rows: (k,) int64.
         features: (length, text_dim) of each of these rows' new instruction; None: they keep theirs.
     """
     state.stream.cache.reset(rows)
-    state.used[rows] = acting.execute or checkpoint.model.config.action.chunk_length
+    state.used[rows] = inference.execute or checkpoint.model.config.action.chunk_length
     state.fresh[rows] = True
     if features:
-        part = checkpoint.model.start(features, acting.context)
+        part = checkpoint.model.start(features, inference.context)
         state.stream.cache.put(rows, part.cache)
         prefix = state.stream.prefix.clone()  # copies of the state share it
         prefix[rows] = part.prefix
@@ -134,10 +138,15 @@ def forget(
 
 
 def next_inputs(
-    transforms: Transforms, acting: Acting, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor
+    transforms: Transforms,
+    inference: InferenceConfig,
+    state: EpisodeState,
+    latents: Tensor,
+    positions: Tensor,
+    rows: Tensor,
 ) -> PhysicalTokens:
     """The physical tokens that the model reads next; see :func:`plan_chunks` for the arguments."""
-    known = ~state.fresh[rows] if acting.past_actions else torch.zeros_like(state.fresh[rows])
+    known = ~state.fresh[rows] if inference.past_actions else torch.zeros_like(state.fresh[rows])
     return PhysicalTokens(
         latents[:, None],
         transforms.normalise_proprioception(positions)[:, None],
@@ -147,13 +156,18 @@ def next_inputs(
 
 
 def plan_chunks(
-    checkpoint: Checkpoint, acting: Acting, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor
+    checkpoint: Checkpoint,
+    inference: InferenceConfig,
+    state: EpisodeState,
+    latents: Tensor,
+    positions: Tensor,
+    rows: Tensor,
 ) -> None:
     """Reads one frame of some rows and plans their next chunks; no other row changes.
 
     Args:
         checkpoint: the model and its conventions.
-        acting: how to act.
+        inference: how to act.
         state: the episodes.
         latents: (k, C, h, w) scaled latents of the rows' frames.
         positions: (k, P) joint positions measured with them, radians.
@@ -164,13 +178,13 @@ def plan_chunks(
     """
     transforms, model = checkpoint.transforms, checkpoint.model
     assert transforms is not None
-    inputs = next_inputs(transforms, acting, state, latents, positions, rows)
+    inputs = next_inputs(transforms, inference, state, latents, positions, rows)
     z_frame, z_action = model.step(state.stream, inputs, rows)
     action = model.config.action
     start = torch.zeros(len(rows), action.targets, action.action_size, device=latents.device)
-    if acting.random_start:
+    if inference.random_start:
         start = normal_rows(start.shape[1:], [state.generators[row] for row in rows.tolist()], latents.device)
-    chunks = model.sample_actions(z_action, start, steps=acting.denoising_steps)
+    chunks = model.sample_actions(z_action, start, steps=inference.denoising_steps)
     planned = transforms.denormalise_actions(chunks, positions)
     if bad := rows[~planned.isfinite().flatten(1).all(1)].tolist():
         raise UserError(
@@ -196,7 +210,11 @@ def next_frames(checkpoint: Checkpoint, state: EpisodeState, config: GenerationC
 
 
 def imagine(
-    checkpoint: Checkpoint, acting: Acting, state: EpisodeState, steps: int, config: GenerationConfig | None = None
+    checkpoint: Checkpoint,
+    inference: InferenceConfig,
+    state: EpisodeState,
+    steps: int,
+    config: GenerationConfig | None = None,
 ) -> Imagination:
     """Rolls the model forward on its own predictions; ``state`` stays as it is.
 
@@ -205,7 +223,7 @@ def imagine(
 
     Args:
         checkpoint: the model and its conventions.
-        acting: how to act.
+        inference: how to act.
         state: episodes that have planned a chunk.
         steps: chunks to imagine.
         config: how frames are drawn.
@@ -228,7 +246,7 @@ def imagine(
         chunks.append(state.queue.clone())
         if number + 1 < steps:
             positions = checkpoint.transforms.commanded_positions(state.queue, state.positions)
-            plan_chunks(checkpoint, acting, state, latents, positions, rows)
+            plan_chunks(checkpoint, inference, state, latents, positions, rows)
     return Imagination(torch.stack(frames, 1), torch.stack(chunks, 1))
 
 

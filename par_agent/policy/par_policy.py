@@ -16,7 +16,7 @@ from torch import Tensor
 from par_agent.errors import UserError
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
 from par_agent.modeling.nova.generation import GenerationConfig
-from par_agent.policy.checkpoint import Acting, Checkpoint
+from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.policy.episode import (
     EpisodeState,
     Imagination,
@@ -84,7 +84,7 @@ class PARPolicy:
         instruction: what to do, in the words of training: one text, or one per environment, whose number it fixes.
         device: where the checkpoint is; None: wherever that may be.
         seed: fixes the policy's randomness until a ``reset`` gives another; a whole number, 0 or more.
-        **acting: fields of :class:`par_agent.policy.checkpoint.Acting` that differ from the checkpoint's.
+        **inference: fields of :class:`~par_agent.policy.checkpoint.InferenceConfig` in place of the checkpoint's.
 
     Raises:
         UserError: an unknown or impossible option, an instruction that is too long or holds no words, or a checkpoint
@@ -98,10 +98,10 @@ class PARPolicy:
         *,
         device: torch.device | str | None = None,
         seed: int = 0,
-        **acting: Any,
+        **inference: Any,
     ) -> None:
-        known = [field.name for field in dataclasses.fields(Acting)]
-        if unknown := sorted(set(acting) - set(known)):
+        known = [field.name for field in dataclasses.fields(InferenceConfig)]
+        if unknown := sorted(set(inference) - set(known)):
             raise UserError(f"PARPolicy does not know the option {unknown[0]!r}; it knows {', '.join(known)}")
         if checkpoint.transforms is None:
             raise UserError(
@@ -109,7 +109,7 @@ class PARPolicy:
                 "with `par-agent finetune --init FOLDER`"
             )
         self.checkpoint, self.transforms = checkpoint, checkpoint.transforms
-        self.acting = dataclasses.replace(checkpoint.acting, **acting)
+        self.inference = dataclasses.replace(checkpoint.inference, **inference)
         self.device = checkpoint.model.nova.device
         if device is not None and usable_device(device) != self.device:
             raise UserError(
@@ -118,18 +118,18 @@ class PARPolicy:
             )
         self.action_size = self.transforms.action_size
         length = checkpoint.model.config.action.chunk_length
-        self.execute = self.acting.execute or length
+        self.execute = self.inference.execute or length
         if self.execute > length:
             raise UserError(f"execute is {self.execute}; this checkpoint plans chunks of {length} actions")
-        if self.acting.past_actions and self.execute < length:
+        if self.inference.past_actions and self.execute < length:
             raise UserError(
                 f"execute is {self.execute} and past_actions is on: the model knows whole chunks of {length} actions "
                 "that were executed; leave execute out, or give past_actions=False"
             )
         max_context = checkpoint.model.config.max_context
-        if self.acting.context > max_context:
+        if self.inference.context > max_context:
             raise UserError(
-                f"context is {self.acting.context}; this checkpoint was trained on {max_context} physical tokens at "
+                f"context is {self.inference.context}; this checkpoint was trained on {max_context} physical tokens at "
                 "most"
             )
         if self.transforms.image_size is None:
@@ -153,7 +153,7 @@ class PARPolicy:
         device: torch.device | str | None = "cpu",
         dtype: torch.dtype | str = "float32",
         seed: int = 0,
-        **acting: Any,
+        **inference: Any,
     ) -> PARPolicy:
         """Loads a bundled checkpoint by name, or one from a folder.
 
@@ -165,7 +165,7 @@ class PARPolicy:
                 less time for a model on NOVA's weights. ``"tf32"``: float32 whose factors a GPU rounds to 10 bits, from
                 here on in the whole process.
             seed: see the class.
-            **acting: see the class.
+            **inference: see the class.
 
         Raises:
             UserError: no such checkpoint, or a damaged one.
@@ -182,11 +182,11 @@ class PARPolicy:
         if dtype == "tf32":
             use_tf32(True)
             dtype = "float32"
-        return cls(Checkpoint.load(folder, device, dtype), instruction, seed=seed, **acting)
+        return cls(Checkpoint.load(folder, device, dtype), instruction, seed=seed, **inference)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""
-        dataclasses.replace(self.checkpoint, acting=self.acting).save(folder, dtype)
+        dataclasses.replace(self.checkpoint, inference=self.inference).save(folder, dtype)
 
     def check(self, target: TaskSpec | gym.Env, track: str = "paper") -> None:
         """Compares the checkpoint's conventions with those of a task or of an environment.
@@ -254,7 +254,7 @@ class PARPolicy:
             return
         self._seen = state
         features = None if instruction is None else [told.features[row] for row in rows.tolist()]
-        forget(self.checkpoint, self.acting, state, rows, features)
+        forget(self.checkpoint, self.inference, state, rows, features)
         reseed(state.generators, rows, seed)
 
     @_in_turn
@@ -327,7 +327,7 @@ class PARPolicy:
             raise UserError(
                 "there is nothing to imagine from: no frame was read since reset(); call act() or plan() first"
             )
-        return imagine(self.checkpoint, self.acting, self._seen, n, generation)
+        return imagine(self.checkpoint, self.inference, self._seen, n, generation)
 
     @_in_turn
     def attention(self, obs: dict[str, Any]) -> AttentionMaps:
@@ -343,7 +343,7 @@ class PARPolicy:
         state = self._state_for(len(positions))
         frames = self.transforms.frames(camera_images(obs, self.transforms.camera, len(positions)).to("cpu"))
         latents = self.checkpoint.encoder.encode(frames.to(self.device))
-        inputs = next_inputs(self.transforms, self.acting, state, latents, positions, torch.arange(len(positions)))
+        inputs = next_inputs(self.transforms, self.inference, state, latents, positions, torch.arange(len(positions)))
         return step_attention(self.checkpoint.model, state.stream, inputs)
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ class PARPolicy:
         """The episodes so far, or new ones."""
         if self._state is None:
             features = self._told.for_rows(batch).features
-            return begin(self.checkpoint, self.acting, list(features), self._seed)
+            return begin(self.checkpoint, self.inference, list(features), self._seed)
         if len(self._state.used) != batch:
             raise UserError(
                 f"the observation has {batch} environments, the last one had {len(self._state.used)}; call reset() "
@@ -365,5 +365,5 @@ class PARPolicy:
         rows = due.nonzero()[:, 0]
         frames = self.transforms.frames(camera_images(obs, self.transforms.camera, len(positions))[rows.to("cpu")])
         latents = self.checkpoint.encoder.encode(frames.to(self.device))
-        plan_chunks(self.checkpoint, self.acting, state, latents, positions[rows], rows)
+        plan_chunks(self.checkpoint, self.inference, state, latents, positions[rows], rows)
         self._seen = state

@@ -349,7 +349,7 @@ class Training(TrainingLoop):
             model = PARModel(self.model.config)
         model.load_state_dict(merged(tensors, self.config), assign=True)
         model.eval().requires_grad_(False)
-        return Checkpoint(model, setup.encoder, setup.transforms, setup.text_encoder, setup.acting, self.trained())
+        return Checkpoint(model, setup.encoder, setup.transforms, setup.text_encoder, setup.inference, self.trained())
 
     def measure(self, policy: SavedPolicy, monitor: Monitor) -> tuple[dict[str, float], float]:
         """Errors of actions and frames; from time to time a picture of them."""

@@ -32,7 +32,7 @@ from par_agent.modeling.presets import preset
 from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, describe_frame_encoder, load_frame_encoder
 from par_agent.modeling.weights import find_weights
-from par_agent.policy.checkpoint import Acting, Checkpoint, make_text_encoder
+from par_agent.policy.checkpoint import Checkpoint, InferenceConfig, make_text_encoder
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.trainable import choose_weights
@@ -47,7 +47,7 @@ class Setup:
     transforms: Transforms | None
     """None: videos, and a model that was trained on no actions either."""
     text_encoder: TextEncoder
-    acting: Acting
+    inference: InferenceConfig
     """How the policy acts: as the one that the run starts from."""
     train: MixedSampler
     held_out: list[WindowSampler]
@@ -82,16 +82,16 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     base = None
     if config.init is not None and not config.trains_all:
         base = file_hash(find_weights(config.init))
-    return Setup(model, encoder, transforms, start.text_encoder, _acting(config, start), train, held, base)
+    return Setup(model, encoder, transforms, start.text_encoder, _inference_config(config, start), train, held, base)
 
 
-def _acting(config: FinetuneConfig, start: Checkpoint) -> Acting:
+def _inference_config(config: FinetuneConfig, start: Checkpoint) -> InferenceConfig:
     """As the start acts, within the windows of training; on past chunks if training shows them, executed whole."""
-    acting = dataclasses.replace(start.acting, context=min(start.acting.context, config.window))
+    inference = dataclasses.replace(start.inference, context=min(start.inference.context, config.window))
     if not config.has_actions:
-        return acting
-    known = config.past_action_dropout < 1 and acting.execute is None
-    return dataclasses.replace(acting, past_actions=known)
+        return inference
+    known = config.past_action_dropout < 1 and inference.execute is None
+    return dataclasses.replace(inference, past_actions=known)
 
 
 def open_samplers(

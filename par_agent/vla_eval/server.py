@@ -39,7 +39,7 @@ class PARModelServer(PredictModelServer):
         checkpoint: a bundled checkpoint's name or a folder.
         device: where the model runs.
         seed: of episodes that start without one.
-        acting: fields of :class:`par_agent.policy.checkpoint.Acting` that differ from the checkpoint's.
+        inference: fields of :class:`~par_agent.policy.checkpoint.InferenceConfig` in place of the checkpoint's.
 
     Raises:
         UserError: no such checkpoint or device, or an option that it does not take.
@@ -51,14 +51,14 @@ class PARModelServer(PredictModelServer):
         device: str = "cpu",
         *,
         seed: int = 0,
-        acting: dict[str, Any] | None = None,
+        inference: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         folder = checkpoint_folder(checkpoint)
-        acts = json.dumps({"device": device, "seed": seed, **(acting or {})}, sort_keys=True)
+        acts = json.dumps({"device": device, "seed": seed, **(inference or {})}, sort_keys=True)
         self._description = f"checkpoint {folder.name} {PolicySource(checkpoint).fingerprint()}, {acts}"
-        self._acting, self._device, self._seed = acting or {}, device, seed
-        first = PARPolicy.from_pretrained(folder, device=device, **self._acting)
+        self._inference, self._device, self._seed = inference or {}, device, seed
+        first = PARPolicy.from_pretrained(folder, device=device, **self._inference)
         self._checkpoint, self._execute = first.checkpoint, first.execute
         self._transforms = first.transforms
         self._seeds: dict[str, int] = {}
@@ -73,7 +73,7 @@ class PARModelServer(PredictModelServer):
                 str(obs.get("task_description", "")),
                 device=self._device,
                 seed=self._seeds.get(ctx.session_id, self._seed),
-                **self._acting,
+                **self._inference,
             )
         return {"actions": policy.act(from_message(obs))[0].cpu().numpy()}
 
