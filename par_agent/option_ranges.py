@@ -48,7 +48,7 @@ _OFFSET = Range(0, 16_383)
 RANGES: Ranges = {
     **dict.fromkeys(("demos", "every", "limit", "max_steps", "num", "repeats", "rounds"), _COUNT),
     **dict.fromkeys(("plain_steps", "rollout_states", "states", "steps", "validate_every", "keep"), _COUNT),
-    **dict.fromkeys(("checkpoint_minutes", "picture_minutes", "phase", "rollout_every", "video", "videos"), NUMBER),
+    **dict.fromkeys(("save_minutes", "picture_minutes", "phase", "rollout_every", "video", "videos"), NUMBER),
     **dict.fromkeys(("warmup", "motion_steps", "look", "state"), NUMBER),
     **dict.fromkeys(("ema", "frame_fraction", "past_action_dropout", "single_step", "temperature"), _SHARE),
     **dict.fromkeys(("first_seed", "seed", "state_seed"), Range(0, 2**32 - 1)),

@@ -35,9 +35,9 @@ from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import TASKS
-from par_agent.training.checkpoint import load_checkpoint, save_checkpoint
 from par_agent.training.optimisation import EMA, clip_and_step, make_optimizer
 from par_agent.training.progress import Progress
+from par_agent.training.state import load_training_state, save_training_state
 from par_agent.utils.files import naming, read_object, write_json
 from par_agent.vla_eval.messages import episode_seed, from_message, read_actions
 from rendered import write_dataset
@@ -191,12 +191,12 @@ def make_training(folder: Path) -> None:
     run.model(torch.ones(4, 3)).square().sum().backward()
     clip_and_step(run.model, run.optimizer, 1.0, "")
     progress = dataclasses.asdict(Progress(step=7, batches=7, loss=0.5, best=0.25, base="0123", seconds=3.5))
-    save_checkpoint(folder, progress.pop("step"), run.weights, run.optimizer, progress)
+    save_training_state(folder, progress.pop("step"), run.weights, run.optimizer, progress)
 
 
 def load_training(folder: Path) -> Any:
     run = _Run()
-    state = load_checkpoint(folder / "step_00000007", run.weights, run.optimizer)
+    state = load_training_state(folder / "step_00000007", run.weights, run.optimizer)
     with naming(folder):
         progress = Progress.from_json(state)
     moments = [run.optimizer.state[parameter] for parameter in run.model.parameters()]
@@ -357,7 +357,7 @@ FORMATS: dict[str, Format] = {
         {"config.json": BOTH, "policy.json": BOTH, "frame_encoder/config.json": BOTH, "model.safetensors": ("bytes",)},
         r"^\.(transforms|inference)\.|^\.config\.",
     ),
-    "training checkpoint": Format(
+    "training state": Format(
         make_training,
         load_training,
         {

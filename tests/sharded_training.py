@@ -72,7 +72,7 @@ def main(folder: Path) -> None:
     training.finetune(sharded)
     if first:
         for step in range(STEPS // 2, STEPS):
-            shutil.rmtree(sharded.out / "checkpoints" / f"step_{step + 1:08d}")
+            shutil.rmtree(sharded.out / "training_states" / f"step_{step + 1:08d}")
         (sharded.out / "policy").rename(folder / "uninterrupted")
     torch.distributed.barrier()
     training.finetune(sharded)

@@ -36,6 +36,6 @@ def run(folder: Path, method: str, episodes: int = 21, alike: bool = False, **op
         "variants": 2,
         "shift": 1,
         "validate_every": 3,
-        "checkpoint_minutes": 0.0,
+        "save_minutes": 0.0,
     }
     return BaselineConfig(**{**defaults, **options})

@@ -16,7 +16,7 @@ from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.training import context_length, predict, prepare, train
 from par_agent.data.windows import Windows
 from par_agent.errors import UserError
-from par_agent.training.checkpoint import latest_checkpoint
+from par_agent.training.state import latest_training_state
 from par_agent.training.validation import action_metrics
 from small_baselines import SMALL, run
 from tiny import option_words
@@ -60,7 +60,7 @@ def test_a_handful_of_episodes_is_learnt_by_heart_from_their_frames_and_saved(me
         "alike": True,
         "steps": 600 if method == "dp" else 200,
         "validate_every": 1000,
-        "checkpoint_minutes": 60.0,
+        "save_minutes": 60.0,
         "warmup": 10,
     }
     sizes = {
@@ -99,10 +99,10 @@ def test_a_killed_run_that_goes_on_equals_one_that_was_not_killed(method: str, t
     config = run(tmp_path, method, steps=9, validate_every=100)
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     train(whole)
-    moment = Moment("par_agent.training.loop:save_checkpoint", number=4)
+    moment = Moment("par_agent.training.loop:save_training_state", number=4)
     with Held(["par-agent", "train-baseline", *option_words(config)], moment, tmp_path / "marks") as held:
         held.until_held()
-    assert latest_checkpoint(config.out / "checkpoints") == config.out / "checkpoints" / "step_00000004"
+    assert latest_training_state(config.out / "training_states") == config.out / "training_states" / "step_00000004"
     train(config)
     weights = load_file(config.out / "policy" / "model.safetensors")
     for name, value in load_file(whole.out / "policy" / "model.safetensors").items():
@@ -128,7 +128,7 @@ def test_a_killed_run_that_goes_on_equals_one_that_was_not_killed(method: str, t
 def test_bad_options_are_explained(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         train(dataclasses.replace(run(tmp_path, "act"), **change))
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "training_states").exists()
 
 
 def test_fewer_demonstrations_are_the_first_ones_and_decide_the_statistics(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from held import Held, Moment
 from par_agent.errors import UserError
-from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
+from par_agent.training.state import latest_training_state
 from par_agent.utils.files import read_json
 from tiny import command, option_words, tiny_run
 
@@ -42,13 +42,13 @@ def on_two_processes(config: FinetuneConfig) -> subprocess.Popen:
 
 def held_on_two_processes(config: FinetuneConfig, marks: Path) -> Held:
     """Both processes hold when the third checkpoint is written."""
-    moment = Moment("par_agent.training.loop:save_checkpoint", number=3)
+    moment = Moment("par_agent.training.loop:save_training_state", number=3)
     return Held(["par-agent", "finetune", *option_words(config)], moment, marks, launcher=torchrun([])[1:])
 
 
 def saved(config: FinetuneConfig) -> int:
-    """Steps of the newest checkpoint."""
-    found = latest_checkpoint(config.out / "checkpoints")
+    """Steps of the newest training state."""
+    found = latest_training_state(config.out / "training_states")
     assert found is not None
     return int(found.name.removeprefix("step_"))
 
@@ -75,7 +75,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_accumulation(tmp_pat
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=0, atol=2e-6, msg=name)
     assert any((value - start[name]).abs().max() > 1e-4 for name, value in alone.items())
-    states = [read_json(latest_checkpoint(c.out / "checkpoints") / "state.json") for c in (config, both)]  # type: ignore[operator]
+    states = [read_json(latest_training_state(c.out / "training_states") / "state.json") for c in (config, both)]  # type: ignore[operator]
     assert [state["batches"] for state in states] == [2 * STEPS, 2 * STEPS]
     assert output.count(f"step {STEPS}: ") == 1  # the main process alone measures and prints
     assert len(list((both.out / "tensorboard").iterdir())) == 1

@@ -22,10 +22,10 @@ from held import Held, Moment
 from par_agent import PARPolicy
 from par_agent.cli import main
 from par_agent.errors import UserError
-from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.finetune import FinetuneConfig, finetune
 from par_agent.training.loop import Training
 from par_agent.training.objective import Objective
+from par_agent.training.state import latest_training_state
 from par_agent.utils.interrupts import Interrupted
 from tiny import LENGTH, command, option_words, tiny_checkpoint, tiny_dataset, tiny_run
 
@@ -101,7 +101,7 @@ def test_interrupted_run_equals_an_uninterrupted_one(config: FinetuneConfig, tmp
     config = dataclasses.replace(config, steps=9, validate_every=100)
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     finetune(whole)
-    moment = Moment("par_agent.training.loop:save_checkpoint", number=4)
+    moment = Moment("par_agent.training.loop:save_training_state", number=4)
     with Held(["par-agent", "finetune", *option_words(config)], moment, tmp_path / "marks") as held:
         held.until_held()
         held.tell(stop)
@@ -109,7 +109,7 @@ def test_interrupted_run_equals_an_uninterrupted_one(config: FinetuneConfig, tmp
         assert held.status() == (130 if stop == signal.SIGINT else -signal.SIGKILL), held.output
     saved = 5 if stop == signal.SIGINT else 4  # the step in hand is done first
     assert ("the first 5 steps are saved, and the same command goes on from there" in held.output) == (saved == 5)
-    assert latest_checkpoint(config.out / "checkpoints") == config.out / "checkpoints" / f"step_{saved:08d}"
+    assert latest_training_state(config.out / "training_states") == config.out / "training_states" / f"step_{saved:08d}"
     finetune(config)
     for name, value in weights(whole.out).items():
         assert torch.equal(value, weights(config.out)[name]), name
@@ -203,7 +203,7 @@ def test_another_precision_in_the_same_process_is_refused(config: FinetuneConfig
 def test_single_task_batch_can_be_overfitted(config: FinetuneConfig, tmp_path: Path) -> None:
     data = tiny_dataset(tmp_path / "two", episodes=2)
     long = dataclasses.replace(
-        config, data=(data,), steps=150, batch_size=8, learning_rate=3e-3, variants=1, checkpoint_minutes=60.0
+        config, data=(data,), steps=150, batch_size=8, learning_rate=3e-3, variants=1, save_minutes=60.0
     )
     lines: list[str] = []
 
@@ -270,7 +270,7 @@ def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpo
     named = re.findall(r"data/episode_\d+", str(error.value))
     assert "data/episode_000007" in named and len(named) <= config.batch_size  # one batch of three is at fault
     for name in ("model", "ema"):
-        found = latest_checkpoint(config.out / "checkpoints")
+        found = latest_training_state(config.out / "training_states")
         if found is not None:  # the episode may come in the first step
             assert all(value.isfinite().all() for value in load_file(found / f"{name}.safetensors").values())
 
@@ -281,7 +281,7 @@ def test_weights_that_explode_stop_the_training(config: FinetuneConfig) -> None:
 
 
 def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    import par_agent.training.checkpoint as module
+    import par_agent.training.state as module
 
     real, calls = module.write_tensors, 0
 
@@ -293,12 +293,12 @@ def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch
         real(*args, **options)
 
     monkeypatch.setattr(module, "write_tensors", full)
-    with pytest.raises(UserError, match=r"cannot write the checkpoint .*No space left on device.*run the same command"):
+    with pytest.raises(UserError, match=r"cannot write the training state .*No space left on device.*same command"):
         finetune(config)
-    assert latest_checkpoint(config.out / "checkpoints").name == "step_00000001"  # type: ignore[union-attr]
+    assert latest_training_state(config.out / "training_states").name == "step_00000001"  # type: ignore[union-attr]
     monkeypatch.setattr(module, "write_tensors", real)
     finetune(config)
-    assert latest_checkpoint(config.out / "checkpoints").name == "step_00000006"  # type: ignore[union-attr]
+    assert latest_training_state(config.out / "training_states").name == "step_00000006"  # type: ignore[union-attr]
 
 
 def test_a_disk_that_fills_up_while_the_policy_is_written_stops_with_a_message_and_the_run_goes_on_later(
@@ -312,7 +312,7 @@ def test_a_disk_that_fills_up_while_the_policy_is_written_stops_with_a_message_a
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_tensors", full)
         assert main(command(config)[3:]) == 2
-    message = r"cannot write below .*run: .*No space left on device.*run the same command"
+    message = r"cannot write below .*run: .*No space left on device.*same command"
     assert re.search(message, capsys.readouterr().err)
     assert not list(config.out.rglob("*.tmp")) and not (config.out / "policy" / "model.safetensors").exists()
     assert main(command(config)[3:]) == 0

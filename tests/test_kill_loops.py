@@ -60,10 +60,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """What a training leaves of weights beside its checkpoints; nothing unfinished is among it."""
+    """What a training leaves of weights beside its training states; nothing unfinished is among it."""
     assert not [path for pattern in ("*.tmp", "*.partial") for path in folder.rglob(pattern)]
     found = files(folder / "run")
-    return {name: found[name] for name in found if "/model.safetensors" in name and not name.startswith("checkpoints")}
+    return {
+        name: found[name] for name in found if "/model.safetensors" in name and not name.startswith("training_states")
+    }
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -85,7 +87,7 @@ def render(folder: Path) -> list[str]:
 def train_vae(folder: Path) -> list[str]:
     write_dataset(folder / "data", episodes=4)
     sizes = ["--steps", "6", "--batch-size", "4", "--patch", "12", "--model.channels", "4", "--model.widths", "8", "8"]
-    paths = ["--data", str(folder / "data"), "--out", str(folder / "run"), "--checkpoint-minutes", "0"]
+    paths = ["--data", str(folder / "data"), "--out", str(folder / "run"), "--save-minutes", "0"]
     return ["par-agent", "train-vae", *paths, *sizes]
 
 

@@ -79,7 +79,7 @@ def test_the_best_policy_is_kept_with_its_measurements_and_pictures_are_drawn(
     best, newest = (Checkpoint.load(config.out / name) for name in ("policy-best", "policy"))
     assert (best.trained["steps"], newest.trained["steps"]) == (4, 6)
     assert best.trained["held_out"]["action_error"] == 0.1 and "frame_psnr" in best.trained["held_out"]
-    assert len(list((config.out / "checkpoints").iterdir())) == 4
+    assert len(list((config.out / "training_states").iterdir())) == 4
     pictures = sorted((config.out / "pictures").iterdir())
     assert [path.name for path in pictures] == [f"step_{step:08d}.png" for step in (2, 4, 6)]
     image = iio.imread(pictures[0])

@@ -85,6 +85,6 @@ def test_a_broken_gradient_is_refused_and_changes_no_weight(bad):
     optimizer = make_optimizer(module, 1e-3, 0.0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     module.weight.grad, module.bias.grad = torch.full((2, 2), bad), torch.ones(2)
-    with pytest.raises(UserError, match=r"at step 7.*last checkpoint is intact"):
+    with pytest.raises(UserError, match=r"at step 7.*last training state is intact"):
         clip_and_step(module, optimizer, 1.0, "at step 7")
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())

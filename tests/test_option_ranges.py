@@ -34,7 +34,7 @@ COMMANDS = {name: command.target for name, command in SUBCOMMANDS.items()} | {
 COMMANDS |= {"report.py add": "report:AddConfig", "report.py export": "report:ExportConfig"}
 HUGE = 2**70
 MAY_BE_ZERO = {
-    *("accumulation", "alignment", "attention", "batch_size", "checkpoint_minutes", "color_jitter", "ema", "failure"),
+    *("accumulation", "alignment", "attention", "batch_size", "save_minutes", "color_jitter", "ema", "failure"),
     *("first_seed", "flow", "frame_fraction", "guidance", "kl_weight", "learning_rate", "look", "motion_steps"),
     *("past_action_dropout", "phase", "picture_minutes", "port", "proprioception_noise", "recovery_noise"),
     *("rollout_every", "seed", "shift", "single_step", "state", "state_seed", "temperature", "video", "warmup"),

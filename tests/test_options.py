@@ -105,7 +105,7 @@ def test_a_run_folder_of_an_older_version_is_taken_for_what_it_is(tmp_path: Path
     config = FinetuneConfig(out=tmp_path, steps=7)
     older = {name: value for name, value in config.to_json().items() if name not in ("accumulation", "train", "keep")}
     (tmp_path / "finetune.json").write_text(json.dumps(older))
-    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "training_states" / "step_00000001").mkdir(parents=True)
     with config.claimed():
         pass
     other = FinetuneConfig(out=tmp_path, steps=7, accumulation=2)

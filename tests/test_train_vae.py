@@ -95,8 +95,8 @@ def test_interrupted_and_resumed_gives_the_same_bytes_as_one_run(data, trained, 
 
     monkeypatch.setattr(vae, "vae_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_vae(options(data, tmp_path, checkpoint_minutes=0))
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step_{stop:08d}"]
+        train_vae(options(data, tmp_path, save_minutes=0))
+    assert [path.name for path in (tmp_path / "training_states").iterdir()] == [f"step_{stop:08d}"]
     monkeypatch.setattr(vae, "vae_loss", real)
     train_vae(options(data, tmp_path))
     for name in ("vae/model.safetensors", "vae/config.json", "reconstructions.png"):

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.policy.checkpoint import Checkpoint
-from par_agent.training.checkpoint import latest_checkpoint
 from par_agent.training.finetune import finetune
+from par_agent.training.state import latest_training_state
 from par_agent.training.trainable import ACTION_PARTS, adapter_targets, choose_weights, merged
 from tiny import tiny_checkpoint, tiny_config, tiny_features, tiny_inputs, tiny_model, tiny_run
 
@@ -33,7 +33,7 @@ def test_action_training_leaves_the_video_model_to_the_bit(tmp_path: Path) -> No
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith(ACTION_PARTS) for name in changed)
     assert {name.split(".")[0] for name in changed} == set(ACTION_PARTS)
-    checkpoint = latest_checkpoint(config.out / "checkpoints")
+    checkpoint = latest_training_state(config.out / "training_states")
     assert all(name.startswith(ACTION_PARTS) for name in load_file(checkpoint / "model.safetensors"))  # type: ignore[operator]
 
 
@@ -121,7 +121,7 @@ class TestAdapters:
         config = tiny_run(tmp_path, train="lora", lora_rank=2, keep=10)
         finetune(config)
         expected = load_file(config.out / "policy" / "model.safetensors")
-        for checkpoint in sorted((config.out / "checkpoints").iterdir())[3:]:
+        for checkpoint in sorted((config.out / "training_states").iterdir())[3:]:
             for file in checkpoint.iterdir():
                 file.unlink()
             checkpoint.rmdir()

@@ -199,7 +199,7 @@ def test_a_training_run_steps_averages_measures_draws_saves_and_resumes(cuda: An
         AcceleratorState._reset_state(True)
         trained = finetune(whole)
         assert isinstance(trained.model, PARModel) and trained.model.nova.device == device
-        (whole.out / "checkpoints" / "step_00000002").rename(tmp_path / "later")
+        (whole.out / "training_states" / "step_00000002").rename(tmp_path / "later")
         AcceleratorState._reset_state(True)
         finetune(dataclasses.replace(whole, precision=None, validate_every=5))  # bfloat16, from the first step's
     same = [load_file(path / "model.safetensors") for path in (config.out / "policy-best", whole.out / "policy-best")]

@@ -160,7 +160,7 @@ def tiny_run(folder: Path, **options: Any) -> FinetuneConfig:
         "variants": 2,
         "shift": 1,
         "validate_every": 3,
-        "checkpoint_minutes": 0.0,
+        "save_minutes": 0.0,
     }
     return FinetuneConfig(**{**defaults, **options})
 

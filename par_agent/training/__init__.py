@@ -1,1 +1,1 @@
-"""Training loops and what they share: optimisation, checkpoints, progress."""
+"""Training loops and what they share: optimisation, training states, progress."""

@@ -172,10 +172,10 @@ class RecordOptions:
 
     validate_every: int = 250
     """Steps between measurements on held-out episodes."""
-    checkpoint_minutes: float = 3.0
-    """Minutes between checkpoints."""
+    save_minutes: float = 3.0
+    """Minutes between saved training states."""
     keep: int = 2
-    """Newest checkpoints that stay."""
+    """Newest training states that stay."""
     wandb: str | None = None
     """Project of Weights & Biases to log to beside TensorBoard; needs wandb."""
 
@@ -266,8 +266,8 @@ class TrainingConfig(RecordOptions, OptimisationOptions, DataOptions, RunOptions
             yield
 
     def is_begun(self) -> bool:
-        """Whether the run's folder holds a training checkpoint."""
-        return any((self.out / "checkpoints").glob("step_*"))
+        """Whether the run's folder holds a training state."""
+        return any((self.out / "training_states").glob("step_*"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise UserError(
-            "DeepSpeed keeps weights and checkpoints in ways of its own, which could not be resumed here; FSDP shards "
+            "DeepSpeed keeps weights and training states in its own format; par_agent cannot resume them. FSDP shards "
             "the same: `distributed_type: FSDP` with `fsdp_version: 2` in accelerate's configuration file"
         )
     if is_initialized():

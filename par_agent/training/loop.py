@@ -1,4 +1,4 @@
-"""The training loop: steps, checkpoints, and measurements on held-out episodes.
+"""The training loop: steps, training states, and measurements on held-out episodes.
 
 An optimiser step averages the gradients of ``processes x accumulation`` batches. Batches are numbered, and a batch
 and its noise follow from its number and the run's seed alone: which process computes it, and when, changes nothing.
@@ -27,7 +27,6 @@ from par_agent.data.windows import MixedSampler, Windows
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.policy.checkpoint import Checkpoint
-from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint, whole
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.monitor import Monitor, StepReport
 from par_agent.training.objective import Objective
@@ -41,6 +40,7 @@ from par_agent.training.optimisation import (
 from par_agent.training.pictures import draw
 from par_agent.training.progress import Progress
 from par_agent.training.setup import Setup
+from par_agent.training.state import latest_training_state, load_training_state, save_training_state, saved_steps, whole
 from par_agent.training.trainable import merged, save_adapter
 from par_agent.training.validation import predict_episode, validate
 from par_agent.utils.files import naming
@@ -96,7 +96,7 @@ class TrainingLoop(abc.ABC):
         self.model: nn.Module = accelerator.unwrap_model(self.objective).model
         self.average = EMA(self.model, config.ema)
         self.progress = Progress()
-        self.checkpoints: Path = config.out / "checkpoints"
+        self.states: Path = config.out / "training_states"
         self._saved = self._counted = time.monotonic()
         self._processor = time.process_time()
 
@@ -112,7 +112,7 @@ class TrainingLoop(abc.ABC):
         """
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors of a checkpoint, by file."""
+        """Tensors of a training state, by file."""
         return {"model": self.model.state_dict(), "ema": self.average.tensors}
 
     @property
@@ -132,14 +132,14 @@ class TrainingLoop(abc.ABC):
         }
 
     def resume(self) -> None:
-        """Goes back to the newest checkpoint, if there is one.
+        """Goes back to the newest training state, if there is one.
 
         Raises:
             UserError: it is damaged or of another model.
         """
-        if (found := latest_checkpoint(self.checkpoints)) is None:
+        if (found := latest_training_state(self.states)) is None:
             return
-        state = load_checkpoint(found, self.weights(), self.optimizer)
+        state = load_training_state(found, self.weights(), self.optimizer)
         with naming(found / "state.json"):
             self.progress = Progress.from_json(state)
         self.accelerator.print(f"resumed from {found}")
@@ -148,15 +148,15 @@ class TrainingLoop(abc.ABC):
         """Trains up to the last step.
 
         Raises:
-            UserError: the loss explodes or is not finite, or the disk is full; the last checkpoint is intact.
+            UserError: the loss explodes or is not finite, or the disk is full; the last training state is intact.
             Interrupted: the processes, or one of them, were told to end.
         """
         with deferred_interrupts() as interrupts:
             try:
                 self._run(interrupts)
             except Interrupted as interruption:
-                raise Interrupted(interruption.number, kept(self.checkpoints)) from None
-            self.save_policy()  # also of a run that had been stopped between its last checkpoint and this
+                raise Interrupted(interruption.number, saved_steps(self.states)) from None
+            self.save_policy()  # also of a run that had been stopped between its last training state and this
 
     def _run(self, interrupts: Interrupts) -> None:
         config, progress = self.config, self.progress
@@ -172,12 +172,12 @@ class TrainingLoop(abc.ABC):
                 rolled_out = self._rollout_every and (last or progress.step % self._rollout_every == 0)
                 if told and not last:
                     if not (measured or rolled_out):  # a step that is saved is not measured later
-                        self._save_checkpoint()
+                        self._save_training_state()
                     raise Interrupted(interrupts.received or signal.SIGTERM)
                 if measured:
                     self._validate(monitor)
                 if due or last:
-                    self._save_checkpoint()
+                    self._save_training_state()
                 if due and not last:
                     self.save_policy()
                 if rolled_out:
@@ -203,7 +203,7 @@ class TrainingLoop(abc.ABC):
         return prefetch(numbered, 0, (self.config.steps - self.progress.step) * self.config.accumulation)
 
     def _step(self, batches: Iterator[tuple[int, Windows]], interrupts: Interrupts) -> tuple[StepReport, bool, bool]:
-        """One optimiser step; also tells whether a checkpoint is due, and whether the run is to end.
+        """One optimiser step; also tells whether to save the training state, and whether the run is to end.
 
         The main process's clock decides the one, any process the other, so that all of them end after the same step.
         """
@@ -236,8 +236,8 @@ class TrainingLoop(abc.ABC):
         return StepReport(action, frame, norm, rate, waited), due, told
 
     def _agree(self, losses: Tensor, interrupts: Interrupts) -> tuple[float, float, bool, bool]:
-        """Losses (2,) averaged over processes, whether it is time for a checkpoint, and whether to end."""
-        late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
+        """Losses (2,) averaged over processes, whether it is time to save, and whether to end."""
+        late = time.monotonic() - self._saved > 60 * self.config.save_minutes
         flags = losses.new_tensor([late and self.accelerator.is_main_process, interrupts.received is not None])
         action, frame, due, told = self.accelerator.reduce(torch.cat([losses, flags]), "mean").tolist()
         return action, frame, due > 0, told > 0
@@ -254,8 +254,8 @@ class TrainingLoop(abc.ABC):
         episodes = ", ".join(sorted({name for names in named for name in names}))
         return UserError(
             f"training broke down at step {self.progress.step}: the loss is {loss:.4g}, the gradient's norm "
-            f"{norm:.4g}; episodes {episodes}. The last checkpoint is intact. Look at these episodes, or go on from "
-            f"--init {self.config.out / 'policy'} with a lower --learning-rate and another --out"
+            f"{norm:.4g}; episodes {episodes}. The last training state is intact. Look at these episodes, or go on "
+            f"from --init {self.config.out / 'policy'} with a lower --learning-rate and another --out"
         )
 
     def _validate(self, monitor: Monitor) -> None:
@@ -282,16 +282,16 @@ class TrainingLoop(abc.ABC):
             return
         monitor.rolled_out(self.progress.step, metrics)
 
-    def _save_checkpoint(self) -> None:
+    def _save_training_state(self) -> None:
         """Writes what the run goes on from."""
         state = dataclasses.asdict(self.progress)
         step, keep = state.pop("step"), self.config.keep
         main = self.accelerator.is_main_process
-        save_checkpoint(self.checkpoints, step, self.weights(), self.optimizer, state, keep, write=main)
+        save_training_state(self.states, step, self.weights(), self.optimizer, state, keep, write=main)
         self._saved = time.monotonic()
 
     def _count_time(self) -> None:
-        """Adds the time of a step to what the run has taken; measurements and checkpoints are not training."""
+        """Adds the time of a step to what the run has taken; measuring and saving are not training."""
         self.progress.seconds += time.monotonic() - self._counted
         self.progress.processor_seconds += time.process_time() - self._processor
 
@@ -330,7 +330,7 @@ class Training(TrainingLoop):
         self.progress.base = setup.base
 
     def resume(self) -> None:
-        """Goes back to the newest checkpoint, if there is one.
+        """Goes back to the newest training state, if there is one.
 
         Raises:
             UserError: it is damaged or of another model, or the weights under it have changed.
@@ -365,7 +365,7 @@ class Training(TrainingLoop):
         return metrics, metrics["action_error"] if actions else -metrics["frame_psnr"]
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors of a checkpoint: a part of the model alone, where the rest stays as it is in --init."""
+        """Tensors of a training state: a part of the model alone, where the rest stays as it is in --init."""
         model = self.model.state_dict() if self.config.trains_all else trained_weights(self.model)
         return {"model": model, "ema": self.average.tensors}
 

@@ -63,7 +63,8 @@ def clip_and_step(module: nn.Module, optimizer: torch.optim.Optimizer, max_norm:
     norm = float(nn.utils.clip_grad_norm_(module.parameters(), max_norm))
     if not math.isfinite(norm):
         raise UserError(
-            f"the gradient is {norm} {where}; the last checkpoint is intact: lower --learning-rate, or look at the data"
+            f"the gradient is {norm} {where}; the last training state is intact: lower --learning-rate, or look at "
+            "the data"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from par_agent.utils.json_fields import check
 
 @dataclass
 class Progress:
-    """How far a run is: all that a checkpoint has to hold beside tensors."""
+    """How far a run is: all that a training state holds beside tensors."""
 
     step: int = 0
     """Optimiser steps done."""
@@ -22,7 +22,7 @@ class Progress:
     best: float | None = None
     """Lowest error measured on held-out episodes so far."""
     base: str | None = None
-    """Hash of the weights that the run started from, where checkpoints do not hold them."""
+    """Hash of the weights that the run started from, where training states do not hold them."""
     seconds: float = 0.0
     """Time that the steps took."""
     processor_seconds: float = 0.0
@@ -30,7 +30,7 @@ class Progress:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> Progress:
-        """From a checkpoint's state; one of an older version comes from a run of one batch a step.
+        """From a training state; one of an older version comes from a run of one batch a step.
 
         Raises:
             UserError: a value is of another type, or negative.

@@ -52,8 +52,7 @@ class Setup:
     train: MixedSampler
     held_out: list[WindowSampler]
     base: str | None
-    """Hash of the weights that the run starts from, where some of them stay as they are and are not in its checkpoints.
-    """
+    """Hash of the frozen weights, if there are some: training states hold only those that are trained."""
 
 
 def prepare(config: FinetuneConfig, device: torch.device) -> Setup:

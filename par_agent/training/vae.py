@@ -20,8 +20,8 @@ from par_agent.modeling.pretrained import save_module
 from par_agent.modeling.random_numbers import seeded_generator
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.option_ranges import Checked
-from par_agent.training.checkpoint import kept, latest_checkpoint, load_checkpoint, save_checkpoint
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
+from par_agent.training.state import latest_training_state, load_training_state, save_training_state, saved_steps
 from par_agent.utils.device import moved
 from par_agent.utils.files import atomic_path, claimed_folder, only_process
 from par_agent.utils.hdf5 import HDF5Reader
@@ -55,8 +55,8 @@ class VAETraining(Checked):
     """Weight of the KL divergence."""
     seed: int = 0
     """Fixes initial weights, order and noise."""
-    checkpoint_minutes: float = 2.0
-    """Minutes between checkpoints."""
+    save_minutes: float = 2.0
+    """Minutes between saved training states."""
     device: str = "cpu"
     """cpu or cuda."""
     model: FrameVAEConfig = field(default_factory=FrameVAEConfig)
@@ -147,22 +147,22 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
         claimed_folder(
             options.out / "train_vae.json",
             dataclasses.asdict(options),
-            begun=lambda: latest_checkpoint(options.out / "checkpoints") is not None,
-            free=("out", "checkpoint_minutes", "device"),
+            begun=lambda: latest_training_state(options.out / "training_states") is not None,
+            free=("out", "save_minutes", "device"),
         ),
     ):
         return _go_on(options, *split_paths(datasets))
 
 
 def _go_on(options: VAETraining, train: list[Path], held: list[Path]) -> dict[str, Any]:
-    """Trains from the last checkpoint on, and measures."""
+    """Trains from the last training state on, and measures."""
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     vae = FrameVAE(options.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(vae, options.learning_rate, 0.0)
-    found, start = latest_checkpoint(options.out / "checkpoints"), 0
+    found, start = latest_training_state(options.out / "training_states"), 0
     if found is not None:
-        start = load_checkpoint(found, {"model": vae.state_dict()}, optimizer)["step"]
+        start = load_training_state(found, {"model": vae.state_dict()}, optimizer)["step"]
         print(f"resumed from {found}")
     _train(vae, optimizer, options, FrameSampler(train, options.camera, options.seed), start)
     return finish(vae, options, train, held)
@@ -172,7 +172,7 @@ def _train(
     vae: FrameVAE, optimizer: torch.optim.Optimizer, options: VAETraining, sampler: FrameSampler, start: int
 ) -> None:
     """Does the steps from ``start`` on and saves the last one."""
-    checkpoints, device, saved = options.out / "checkpoints", torch.device(options.device), time.monotonic()
+    states, device, saved = options.out / "training_states", torch.device(options.device), time.monotonic()
 
     def patches(step: int) -> Tensor:
         return sampler.patches(step, options.batch_size, options.patch)
@@ -192,12 +192,12 @@ def _train(
             progress.update(1)
             if step % 20 == 0:
                 progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr(squared):.1f}dB")
-            told, late = interrupts.received, time.monotonic() - saved > 60 * options.checkpoint_minutes
+            told, late = interrupts.received, time.monotonic() - saved > 60 * options.save_minutes
             if late or told is not None or step + 1 == options.steps:
-                save_checkpoint(checkpoints, step + 1, {"model": vae.state_dict()}, optimizer, {}, keep=1)
+                save_training_state(states, step + 1, {"model": vae.state_dict()}, optimizer, {}, keep=1)
                 saved = time.monotonic()
             if told is not None:
-                raise Interrupted(told, kept(checkpoints))
+                raise Interrupted(told, saved_steps(states))
 
 
 def finish(vae: FrameVAE, options: VAETraining, train: list[Path], held: list[Path]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training checkpoints: restored exactly, complete or absent, and damaged ones refused."""
+"""Training states: restored exactly, complete or absent, and damaged ones refused."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from par_agent.errors import UserError
-from par_agent.training import checkpoint
-from par_agent.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from par_agent.training import state
 from par_agent.training.optimisation import EMA, clip_and_step, make_optimizer
+from par_agent.training.state import latest_training_state, load_training_state, save_training_state
 
 FILES = ["ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
 
@@ -40,10 +40,10 @@ class Run:
             self.ema.update(self.model, step)
 
     def save(self, folder: Path, step: int, **options) -> Path:
-        return save_checkpoint(folder, step, self.weights, self.optimizer, {"note": [1, "two"]}, **options)
+        return save_training_state(folder, step, self.weights, self.optimizer, {"note": [1, "two"]}, **options)
 
     def load(self, path: Path) -> dict:
-        return load_checkpoint(path, self.weights, self.optimizer)
+        return load_training_state(path, self.weights, self.optimizer)
 
     def tensors(self) -> list[torch.Tensor]:
         parameters = list(self.model.parameters())
@@ -79,10 +79,10 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
 
 def test_before_the_first_step_there_are_no_moments_to_keep(tmp_path):
     assert Run().load(Run().save(tmp_path, 0))["step"] == 0
-    assert latest_checkpoint(tmp_path) == tmp_path / "step_00000000"
+    assert latest_training_state(tmp_path) == tmp_path / "step_00000000"
 
 
-def test_all_files_of_a_checkpoint_are_as_readable_as_any_new_file(tmp_path):
+def test_all_files_of_a_training_state_are_as_readable_as_any_new_file(tmp_path):
     (tmp_path / "other").touch()
     modes = {file.stat().st_mode for file in Run().save(tmp_path, 0).iterdir()}
     assert modes == {(tmp_path / "other").stat().st_mode}
@@ -93,12 +93,12 @@ def test_the_newest_stay(tmp_path):
     for step in (5, 30, 200, 1000):
         run.save(tmp_path, step, keep=2)
     assert names(tmp_path) == ["step_00000200", "step_00001000"]
-    assert latest_checkpoint(tmp_path).name == "step_00001000"
+    assert latest_training_state(tmp_path).name == "step_00001000"
 
 
 def test_there_is_none_before_the_first(tmp_path):
-    assert latest_checkpoint(tmp_path / "absent") is None
-    assert latest_checkpoint(tmp_path) is None
+    assert latest_training_state(tmp_path / "absent") is None
+    assert latest_training_state(tmp_path) is None
 
 
 def test_the_same_step_may_be_saved_again(tmp_path):
@@ -110,15 +110,15 @@ def test_the_same_step_may_be_saved_again(tmp_path):
     assert equal(run, loaded) and names(tmp_path) == ["step_00000001"]
 
 
-def test_what_a_killed_process_left_is_not_taken_for_a_checkpoint_and_goes(tmp_path):
+def test_what_a_killed_process_left_is_not_taken_for_a_training_state_and_goes(tmp_path):
     (tmp_path / ".step_00000009.123.tmp").mkdir()
     (tmp_path / ".step_00000009.123.tmp" / "model.safetensors").write_bytes(b"half")
-    assert latest_checkpoint(tmp_path) is None
+    assert latest_training_state(tmp_path) is None
     Run().save(tmp_path, 1)
     assert names(tmp_path) == ["step_00000001"]
 
 
-def test_killed_while_an_old_one_is_deleted_leaves_whole_checkpoints_only(tmp_path, monkeypatch):
+def test_killed_while_an_old_one_is_deleted_leaves_whole_training_states_only(tmp_path, monkeypatch):
     run = Run()
     run.save(tmp_path, 1, keep=1)
 
@@ -127,14 +127,14 @@ def test_killed_while_an_old_one_is_deleted_leaves_whole_checkpoints_only(tmp_pa
             (Path(folder) / "model.safetensors").unlink()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", half_deleted)
+    monkeypatch.setattr(state.shutil, "rmtree", half_deleted)
     with pytest.raises(KeyboardInterrupt):
         run.save(tmp_path, 2, keep=1)
     assert [names(path) for path in tmp_path.glob("step_*")] == [FILES]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
-def test_a_full_disk_leaves_the_older_checkpoints_alone(tmp_path, name):
+def test_a_full_disk_leaves_the_older_training_states_alone(tmp_path, name):
     """A limit on the size of files stands for the full disk: the same write fails in the same way."""
     run, loaded = Run(), Run()
     run.train(0, 1)
@@ -142,12 +142,12 @@ def test_a_full_disk_leaves_the_older_checkpoints_alone(tmp_path, name):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot write the checkpoint .*step_00000002.*allow larger files"):
+        with pytest.raises(UserError, match=r"cannot write the training state .*step_00000002.*allow larger files"):
             run.save(tmp_path, 2, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == ["step_00000001"]
-    loaded.load(latest_checkpoint(tmp_path))
+    loaded.load(latest_training_state(tmp_path))
     assert equal(run, loaded)
     run.save(tmp_path, 2, keep=1)
     assert names(tmp_path) == ["step_00000002"]
@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_alone(tmp_path, name):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["truncated", "absent"])
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage):
+def test_a_damaged_training_state_is_refused_by_name(tmp_path, name, damage):
     run = Run()
     run.train(0, 1)
     path = run.save(tmp_path, 7)
@@ -227,7 +227,7 @@ def test_a_state_that_cannot_be_is_refused(tmp_path, change, message):
         Run().load(path)
 
 
-def test_another_models_checkpoint_is_refused(tmp_path):
+def test_another_models_training_state_is_refused(tmp_path):
     path = Run(width=8).save(tmp_path, 1)
     with pytest.raises(UserError, match=r"cannot resume from .*step_00000001"):
         Run(width=4).load(path)

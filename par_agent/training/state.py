@@ -1,8 +1,8 @@
-"""Training checkpoints: one folder a step, complete or absent, safetensors and JSON only.
+"""Training states: one folder a step, complete or absent, safetensors and JSON only.
 
 ::
 
-    checkpoints/step_00001200/
+    training_states/step_00001200/
       model.safetensors  ema.safetensors     weights; only the trained ones where others are frozen
       optimizer.safetensors                  AdamW's moments, by parameter number
       state.json                             step and what else the loop needs
@@ -33,7 +33,7 @@ class _State(TypedDict):
     step: int
 
 
-def save_checkpoint(
+def save_training_state(
     folder: Path,
     step: int,
     weights: Mapping[str, Mapping[str, Tensor]],
@@ -45,21 +45,21 @@ def save_checkpoint(
     """Writes ``folder/step_XXXXXXXX`` under its final name only when it is complete, then removes old ones.
 
     Args:
-        folder: the run's ``checkpoints`` folder.
+        folder: the run's ``training_states`` folder.
         step: optimiser steps done.
         weights: file name without suffix -> tensors by name.
         optimizer: AdamW.
         state: anything else, as JSON.
-        keep: how many of the newest checkpoints stay.
+        keep: how many of the newest training states stay.
         write: False on all processes but the main one, which need to call this too: sharded tensors are gathered.
 
     Raises:
-        UserError: the disk is full or not writable; older checkpoints are untouched.
+        UserError: the disk is full or not writable; older training states are untouched.
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    files = {name: _complete(tensors, write) for name, tensors in weights.items()}
-    files["optimizer"] = _complete(_moments(optimizer), write)
+    files = {name: _gathered(tensors, write) for name, tensors in weights.items()}
+    files["optimizer"] = _gathered(_moments(optimizer), write)
     if not write:
         return final
     try:
@@ -75,8 +75,8 @@ def save_checkpoint(
         os.replace(temporary, final)
     except OSError as error:
         raise UserError(
-            f"cannot write the checkpoint {final} ({error}); {remedy(error)}, then run the same command to go on from "
-            "the one before"
+            f"cannot write the training state {final} ({error}); {remedy(error)}, then run the same command to go on "
+            "from the one before"
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -85,35 +85,35 @@ def save_checkpoint(
     return final
 
 
-def _remove(checkpoint: Path) -> None:
-    """Deletes a checkpoint; killed in the middle, it does not leave half of one under its final name."""
-    hidden = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
-    os.replace(checkpoint, hidden)
+def _remove(state: Path) -> None:
+    """Deletes a training state; killed in the middle, it does not leave half of one under its final name."""
+    hidden = state.with_name(f".{state.name}.old.tmp")
+    os.replace(state, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run; None before the first."""
+def latest_training_state(folder: Path) -> Path | None:
+    """The newest complete training state of a run; None before the first."""
     found = sorted(folder.glob("step_*"))
     return found[-1] if found else None
 
 
-def kept(folder: Path) -> str:
+def saved_steps(folder: Path) -> str:
     """What to tell the user of an interrupted run."""
-    found = latest_checkpoint(folder)
+    found = latest_training_state(folder)
     if found is None:
         return "no step is saved yet: the same command begins anew"
     step = int(found.name.removeprefix("step_"))
     return f"the first {step} steps are saved, and the same command goes on from there"
 
 
-def load_checkpoint(
+def load_training_state(
     path: Path, weights: Mapping[str, Mapping[str, Tensor]], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Restores what :func:`save_checkpoint` wrote, in place; returns the state with its ``step``.
+    """Restores what :func:`save_training_state` wrote, in place; returns the state with its ``step``.
 
     Raises:
-        UserError: the checkpoint is damaged or belongs to another model.
+        UserError: the training state is damaged or belongs to another model.
     """
     try:
         state: dict[str, Any] = {**read_object(path / "state.json", _State)}
@@ -139,7 +139,7 @@ def load_checkpoint(
 
 
 def _check_state(state: dict[str, Any], path: Path) -> None:
-    """Compares what is known of a checkpoint's state with what it may be."""
+    """Compares what is known of a training state with what it may be."""
     if path.name != f"step_{state['step']:08d}":
         raise UserError(f"its state is of step {state['step']}")
     for name, value in state.items():
@@ -168,10 +168,10 @@ def _sharded_like(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements)
 
 
-def _complete(tensors: Mapping[str, Tensor], kept: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU; gathered but dropped where they are not ``kept``."""
+def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors on the CPU; gathered, then dropped unless ``keep``."""
     gathered = ((name, whole(value.detach())) for name, value in tensors.items())
-    return {name: value.cpu() for name, value in gathered if kept}
+    return {name: value.cpu() for name, value in gathered if keep}
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def _expected_moments(
     optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor], state: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Moments of the parameters that had some when the checkpoint was written; by its own tensors, if it is older."""
+    """Moments of the parameters that had some when it was written; by its own tensors, if it is older."""
     told = state.get("moments")
     numbers = told if isinstance(told, list) else sorted({name.partition(".")[0] for name in found})
     scalar, parameters = torch.zeros(()), dict(enumerate(_parameters(optimizer)))
