@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 from figures import draw_curves, draw_table, read_description, write_picture
+from pages import filled, results_csv, results_page
 from reported_runs import (
     DEVELOPMENT,
     REPORTED,
@@ -37,12 +38,9 @@ from tables import (
     by_policy,
     curves,
     demonstrations_table,
-    filled,
     methods_page,
     methods_table,
     of_group,
-    results_csv,
-    results_page,
 )
 
 from par_agent.cli.entry import run_command

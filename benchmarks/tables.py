@@ -1,22 +1,20 @@
-"""Tables of the reported runs, in Markdown and CSV."""
+"""Tables of the reported runs, in Markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from reported_runs import DEVELOPMENT, REPORTED, Run, results_by_task
+from reported_runs import Run
 
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment_report import ALIGNMENT_HEADER, alignment_rows
 from par_agent.evaluation.record_checks import Record
 from par_agent.evaluation.records import record_key
-from par_agent.evaluation.results import PAPER_RESULTS, RESULT_HEADER, TaskResult, result_row
+from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
 from par_agent.evaluation.statistics import compare_paired
 from par_agent.simulation.variations import VARIATIONS
 from par_agent.tasks import PAPER_TASKS
@@ -50,15 +48,6 @@ COMPARED = (
 SOURCES = (
     "The hash is of the weights and, of methods that are not PAR, of the code around them: it changes with either."
 )
-ALL_RUNS = (
-    "Every run that the READMEs, the model cards and the lab book report. `runs.json` tells more of each: versions, "
-    "task specs, how the policy was trained. `python benchmarks/report.py export NAME --out FOLDER` makes a run's "
-    "folder, `python benchmarks/compare.py NAME OTHER_NAME` compares two. Success is success at any control step; "
-    "rollouts that repeat another's actions from the same initial state are not distinct, and count once in Wilson's "
-    "interval."
-)
-DEVELOPMENT_RUNS = "Runs made during development, by checkpoint and by how it acted. Only their rollouts are kept."
-
 Runs = Mapping[str, Run]
 """Reported runs by name."""
 
@@ -332,83 +321,3 @@ def demonstrations_table(points: Mapping[Curve, Sequence[Point]]) -> list[str]:
         cells = {point.demonstrations: _cell(point.result) for point in found}
         lines.append((curve.task, curve.policy, str(curve.steps), *(cells.get(number, NOTHING) for number in numbers)))
     return markdown(("task", "policy", "training steps", *(f"{number} demonstrations" for number in numbers)), lines)
-
-
-# --- all runs ---------------------------------------------------------------------------------------------------------
-
-
-def results_page(runs: Runs, development: Mapping[str, list[Record]]) -> str:
-    """The results of all runs in Markdown, by group, with the command that made each."""
-    lines = ["# All runs", "", ALL_RUNS]
-    for group in dict.fromkeys(run.group for run in runs.values()):
-        found = of_group(runs, group)
-        lines += ["", f"## {group}", "", *_results_table({run.name: run.records for run in found}), ""]
-        lines += markdown(("run", "checkpoint", "git commit", "command"), map(_source, found))
-    if development:
-        lines += ["", f"## {DEVELOPMENT}", "", DEVELOPMENT_RUNS, "", *_results_table(development)]
-    return "\n".join(lines) + "\n"
-
-
-def _results_table(records: Mapping[str, list[Record]]) -> list[str]:
-    rows = [
-        (name, *result_row(result)) for name, found in records.items() for result in results_by_task(found).values()
-    ]
-    return markdown(("run", *RESULT_HEADER), rows)
-
-
-def _source(run: Run) -> tuple[str, ...]:
-    about = run.about
-    return (run.name, f"`{about['checkpoint']}`", str(about.get("git_commit"))[:12], f"`{about['command']}`")
-
-
-def results_csv(runs: Runs) -> str:
-    """The results of all runs, a line for each run and task."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    fields = ("successes", "rollouts", "distinct", "errors", "rate_percent")
-    bounds = ("wilson_low", "wilson_high", "state_low", "state_high")
-    writer.writerow(("run", "policy", "track", "variation", "initial_states", "task", *fields, *bounds))
-    for run in runs.values():
-        states = "the protocol" if run.state_seed is None else f"from seed {run.state_seed}"
-        for r in run.results.values():
-            counts = (r.successes, r.rollouts, r.distinct, r.errors)
-            percent = (100 * value for value in (r.rate, r.wilson.low, r.wilson.high, r.cluster.low, r.cluster.high))
-            head = (run.name, run.policy, run.track, run.variation, states, r.task)
-            writer.writerow((*head, *counts, *(f"{value:.2f}" for value in percent)))
-    return buffer.getvalue()
-
-
-# --- documents --------------------------------------------------------------------------------------------------------
-
-TABLES: dict[str, Callable[[Runs], list[str]]] = {
-    "context": context_table,
-    "alignment": alignment_table,
-    "rows": lambda runs: [*methods_table(by_policy(of_group(runs, "rows"))), ""],
-    "unseen": lambda runs: [*unseen_table(by_policy(of_group(runs, "unseen"))), ""],
-    "demonstrations": lambda runs: [*demonstrations_table(curves(of_group(runs, "demonstrations"))), ""],
-}
-"""Names of the marks in documents -> the lines of the table between them; besides these there is `results`."""
-
-
-def filled(text: str, runs: Runs, base: Path, reported: Path = REPORTED) -> str:
-    """A document's text with the tables between its marks, `<!-- rows -->` and `<!-- /rows -->` for example, as they
-    should be.
-
-    Args:
-        text: the document's.
-        runs: all reported runs.
-        base: the document's folder.
-        reported: folder of the reported runs.
-
-    Raises:
-        UserError: a mark without its end.
-    """
-    tables = {**TABLES, "results": lambda runs: bundled_table(runs, base, reported)}
-    for name, make in tables.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        if begin in text:
-            before, rest = text.split(begin)
-            if end not in rest:
-                raise UserError(f"a document in {base} has the mark {begin.strip()} without {end}")
-            text = before + begin + "\n".join(make(runs)) + end + rest.split(end)[1]
-    return text

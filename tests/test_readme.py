@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pages import filled
 from reported_runs import REPORTED, read_finished, read_reported
-from tables import filled
 
 from made_runs import identity, write_finished
 
