@@ -28,7 +28,7 @@ benchmark-robustness: setup ## unseen initial states and one change at a time, 2
 lint: setup ## style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy par_agent
+	$(BIN)/python -m mypy par_agent benchmarks
 
 test: lint ## style, types and the test suite (ARGS="--run-slow" for the slow tests too)
 	$(PYTEST) $(ARGS)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -153,8 +154,8 @@ def rows(config: LatencyConfig, name: str, model: PARModel, batch: int, peak: Pe
     for case in cases(config, model, batch):
         repeats = max(1, config.repeats // 4) if case.slow else config.repeats
         with torch.inference_mode():
-            flops = count_flops(lambda case=case: case.run(shadow, shadow_inputs))
-            times = timed(lambda case=case: case.run(model, inputs), repeats, model.nova.device, warm=not case.slow)
+            flops = count_flops(partial(case.run, shadow, shadow_inputs))
+            times = timed(partial(case.run, model, inputs), repeats, model.nova.device, warm=not case.slow)
         yield table_row(name, batch, case.name, times, flops, case.size, peak)
     yield encoder_row(config, name, model, batch, peak)
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,12 +153,12 @@ def main(config: ThroughputConfig) -> None:
             windows = next(batches)
             waited += time.perf_counter() - before if number >= 2 else 0.0
             if number == 0:
-                flops["step"] = count_flops(lambda windows=windows: training.step(windows))
+                flops["step"] = count_flops(partial(training.step, windows))
                 flops["transformer"] = count_flops(training.transformer)
             elif number == 1:
                 training.step(windows)
             else:
-                stopwatch("step", lambda windows=windows: training.step(windows))
+                stopwatch("step", partial(training.step, windows))
             memory = max(memory, own_memory())
         elapsed = time.perf_counter() - began
     for _ in range(config.steps):
