@@ -15,8 +15,8 @@ from par_agent.cli.options import run_script
 from par_agent.errors import UserError
 from par_agent.evaluation.records import Record, RecordKey, read_run, record_key
 from par_agent.evaluation.statistics import compare_paired
-from par_agent.option_ranges import Checked
 from par_agent.tasks import PROTOCOL_SEED
+from par_agent.utils.checked import Checked
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from par_agent.evaluation.policies import PolicySource, parse_options
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 from par_agent.jobs.processes import call_in_process
-from par_agent.option_ranges import Checked
 from par_agent.tasks import PAPER_TASKS, get_task
+from par_agent.utils.checked import Checked, Count, SmallCount
 
 
 class SwayPolicy:
@@ -73,13 +73,13 @@ class SpeedConfig(Checked):
     """As in `par-agent benchmark`. The default has no model, so that the harness alone is timed."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value, as in `par-agent benchmark`."""
-    states: int = 2
+    states: Count = 2
     """Rollouts per task and worker of the harness, each to the task's step limit."""
-    plain_steps: int = 40
+    plain_steps: Count = 40
     """Control steps per task of the plain loops; their resets are not counted."""
-    rounds: int = 3
+    rounds: Count = 3
     """How often everything is timed, one after the other; medians are printed."""
-    workers: int | None = None
+    workers: SmallCount | None = None
     """Worker processes of the harness. Default: one per core."""
 
 

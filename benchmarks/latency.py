@@ -24,7 +24,7 @@ from par_agent.modeling.nova.generation import GenerationConfig, mask_schedule
 from par_agent.modeling.par import PARModel, PARStream, PhysicalTokens
 from par_agent.modeling.presets import find_preset
 from par_agent.modeling.vae.frame_encoder import make_frame_encoder
-from par_agent.option_ranges import Checked
+from par_agent.utils.checked import Checked, Count, Length, Positive, Size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,17 +35,17 @@ class LatencyConfig(Checked):
 
     presets: tuple[str, ...] = ("par-mini", "par-nova-0.6b")
     """Models to time."""
-    batch: tuple[int, ...] = (1, 25)
+    batch: tuple[Size, ...] = (1, 25)
     """Environments at once."""
-    step: int = 12
+    step: Length = 12
     """Physical token of the rollout that is timed; all before it are in the context."""
-    denoising_steps: int = 10
+    denoising_steps: Length = 10
     """Steps of the Action-DiT."""
-    mask_steps: int = 8
+    mask_steps: Length = 8
     """Sets that a predicted frame is drawn in."""
-    diffusion_steps: int = 10
+    diffusion_steps: Length = 10
     """Denoising steps per set."""
-    repeats: int = 20
+    repeats: Count = 20
     """Timings per case; the slow ones (recomputing, frames) get a quarter, at least one."""
     frames: bool = True
     """Also times predicting the next frame."""
@@ -55,7 +55,7 @@ class LatencyConfig(Checked):
     """Device to time."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of weights and cache."""
-    max_memory: float = 14.0
+    max_memory: Positive = 14.0
     """Cases whose weights and cache need more gigabytes than this are left out."""
 
     def __post_init__(self) -> None:

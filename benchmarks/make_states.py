@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from par_agent.cli.options import run_script
 from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.protocol import is_complete, protocol_file, protocol_seeds, save_states
-from par_agent.option_ranges import Checked
 from par_agent.tasks import TASKS, get_task
+from par_agent.utils.checked import Checked
 
 
 @dataclass(frozen=True)

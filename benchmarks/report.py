@@ -47,7 +47,7 @@ from par_agent.cli.entry import run_command
 from par_agent.cli.options import parse
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment_report import alignment_figure
-from par_agent.option_ranges import Checked
+from par_agent.utils.checked import Checked
 from par_agent.utils.files import atomic_path, read_content, writing
 
 ROOT = Path(__file__).parents[1]

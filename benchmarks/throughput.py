@@ -33,10 +33,10 @@ from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.vae.frame_encoder import describe_frame_encoder
 from par_agent.modeling.weights import find_weights
-from par_agent.option_ranges import Checked
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.batches import tensors
 from par_agent.training.optimisation import make_optimizer
+from par_agent.utils.checked import Checked, Count, Length, Share, Size, SmallCount
 
 BUNDLED = Path(__file__).parents[1] / "par_agent" / "checkpoints" / "par-mini"
 
@@ -49,23 +49,23 @@ class ThroughputConfig(Checked):
     """Rendered datasets."""
     init: Path = BUNDLED
     """Policy checkpoint that is trained; it is not changed."""
-    batch_size: int = 32
+    batch_size: Size = 32
     """Windows a step."""
-    window: int = 4
+    window: Length = 4
     """Physical tokens per window."""
-    frame_fraction: float = 0.25
+    frame_fraction: Share = 0.25
     """Share of steps that enter the frame loss."""
     cache: bool = True
     """Reads cached latents (made first where they are missing); otherwise frames are encoded when they are needed."""
-    variants: int = 4
+    variants: SmallCount = 4
     """Augmented copies of every frame in the cache."""
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them."""
     compile: bool = False
     """Compiles the causal transformer and the Action-DiT with torch.compile."""
-    steps: int = 10
+    steps: Count = 10
     """Steps that are timed, after two that are not."""
-    threads: int = 1
+    threads: SmallCount = 1
     """Threads of a CPU."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Device."""

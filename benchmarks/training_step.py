@@ -19,8 +19,8 @@ from torch import Tensor
 from par_agent.cli.options import run_script
 from par_agent.modeling.par import PARModel, PhysicalTokens, Targets
 from par_agent.modeling.presets import preset
-from par_agent.option_ranges import Checked
 from par_agent.training.optimisation import clip_and_step, make_optimizer
+from par_agent.utils.checked import Checked, Count, Length, Share, Size
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class TrainingStepConfig(Checked):
 
     preset: str = "par-nova-0.6b"
     """Model to train."""
-    batch: int = 1
+    batch: Size = 1
     """Windows."""
-    window: int = 2
+    window: Length = 2
     """Physical tokens per window."""
-    frame_fraction: float = 0.25
+    frame_fraction: Share = 0.25
     """Share of steps that enter the frame loss."""
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them."""
-    steps: int = 1
+    steps: Count = 1
     """Steps; the fastest counts. The first also allocates what the optimiser keeps."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Device."""

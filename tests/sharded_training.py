@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from par_agent.training import finetune as training
 from par_agent.training.config import FinetuneConfig
+from par_agent.utils.checked import with_options
 from tiny import tiny_run
 
 ENVIRONMENT = {
@@ -65,7 +66,7 @@ def main(folder: Path) -> None:
     assert found[0] is not None
     options = {"steps": STEPS, "keep": STEPS, "validate_every": 2, "gradient_checkpointing": True}
     config = dataclasses.replace(found[0], **options)
-    whole, sharded = (dataclasses.replace(config, out=folder / name) for name in ("whole", "sharded"))
+    whole, sharded = (with_options(config, out=folder / name) for name in ("whole", "sharded"))
     training.finetune(whole)
     os.environ.update(ENVIRONMENT)
     training.make_accelerator = sharding_accelerator

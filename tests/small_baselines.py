@@ -7,6 +7,7 @@ from typing import Any
 
 from par_agent.baselines.training import BaselineConfig
 from par_agent.modeling.vae.frame_encoder import save_frame_encoder
+from par_agent.utils.checked import from_options
 from tiny import LENGTH, tiny_checkpoint, tiny_dataset
 
 SMALL = ("width=32", "heads=2", "patch=4", "stem_widths=[8,16]", f"chunk_length={LENGTH}")
@@ -38,4 +39,4 @@ def run(folder: Path, method: str, episodes: int = 21, alike: bool = False, **op
         "validate_every": 3,
         "save_minutes": 0.0,
     }
-    return BaselineConfig(**{**defaults, **options})
+    return from_options(BaselineConfig, {**defaults, **options})

@@ -18,6 +18,7 @@ from par_agent.data.windows import Windows
 from par_agent.errors import UserError
 from par_agent.training.state import latest_training_state
 from par_agent.training.validation import action_metrics
+from par_agent.utils.checked import with_options
 from small_baselines import SMALL, run
 from tiny import option_words
 
@@ -70,7 +71,7 @@ def test_a_handful_of_episodes_is_learnt_by_heart_from_their_frames_and_saved(me
         "rdt": ("hidden=0.0",),
     }
     config = run(tmp_path, method, **rate, **few)
-    config = dataclasses.replace(config, model=(*config.model, *sizes.get(method, ())))
+    config = with_options(config, model=(*config.model, *sizes.get(method, ())))
     setup = prepare(config, torch.device("cpu"))
     sampler = setup.train.samplers[0]
     before = BaselineCheckpoint(method, setup.model.eval(), setup.encoder, setup.transforms, setup.prompts)
@@ -97,7 +98,7 @@ def test_a_handful_of_episodes_is_learnt_by_heart_from_their_frames_and_saved(me
 @pytest.mark.parametrize("method", ["act", "icrt"])
 def test_a_killed_run_that_goes_on_equals_one_that_was_not_killed(method: str, tmp_path: Path) -> None:
     config = run(tmp_path, method, steps=9, validate_every=100)
-    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    whole = with_options(config, out=tmp_path / "whole")
     train(whole)
     moment = Moment("par_agent.training.loop:save_training_state", number=4)
     with Held(["par-agent", "train-baseline", *option_words(config)], moment, tmp_path / "marks") as held:
@@ -127,14 +128,14 @@ def test_a_killed_run_that_goes_on_equals_one_that_was_not_killed(method: str, t
 )
 def test_bad_options_are_explained(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        train(dataclasses.replace(run(tmp_path, "act"), **change))
+        train(with_options(run(tmp_path, "act"), **change))
     assert not (tmp_path / "run" / "training_states").exists()
 
 
 def test_fewer_demonstrations_are_the_first_ones_and_decide_the_statistics(tmp_path: Path) -> None:
     config = run(tmp_path, "act")
-    few = prepare(dataclasses.replace(config, demos=5), torch.device("cpu"))
-    more = prepare(dataclasses.replace(config, demos=9), torch.device("cpu"))
+    few = prepare(with_options(config, demos=5), torch.device("cpu"))
+    more = prepare(with_options(config, demos=9), torch.device("cpu"))
     names: dict[int, set[str]] = {5: set(), 9: set()}
     for count, setup in ((5, few), (9, more)):
         sampler = setup.train.samplers[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from par_agent.errors import UserError
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
 from par_agent.training.state import latest_training_state
+from par_agent.utils.checked import with_options
 from par_agent.utils.files import read_json
 from tiny import command, option_words, tiny_run
 
@@ -67,7 +67,7 @@ def finish(process: subprocess.Popen) -> str:
 
 def test_two_processes_learn_what_one_learns_with_twice_the_accumulation(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, steps=STEPS, accumulation=2)
-    both = dataclasses.replace(config, out=tmp_path / "both", accumulation=1)
+    both = with_options(config, out=tmp_path / "both", accumulation=1)
     output = finish(on_two_processes(both))
     finetune(config)
     alone, together = (load_file(c.out / "policy" / "model.safetensors") for c in (config, both))
@@ -90,7 +90,7 @@ def test_deepspeed_is_refused_with_what_to_use_instead(tmp_path: Path, monkeypat
 @pytest.mark.slow
 def test_two_killed_processes_resume_to_the_bit(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, steps=9, validate_every=100)
-    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    whole = with_options(config, out=tmp_path / "whole")
     finish(on_two_processes(whole))
     with held_on_two_processes(config, tmp_path / "marks") as held:
         held.until_held(count=2)
@@ -104,7 +104,7 @@ def test_two_killed_processes_resume_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_of_which_one_is_told_end_after_the_same_step_and_resume_to_the_bit(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, steps=9, validate_every=100)
-    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    whole = with_options(config, out=tmp_path / "whole")
     finish(on_two_processes(whole))
     with held_on_two_processes(config, tmp_path / "marks") as held:
         held.until_held(count=2)[1].send_signal(signal.SIGTERM)

@@ -17,6 +17,7 @@ from par_agent.policy.par_policy import PARPolicy
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
 from par_agent.training.setup import with_proprioception
+from par_agent.utils.checked import with_options
 from par_agent.utils.files import read_json, write_json
 from tiny import JOINTS, tiny_checkpoint, tiny_dataset, tiny_features, tiny_inputs, tiny_model, tiny_run
 
@@ -40,7 +41,7 @@ def run(tmp_path: Path) -> FinetuneConfig:
     """From a policy without extra observations, on two tasks of which one has a goal."""
     config = tiny_run(tmp_path, new_camera=True, batch_size=4)
     other = tell_goal(tiny_dataset(tmp_path / "other"), held=False)
-    return dataclasses.replace(config, data=(tell_goal(config.data[0]), other), steps=2)
+    return with_options(config, data=(tell_goal(config.data[0]), other), steps=2)
 
 
 def observation(batch: int = 2, **extra: Any) -> dict[str, Any]:
@@ -116,16 +117,16 @@ def test_data_without_what_the_policy_reads_is_refused(run: FinetuneConfig, tmp_
     plain = tiny_dataset(tmp_path / "plain")
     again = {"init": run.out / "policy", "out": tmp_path / "again", "new_camera": False}
     with pytest.raises(UserError, match=r"rendered without goal_pos.*render it again with --extra goal_pos"):
-        finetune(dataclasses.replace(run, data=(plain,), **again))
+        finetune(with_options(run, data=(plain,), **again))
     with pytest.raises(UserError, match=r"differ in extra observations .*plain: none"):
-        finetune(dataclasses.replace(run, data=(run.data[0], plain), out=tmp_path / "mixed"))
+        finetune(with_options(run, data=(run.data[0], plain), out=tmp_path / "mixed"))
 
 
 def test_another_camera_is_taken_only_when_told(run: FinetuneConfig, tmp_path: Path) -> None:
     tiny_checkpoint("base_camera").save(tmp_path / "other-camera")
-    config = dataclasses.replace(run, init=tmp_path / "other-camera")
+    config = with_options(run, init=tmp_path / "other-camera")
     with pytest.raises(UserError, match=r"sees through base_camera; give --new-camera"):
-        finetune(dataclasses.replace(config, new_camera=False))
+        finetune(with_options(config, new_camera=False))
     finetune(config)
     transforms = PARPolicy.from_pretrained(run.out / "policy", "push cube 0").transforms
     assert transforms.camera == "render_camera"

@@ -26,6 +26,7 @@ from par_agent.training.finetune import FinetuneConfig, finetune
 from par_agent.training.loop import Training
 from par_agent.training.objective import Objective
 from par_agent.training.state import latest_training_state
+from par_agent.utils.checked import with_options
 from par_agent.utils.interrupts import Interrupted
 from tiny import LENGTH, command, option_words, tiny_checkpoint, tiny_dataset, tiny_run
 
@@ -61,13 +62,13 @@ def test_training_ends_in_a_policy_that_acts(config: FinetuneConfig) -> None:
 def test_a_policy_acts_on_the_chunks_before_if_training_showed_them(
     config: FinetuneConfig, dropout: float, known: bool
 ) -> None:
-    trained = finetune(dataclasses.replace(config, steps=1, past_action_dropout=dropout))
+    trained = finetune(with_options(config, steps=1, past_action_dropout=dropout))
     assert trained.inference.past_actions == known
     PARPolicy.from_pretrained(config.out / "policy", "push cube 1").act(observation())
 
 
 def test_a_policy_remembers_no_more_than_its_training_showed(config: FinetuneConfig) -> None:
-    finetune(dataclasses.replace(config, steps=1, window=2))
+    finetune(with_options(config, steps=1, window=2))
     assert PARPolicy.from_pretrained(config.out / "policy", "push cube 1", context=2).inference.context == 2
     with pytest.raises(UserError, match="context is 3; this checkpoint was trained on 2 physical tokens"):
         PARPolicy.from_pretrained(config.out / "policy", "push cube 1", context=3)
@@ -75,31 +76,31 @@ def test_a_policy_remembers_no_more_than_its_training_showed(config: FinetuneCon
 
 def test_an_unknown_task_is_refused_before_anything_is_written(config: FinetuneConfig) -> None:
     with pytest.raises(UserError, match="unknown task 'PushCub'"):
-        finetune(dataclasses.replace(config, data=(), task=("PushCub",)))
+        finetune(with_options(config, data=(), task=("PushCub",)))
     assert not config.out.exists()
 
 
 def test_foresight_is_learnt_beside_the_chunk_and_never_executed(config: FinetuneConfig) -> None:
-    trained = finetune(dataclasses.replace(config, foresight=(5, 7)))
+    trained = finetune(with_options(config, foresight=(5, 7)))
     assert trained.transforms is not None
     assert trained.transforms.action_mean[:LENGTH] == tiny_checkpoint().transforms.action_mean
     assert trained.transforms.targets == LENGTH + 2
     policy = PARPolicy.from_pretrained(config.out / "policy", "push cube 1")
     plan = policy.plan(observation())
     assert plan.actions.shape == (1, LENGTH, 8)
-    start = dataclasses.replace(config, init=config.out / "policy", demos=2)
-    again = finetune(dataclasses.replace(start, out=config.out / "again"))
+    start = with_options(config, init=config.out / "policy", demos=2)
+    again = finetune(with_options(start, out=config.out / "again"))
     assert again.transforms == trained.transforms, "statistics of what is predicted already stay"
-    other = finetune(dataclasses.replace(start, foresight=(5, 6), out=config.out / "other"))
+    other = finetune(with_options(start, foresight=(5, 6), out=config.out / "other"))
     assert other.transforms is not None and other.transforms.action_std != trained.transforms.action_std
-    without = finetune(dataclasses.replace(start, foresight=(), out=config.out / "without"))
+    without = finetune(with_options(start, foresight=(), out=config.out / "without"))
     assert without.transforms is not None and without.transforms.targets == LENGTH
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_run_equals_an_uninterrupted_one(config: FinetuneConfig, tmp_path: Path, stop: int) -> None:
-    config = dataclasses.replace(config, steps=9, validate_every=100)
-    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    config = with_options(config, steps=9, validate_every=100)
+    whole = with_options(config, out=tmp_path / "whole")
     finetune(whole)
     moment = Moment("par_agent.training.loop:save_training_state", number=4)
     with Held(["par-agent", "finetune", *option_words(config)], moment, tmp_path / "marks") as held:
@@ -139,7 +140,7 @@ def test_an_interrupted_run_loses_no_measurement(
         return {}, 1.0
 
     monkeypatch.setattr(Training, "measure", measure)
-    config = dataclasses.replace(config, validate_every=2)
+    config = with_options(config, validate_every=2)
     with monkeypatch.context() as patch, pytest.raises(Interrupted) as interruption:
         before_batch(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
         finetune(config)
@@ -154,7 +155,7 @@ def test_an_interruption_before_the_first_checkpoint_says_that_nothing_is_saved(
 ) -> None:
     with pytest.raises(Interrupted) as interruption:
         before_batch(1, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch)
-        finetune(dataclasses.replace(config, validate_every=1))
+        finetune(with_options(config, validate_every=1))
     assert interruption.value.kept == "no step is saved yet: the same command begins anew"
 
 
@@ -181,9 +182,9 @@ def test_a_run_stopped_before_it_wrote_its_policy_writes_it(config: FinetuneConf
 
 
 def test_bfloat16_on_the_cpu_trains_float32_weights(config: FinetuneConfig) -> None:
-    subprocess.run(command(dataclasses.replace(config, precision="bfloat16")), check=True, capture_output=True)
+    subprocess.run(command(with_options(config, precision="bfloat16")), check=True, capture_output=True)
     rounded = weights(config.out)
-    exact = dataclasses.replace(config, out=config.out.with_name("exact"))
+    exact = with_options(config, out=config.out.with_name("exact"))
     finetune(exact)
     moved = 0.0
     for name, value in weights(exact.out).items():
@@ -195,7 +196,7 @@ def test_bfloat16_on_the_cpu_trains_float32_weights(config: FinetuneConfig) -> N
 
 def test_another_precision_in_the_same_process_is_refused(config: FinetuneConfig) -> None:
     finetune(config)
-    other = dataclasses.replace(config, precision="bfloat16", out=config.out.with_name("other"))
+    other = with_options(config, precision="bfloat16", out=config.out.with_name("other"))
     with pytest.raises(UserError, match="trained on cpu with mixed precision 'no' and cannot go on on cpu with 'bf16'"):
         finetune(other)
 
@@ -231,7 +232,7 @@ def test_single_task_batch_can_be_overfitted(config: FinetuneConfig, tmp_path: P
 )
 def test_bad_options_are_explained(config: FinetuneConfig, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        finetune(dataclasses.replace(config, **change))
+        finetune(with_options(config, **change))
 
 
 def test_data_of_another_crop_or_chunk_length_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
@@ -239,16 +240,16 @@ def test_data_of_another_crop_or_chunk_length_is_refused(config: FinetuneConfig,
     spec = (other / "spec.json").read_text().replace("4,\n    8,", "0,\n    0,")
     (other / "spec.json").write_text(spec)
     with pytest.raises(UserError, match=r"rendered with crop \[0, 0, 16, 16\]; .* --crop 4 8 16 16"):
-        finetune(dataclasses.replace(config, data=(other,)))
+        finetune(with_options(config, data=(other,)))
     coarse = tiny_dataset(tmp_path / "coarse", stride=8)
     with pytest.raises(UserError, match="a frame every 8 control steps"):
-        finetune(dataclasses.replace(config, data=(coarse,), out=tmp_path / "run2"))
+        finetune(with_options(config, data=(coarse,), out=tmp_path / "run2"))
 
 
 def test_another_configuration_in_the_same_folder_is_refused(config: FinetuneConfig) -> None:
     finetune(config)
     with pytest.raises(UserError, match=r"begun with other settings .*learning_rate: 0.001 there, 0.5 asked for"):
-        finetune(dataclasses.replace(config, learning_rate=0.5))
+        finetune(with_options(config, learning_rate=0.5))
 
 
 def spoil(data: Path, number: int, factor: float) -> None:
@@ -263,7 +264,7 @@ def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpo
         finetune(config)
     tiny_dataset(config.data[0], episodes=21)
     spoil(config.data[0], 7, 1e5)
-    config = dataclasses.replace(config, steps=50, accumulation=3, learning_rate=1e-5)
+    config = with_options(config, steps=50, accumulation=3, learning_rate=1e-5)
     explosion = r"broke down at step \d+: the loss is [\d.]+e\+(08|09|10).*--init .*run/policy"
     with pytest.raises(UserError, match=explosion) as error:
         finetune(config)
@@ -277,7 +278,7 @@ def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpo
 
 def test_weights_that_explode_stop_the_training(config: FinetuneConfig) -> None:
     with pytest.raises(UserError, match=r"broke down at step \d+: .*episodes data/episode_0000.*checkpoint is intact"):
-        finetune(dataclasses.replace(config, learning_rate=100.0, clip=1e9, steps=30, warmup=1))
+        finetune(with_options(config, learning_rate=100.0, clip=1e9, steps=30, warmup=1))
 
 
 def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:

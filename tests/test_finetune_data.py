@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from par_agent import PARPolicy
 from par_agent.data.episodes import read_episode, write_episode
 from par_agent.errors import UserError
-from par_agent.training.finetune import FinetuneConfig, finetune
+from par_agent.training.config import DatasetConfig, FinetuneConfig, OptimiserConfig
+from par_agent.training.finetune import finetune
+from par_agent.utils.checked import with_options
 from tiny import tiny_checkpoint, tiny_dataset
 
 
@@ -28,9 +30,8 @@ def config(tmp_path: Path) -> FinetuneConfig:
         steps=2,
         batch_size=4,
         window=2,
-        warmup=1,
-        variants=2,
-        shift=1,
+        dataset=DatasetConfig(variants=2, shift=1),
+        optimiser=OptimiserConfig(warmup=1),
     )
 
 
@@ -52,10 +53,10 @@ def act(policy: PARPolicy, joints: int) -> torch.Tensor:
 def test_another_robot_is_refused_unless_asked_for_and_keeps_the_video_parts(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(config, data=(so100(tmp_path / "so100"),))
+    config = with_options(config, data=(so100(tmp_path / "so100"),))
     with pytest.raises(UserError, match=r"so100 has 6 numbers per action, the checkpoint .* --new-robot"):
         finetune(config)
-    finetune(dataclasses.replace(config, new_robot=True, learning_rate=1e-12))
+    finetune(with_options(config, new_robot=True, learning_rate=1e-12))
     policy = PARPolicy.from_pretrained(config.out / "policy", "push cube 1")
     assert policy.action_size == 6 and policy.transforms.relative == (True,) * 6
     assert act(policy, 6).shape == (1, 6)
@@ -67,15 +68,15 @@ def test_another_robot_is_refused_unless_asked_for_and_keeps_the_video_parts(
 
 def test_new_robot_without_a_checkpoint_is_refused(config: FinetuneConfig) -> None:
     with pytest.raises(UserError, match="--new-robot keeps the video parts of a checkpoint: give it with --init"):
-        dataclasses.replace(config, init=None, new_robot=True)
+        with_options(config, init=None, new_robot=True)
 
 
 @pytest.mark.parametrize("changes", [{"cache": False, "color_jitter": 0.3}, {"color_jitter": 0.3}, {"window": 9}])
 def test_every_way_of_reading_frames_trains_to_the_end(config: FinetuneConfig, changes: dict) -> None:
-    config = dataclasses.replace(config, **changes)
+    config = with_options(config, **changes)
     finetune(config)
     assert act(PARPolicy.from_pretrained(config.out / "policy", "push cube 0"), 9).isfinite().all()
-    assert (config.data[0] / "latents").exists() == config.cache
+    assert (config.data[0] / "latents").exists() == config.dataset.cache
 
 
 def test_training_goes_on_without_a_damaged_episode_only_when_told(config: FinetuneConfig) -> None:
@@ -84,12 +85,12 @@ def test_training_goes_on_without_a_damaged_episode_only_when_told(config: Finet
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"episode_000003\.h5 is damaged .* --skip-corrupt"):
         finetune(config)
-    finetune(dataclasses.replace(config, skip_corrupt=True))
+    finetune(with_options(config, skip_corrupt=True))
     assert np.isfinite(load_file(config.out / "policy" / "model.safetensors")["nova.mask_embed.bos_token"]).all()
 
 
 def test_fewer_demonstrations_are_trained_on(config: FinetuneConfig) -> None:
-    trained = finetune(dataclasses.replace(config, demos=3)).trained
+    trained = finetune(with_options(config, demos=3)).trained
     assert trained["demonstrations"] == {"data": 3} and trained["options"]["demos"] == 3
     with pytest.raises(UserError, match=r"has 5 episodes to train on, not 6"):
-        finetune(dataclasses.replace(config, demos=6, out=config.out.with_name("more")))
+        finetune(with_options(config, demos=6, out=config.out.with_name("more")))

@@ -11,6 +11,7 @@ from par_agent.cli.finetune import DEVELOPMENT_SEED, _track_of, make_rollouts
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.training.finetune import finetune
+from par_agent.utils.checked import with_options
 from par_agent.utils.files import read_json, write_json
 from tiny import tiny_checkpoint, tiny_run
 
@@ -25,9 +26,9 @@ def test_a_dataset_of_an_unknown_task_is_refused_before_training(tmp_path: Path)
 
 def test_the_camera_decides_the_track(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, rollout_every=1)
-    make_rollouts(dataclasses.replace(config, camera="base_camera"))
+    make_rollouts(with_options(config, camera="base_camera"))
     with pytest.raises(UserError, match="no track of the benchmark shows camera 'wrist' in PushCube: leave"):
-        make_rollouts(dataclasses.replace(config, camera="wrist"))
+        make_rollouts(with_options(config, camera="wrist"))
     assert _track_of("base_camera", ("PushCube", "StackCube")) == "native"
 
 
@@ -48,4 +49,5 @@ def test_the_policy_is_rolled_out_on_states_for_development(tmp_path: Path) -> N
     finetune(config, recorded)
     assert rates == [{"PushCube": 0.0}]  # random weights push nothing
     (states,) = (config.out / "rollouts").glob("*/states/*.safetensors")
-    assert f"seed{DEVELOPMENT_SEED}" in states.parts[-3] and DEVELOPMENT_SEED + config.rollout_states < PROTOCOL_SEED
+    assert f"seed{DEVELOPMENT_SEED}" in states.parts[-3]
+    assert DEVELOPMENT_SEED + config.evaluation.rollout_states < PROTOCOL_SEED

@@ -21,7 +21,8 @@ from par_agent.modeling.presets import preset
 from par_agent.modeling.vae.frame_encoder import VideoFrameEncoder, load_frame_encoder
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.tasks import TASKS
-from par_agent.training.finetune import FinetuneConfig, finetune
+from par_agent.training.config import DatasetConfig, FinetuneConfig, LossConfig
+from par_agent.training.finetune import finetune
 from recordings import record, require_renderer
 from rendered import write_dataset
 from tiny import JOINTS
@@ -86,8 +87,8 @@ def test_an_imported_checkpoint_refuses_to_act_and_acts_after_training(imported:
         steps=2,
         batch_size=2,
         window=2,
-        variants=1,
-        frame_fraction=0.5,
+        dataset=DatasetConfig(variants=1),
+        loss=LossConfig(frame_fraction=0.5),
     )
     trained = finetune(config)
     assert trained.transforms is not None and trained.transforms.frame_size == (64, 32)

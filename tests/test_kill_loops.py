@@ -86,7 +86,7 @@ def render(folder: Path) -> list[str]:
 
 def train_vae(folder: Path) -> list[str]:
     write_dataset(folder / "data", episodes=4)
-    sizes = ["--steps", "6", "--batch-size", "4", "--patch", "12", "--model.channels", "4", "--model.widths", "8", "8"]
+    sizes = ["--steps", "6", "--batch-size", "4", "--patch", "12", "--channels", "4", "--widths", "8", "8"]
     paths = ["--data", str(folder / "data"), "--out", str(folder / "run"), "--save-minutes", "0"]
     return ["par-agent", "train-vae", *paths, *sizes]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training import loop
-from par_agent.training.config import FinetuneConfig
+from par_agent.training.config import FinetuneConfig, LoggingConfig
 from par_agent.training.finetune import finetune
 from par_agent.training.monitor import start_wandb
 from par_agent.training.setup import Setup, prepare
 from par_agent.training.validation import predict_episode, validate
+from par_agent.utils.checked import option_hints
 from par_agent.utils.files import read_json
 from tiny import LENGTH, SIZE, tiny_run
 
@@ -115,11 +115,11 @@ def test_options_are_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "run/finetune.json" in printed and "batch_size=4, accumulation=1" in " ".join(printed.split())
     saved = read_json(config.out / "finetune.json")
-    assert saved == config.to_json() and set(saved) == {field.name for field in dataclasses.fields(FinetuneConfig)}
+    assert saved == config.to_json() and set(saved) == set(option_hints(FinetuneConfig))
 
 
 def test_weights_and_biases_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = FinetuneConfig(out=tmp_path / "run", wandb="par")
+    config = FinetuneConfig(out=tmp_path / "run", logging=LoggingConfig(wandb="par"))
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"--wandb needs wandb; .*'par-agent\[wandb\]'"):
         start_wandb(config, "par")

@@ -22,7 +22,7 @@ def beside(config: FinetuneConfig) -> tuple[Windows, Windows, Objective]:
     windows = setup.train.batch(0)
     assert setup.transforms is not None
     generator = torch.Generator().manual_seed(0)
-    perturbed = perturb_proprioception(windows, setup.transforms, LENGTH, config.recovery_noise, generator)
+    perturbed = perturb_proprioception(windows, setup.transforms, LENGTH, config.loss.recovery_noise, generator)
     return windows, perturbed, objective
 
 

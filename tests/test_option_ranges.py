@@ -16,7 +16,7 @@ from par_agent.cli import SUBCOMMANDS, main
 from par_agent.cli.options import parse
 from par_agent.errors import UserError
 from par_agent.evaluation.runner import RunConfig
-from par_agent.option_ranges import RANGES
+from par_agent.utils.checked import Range, from_options, option_hints
 from rendered import write_dataset
 
 SCRIPTS = {
@@ -67,8 +67,7 @@ def types_of(hint: Any) -> list[Any]:
 OPTIONS = [
     pytest.param(command, name, hint, id=f"{command} {name}")
     for command in COMMANDS
-    for name, hint in get_type_hints(config_of(command), include_extras=True).items()
-    if name in {field.name for field in dataclasses.fields(config_of(command))}
+    for name, hint in option_hints(config_of(command)).items()
 ]
 GOOD = {int: 7, float: 0.5, str: "x", Path: Path("nowhere")}
 
@@ -95,10 +94,21 @@ def with_value(hint: Any, value: Any) -> Any:
     return (*(GOOD[kind] for kind in kinds[:-1]), value)
 
 
-def test_every_option_that_is_a_number_has_a_range_and_no_range_is_without_an_option() -> None:
-    numbers = {option.values[1] for option in OPTIONS if {int, float} & set(types_of(option.values[2]))}
-    assert numbers <= set(RANGES)
-    assert set(RANGES) <= numbers | {field.name for field in dataclasses.fields(RunConfig)}
+def numbers_of(hint: Any, ranged: bool = False) -> list[bool]:
+    """Of every number that an option consists of, whether its annotation has a range."""
+    parts = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return numbers_of(parts[0], any(isinstance(part, Range) for part in parts[1:]))
+    if hint in (int, float):
+        return [ranged]
+    return [found for part in parts if get_origin(hint) is not Literal for found in numbers_of(part)]
+
+
+def test_every_option_that_is_a_number_has_a_range_at_its_field() -> None:
+    hints = {f"{option.values[0]} {option.values[1]}": option.values[2] for option in OPTIONS}
+    hints |= option_hints(RunConfig)
+    assert [name for name, hint in hints.items() if not all(numbers_of(hint))] == []
+    assert sum(len(numbers_of(hint)) for hint in hints.values()) > 100
 
 
 @pytest.mark.parametrize(("command", "name", "hint"), OPTIONS)
@@ -116,7 +126,7 @@ def test_values_that_make_no_sense_are_refused_by_the_options_name(command: str,
         if name == "negative_prompt" and not value.strip():
             continue
         with pytest.raises(UserError, match=rf"\b{name}\b"):
-            cls(**{**required(cls), name: with_value(hint, value)})
+            from_options(cls, {**required(cls), name: with_value(hint, value)})
 
 
 @pytest.mark.parametrize(("command", "name", "hint"), OPTIONS)
@@ -145,7 +155,7 @@ def words_for(command: str) -> list[str]:
 
 
 def commands_with(name: str) -> list[str]:
-    return [command for command in COMMANDS if name in {field.name for field in dataclasses.fields(config_of(command))}]
+    return [command for command in COMMANDS if name in option_hints(config_of(command))]
 
 
 @pytest.mark.parametrize("command", commands_with("device"))
@@ -259,7 +269,7 @@ def test_what_is_not_there_or_does_not_fit_is_refused_and_nothing_is_left(
     before = sorted(place.rglob("*"))
     names = {name: str(place / name) for name in ("nowhere", "file", "data")}
     given = [names.get(word, word) for word in words.split()]
-    if "out" in {field.name for field in dataclasses.fields(config_of(command))}:
+    if "out" in option_hints(config_of(command)):
         given += ["--out", str(place / ("out.mp4" if config_of(command).out_is_file else "out"))]
     if command in SUBCOMMANDS:
         assert main([*command.split(), *given]) == 2

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from par_agent.cli import main
-from par_agent.cli.options import parse, with_file
+from par_agent.cli.options import parse
 from par_agent.cli.visualize_failures import FailuresConfig
 from par_agent.errors import UserError
-from par_agent.training.config import FinetuneConfig
+from par_agent.training.config import DatasetConfig, FinetuneConfig, ModelConfig
+from par_agent.utils.checked import from_options, option_hints
 
 
 def read(*arguments: object) -> FinetuneConfig:
@@ -26,11 +28,10 @@ def test_the_file_that_a_run_writes_gives_the_same_options_again(tmp_path: Path)
         out=tmp_path,
         data=(Path("a b"), Path("c")),
         init=Path("i"),
-        weights=(0.25, 0.75),
         train="lora",
-        gradient_checkpointing=True,
         learning_rate=1e-5,
-        foresight=(9, 12),
+        dataset=DatasetConfig(weights=(0.25, 0.75)),
+        model=ModelConfig(gradient_checkpointing=True, foresight=(9, 12)),
     )
     with config.claimed():
         assert read("--config", tmp_path / "finetune.json") == config
@@ -41,7 +42,7 @@ def test_options_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"out": "x", "steps": 7, "data": ["a", "b"], "gradient_checkpointing": True}))
     config = read("--steps", 10, f"--config={path}", "--no-gradient-checkpointing", "--data", "c")
     assert config == FinetuneConfig(out=Path("x"), steps=10, data=(Path("c"),))
-    assert read("--config", path, "--out", "y").gradient_checkpointing
+    assert read("--config", path, "--out", "y").model.gradient_checkpointing
 
 
 def test_what_is_given_by_position_may_come_from_the_file(tmp_path: Path) -> None:
@@ -59,23 +60,32 @@ def test_what_is_given_by_position_may_come_from_the_file(tmp_path: Path) -> Non
     [
         ({"stepz": 3}, "unknown option 'stepz'; known: out, .*steps"),
         ([1, 2], r"run.json is \[1, 2\]; expected an object"),
+        ({"steps": "7"}, r"run.json: steps is '7'; expected a whole number"),
+        ({"data": "a"}, r"run.json: data is 'a'; expected a list, each entry a path"),
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
     ],
 )
 def test_files_that_are_no_options_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     (tmp_path / "run.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
-        with_file(FinetuneConfig, ["--config", str(tmp_path / "run.json")])
+        read("--config", tmp_path / "run.json", "--out", "x")
     with pytest.raises(UserError, match="--config needs a file"):
-        with_file(FinetuneConfig, ["--config"])
+        read("--config")
 
 
-def test_help_shows_the_options_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_most_important_options_first_and_the_others_in_groups(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit):
         main(["finetune", "--help"])
     text = capsys.readouterr().out
-    titles = ["run options", "data options", "optimisation options", "weights options", "loss options"]
-    places = [text.index(title) for title in titles]
-    assert places == sorted(places) and places[0] < text.index("--out") < places[1] < text.index("--window") < places[2]
+    groups = ["dataset", "optimiser", "logging", "model", "lora", "loss", "evaluation"]
+    first, *others = re.split("|".join(f"{group} options" for group in groups), text.partition(" options ")[2])
+    assert set(re.findall(r"--([a-z-]+)", first)) >= {"out", "task", "data", "init", "steps", "batch-size", "device"}
+    assert len(re.findall(r"^\W*--[a-z]", first, re.MULTILINE)) <= 16 and len(others) == len(groups)
+    for name in option_hints(FinetuneConfig):  # under one name, without the group's
+        assert re.search(rf"--{name.replace('_', '-')}\b", text)
     assert "--config FILE.json" in " ".join(text.split())
 
 
@@ -98,16 +108,13 @@ def test_help_shows_the_options_in_groups(capsys: pytest.CaptureFixture[str]) ->
 )
 def test_options_out_of_range_or_at_odds_are_explained(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        FinetuneConfig(out=Path("x"), **options)
+        from_options(FinetuneConfig, {"out": Path("x"), **options})
 
 
-def test_a_run_folder_of_an_older_version_is_taken_for_what_it_is(tmp_path: Path) -> None:
+def test_a_run_folder_that_was_begun_with_other_options_is_refused(tmp_path: Path) -> None:
     config = FinetuneConfig(out=tmp_path, steps=7)
-    older = {name: value for name, value in config.to_json().items() if name not in ("accumulation", "train", "keep")}
-    (tmp_path / "finetune.json").write_text(json.dumps(older))
-    (tmp_path / "training_states" / "step_00000001").mkdir(parents=True)
     with config.claimed():
-        pass
+        (tmp_path / "training_states" / "step_00000001").mkdir(parents=True)
     other = FinetuneConfig(out=tmp_path, steps=7, accumulation=2)
     with pytest.raises(UserError, match="accumulation: 1 there, 2 asked for"), other.claimed():
         pass

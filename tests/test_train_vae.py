@@ -50,7 +50,7 @@ def trained(data, tmp_path_factory) -> Path:
 
 def test_the_command_trains_saves_and_prints_its_error(data, trained, tmp_path, capsys):
     arguments = ["--data", str(data), "--out", str(tmp_path), "--steps", str(STEPS), "--batch-size", "4"]
-    sizes = ["--patch", "12", "--warmup", "2", "--model.channels", "4", "--model.widths", "8", "8"]
+    sizes = ["--patch", "12", "--warmup", "2", "--channels", "4", "--widths", "8", "8"]
     assert main(["train-vae", *arguments, *sizes]) == 0
     config = json.loads((tmp_path / "vae" / "config.json").read_text())
     assert config["channels"] == 4 and config["widths"] == [8, 8]
@@ -155,7 +155,7 @@ def test_a_full_disk_is_reported_and_leaves_the_checkpoint(data, tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("par_agent.modeling.pretrained.write_tensors", full)
-    sizes = ["--steps", "1", "--batch-size", "1", "--patch", "8", "--model.channels", "4", "--model.widths", "8"]
+    sizes = ["--steps", "1", "--batch-size", "1", "--patch", "8", "--channels", "4", "--widths", "8"]
     assert main(["train-vae", "--data", str(data), "--out", str(tmp_path), *sizes]) == 2
     assert "No space left on device. What is finished is kept" in capsys.readouterr().err
     assert not (tmp_path / "vae" / "model.safetensors").exists()

@@ -97,7 +97,7 @@ class TestAdapters:
         tensors = load_file(adapter / "adapter_model.safetensors")
         model = tiny_model()
         targets = adapter_targets(model)
-        layers = [model.get_submodule(name) for kind in config.lora_targets for name in targets[kind]]
+        layers = [model.get_submodule(name) for kind in config.lora.lora_targets for name in targets[kind]]
         sizes = [layer.in_features + layer.out_features for layer in layers]  # type: ignore[operator]
         assert sum(value.numel() for value in tensors.values()) == 2 * sum(sizes)  # type: ignore[arg-type]
 

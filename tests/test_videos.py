@@ -18,6 +18,7 @@ from par_agent.modeling.vae.frame_encoder import save_frame_encoder
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.finetune import finetune
 from par_agent.training.trainable import ACTION_PARTS
+from par_agent.utils.checked import with_options
 from par_agent.utils.files import read_json
 from tiny import JOINTS, LENGTH, SIZE, tiny_checkpoint, tiny_config, tiny_dataset, tiny_run
 
@@ -52,7 +53,7 @@ def test_a_policy_grows_out_of_a_model_of_videos(tmp_path: Path, monkeypatch: py
     policy = finetune(config)
     assert policy.transforms is None
     weights = load_file(config.out / "policy" / "model.safetensors")
-    finetune(dataclasses.replace(config, out=tmp_path / "short", steps=1))
+    finetune(with_options(config, out=tmp_path / "short", steps=1))
     start = load_file(tmp_path / "short" / "policy" / "model.safetensors")
     changed = {name for name, value in weights.items() if not value.equal(start[name])}
     assert any(name.startswith("nova.video_encoder") for name in changed)

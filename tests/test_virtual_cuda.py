@@ -31,6 +31,7 @@ from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.tasks import TASKS
 from par_agent.training.finetune import finetune
 from par_agent.training.vae import VAETraining, train_vae
+from par_agent.utils.checked import with_options
 from rendered import write_dataset
 from small_baselines import run
 from test_ablations import model_of
@@ -195,13 +196,13 @@ def test_a_training_run_steps_averages_measures_draws_saves_and_resumes(cuda: An
     config = tiny_run(tmp_path, out=tmp_path / "cpu", **options)
     finetune(config)
     with cuda() as device:
-        whole = dataclasses.replace(config, device="cuda", out=tmp_path / "cuda", precision="float32")
+        whole = with_options(config, device="cuda", out=tmp_path / "cuda", precision="float32")
         AcceleratorState._reset_state(True)
         trained = finetune(whole)
         assert isinstance(trained.model, PARModel) and trained.model.nova.device == device
         (whole.out / "training_states" / "step_00000002").rename(tmp_path / "later")
         AcceleratorState._reset_state(True)
-        finetune(dataclasses.replace(whole, precision=None, validate_every=5))  # bfloat16, from the first step's
+        finetune(with_options(whole, precision=None, validate_every=5))  # bfloat16, from the first step's
     same = [load_file(path / "model.safetensors") for path in (config.out / "policy-best", whole.out / "policy-best")]
     assert {name: value.dtype for name, value in same[1].items()} == {n: v.dtype for n, v in same[0].items()}
     start = load_file(tmp_path / "init" / "model.safetensors")
@@ -217,17 +218,17 @@ def test_a_card_without_bfloat16_trains_in_float32_and_says_so(
 ) -> None:
     config = tiny_run(tmp_path, steps=1)
     with cuda():
-        assert dataclasses.replace(config, device="cuda").mixed_precision == "bf16"
+        assert with_options(config, device="cuda").mixed_precision == "bf16"
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
         for precision in ("bfloat16", "tf32"):
             with pytest.raises(UserError, match=f"precision is {precision}, in which virtual does not compute"):
-                dataclasses.replace(config, device="cuda", precision=precision)
+                with_options(config, device="cuda", precision=precision)
         torch.backends.cuda.matmul.allow_tf32 = True
-        finetune(dataclasses.replace(config, device="cuda"))
+        finetune(with_options(config, device="cuda"))
     assert "virtual does not compute in bfloat16: training in float32" in capsys.readouterr().out
     assert not torch.backends.cuda.matmul.allow_tf32
     with pytest.raises(UserError, match="tf32, which is for GPUs"):
-        dataclasses.replace(config, precision="tf32")
+        with_options(config, precision="tf32")
 
 
 def test_the_frame_vae_trains(cuda: Any, tmp_path: Path) -> None:
@@ -278,7 +279,7 @@ def test_baselines_train_and_act_as_on_the_cpu(cuda: Any, method: str, tmp_path:
     model = run(tmp_path, method).model
     sizes = (*(size for size in model if not size.startswith("dropout")), "dropout=0.0")
     config = run(tmp_path, method, steps=2, validate_every=2, model=sizes)
-    train(dataclasses.replace(config, out=tmp_path / "cpu"))
+    train(with_options(config, out=tmp_path / "cpu"))
 
     def act(device: Any) -> list[Tensor]:
         policy = BaselinePolicy(str(tmp_path / "cpu" / "policy"), TASK, device=str(device))
@@ -288,7 +289,7 @@ def test_baselines_train_and_act_as_on_the_cpu(cuda: Any, method: str, tmp_path:
     expected = act("cpu")
     AcceleratorState._reset_state(True)
     with cuda():
-        train(dataclasses.replace(config, out=tmp_path / "cuda", device="cuda", precision="float32"))
+        train(with_options(config, out=tmp_path / "cuda", device="cuda", precision="float32"))
         close(expected, act("cuda"))
     weights = [load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("cpu", "cuda")]
     close([value.float() for value in weights[0].values()], [value.float() for value in weights[1].values()], 5e-2)

@@ -19,6 +19,7 @@ from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig, TrainingConfig
+from par_agent.utils.checked import from_options, option_values
 from par_agent.utils.files import write_json
 
 LENGTH, SIZE, JOINTS = 4, 8, 9
@@ -162,7 +163,7 @@ def tiny_run(folder: Path, **options: Any) -> FinetuneConfig:
         "validate_every": 3,
         "save_minutes": 0.0,
     }
-    return FinetuneConfig(**{**defaults, **options})
+    return from_options(FinetuneConfig, {**defaults, **options})
 
 
 def command(config: FinetuneConfig) -> list[str]:
@@ -173,7 +174,7 @@ def command(config: FinetuneConfig) -> list[str]:
 def option_words(config: TrainingConfig) -> list[str]:
     """A training run's options as words of a command line."""
     words = []
-    for name, value in dataclasses.asdict(config).items():
+    for name, value in option_values(config).items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")

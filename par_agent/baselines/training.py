@@ -33,6 +33,7 @@ from par_agent.training.monitor import Monitor
 from par_agent.training.setup import open_samplers
 from par_agent.training.state import whole
 from par_agent.training.validation import action_metrics, held_out_windows
+from par_agent.utils.checked import Strength
 from par_agent.utils.json_fields import build
 
 MEASURED = 64
@@ -42,27 +43,22 @@ STEP_SEEDS = 1_000_003
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineOptions:
-    """Which method, and of which size."""
+class BaselineConfig(TrainingConfig):
+    """Trains a baseline on rendered demonstrations; run the same command again to resume."""
+
+    settings_file = "train_baseline.json"
 
     method: str = "act"
     """What to train: act, bc-t, dp, icrt, rdt, or a method of your own (`benchmarks/baselines/README.md`)."""
     model: tuple[str, ...] = ()
     """Sizes that differ from the method's own, as key=value: width=128 horizon=16."""
-    proprioception_noise: float = 0.0
+    proprioception_noise: Strength = 0.0
     """Noise on joint positions, in standard deviations of the data."""
-    recovery_noise: float = 0.25
+    recovery_noise: Strength = 0.25
     """Displacement of the joint positions that targets start from; see `par-agent finetune`."""
     compile: bool = False
     """Compiles the transformer's blocks with torch.compile, which needs a C++ compiler: RDT trains nearly twice as fast
     on a CPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineConfig(BaselineOptions, TrainingConfig):
-    """Trains a baseline on rendered demonstrations; run the same command again to resume."""
-
-    settings_file = "train_baseline.json"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,10 +119,11 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     if config.vae is None:
         raise UserError("a baseline needs --vae FOLDER, made by `par-agent train-vae`")
     encoder = load_frame_encoder(config.vae).to(device)
-    datasets = [RenderedDataset(folder, skip_corrupt=config.skip_corrupt) for folder in config.folders()]
+    datasets = [RenderedDataset(folder, skip_corrupt=config.dataset.skip_corrupt) for folder in config.folders()]
     asked = config.sizes()
     indices = [EpisodeIndex(dataset, asked.chunk_length, asked.foresight) for dataset in datasets]
-    transforms = fit_transforms(indices, config.camera, image_size(datasets, config.camera), config.demos)
+    camera = config.dataset.camera
+    transforms = fit_transforms(indices, camera, image_size(datasets, camera), config.dataset.demos)
     if transforms.frame_size is None:
         raise UserError(f"{datasets[0].folder} does not say how large its frames are; render it with --crop or --size")
     sizes = config.sizes(
@@ -147,7 +144,7 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     train, held_out = open_samplers(config, indices, encoder, config.vae, shape, model.sequence)
     prompts: dict[str, Prompt] = {}
     if model.prompted and model.sequence is not None:
-        prompts = make_prompts(train.samplers, config.demos, transforms, model.sequence - model.context)
+        prompts = make_prompts(train.samplers, config.dataset.demos, transforms, model.sequence - model.context)
     return BaselineSetup(model, encoder, transforms, prompts, train, held_out)
 
 

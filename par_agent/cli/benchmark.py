@@ -20,8 +20,8 @@ from par_agent.evaluation.policies import parse_options, search_folder
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.runner import BenchmarkRun, RunConfig
-from par_agent.option_ranges import Checked
 from par_agent.tasks import BUNDLED, PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
+from par_agent.utils.checked import Checked, ClusterAddress, Count, Length, NonNegative, Range, Seed, SmallCount
 from par_agent.vla_eval.client import PREFIX
 
 EXIT_ALL_ERRORS = 1
@@ -47,25 +47,25 @@ class BenchmarkConfig(Checked):
     variation: Literal["none", "camera", "dim", "bright", "color", "delay", "shader"] = "none"
     """One thing that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
     colour, every action one control step late, ManiSkill's default shader (which has a grey background)."""
-    states: Annotated[int, tyro.conf.arg(aliases=["--num-states"])] = PROTOCOL_STATES
+    states: Annotated[Count, tyro.conf.arg(aliases=["--num-states"])] = PROTOCOL_STATES
     """How many initial states per task: the first of the protocol's, or of those of --state-seed."""
-    policy_seeds: int = PROTOCOL_POLICY_SEEDS
+    policy_seeds: Length = PROTOCOL_POLICY_SEEDS
     """Policy seeds per initial state."""
-    state_seed: int | None = None
+    state_seed: Seed | None = None
     """First environment seed of other initial states than the protocol's (for development); below 20241201."""
-    workers: int | None = None
+    workers: SmallCount | None = None
     """Worker processes. Default: one per core."""
     backend: Literal["cpu", "gpu"] = "cpu"
     """What simulates: one environment per worker process, or ManiSkill's vectorised GPU simulation of all states."""
-    cluster: str | None = None
+    cluster: ClusterAddress | None = None
     """Address of a Ray cluster whose nodes do the rollouts; auto: the one that this machine belongs to."""
     device: str | None = None
     """Device that checkpoints are loaded on. Default: cuda for --backend gpu, else cpu."""
     run_to_end: bool = False
     """Go on after the first success until the step limit, to measure success at the end too (slow)."""
-    video: int = 0
+    video: NonNegative = 0
     """Save an MP4 of each task's first N rollouts. These render every control step and take several times as long."""
-    alignment: int = 0
+    alignment: Annotated[int, Range(0, 1024)] = 0
     """At every look, let the policy imagine N chunks ahead and compare that with what happens (slow; par-agent[viz])"""
     retry_errors: bool = False
     """Run rollouts again that an earlier run recorded with an exception."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from par_agent.errors import UserError
-from par_agent.option_ranges import Checked
+from par_agent.utils.checked import Checked
 from par_agent.utils.files import read_object
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from par_agent.data.demos import DemoRequest, make_demos
-from par_agent.option_ranges import Checked
+from par_agent.jobs.local import DEFAULT_WORKERS
+from par_agent.utils.checked import Checked, ClusterAddress, Count, Seed, SmallCount
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,17 @@ class DemosConfig(Checked):
 
     task: str
     """One of the registered tasks, for example PushCube."""
-    num: int = 1000
+    num: Count = 1000
     """Number of demonstrations; failed and too long attempts are not counted."""
     out: Path = Path("data/demos")
     """Output folder; the file is <out>/<environment>/motionplanning/trajectory.none.pd_joint_pos.physx_cpu.h5."""
-    workers: int = min(2, os.cpu_count() or 1)
+    workers: SmallCount = DEFAULT_WORKERS
     """Worker processes. The file does not depend on it."""
-    cluster: str | None = None
+    cluster: ClusterAddress | None = None
     """Address of a Ray cluster whose nodes plan instead of worker processes; auto: that of this machine."""
-    first_seed: int = 0
+    first_seed: Seed = 0
     """Environment seed of the first attempt; below the evaluation protocol's 20241201, as are all that follow."""
-    max_steps: int = 200
+    max_steps: Count = 200
     """Solutions with more control steps are left out."""
 
 

@@ -13,13 +13,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from par_agent.utils.checked import Checked
+
 PACKAGES = ("torch", "numpy", "mani_skill", "sapien", "mplib", "gymnasium", "diffusers", "accelerate", "safetensors")
 OPTIONAL_PACKAGES = ("transformers", "peft", "wandb", "torchvision")
 SETUP = "make setup"
 
 
 @dataclass(frozen=True)
-class DoctorConfig:
+class DoctorConfig(Checked):
     """Prints versions, devices, renderer and what is missing, with the fix; exit status 1 if something is missing."""
 
     json: bool = False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.lerobot_export import export_lerobot
-from par_agent.option_ranges import Checked
+from par_agent.utils.checked import Checked, Range
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class ExportLeRobotConfig(Checked):
     """Rendered dataset; with `par-agent render --stride 1` every row has a frame of its own."""
     out: Path
     """Folder to make."""
-    fps: int = 20
+    fps: Annotated[int, Range(0, 1000, above=True)] = 20
     """Control steps a second; ManiSkill's tasks have 20."""
     images: bool = False
     """Stores frames exactly, as PNG images in the data files, instead of as videos."""

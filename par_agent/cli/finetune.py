@@ -21,7 +21,7 @@ DEVELOPMENT_SEED = 555000
 
 def main(config: FinetuneConfig) -> int:
     """Trains and says where the policy is."""
-    rollouts = make_rollouts(config) if config.rollout_every else None
+    rollouts = make_rollouts(config) if config.evaluation.rollout_every else None
     with writing(config.out):
         finetune(config, rollouts)
     print(f"trained policy: {config.out / 'policy'}")
@@ -38,7 +38,7 @@ def make_rollouts(config: FinetuneConfig) -> Rollouts:
     from par_agent.evaluation.runner import BenchmarkRun, RunConfig
 
     tasks = tuple(dict.fromkeys(_task_of(folder) for folder in config.folders()))
-    track = _track_of(config.camera, tasks)
+    track = _track_of(config.dataset.camera, tasks)
 
     def rollouts(policy: Path) -> dict[str, float]:
         run = RunConfig(
@@ -46,7 +46,7 @@ def make_rollouts(config: FinetuneConfig) -> Rollouts:
             policy=PolicySource(str(policy)),
             out=config.out / "rollouts",
             track=track,
-            states=config.rollout_states,
+            states=config.evaluation.rollout_states,
             state_seed=DEVELOPMENT_SEED,
             policy_seeds=1,
             workers=len(os.sched_getaffinity(0)),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from par_agent.errors import UserError
-from par_agent.option_ranges import Checked
+from par_agent.utils.checked import Checked, Length, MayBeEmpty, Range, Seed, Share, Strength
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,27 +30,27 @@ class GenerateConfig(Checked):
     """What the clip shows."""
     out: Path
     """File to write: .mp4, .gif, or .png for one frame."""
-    frames: int = 9
+    frames: Annotated[int, Range(1, 10_001)] = 9
     """Frames to generate: 1 + 4 k, since the VAE's latent frames stand for four each after the first."""
     image: Path | None = None
     """Picture to start from; it is cropped at its centre and resized to the model's size."""
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, MayBeEmpty] = ""
     """What guidance leads away from; empty: NOVA's null prompt."""
-    guidance: float = 5.0
+    guidance: Strength = 5.0
     """Strength of classifier-free guidance; 1: none, and half the work."""
-    mask_steps: int = 64
+    mask_steps: Length = 64
     """Sets that the patches of a frame are drawn in, at most."""
-    diffusion_steps: int = 25
+    diffusion_steps: Length = 25
     """Denoising steps per set."""
-    temperature: float = 1.0
+    temperature: Share = 1.0
     """Scale of the noise that frames are drawn from, 0 to 1; lower: closer to the likeliest frame."""
-    flow: float = 5.0
+    flow: Strength = 5.0
     """Strength of motion."""
-    fps: float = 12.0
+    fps: Annotated[float, Range(0, 1000, above=True)] = 12.0
     """Frames a second, of the file and as the model is told."""
     text_cache: Path | None = None
     """Folder of cached text features; prompts found there need no text encoder."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all random numbers."""
     device: str = "cpu"
     """Torch device, for example cuda."""

@@ -11,7 +11,7 @@ import tyro
 from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_import import import_lerobot
 from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
-from par_agent.option_ranges import Checked
+from par_agent.utils.checked import Checked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from par_agent.errors import UserError
-from par_agent.option_ranges import Checked
 from par_agent.tasks import TASKS, TaskSpec
+from par_agent.utils.checked import Checked, Length, Seed
 from par_agent.utils.files import only_process, writing
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class ImportNovaConfig(Checked):
     """Instructions whose text features the checkpoint holds; the policy understands no others."""
     text_cache: Path | None = None
     """Folder of cached text features; instructions found there need no text encoder."""
-    chunk_length: int = 8
+    chunk_length: Length = 8
     """Actions per chunk."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the random weights of the action parts."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type that weights are stored in; the published ones are float16."""

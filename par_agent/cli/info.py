@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from par_agent.errors import UserError
-from par_agent.option_ranges import Checked
+from par_agent.utils.checked import Checked
 from par_agent.utils.files import read_object
 
 if TYPE_CHECKING:

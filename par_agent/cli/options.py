@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from par_agent.cli.entry import run_command
 from par_agent.errors import UserError
-from par_agent.option_ranges import MAY_BE_EMPTY
+from par_agent.utils.checked import (
+    Checked,
+    MayBeEmpty,
+    from_options,
+    is_group,
+    option_hints,
+    option_values,
+    required_options,
+)
 from par_agent.utils.device import usable_device
-from par_agent.utils.files import check_writable, read_object
+from par_agent.utils.files import check_writable, naming, read_object
+from par_agent.utils.json_fields import from_json
 
+C = TypeVar("C", bound=Checked)
 FILE_OPTION = "--config"
 """Names a JSON file of options, such as the one that a run writes into its folder."""
 
 
-def parse(cls: type, arguments: Sequence[str], prog: str, description: str) -> Any:
+def parse(cls: type[C], arguments: Sequence[str], prog: str, description: str) -> C:
     """Makes a frozen dataclass ``cls`` from command-line arguments.
 
-    Where ``cls`` inherits from dataclasses called ``...Options``, --help shows each as a group under its docstring.
+    --help shows its own options first, then those of each of its groups under the group's docstring.
 
     Raises:
         UserError: values out of range, or a file of options that cannot be read.
         SystemExit: `--help`, or arguments that do not parse (printed by tyro).
     """
-    arguments = with_file(cls, arguments)
-    _check_words(arguments)
-    config = _parse(cls, arguments, prog, description)
+    import tyro
+
+    words, file = _without_file(arguments)
+    _check_words(cls, words)
+    options = _unchecked(cls)
+    given: dict[str, Any] = {}
+    if file is not None:
+        required = dict.fromkeys(required_options(cls), tyro.MISSING)
+        given["default"] = from_options(options, required | read_options(cls, file))
+    description = description.rstrip()
+    description += "\n\n" if "\n" in description else " "
+    description += f"Options may also come from a file: {FILE_OPTION} FILE.json, and those beside it win."
+    found = tyro.cli(
+        options, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **given
+    )
+    config = from_options(cls, option_values(found))
     _check_places(config)
     return config
 
 
 def run_script(
-    program: str, main: Callable[[Any], int | None], cls: type, description: str | None, resumes: bool = False
+    program: str, main: Callable[[Any], int | None], cls: type[Checked], description: str | None, resumes: bool = False
 ) -> int:
     """Runs a script of `benchmarks/` with the options of the command line; its exit status.
 
@@ -49,39 +72,56 @@ def run_script(
     return run_command(program, lambda: main(parse(cls, sys.argv[1:], program, description or "")), resumes)
 
 
-def _parse(cls: type, arguments: list[str], prog: str, description: str) -> Any:
-    import tyro
+def read_options(cls: type[Checked], path: Path) -> dict[str, Any]:
+    """The options that a JSON file holds, by their names.
 
-    description = description.rstrip()
-    description += "\n\n" if "\n" in description else " "
-    description += f"Options may also come from a file: {FILE_OPTION} FILE.json, and those beside it win."
-    bases = [base for base in reversed(cls.__mro__) if base.__name__.endswith("Options")]
-    if not bases:
-        # tyro would box what __post_init__ refuses, and break its lines: checked is what it has read.
-        unchecked = type(cls.__name__, (cls,), {"__post_init__": lambda self: None, "__doc__": cls.__doc__})
-        found: Any = tyro.cli(unchecked, args=arguments, prog=prog, description=description)
-        return cls(**{option.name: getattr(found, option.name) for option in dataclasses.fields(cls)})
-    groups = {
-        base.__name__.removesuffix("Options").lower(): Annotated[base, tyro.conf.OmitArgPrefixes] for base in bases
-    }
-    grouped: Any = tyro.cli(
-        dataclasses.make_dataclass(cls.__name__, groups.items()), args=arguments, prog=prog, description=description
-    )
-    return cls(**{name: value for group in groups for name, value in vars(getattr(grouped, group)).items()})
+    Raises:
+        UserError: the file is missing, not a JSON object of options, or names one that ``cls`` does not have.
+    """
+    content, hints = read_object(path), option_hints(cls)
+    if unknown := [name for name in content if name not in hints]:
+        raise UserError(f"{path} has the unknown option {unknown[0]!r}; known: {', '.join(hints)}")
+    with naming(path):
+        return {name: from_json(name, value, hints[name]) for name, value in content.items()}
 
 
-def _check_words(arguments: Sequence[str]) -> None:
+def _unchecked(cls: type[C]) -> type[C]:
+    """A subclass that takes any values: tyro would print what __post_init__ refuses in a box, with broken lines."""
+    groups = {name: _unchecked(hint) for name, hint in get_type_hints(cls).items() if is_group(hint)}
+    members: dict[str, Any] = {name: field(default_factory=group) for name, group in groups.items()}
+    members |= {"__annotations__": groups, "__doc__": cls.__doc__, "__post_init__": lambda self: None}
+    return dataclass(frozen=True, kw_only=True)(type(cls.__name__, (cls,), members))
+
+
+def _without_file(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The arguments without ``--config FILE``, and that file.
+
+    Raises:
+        UserError: no file follows the option.
+    """
+    words = list(arguments)
+    place = next((i for i, word in enumerate(words) if word.partition("=")[0] == FILE_OPTION), None)
+    if place is None:
+        return words, None
+    _, inline, value = words.pop(place).partition("=")
+    if not inline and place == len(words):
+        raise UserError(f"{FILE_OPTION} needs a file: {FILE_OPTION} FILE.json")
+    return words, Path(value if inline else words.pop(place))
+
+
+def _check_words(cls: type, words: Sequence[str]) -> None:
     """Refuses empty values: an empty path would be the folder that the command is given in.
 
     Raises:
         UserError: one is empty.
     """
+    may_be_empty = [name for name, hint in option_hints(cls).items() if MayBeEmpty in get_args(hint)]
     option = ""
-    for word in arguments:
+    for word in words:
         if word.startswith("--"):
             option, inline, value = word.partition("=")
             word = value if inline else option
-        if not word.strip() and option[2:].replace("-", "_") not in MAY_BE_EMPTY:
+        if not word.strip() and option[2:].replace("-", "_") not in may_be_empty:
             raise UserError(f"{option or 'an argument'} is empty; leave it out, or give it a value")
 
 
@@ -93,47 +133,6 @@ def _check_places(config: Any) -> None:
     """
     out, device = getattr(config, "out", None), getattr(config, "device", None)
     if isinstance(out, Path):
-        check_writable(out.parent if getattr(config, "out_is_file", False) else out)
+        check_writable(out.parent if config.out_is_file else out)
     if isinstance(device, str) and device != "cpu":  # which needs no look, and no torch
         usable_device(device)
-
-
-def with_file(cls: type, arguments: Sequence[str]) -> list[str]:
-    """Arguments with ``--config FILE`` replaced by the file's options, but for those that are given beside it.
-
-    Raises:
-        UserError: the file is missing, not a JSON object of options, or names one that ``cls`` does not have.
-    """
-    import tyro
-
-    given = list(arguments)
-    place = next((i for i, word in enumerate(given) if word.partition("=")[0] == FILE_OPTION), None)
-    if place is None:
-        return given
-    _, inline, value = given.pop(place).partition("=")
-    if not inline and place == len(given):
-        raise UserError(f"{FILE_OPTION} needs a file: {FILE_OPTION} FILE.json")
-    path = Path(value if inline else given.pop(place))
-    content = read_object(path)
-    known = [field.name for field in dataclasses.fields(cls)]
-    if unknown := [name for name in content if name not in known]:
-        raise UserError(f"{path} has the unknown option {unknown[0]!r}; known: {', '.join(known)}")
-    spelled = {argument.partition("=")[0].replace("_", "-") for argument in given if argument.startswith("--")}
-    hints = get_type_hints(cls, include_extras=True)
-    words: list[str] = []
-    for name, value in content.items():
-        if tyro.conf.Positional in getattr(hints[name], "__metadata__", ()):
-            if not given or given[0].startswith("-"):
-                given.insert(0, str(value))
-            continue
-        option = f"--{name.replace('_', '-')}"
-        if option not in spelled and f"--no-{option[2:]}" not in spelled:
-            words += _words(option, value)
-    return given + words
-
-
-def _words(option: str, value: Any) -> list[str]:
-    """One option of a file, as it is written on the command line."""
-    if isinstance(value, bool):
-        return [option if value else f"--no-{option[2:]}"]
-    return [option, *map(str, value if isinstance(value, list) else [value])]

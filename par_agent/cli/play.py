@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from par_agent.errors import UserError
-from par_agent.option_ranges import Checked
+from par_agent.utils.checked import Checked, NonNegative, Range
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class PlayConfig(Checked):
 
     task: str = "PickCube"
     """Task by name; others can be chosen on the page."""
-    state: int = 0
+    state: NonNegative = 0
     """Number of the protocol's initial state."""
     policy: str = "par-mini"
     """A bundled checkpoint's name or a checkpoint folder."""
@@ -24,7 +25,7 @@ class PlayConfig(Checked):
     """Device that the policy runs on."""
     host: str = "127.0.0.1"
     """Address to listen on; any other than 127.0.0.1 opens the page to the network, to those who have the token."""
-    port: int = 7860
+    port: Annotated[int, Range(0, 65_535)] = 7860
     """Port to listen on."""
 
 

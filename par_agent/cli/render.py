@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,10 +26,20 @@ from par_agent.data.rendering import (
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
-from par_agent.jobs.local import worker_processes
+from par_agent.jobs.local import DEFAULT_WORKERS, worker_processes
 from par_agent.jobs.ray import cluster_workers
-from par_agent.option_ranges import Checked
 from par_agent.tasks import TaskSpec, find_task, get_task
+from par_agent.utils.checked import (
+    Checked,
+    ClusterAddress,
+    Count,
+    Length,
+    NonNegative,
+    Offset,
+    Pixels,
+    Seed,
+    SmallCount,
+)
 from par_agent.utils.files import claimed_folder, only_process, remove_leftovers, write_json, writing
 from par_agent.utils.interrupts import deferred_interrupts
 
@@ -50,7 +59,7 @@ class RenderConfig(Checked):
     """Instead of a trajectory file: task of which to render random initial states and arm motion, without actions."""
     recorded_images: bool = False
     """Takes frames from the images inside the trajectory file (recorded with obs_mode rgb); needs no renderer."""
-    num: int | None = None
+    num: Count | None = None
     """Episodes to render; if not given, all of the trajectory file, or 1000 of random motion."""
     episodes: str | None = None
     """Numbers of the trajectory file's episodes to render, such as 0-99,120; all if not given."""
@@ -61,29 +70,29 @@ class RenderConfig(Checked):
     cameras: tuple[str, ...] = ("render_camera",)
     """`render_camera` and/or sensor cameras of the environment, for example base_camera; recorded images are of
     these."""
-    crop: tuple[int, int, int, int] | None = None
+    crop: tuple[Offset, Offset, Pixels, Pixels] | None = None
     """Top, left, height, width in pixels of the rendered image (render_camera: 512x512)."""
-    size: tuple[int, int] | None = None
+    size: tuple[Pixels, Pixels] | None = None
     """Height and width of the stored frames, shrunk by area averaging or enlarged linearly."""
     extra: tuple[str, ...] = ()
     """Entries of ManiSkill's obs["extra"] that the policy is to read beside the joint positions, for example goal_pos;
     those that the task has are stored. What tells of contacts (is_grasped) is right in recorded images only."""
-    chunk_length: int = 8
+    chunk_length: Length = 8
     """Actions per chunk (L); only recorded with the dataset, so that training can check it."""
-    stride: int = 8
+    stride: Length = 8
     """Control steps between stored frames; the chunk length, or a divisor of it for more starting points."""
-    phase: int = 0
+    phase: NonNegative = 0
     """Control step of the first stored frame, 0 to stride - 1."""
-    first_seed: int = 1_000_000
+    first_seed: Seed = 1_000_000
     """Random motion: environment seed of the first episode."""
-    motion_steps: int = 0
+    motion_steps: NonNegative = 0
     """Random motion: control steps after the initial state; 0 renders the initial states alone."""
     instruction: tuple[str, ...] = ()
     """Language instruction, or several wordings of it, one of which a training window shows; the task's own if not
     given. Tasks that this package does not know need one."""
-    workers: int = min(2, os.cpu_count() or 1)
+    workers: SmallCount = DEFAULT_WORKERS
     """Worker processes."""
-    cluster: str | None = None
+    cluster: ClusterAddress | None = None
     """Address of a Ray cluster whose nodes render instead of worker processes; auto: that of this machine."""
 
     def spec(self) -> RenderSpec:

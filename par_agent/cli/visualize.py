@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from par_agent.option_ranges import Checked
 from par_agent.tasks import BUNDLED
+from par_agent.utils.checked import Checked, Count, NonNegative, Seed, SmallCount
 
 if TYPE_CHECKING:
     from par_agent.evaluation.policies import PolicySource
 
 
 @dataclass(frozen=True)
-class StageOptions:
-    """Which rollout."""
+class VisualizedRollout(Checked):
+    """Which rollout of which policy is drawn, and where to."""
 
     task: str = "PickCube"
     """Task by name, or module:NAME for a TaskSpec of your own."""
-    state: int = 0
+    state: NonNegative = 0
     """Number of the protocol's initial state, from 0."""
-    seed: int = 0
+    seed: Seed = 0
     """Policy seed; the rollout is the one that the benchmark makes of it."""
     policy: str | None = None
     """A bundled checkpoint's name or a checkpoint folder. Default: the track's bundled checkpoint."""
@@ -36,23 +36,18 @@ class StageOptions:
 
 
 @dataclass(frozen=True)
-class FilmOptions:
-    """How it is drawn."""
+class RolloutConfig(VisualizedRollout):
+    """Rolls a policy out once and draws predicted frames above executed ones, aligned in time, with their actions."""
 
-    imagine: int = 12
+    imagine: SmallCount = 12
     """Chunks imagined at the start."""
-    every: int = 2
+    every: Count = 2
     """Control steps between two images of the video; each is rendered, which takes most of the time."""
     video: bool = True
     """Whether to write the video beside the strip."""
 
 
-@dataclass(frozen=True)
-class RolloutConfig(StageOptions, FilmOptions, Checked):
-    """Rolls a policy out once and draws predicted frames above executed ones, aligned in time, with their actions."""
-
-
-def policy_source(config: StageOptions) -> PolicySource:
+def policy_source(config: VisualizedRollout) -> PolicySource:
     """Where the command line says that the policy comes from.
 
     Raises:
@@ -68,12 +63,12 @@ def policy_source(config: StageOptions) -> PolicySource:
     return PolicySource(config.policy or BUNDLED[config.track], parse_options(config.policy_kwargs), config.device)
 
 
-def file_stem(config: StageOptions) -> str:
+def file_stem(config: VisualizedRollout) -> str:
     """Beginning of the names of a rollout's files."""
     return f"{config.task.rpartition(':')[2]}_state{config.state:02d}_seed{config.seed}"
 
 
-def states_file(config: StageOptions) -> Path | None:
+def states_file(config: VisualizedRollout) -> Path | None:
     """File of the initial states of a task of one's own, made where it is missing; None: the protocol's has them.
 
     Raises:

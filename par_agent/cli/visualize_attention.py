@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from par_agent.cli.visualize import StageOptions, file_stem, policy_source, states_file
-from par_agent.option_ranges import Checked
+from par_agent.cli.visualize import VisualizedRollout, file_stem, policy_source, states_file
+from par_agent.utils.checked import Length, NonNegative, SmallCount
 
 
 @dataclass(frozen=True)
-class AttentionOptions:
-    """What is drawn."""
-
-    layer: int | None = None
-    """Layer, from 1. Default: the last for the token maps, the mean over all for the overlays."""
-    head: int | None = None
-    """Head of the overlays, from 1. Default: their mean."""
-    look: int = 3
-    """Look of the token maps, from 0; a look is a frame that the policy reads."""
-    context: int | None = None
-    """Physical tokens that the policy remembers. Default: the checkpoint's own; par-mini's is 1, the current frame."""
-
-
-@dataclass(frozen=True)
-class AttentionConfig(StageOptions, AttentionOptions, Checked):
+class AttentionConfig(VisualizedRollout):
     """Rolls a policy out once and draws its attention; the weights are computed beside the fast path."""
+
+    layer: SmallCount | None = None
+    """Layer, from 1. Default: the last for the token maps, the mean over all for the overlays."""
+    head: SmallCount | None = None
+    """Head of the overlays, from 1. Default: their mean."""
+    look: NonNegative = 3
+    """Look of the token maps, from 0; a look is a frame that the policy reads."""
+    context: Length | None = None
+    """Physical tokens that the policy remembers. Default: the checkpoint's own; par-mini's is 1, the current frame."""
 
 
 def main(config: AttentionConfig) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from par_agent.option_ranges import Checked
+from par_agent.utils.checked import Checked, Count
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class FailuresConfig(Checked):
     """Folder of a run of `par-agent benchmark`."""
     policy: str | None = None
     """The run's policy, where it is not any more where it was."""
-    limit: int | None = None
+    limit: Count | None = None
     """Failures drawn per task. Default: all. Rollouts with equal actions count as one."""
     device: str = "cpu"
     """Device that the policy runs on."""

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated
 
-from par_agent.option_ranges import Checked, Range, Ranges
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_STATES, get_task
+from par_agent.utils.checked import Checked, Length, Range
 
-PROTOCOL_STATE = Range(0, PROTOCOL_STATES - 1)
-"""Numbers of initial states."""
+State = Annotated[int, Range(0, PROTOCOL_STATES - 1)]
+"""Number of one of the protocol's initial states."""
 
 
 @dataclass(frozen=True)
 class GalleryConfig(Checked):
     """Draws three tasks predicted against executed, one attention figure and one failure."""
 
-    other_ranges: ClassVar[Ranges] = {
-        "states": PROTOCOL_STATE,
-        **dict.fromkeys(("attention", "failure"), (None, PROTOCOL_STATE)),
-    }
-
     policy: str = "par-mini"
     """A bundled checkpoint's name or a checkpoint folder."""
-    states: tuple[int, int, int] = (0, 0, 0)
+    states: tuple[State, State, State] = (0, 0, 0)
     """Initial states of PushCube, PickCube and StackCube that are shown."""
-    attention: tuple[str, int] = ("PushCube", 0)
+    attention: tuple[str, State] = ("PushCube", 0)
     """Task and initial state of the attention figure."""
-    context: int = 3
+    context: Length = 3
     """Physical tokens that the policy of the attention figure remembers, so that past frames are among them."""
-    failure: tuple[str, int] = ("PickCube", 8)
+    failure: tuple[str, State] = ("PickCube", 8)
     """Task and initial state of a rollout that fails."""
     out: Path = Path("examples/gallery")
     """Folder for the pictures."""

@@ -21,6 +21,7 @@ from par_agent.data.tables import Table
 from par_agent.errors import UserError
 from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import UNKNOWN_CONTROLLER
+from par_agent.utils.checked import Length, Offset, Pixels
 from par_agent.utils.files import naming
 
 DEFAULT_STRIDE = 8
@@ -36,13 +37,13 @@ class LeRobotRequest:
     """Also reads episodes in which the feature `next.success` or `success` is never true."""
     skip_corrupt: bool = False
     """Leaves out episodes that cannot be read, and names each."""
-    stride: int | None = None
+    stride: Length | None = None
     """Rows between stored frames; the chunk length, or a divisor of it for more starting points. 8 if not given."""
     cameras: tuple[str, ...] = ()
     """Cameras by name, without `observation.images.`; all that show colours if not given."""
-    crop: tuple[int, int, int, int] | None = None
+    crop: tuple[Offset, Offset, Pixels, Pixels] | None = None
     """Top, left, height, width in pixels of the images."""
-    size: tuple[int, int] | None = None
+    size: tuple[Pixels, Pixels] | None = None
     """Height and width of the stored frames, resized by area averaging."""
     instruction: tuple[str, ...] = ()
     """Language instruction, or several wordings of it, of all episodes, in place of the dataset's tasks."""

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment import check_installed
@@ -18,10 +18,10 @@ from par_agent.evaluation.protocol import check_seeds, check_states, protocol_fi
 from par_agent.evaluation.records import Record, RecordKey, RunFolder, record_key
 from par_agent.evaluation.rollout import rollout_versions
 from par_agent.evaluation.workers import WorkerPool
-from par_agent.option_ranges import Checked
 from par_agent.simulation.environment import check_backend
 from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, check_track
+from par_agent.utils.checked import Checked, ClusterAddress, Count, Length, NonNegative, Range, Seed, SmallCount
 from par_agent.utils.device import usable_device
 from par_agent.utils.files import check_writable
 from par_agent.utils.interrupts import deferred_interrupts
@@ -42,25 +42,25 @@ class RunConfig(Checked):
     """``paper`` or ``native``."""
     variation: str = "none"
     """One of :data:`par_agent.simulation.variations.VARIATIONS`."""
-    states: int = PROTOCOL_STATES
+    states: Count = PROTOCOL_STATES
     """Initial states per task, the protocol's first ones unless `state_seed` is given."""
-    state_seed: int | None = None
+    state_seed: Seed | None = None
     """First environment seed of other initial states than the protocol's."""
-    policy_seeds: int = PROTOCOL_POLICY_SEEDS
+    policy_seeds: Length = PROTOCOL_POLICY_SEEDS
     """Policy seeds per initial state: 0, 1, ..."""
-    workers: int = 1
+    workers: SmallCount = 1
     """Worker processes; the ``gpu`` backend uses one."""
     backend: str = "cpu"
     """``cpu``: one environment per worker process. ``gpu``: ManiSkill's vectorised simulation of all states at once."""
-    cluster: str | None = None
+    cluster: ClusterAddress | None = None
     """Address of a Ray cluster whose nodes do the rollouts in place of worker processes of this machine."""
     run_to_end: bool = False
     """Go on after the first success until the step limit."""
-    videos: int = 0
+    videos: NonNegative = 0
     """Rollouts per task to save as MP4."""
     retry_errors: bool = False
     """Run rollouts again that ended with an exception in an earlier run."""
-    alignment: int = 0
+    alignment: Annotated[int, Range(0, 1024)] = 0
     """Chunks that the policy imagines ahead at every look, to be compared with what happens; 0: not measured."""
 
     def __post_init__(self) -> None:

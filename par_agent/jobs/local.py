@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ DoAll = Callable[[NextJob], Iterator[tuple[str, Any]]]
 
 UNFINISHED = "unfinished-"
 """How names of folders begin that are not complete."""
+DEFAULT_WORKERS = min(2, os.cpu_count() or 1)
+"""Worker processes, if no number is given."""
 
 
 @contextmanager

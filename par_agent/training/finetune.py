@@ -36,13 +36,13 @@ def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkp
 
     Args:
         config: the run's options.
-        rollouts: closed-loop evaluation of the policy in a folder; needed if ``config.rollout_every`` is not 0.
+        rollouts: closed-loop evaluation of the policy in a folder; needed for ``rollout_every``.
 
     Raises:
         UserError: data that does not fit the model, a run folder of other options or of another process, a loss that
             explodes or is not finite, a full disk.
     """
-    if config.rollout_every and rollouts is None:
+    if config.evaluation.rollout_every and rollouts is None:
         raise UserError("rollout_every is for `par-agent finetune`; from Python also give finetune() its rollouts")
     accelerator = make_accelerator(config)
     config.folders()  # unknown ones are refused before anything is written

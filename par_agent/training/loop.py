@@ -89,12 +89,12 @@ class TrainingLoop(abc.ABC):
     ) -> None:
         self.config, self.accelerator = config, accelerator
         self._train, self._rollouts, self._rollout_every = train, rollouts, rollout_every
-        optimizer = make_optimizer(objective, config.learning_rate, config.weight_decay)
+        optimizer = make_optimizer(objective, config.learning_rate, config.optimiser.weight_decay)
         self.objective: nn.Module
         self.optimizer: torch.optim.Optimizer
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.model: nn.Module = accelerator.unwrap_model(self.objective).model
-        self.average = EMA(self.model, config.ema)
+        self.average = EMA(self.model, config.optimiser.ema)
         self.progress = Progress()
         self.states: Path = config.out / "training_states"
         self._saved = self._counted = time.monotonic()
@@ -168,7 +168,7 @@ class TrainingLoop(abc.ABC):
                 self._count_time()
                 monitor.stepped(progress.step - 1, report)
                 last = progress.step == config.steps
-                measured = last or progress.step % config.validate_every == 0
+                measured = last or progress.step % config.logging.validate_every == 0
                 rolled_out = self._rollout_every and (last or progress.step % self._rollout_every == 0)
                 if told and not last:
                     if not (measured or rolled_out):  # a step that is saved is not measured later
@@ -208,7 +208,7 @@ class TrainingLoop(abc.ABC):
         The main process's clock decides the one, any process the other, so that all of them end after the same step.
         """
         config, progress, accelerator = self.config, self.progress, self.accelerator
-        rate = learning_rate(progress.step, config.steps, config.warmup, config.learning_rate)
+        rate = learning_rate(progress.step, config.steps, config.optimiser.warmup, config.learning_rate)
         set_learning_rate(self.optimizer, rate)
         losses, waited = torch.zeros(2, device=accelerator.device), 0.0
         seen: list[tuple[Tensor, tuple[str, ...]]] = []
@@ -221,7 +221,7 @@ class TrainingLoop(abc.ABC):
                 accelerator.backward(loss.total)
             losses += torch.stack([loss.action, loss.frame]).detach() / config.accumulation
             seen.append((loss.total.detach(), windows.episodes))
-        norm = float(whole(accelerator.clip_grad_norm_(self.objective.parameters(), config.clip)))
+        norm = float(whole(accelerator.clip_grad_norm_(self.objective.parameters(), config.optimiser.clip)))
         action, frame, due, told = self._agree(losses, interrupts)
         total = action + frame
         limit = math.inf if progress.loss is None else EXPLOSION_FACTOR * max(progress.loss, LOSS_FLOOR)
@@ -237,7 +237,7 @@ class TrainingLoop(abc.ABC):
 
     def _agree(self, losses: Tensor, interrupts: Interrupts) -> tuple[float, float, bool, bool]:
         """Losses (2,) averaged over processes, whether it is time to save, and whether to end."""
-        late = time.monotonic() - self._saved > 60 * self.config.save_minutes
+        late = time.monotonic() - self._saved > 60 * self.config.logging.save_minutes
         flags = losses.new_tensor([late and self.accelerator.is_main_process, interrupts.received is not None])
         action, frame, due, told = self.accelerator.reduce(torch.cat([losses, flags]), "mean").tolist()
         return action, frame, due > 0, told > 0
@@ -285,7 +285,7 @@ class TrainingLoop(abc.ABC):
     def _save_training_state(self) -> None:
         """Writes what the run goes on from."""
         state = dataclasses.asdict(self.progress)
-        step, keep = state.pop("step"), self.config.keep
+        step, keep = state.pop("step"), self.config.logging.keep
         main = self.accelerator.is_main_process
         save_training_state(self.states, step, self.weights(), self.optimizer, state, keep, write=main)
         self._saved = time.monotonic()
@@ -321,12 +321,12 @@ class Training(TrainingLoop):
         self.setup, self._drawn = setup, -math.inf
         model = setup.model.to(accelerator.device)
         channels_last(model.nova.video_encoder.patch_embed, accelerator)
-        model.set_gradient_checkpointing(config.gradient_checkpointing)
-        if config.compile:
+        model.set_gradient_checkpointing(config.model.gradient_checkpointing)
+        if config.model.compile:
             model.compile_for_training()
         transforms = setup.transforms if config.has_actions else None
         objective = Objective(model, transforms, setup.text_encoder, config)
-        super().__init__(config, objective, setup.train, accelerator, rollouts, config.rollout_every)
+        super().__init__(config, objective, setup.train, accelerator, rollouts, config.evaluation.rollout_every)
         self.progress.base = setup.base
 
     def resume(self) -> None:
@@ -356,7 +356,7 @@ class Training(TrainingLoop):
         assert isinstance(policy, Checkpoint)
         config, step, held_out = self.config, self.progress.step, self.setup.held_out
         device, actions = self.accelerator.device, config.has_actions
-        if time.monotonic() - self._drawn >= 60 * config.picture_minutes:
+        if time.monotonic() - self._drawn >= 60 * config.evaluation.picture_minutes:
             episodes = [predict_episode(policy, sampler, device, actions=actions) for sampler in held_out]
             image = draw(episodes, config.out / "pictures" / f"step_{step:08d}.png")
             monitor.picture("held_out", image, step)

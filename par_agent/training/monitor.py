@@ -64,8 +64,8 @@ class Monitor:
 
                 self._writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=self._start)
                 stack.callback(self._writer.close)
-                if config.wandb is not None:
-                    self._wandb = start_wandb(config, config.wandb)
+                if config.logging.wandb is not None:
+                    self._wandb = start_wandb(config, config.logging.wandb)
                     stack.callback(self._wandb.finish)
             self._stack = stack.pop_all()
         self._since = time.monotonic()

@@ -40,14 +40,14 @@ class Objective(nn.Module):
         """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
         config, shape = self.config, windows.steps.shape
         generator = seeded_generator(config.seed * 1_000_003 + number)
-        if config.recovery_noise and self.transforms is not None:
+        if config.loss.recovery_noise and self.transforms is not None:
             length = self.model.config.action.chunk_length
-            windows = perturb_proprioception(windows, self.transforms, length, config.recovery_noise, generator)
+            windows = perturb_proprioception(windows, self.transforms, length, config.loss.recovery_noise, generator)
         inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
-        spread = config.proprioception_noise if self.transforms is not None else 0.0
+        spread = config.loss.proprioception_noise if self.transforms is not None else 0.0
         noise = normal(inputs.proprioception.shape, device, generator)
-        dropped = uniform(shape, device, generator) < config.past_action_dropout
-        alone = uniform(shape, device, generator) < config.single_step
+        dropped = uniform(shape, device, generator) < config.loss.past_action_dropout
+        alone = uniform(shape, device, generator) < config.loss.single_step
         context = integers(1, config.window + 1, shape, device, generator)
         offset = integers(0, MOST_STEPS, (shape[0], 1), device, generator)
         inputs = dataclasses.replace(
@@ -55,7 +55,7 @@ class Objective(nn.Module):
             proprioception=inputs.proprioception + spread * noise,
             actions_known=inputs.actions_known & ~dropped,
         )
-        if config.frame_fraction == 0:
+        if config.loss.frame_fraction == 0:
             targets = dataclasses.replace(targets, latents=None)
         return self.model.loss(
             features,
@@ -63,6 +63,6 @@ class Objective(nn.Module):
             offset + torch.arange(shape[1], device=device),
             targets,
             context=torch.where(alone, 1, context).minimum(moved(windows.context_length, device)),
-            frame_fraction=config.frame_fraction,
+            frame_fraction=config.loss.frame_fraction,
             generator=generator,
         )

@@ -63,14 +63,14 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
             unknown LoRA target.
     """
     torch.manual_seed(config.seed)
-    datasets = [RenderedDataset(folder, skip_corrupt=config.skip_corrupt) for folder in config.folders()]
+    datasets = [RenderedDataset(folder, skip_corrupt=config.dataset.skip_corrupt) for folder in config.folders()]
     start, encoder_folder = _start(config)
     indices, transforms = _index(config, datasets, start)
     model = start.model
     if config.has_actions and transforms is not None:
-        if config.new_camera:
+        if config.model.new_camera:
             model = with_proprioception(model, transforms.proprioception_size)
-        model = _for_robot(model, transforms, fresh=config.new_robot)
+        model = _for_robot(model, transforms, fresh=config.model.new_robot)
     model.config = dataclasses.replace(model.config, max_context=config.window)  # acting may see what training showed
     choose_weights(model, config, fresh_actions=start.transforms is None)
     for instruction in sorted({text for index in indices for wordings in index.instructions for text in wordings}):
@@ -89,7 +89,7 @@ def _inference_config(config: FinetuneConfig, start: Checkpoint) -> InferenceCon
     inference = dataclasses.replace(start.inference, context=min(start.inference.context, config.window))
     if not config.has_actions:
         return inference
-    known = config.past_action_dropout < 1 and inference.execute is None
+    known = config.loss.past_action_dropout < 1 and inference.execute is None
     return dataclasses.replace(inference, past_actions=known)
 
 
@@ -122,11 +122,11 @@ def open_samplers(
             f"--batch-size {config.batch_size} of --window {config.window} are fewer steps than one sequence of the "
             f"model, {window}: give a larger --batch-size"
         )
-    augmentation = Augmentation(config.shift, config.color_jitter)
+    augmentation = Augmentation(config.dataset.shift, config.dataset.color_jitter)
     digest, about = file_hash(find_weights(encoder_folder)), describe_frame_encoder(encoder)
-    spec = LatentSpec(config.camera, digest, shape, config.variants, augmentation, about)
-    splits = [index.split(config.demos) for index in indices]
-    latents = [_latents(index, spec, encoder, config.cache) for index in indices]
+    spec = LatentSpec(config.dataset.camera, digest, shape, config.dataset.variants, augmentation, about)
+    splits = [index.split(config.dataset.demos) for index in indices]
+    latents = [_latents(index, spec, encoder, config.dataset.cache) for index in indices]
     train = [
         WindowSampler(index, source, split[0], window, config.seed + number)
         for number, (index, source, split) in enumerate(zip(indices, latents, splits, strict=True))
@@ -135,7 +135,7 @@ def open_samplers(
         WindowSampler(index, source, split[1], window, config.seed)
         for index, source, split in zip(indices, latents, splits, strict=True)
     ]
-    mixed = MixedSampler(train, list(config.weights) or [1.0] * len(train), batch_size)
+    mixed = MixedSampler(train, list(config.dataset.weights) or [1.0] * len(train), batch_size)
     for source in latents:
         source.prepare()  # the long work; all that can be refused has been
     return mixed, held
@@ -148,13 +148,13 @@ def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
     """
     if config.init is not None:
         loaded = Checkpoint.load(config.init)
-        loaded.model = _with_foresight(loaded.model.train(), config.foresight)
-        loaded.transforms = None if config.new_robot else loaded.transforms
+        loaded.model = _with_foresight(loaded.model.train(), config.model.foresight)
+        loaded.transforms = None if config.model.new_robot else loaded.transforms
         return loaded, config.init / "frame_encoder"
     if config.vae is None:
         raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
     encoder = load_frame_encoder(config.vae)
-    model = _with_foresight(PARModel(preset(config.preset)), config.foresight)
+    model = _with_foresight(PARModel(preset(config.preset)), config.model.foresight)
     return Checkpoint(model, encoder, None, make_text_encoder(model.config)), config.vae
 
 
@@ -196,9 +196,10 @@ def _index(
     they are fitted to the data. A model that was only trained on videos has none.
     """
     action, name = start.model.config.action, f"the checkpoint {config.init}"
-    if start.transforms is not None and config.camera != start.transforms.camera and not config.new_camera:
+    camera, new_camera = config.dataset.camera, config.model.new_camera
+    if start.transforms is not None and camera != start.transforms.camera and not new_camera:
         raise UserError(
-            f"--camera {config.camera}: {name} sees through {start.transforms.camera}; give --new-camera to go on with "
+            f"--camera {camera}: {name} sees through {start.transforms.camera}; give --new-camera to go on with "
             "another one"
         )
     if not config.has_actions:
@@ -209,17 +210,17 @@ def _index(
         if start.transforms is not None:
             check_frames(videos, start.transforms, name)
         return videos, start.transforms
-    extra = start.transforms.extra if start.transforms and not config.new_camera else extra_observations(datasets)
+    extra = start.transforms.extra if start.transforms and not new_camera else extra_observations(datasets)
     indices = [EpisodeIndex(dataset, action.chunk_length, action.foresight, extra) for dataset in datasets]
-    fitted = fit_transforms(indices, config.camera, image_size(datasets, config.camera), config.demos)
+    fitted = fit_transforms(indices, camera, image_size(datasets, camera), config.dataset.demos)
     if start.transforms is None:
         return indices, fitted
-    if config.new_camera:
+    if new_camera:
         start.transforms = start.transforms.with_camera_of(fitted)
     check_conventions(indices, start.transforms, name)
     if start.transforms.image_size is None:
         start.transforms = dataclasses.replace(start.transforms, image_size=fitted.image_size)
-    if config.foresight is None:
+    if config.model.foresight is None:
         return indices, start.transforms
     return indices, start.transforms.with_foresight_of(fitted, action.chunk_length)
 

@@ -62,16 +62,16 @@ def _add_adapters(model: PARModel, config: FinetuneConfig, skipped: tuple[str, .
     except ImportError:
         raise UserError("--train lora needs peft; install it with: pip install 'par-agent[lora]'") from None
     targets = adapter_targets(model)
-    if unknown := [target for target in config.lora_targets if target not in targets]:
+    if unknown := [target for target in config.lora.lora_targets if target not in targets]:
         raise UserError(f"unknown LoRA target {unknown[0]!r}; {model.config.name} has {', '.join(sorted(targets))}")
-    names = [name for target in config.lora_targets for name in targets[target] if not name.startswith(skipped)]
-    adapters = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=names)
+    names = [name for target in config.lora.lora_targets for name in targets[target] if not name.startswith(skipped)]
+    adapters = LoraConfig(r=config.lora.lora_rank, lora_alpha=config.lora.lora_alpha, target_modules=names)
     inject_adapter_in_model(adapters, model)
 
 
 def merged(tensors: dict[str, Tensor], config: FinetuneConfig) -> dict[str, Tensor]:
     """Weights of the plain model: those of a model with adapters, each adapter added to its layer."""
-    scale, plain = config.lora_alpha / config.lora_rank, {}
+    scale, plain = config.lora.lora_alpha / config.lora.lora_rank, {}
     for name, value in tensors.items():
         layer, is_base, kind = name.partition(_BASE)
         if is_base and kind == "weight":
@@ -97,8 +97,8 @@ def save_adapter(folder: Path, tensors: dict[str, Tensor], config: FinetuneConfi
     named = {_PEFT_PREFIX + name.replace(".default.", "."): value for name, value in tensors.items()}
     content: dict[str, Any] = {
         "peft_type": "LORA",
-        "r": config.lora_rank,
-        "lora_alpha": config.lora_alpha,
+        "r": config.lora.lora_rank,
+        "lora_alpha": config.lora.lora_alpha,
         "target_modules": layers,
         "modules_to_save": parts or None,
         "base_model_name_or_path": str(config.init),

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from par_agent.errors import UserError
 from par_agent.modeling.pretrained import save_module
 from par_agent.modeling.random_numbers import seeded_generator
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
-from par_agent.option_ranges import Checked
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
 from par_agent.training.state import latest_training_state, load_training_state, save_training_state, saved_steps
+from par_agent.utils.checked import Checked, Count, Minutes, NonNegative, Pixels, Range, Seed, Size, Strength
 from par_agent.utils.device import moved
 from par_agent.utils.files import atomic_path, claimed_folder, only_process
 from par_agent.utils.hdf5 import HDF5Reader
@@ -41,21 +41,21 @@ class VAETraining(Checked):
     """Folder of the run; the frozen VAE ends up in its `vae` folder."""
     camera: str = "render_camera"
     """Camera whose frames to train on."""
-    steps: int = 1500
+    steps: Count = 1500
     """Optimiser steps."""
-    batch_size: int = 32
+    batch_size: Size = 32
     """Patches a step."""
-    patch: int = 160
+    patch: Pixels = 160
     """Side of the square patches, pixels."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Range(0, 100, above=True)] = 2e-3
     """Peak rate of AdamW."""
-    warmup: int = 50
+    warmup: NonNegative = 50
     """Steps of linear warm-up."""
-    kl_weight: float = 1e-4
+    kl_weight: Strength = 1e-4
     """Weight of the KL divergence."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes initial weights, order and noise."""
-    save_minutes: float = 2.0
+    save_minutes: Minutes = 2.0
     """Minutes between saved training states."""
     device: str = "cpu"
     """cpu or cuda."""

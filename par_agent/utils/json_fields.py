@@ -6,7 +6,8 @@ import dataclasses
 import sys
 import types
 from collections.abc import Collection
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from par_agent.errors import UserError
 
@@ -17,6 +18,7 @@ NAMES = {
     int: "a whole number",
     float: "a number",
     str: "a string",
+    Path: "a path",
     bool: "true or false",
     list: "a list",
     type(None): "null",
@@ -48,12 +50,26 @@ def build(cls: type[T], content: Any, added: Collection[str] | None = None) -> T
         raise UserError(f"missing fields in {name}: {', '.join(missing)}")
     values = {}
     for field, value in content.items():
-        if dataclasses.is_dataclass(hints[field]):
-            values[field] = build(hints[field], value, added)
-        else:
-            check(f"{name}.{field}", value, hints[field])
-            values[field] = _tuples(value)
+        values[field] = from_json(f"{name}.{field}", value, hints[field], added)
     return cls(**values)
+
+
+def from_json(name: str, value: Any, hint: Any, added: Collection[str] | None = None) -> Any:
+    """A JSON value as an annotation names it: objects become dataclasses, lists tuples, and texts paths.
+
+    Args:
+        name: says whose value it is, for messages.
+        value: read from JSON.
+        hint: a dataclass, or what :func:`check` takes.
+        added: see :func:`build`.
+
+    Raises:
+        UserError: they do not match.
+    """
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, added)  # type: ignore[arg-type]
+    check(name, value, hint)
+    return _converted(value, hint)
 
 
 def check(name: str, value: Any, hint: Any) -> None:
@@ -124,6 +140,8 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 def _fits(value: Any, hint: Any) -> bool:
     kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is Annotated:
+        return _fits(value, parts[0])
     if kind in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
     if kind is Literal:
@@ -137,11 +155,14 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is Any:
         return True
+    kind = str if kind is Path else kind
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _describe(hint: Any) -> str:
     kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is Annotated:
+        return _describe(parts[0])
     if kind in (Union, types.UnionType):
         return " or ".join(map(_describe, parts))
     if kind is Literal:
@@ -153,5 +174,12 @@ def _describe(hint: Any) -> str:
     return NAMES.get(kind, "an object")
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _converted(value: Any, hint: Any) -> Any:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is Annotated:
+        return _converted(value, parts[0])
+    if kind in (Union, types.UnionType):
+        return _converted(value, next(part for part in parts if _fits(value, part)))
+    if kind is tuple:
+        return tuple(map(_converted, value, parts[:1] * len(value) if parts[-1] is Ellipsis else parts))
+    return Path(value) if kind is Path else value
