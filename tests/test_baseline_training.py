@@ -37,7 +37,7 @@ def test_compiled_blocks_learn_what_they_would_otherwise(
     train(plain)
     assert not compiled
     monkeypatch.setattr(torch, "compile", without_code_generation)
-    train(dataclasses.replace(plain, out=tmp_path / "compiled", compile=True))
+    train(with_options(plain, out=tmp_path / "compiled", compile=True))
     assert compiled
     weights = load_file(tmp_path / "compiled" / "policy" / "model.safetensors")
     for name, value in load_file(plain.out / "policy" / "model.safetensors").items():

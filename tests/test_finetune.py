@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import re
@@ -203,7 +202,7 @@ def test_another_precision_in_the_same_process_is_refused(config: FinetuneConfig
 
 def test_single_task_batch_can_be_overfitted(config: FinetuneConfig, tmp_path: Path) -> None:
     data = tiny_dataset(tmp_path / "two", episodes=2)
-    long = dataclasses.replace(
+    long = with_options(
         config, data=(data,), steps=150, batch_size=8, learning_rate=3e-3, variants=1, save_minutes=60.0
     )
     lines: list[str] = []

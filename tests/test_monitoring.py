@@ -42,8 +42,8 @@ def test_a_policy_that_predicts_the_truth_measures_no_error(tmp_path: Path, monk
     windows = [sampler.sample(number, 1, augment=False) for number in range(len(sampler))]
     transforms = setup.transforms
     assert transforms is not None
-    true = torch.cat([transforms.normalise_actions(w.after, w.positions).flatten(0, 1) for w in windows])
-    last = [int((w.weights[0, :, 0] > 0).sum()) - 1 for w in windows]
+    true = torch.cat([transforms.normalise_actions(w.target_actions, w.proprioception).flatten(0, 1) for w in windows])
+    last = [int((w.action_weights[0, :, 0] > 0).sum()) - 1 for w in windows]
     latents = torch.cat([w.next_latents[:, n] for w, n in zip(windows, last, strict=True)])
     monkeypatch.setattr(PARModel, "sample_actions", lambda *_, **__: true)
     monkeypatch.setattr(PARModel, "sample_frame", lambda *_: latents[:8])

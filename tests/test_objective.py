@@ -12,6 +12,7 @@ from par_agent.training.batches import perturb_proprioception
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.objective import Objective
 from par_agent.training.setup import prepare
+from par_agent.utils.checked import with_options
 from tiny import LENGTH, tiny_run
 
 
@@ -70,5 +71,5 @@ def test_noise_of_a_batch_follows_from_its_number(tmp_path: Path) -> None:
     windows, _, objective = beside(tiny_run(tmp_path, recovery_noise=0.5))
     losses = [objective(windows, number, torch.device("cpu")).total.item() for number in (7, 7, 8)]
     assert losses[0] == losses[1] != losses[2]
-    objective.config = dataclasses.replace(objective.config, recovery_noise=0.0)
+    objective.config = with_options(objective.config, recovery_noise=0.0)
     assert objective(windows, 7, torch.device("cpu")).total.item() != losses[0]

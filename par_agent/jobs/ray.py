@@ -19,7 +19,7 @@ from par_agent.utils.files import atomic_path
 from par_agent.utils.versions import check_versions, installed_versions
 
 _PACKAGES = ("par-agent", "mani_skill", "sapien", "mplib", "torch", "numpy", "h5py")
-_CODE = ("data/**/*.py", "tasks.py", "policy/transforms.py")
+_CODE = ("data", "tasks.py", "policy/transforms.py")
 
 
 @dataclass(frozen=True)
