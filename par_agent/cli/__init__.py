@@ -36,6 +36,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "benchmark": Subcommand(
         "par_agent.cli.benchmark:BenchmarkConfig", "roll a policy out under the paper's protocol", True
     ),
+    "recipe": Subcommand("par_agent.cli.recipe:RecipeConfig", "make a bundled checkpoint or a row of the table", True),
     "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
     "visualize rollout": Subcommand("par_agent.cli.visualize:RolloutConfig", "draw imagined against executed"),
     "visualize attention": Subcommand("par_agent.cli.visualize_attention:AttentionConfig", "draw what is attended to"),

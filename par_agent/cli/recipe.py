@@ -1,0 +1,92 @@
+"""`par-agent recipe`: makes a bundled checkpoint, or a row of the table of methods, by the commands that made it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from par_agent.cli.recipes import RECIPES
+from par_agent.errors import UserError
+from par_agent.utils.checked import Checked
+from par_agent.utils.interrupts import Interrupted, Interrupts, deferred_interrupts
+
+TRAINING = ("train-vae", "finetune", "train-baseline")
+"""Commands that run on a device."""
+
+
+@dataclass(frozen=True)
+class RecipeConfig(Checked):
+    """Prints the commands of a recipe, then runs them one after the other; what is finished is not made again."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """par-mini, par-mini-native, row-par-mini, row-act, ..., demonstrations; a wrong name lists all."""
+    data_root: Path = Path("data")
+    """Folder of demonstrations and rendered datasets."""
+    out: Path = Path("runs")
+    """Folder of training runs."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where models are trained."""
+    dry_run: bool = False
+    """Prints the commands alone."""
+
+
+def commands(config: RecipeConfig) -> list[tuple[list[str], str]]:
+    """The words of the recipe's commands, each with its note.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    if config.name not in RECIPES:
+        known = "\n".join(f"  {name}: {recipe.summary}" for name, recipe in RECIPES.items())
+        raise UserError(f"unknown recipe {config.name!r}; known:\n{known}")
+    found = []
+    for step in RECIPES[config.name].steps:
+        words = step.words(config.data_root, config.out)
+        device = ["--device", config.device] if config.device != "cpu" and words[0] in TRAINING else []
+        found.append(([*words, *device], step.note))
+    return found
+
+
+def main(config: RecipeConfig) -> int:
+    """Prints and runs the commands; ends with the first that fails, with its status."""
+    steps = commands(config)
+    for words, note in steps:
+        program = [] if words[0] == "python" else ["par-agent"]
+        print(shlex.join([*program, *words]) + (f"  # {note}" if note else ""))
+    with deferred_interrupts() as interrupts:
+        for number, (words, _) in enumerate([] if config.dry_run else steps, 1):
+            print(f"\nstep {number} of {len(steps)}: {words[0]}", flush=True)
+            program = words[1:] if words[0] == "python" else ["-m", "par_agent", *words]
+            if status := _run([sys.executable, *program], interrupts):
+                return status
+    return 0
+
+
+def _run(command: list[str], interrupts: Interrupts) -> int:
+    """Runs one command, in a process of its own since accelerate fixes device and precision once per process.
+
+    Raises:
+        Interrupted: this process was told to end, and has told the command.
+    """
+    interrupts.check()
+    process = subprocess.Popen(command)
+    ended = os.pidfd_open(process.pid)
+    try:
+        while process.poll() is None:
+            wait([ended, interrupts.fileno()])
+            interrupts.check()
+    except Interrupted:
+        process.terminate()
+        raise
+    finally:
+        status = process.wait()
+        os.close(ended)
+    return status
