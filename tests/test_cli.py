@@ -17,6 +17,7 @@ import pytest
 import par_agent
 from par_agent.cli import SUBCOMMANDS, main
 from par_agent.cli.entry import run_command
+from par_agent.utils.checked import option_hints
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,10 +71,10 @@ def test_every_subcommand_explains_its_options(name, capsys):
         main([*name.split(), "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for field in dataclasses.fields(config):
-        assert (
-            f"--{field.name.replace('_', '-')}" in text or f" {field.name.upper()}" in text
-        )  # an option, or by position
+    for option, hint in option_hints(config).items():
+        names = [field.name for field in dataclasses.fields(hint)] if dataclasses.is_dataclass(hint) else [option]
+        for shown in names:  # an option, or by position
+            assert f"--{shown.replace('_', '-')}" in text or f" {shown.upper()}" in text
 
 
 def test_bad_values_are_one_line_on_stderr_and_status_2(capsys):
