@@ -24,12 +24,14 @@ from rich.table import Table
 
 from par_agent.cli.options import run_script
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.records import Record
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.jobs.processes import call_in_process
 from par_agent.tasks import PAPER_TASKS, get_task
 from par_agent.utils.checked import Checked, Count, SmallCount
+from par_agent.utils.strict_json import parse_options
 
 
 class SwayPolicy:
@@ -198,7 +200,7 @@ def time_harness(config: SpeedConfig, contestant: Contestant) -> StepTime:
 
         def add(record: Record) -> None:
             records.append(record)
-            if len(records) == run.total:  # the workers are there still
+            if len(records) == run.info.total:  # the workers are there still
                 stopwatch.stop()
 
         run.run(lambda found: stopwatch.start(), add)

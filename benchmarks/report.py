@@ -33,7 +33,7 @@ from reported_runs import (
 from tables import (
     RESULTS_PAGE,
     Runs,
-    alignment_results,
+    alignment_section,
     alignment_table,
     by_policy,
     curves,
@@ -46,7 +46,6 @@ from tables import (
 from par_agent.cli.entry import run_command
 from par_agent.cli.options import parse
 from par_agent.errors import UserError
-from par_agent.evaluation.alignment_report import alignment_figure
 from par_agent.utils.checked import Checked
 from par_agent.utils.files import atomic_path, read_content, writing
 
@@ -143,9 +142,9 @@ def outputs(config: MakeConfig) -> list[Output]:
         Output(reported / "results.csv", results_csv(runs)),
         *_methods(runs, reported, config.reference),
     ]
-    if results := alignment_results(runs):
+    if section := alignment_section(runs):
         table = "\n".join(alignment_table(runs))
-        made.append(Output(reported / "alignment.png", table, lambda path: alignment_figure(results, path)))
+        made.append(Output(reported / "alignment.png", table, section.draw))
     documents = config.documents
     if documents is None:
         documents = DOCUMENTS if reported.resolve() == REPORTED.resolve() else ()

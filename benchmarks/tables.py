@@ -11,10 +11,10 @@ from typing import NamedTuple
 from reported_runs import Run
 
 from par_agent.errors import UserError
-from par_agent.evaluation.alignment_report import ALIGNMENT_HEADER, alignment_rows
+from par_agent.evaluation.measurements import Section
 from par_agent.evaluation.record_checks import Record
 from par_agent.evaluation.records import record_key
-from par_agent.evaluation.results import PAPER_RESULTS, TaskResult
+from par_agent.evaluation.results import PAPER_RESULTS, TaskResult, measured_sections
 from par_agent.evaluation.statistics import compare_paired
 from par_agent.simulation.variations import VARIATIONS
 from par_agent.tasks import PAPER_TASKS
@@ -108,14 +108,16 @@ def context_table(runs: Runs) -> list[str]:
     return [*markdown(("physical tokens", *PAPER_TASKS), rows), ""]
 
 
-def alignment_results(runs: Runs) -> list[TaskResult]:
-    """Of the runs that compared imagined with executed."""
-    return [result for run in of_group(runs, "alignment") for result in run.results.values()]
+def alignment_section(runs: Runs) -> Section | None:
+    """How well what was imagined agrees with what was executed; None where no run measured it."""
+    results = [result for run in of_group(runs, "alignment") for result in run.results.values()]
+    return next((section for section in measured_sections(results) if section.name == "alignment"), None)
 
 
 def alignment_table(runs: Runs) -> list[str]:
-    """Imagined against executed, by horizon."""
-    return [*markdown(ALIGNMENT_HEADER, alignment_rows(alignment_results(runs))), ""]
+    """How well what was imagined agrees with what was executed."""
+    section = alignment_section(runs)
+    return [] if section is None else [*markdown(section.header, section.rows), ""]
 
 
 def _row(name: str, run: Run, show: Callable[[TaskResult], str]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from par_agent.data.conventions import check_conventions
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latent_cache import CachedLatents
-from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec, file_hash
+from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec
 from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import MixedSampler, Windows, WindowSampler
 from par_agent.errors import UserError
@@ -37,6 +37,7 @@ from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.batches import tensors
 from par_agent.training.optimisation import make_optimizer
 from par_agent.utils.checked import Checked, Count, Length, Share, Size, SmallCount
+from par_agent.utils.hashes import hash_file
 
 BUNDLED = Path(__file__).parents[1] / "par_agent" / "checkpoints" / "par-mini"
 
@@ -178,7 +179,7 @@ def open_data(config: ThroughputConfig, checkpoint: Checkpoint) -> MixedSampler:
     indices = [EpisodeIndex(RenderedDataset(folder), action.chunk_length, action.foresight) for folder in config.data]
     check_conventions(indices, transforms, f"the checkpoint {config.init}")
     shape = (model.nova.latent_channels, *model.nova.latent_size)
-    digest = file_hash(find_weights(config.init / "frame_encoder"))
+    digest = hash_file(find_weights(config.init / "frame_encoder"))
     about = describe_frame_encoder(encoder)
     spec = LatentSpec(transforms.camera, digest, shape, config.variants, Augmentation(), about)
 

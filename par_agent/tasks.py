@@ -5,9 +5,11 @@ A task is one :class:`TaskSpec`; adding one to :data:`TASKS` (or handing your ow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from par_agent.errors import UserError
+from par_agent.utils.references import load_object
 
 PROTOCOL_SEED = 20241201
 """First environment seed of the evaluation protocol; this seed and all larger ones never enter training data."""
@@ -148,18 +150,45 @@ def check_camera(who: str, camera: str, spec: TaskSpec, track: str) -> None:
         )
 
 
-def find_task(env_id: str) -> TaskSpec | None:
-    """The task of an environment; None if this package does not know it."""
-    return next((spec for spec in TASKS.values() if spec.env_id == env_id), None)
+def find_task(name: str) -> TaskSpec | None:
+    """A task by its short name or environment id (``PushCube`` or ``PushCube-v1``); None if it is not known."""
+    return next((spec for spec in TASKS.values() if name in (spec.name, spec.env_id)), None)
 
 
 def get_task(name: str) -> TaskSpec:
-    """Looks a task up by its short name or environment id (``PushCube`` or ``PushCube-v1``).
+    """A task as :func:`find_task` finds it.
 
     Raises:
         UserError: no such task.
     """
-    for spec in TASKS.values():
-        if name in (spec.name, spec.env_id):
-            return spec
-    raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}")
+    if (spec := find_task(name)) is None:
+        raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}")
+    return spec
+
+
+def resolve_task(reference: str) -> TaskSpec:
+    """A task by its name, or your own :class:`TaskSpec` as ``module:NAME`` (the module also registers its environment).
+
+    Raises:
+        UserError: no such task.
+    """
+    if ":" not in reference:
+        return get_task(reference)
+    spec = load_object(reference)
+    if not isinstance(spec, TaskSpec):
+        raise UserError(f"{reference!r} is a {type(spec).__name__}; expected a par_agent.tasks.TaskSpec")
+    if spec.name in TASKS and TASKS[spec.name] != spec:
+        raise UserError(f"{reference!r}: the name {spec.name} belongs to a registered task; choose another env_id")
+    return spec
+
+
+def resolve_tasks(references: Sequence[str]) -> dict[str, TaskSpec]:
+    """Tasks by reference, each as :func:`resolve_task` finds it.
+
+    Raises:
+        UserError: one does not exist, or is given twice.
+    """
+    specs = {reference: resolve_task(reference) for reference in references}
+    if len({spec.name for spec in specs.values()}) < len(references):
+        raise UserError(f"a task is given twice: {', '.join(references)}")
+    return specs

@@ -13,16 +13,18 @@ from lxml import html
 
 from par_agent import PARPolicy
 from par_agent.errors import UserError
-from par_agent.evaluation.alignment import MEASURES, by_horizon, measure, psnr, ssim
+from par_agent.evaluation.alignment import MEASURES, Alignment, align
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import roll_out
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.evaluation.trace import RolloutTracer, Trace
 from par_agent.simulation.end_effector import EndEffector
 from par_agent.simulation.environment import TaskEnvironment
 from par_agent.tasks import get_task
+from par_agent.utils.image_quality import psnr, psnr_of_error, ssim
 from tiny import LENGTH, task_checkpoint
 
 pytest.importorskip("skimage", reason="needs par-agent[viz]")
@@ -35,13 +37,15 @@ def test_psnr_and_ssim_are_what_they_are_defined_to_be() -> None:
     error = ((frame.astype(float) - other) ** 2).mean()
     assert psnr(other, frame) == pytest.approx(10 * np.log10(255**2 / error))
     assert psnr(frame, frame) > 58 and ssim(frame, frame) == pytest.approx(1)
+    assert psnr_of_error(0.04, 2) == pytest.approx(10 * np.log10(4 / 0.04))
     assert ssim(255 - frame, frame) < ssim(other, frame) < 1
 
 
-def test_means_by_horizon_are_over_the_looks_that_reach_it() -> None:
-    alignment = {name: [[1.0, 3.0], [2.0]] for name in MEASURES}
-    assert by_horizon([alignment, alignment])["ssim"] == [1.5, 3.0]
-    assert by_horizon([{name: [[]] for name in MEASURES}])["path_cm"] == []
+def test_means_by_horizon_are_over_the_plans_that_reach_it() -> None:
+    alignment = {**{name: [[1.0, 3.0], [2.0]] for name in MEASURES}, "encoder_psnr_db": [30.0]}
+    assert Alignment.summarise([alignment, alignment])["ssim"] == [1.5, 3.0]
+    nothing = {**{name: [[]] for name in MEASURES}, "encoder_psnr_db": [30.0]}
+    assert Alignment.summarise([nothing])["path_cm"] == []
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +63,11 @@ def traced() -> tuple[Trace, dict[str, Any], dict[str, Any], PARPolicy, TaskEnvi
 def test_a_traced_rollout_is_the_same_to_the_bit(traced: Any) -> None:
     trace, plain, record, _, _ = traced
     assert record["actions_sha256"] == plain["actions_sha256"] and record["steps"] == STEPS
-    assert [look.step for look in trace.looks] == [0, LENGTH, 2 * LENGTH, 3 * LENGTH]
+    assert [plan.step for plan in trace.plans] == [0, LENGTH, 2 * LENGTH, 3 * LENGTH]
     assert len(trace.actions) == STEPS and len(trace.joints) == STEPS + 1
-    for look in trace.looks:  # the first chunk imagined is the one executed
-        executed = np.array(trace.actions[look.step : look.step + LENGTH])
-        np.testing.assert_allclose(look.actions[0][: len(executed)], executed, atol=1e-6)
+    for plan in trace.plans:  # the first chunk imagined is the one executed
+        executed = np.array(trace.actions[plan.step : plan.step + LENGTH])
+        np.testing.assert_allclose(plan.actions[0][: len(executed)], executed, atol=1e-6)
 
 
 def test_kinematics_put_the_hand_where_the_simulator_has_it(traced: Any) -> None:
@@ -73,13 +77,13 @@ def test_kinematics_put_the_hand_where_the_simulator_has_it(traced: Any) -> None
     np.testing.assert_allclose(found[0], agent.tcp.pose.p[0].numpy(), atol=1e-5)
 
 
-def test_every_look_is_compared_as_far_as_the_rollout_went(traced: Any) -> None:
+def test_every_plan_is_compared_as_far_as_the_rollout_went(traced: Any) -> None:
     trace, _, _, policy, env = traced
-    found = measure(trace, policy.transforms, policy.checkpoint.encoder, EndEffector(env))
+    found = align(trace, policy.transforms, policy.checkpoint.encoder, EndEffector(env))
     lengths = {name: [len(row) for row in found[name]] for name in MEASURES}
     assert lengths["psnr_db"] == lengths["ssim"] == lengths["still_psnr_db"] == [2, 2, 1, 0]
     assert lengths["path_cm"] == [2, 2, 1, 0]  # the last chunk was not executed to its end
-    first, second = trace.looks[:2]
+    first, second = trace.plans[:2]
     assert found["psnr_db"][0][0] == pytest.approx(psnr(first.frames[0], second.frame), abs=0.01)
     assert found["still_psnr_db"][0][0] == pytest.approx(psnr(first.frame, second.frame), abs=0.01)
     assert len(found["encoder_psnr_db"]) == 4
@@ -89,13 +93,17 @@ def test_the_benchmark_reports_it_where_asked_to(tmp_path: Path) -> None:
     task_checkpoint().save(tmp_path / "policy")
     source = PolicySource(str(tmp_path / "policy"))
     options = {"tasks": ("harness_task:NUDGE_CUBE",), "states": 1, "policy_seeds": 1}
-    runs = [BenchmarkRun(RunConfig(policy=source, out=tmp_path, alignment=n, **options)) for n in (0, AHEAD)]
+    runs = [
+        BenchmarkRun(RunConfig(policy=source, out=tmp_path, measurements=found, **options))
+        for found in ((), (Alignment(AHEAD),))
+    ]
     assert runs[0].folder != runs[1].folder
-    write_results(runs[1], runs[1].run(lambda found: None, lambda record: None))
+    records = runs[1].run(lambda found: None, lambda record: None)
+    write_results(runs[1].info, records)
     record = json.loads((runs[1].folder / "rollouts.jsonl").read_text())
     assert [len(row) for row in record["alignment"]["ssim"]] == [2, 1, 0]
     [result] = json.loads((runs[1].folder / "results.json").read_text())["results"]
-    assert len(result["alignment"]["psnr_db"]) == AHEAD
+    assert len(result["measured"]["alignment"]["psnr_db"]) == AHEAD
     assert "psnr_db,ssim,path_cm" in (runs[1].folder / "results.csv").read_text()
     page = html.fromstring((runs[1].folder / "report.html").read_text())
     assert len(page.xpath("//table[@id='alignment']/tbody/tr")) == AHEAD
@@ -104,7 +112,9 @@ def test_the_benchmark_reports_it_where_asked_to(tmp_path: Path) -> None:
 
 def test_what_imagines_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     source = PolicySource("harness_policies:PlainResetPolicy")
-    config = RunConfig(tasks=("PushCube",), policy=source, out=tmp_path, alignment=1, states=1, policy_seeds=1)
+    config = RunConfig(
+        tasks=("PushCube",), policy=source, out=tmp_path, states=1, policy_seeds=1, measurements=(Alignment(1),)
+    )
     with pytest.raises(UserError, match="PlainResetPolicy imagines no frames"):
         BenchmarkRun(config).run(lambda found: None, lambda record: None)
     assert not list(tmp_path.iterdir())

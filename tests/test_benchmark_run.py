@@ -17,13 +17,15 @@ import pytest
 
 from held import Held, Moment, gone
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource, parse_options
+from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.provenance import provenance
 from par_agent.evaluation.records import read_run
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import ROLLOUT_CODE, TIMING_FIELDS
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.tasks import PROTOCOL_SEED
+from par_agent.utils.strict_json import parse_options
 from par_agent.utils.versions import PACKAGE_FOLDER, source_files
 
 REPOSITORY = Path(__file__).parents[1]
@@ -146,7 +148,7 @@ def test_the_commit_is_that_of_the_runs_start(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("par_agent.evaluation.runner.git_commit", lambda: "first")
     begun = BenchmarkRun(config(tmp_path))
     monkeypatch.setattr("par_agent.evaluation.runner.git_commit", lambda: "checked out meanwhile")
-    assert provenance(begun)["git_commit"] == "first"
+    assert provenance(begun.info)["git_commit"] == "first"
 
 
 def held(demos: Path, out: Path, marks: Path, records: int) -> Held:
@@ -206,7 +208,7 @@ def test_a_worker_process_that_dies_is_replaced_and_its_rollout_tried_again(tmp_
 def test_a_rollout_whose_worker_dies_every_time_is_recorded_as_an_error(tmp_path: Path) -> None:
     benchmark, (record,) = run(config(tmp_path, "harness_policies:DyingPolicy", tasks=NUDGE))
     assert record["error"] == "the worker process died (exit code -9)"
-    assert write_results(benchmark, [record])[0].errors == 1
+    assert write_results(benchmark.info, [record])[0].errors == 1
     retried = config(tmp_path, "harness_policies:DyingPolicy", tasks=NUDGE, retry_errors=True)
     assert len(run(retried)[1]) == 1
 
@@ -217,8 +219,8 @@ def test_a_task_and_a_policy_of_ones_own_run_to_the_end(tmp_path: Path) -> None:
     assert [(r["task"], r["steps"], r["success_at_end"], r["renders"]) for r in first] == [
         ("NudgeCube", 12, False, 12)
     ] * 2
-    assert benchmark.states_file(NUDGE[0]).is_relative_to(benchmark.folder)  # made on first use
-    assert write_results(benchmark, first)[0].success_at_end == 0
+    assert benchmark.info.states_file(NUDGE[0]).is_relative_to(benchmark.folder)  # made on first use
+    assert write_results(benchmark.info, first)[0].success_at_end == 0
 
 
 @pytest.mark.slow
@@ -281,7 +283,7 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.startswi
     imported = {Path(file).relative_to(PACKAGE_FOLDER) for file in printed.split()}
     counted = {path.relative_to(PACKAGE_FOLDER) for path in source_files(ROLLOUT_CODE)}
     rest = {path.as_posix() for path in imported - counted if path.parent != Path("utils")}
-    assert rest == {"__init__.py", "errors.py", "evaluation/__init__.py", "evaluation/policies.py"}
+    assert rest == {"__init__.py", "errors.py", "evaluation/__init__.py"}
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from par_agent.cli import main
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.rollout import TIMING_FIELDS
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.jobs.ray_cluster import Cluster, LostJobError
 from par_agent.utils.interrupts import Interrupted, deferred_interrupts
 from par_agent.utils.versions import check_versions
@@ -83,11 +84,11 @@ def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(
         tmp_path / "cluster", died=died, cluster=local_cluster.address, on_record=take_a_node_away, videos=1
     )
     assert died.exists()  # the policy killed its worker with SIGKILL
-    assert benchmark.workers == 2
+    assert benchmark.info.workers == 2
     assert distributed == local
     lines = (benchmark.folder / "rollouts.jsonl").read_text().splitlines()
     assert len(lines) == len(finished) == len(local) == 12
-    assert benchmark.video_file("NudgeCube", 0, 0).stat().st_size > 1000
+    assert benchmark.info.video_file("NudgeCube", 0, 0).stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -99,7 +100,7 @@ def test_what_does_not_fit_on_a_node_is_an_error_before_anything_is_written(
     with pytest.raises(UserError, match="gives actions of 7 numbers; task NudgeCube takes 8"):
         BenchmarkRun(config).run(lambda found: None, lambda record: None)
     benchmark = BenchmarkRun(config)
-    benchmark.versions["torch"] = "0.1"
+    benchmark.info.versions["torch"] = "0.1"
     with pytest.raises(UserError, match=r"another version of this package \(torch 2.* instead of 0.1\)"):
         benchmark.run(lambda found: None, lambda record: None)
     assert not (tmp_path / "out").exists()

@@ -17,12 +17,13 @@ from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
 from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.jobs import Bench, RolloutJob, WorkerSetup
-from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import save_states
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.policy.observations import check_task
 from par_agent.policy.transforms import Transforms
-from par_agent.tasks import PROTOCOL_STATES, UNKNOWN_CONTROLLER, get_task
+from par_agent.tasks import PROTOCOL_STATES, UNKNOWN_CONTROLLER, get_task, resolve_task
 from par_agent.training.finetune import finetune
 from recordings import record, require_renderer, worker_threads
 from tiny import LENGTH, SIZE, task_checkpoint, tiny_dataset, tiny_run, tiny_transforms
@@ -101,9 +102,9 @@ def test_a_policys_task_has_its_controller_and_is_not_called_the_protocols(tmp_p
         source.build(source.task(push))
         config = RunConfig(("PushCube",), source, tmp_path / "out", states=PROTOCOL_STATES)
         runs[name] = BenchmarkRun(config)
-    assert runs["joints"].specs == {"PushCube": push}
+    assert runs["joints"].info.specs == {"PushCube": push}
     assert runs["joints"].config.is_protocol and runs["joints"].config.protocol_label == "the protocol"
-    assert runs["changes"].specs == {"PushCube": dataclasses.replace(push, control_mode="pd_joint_delta_pos")}
+    assert runs["changes"].info.specs == {"PushCube": dataclasses.replace(push, control_mode="pd_joint_delta_pos")}
     assert not runs["changes"].config.is_comparable
     assert runs["changes"].config.protocol_label == "NOT THE PROTOCOL: control mode pd_joint_delta_pos, the protocol"
     with pytest.raises(UserError, match="commands pd_joint_delta_pos; task PushCube takes pd_joint_pos"):

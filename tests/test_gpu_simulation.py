@@ -20,7 +20,7 @@ import torch
 from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.evaluation.protocol import load_states, protocol_file
-from par_agent.evaluation.recorder import VideoRecorder
+from par_agent.evaluation.recorder import VideoObserver
 from par_agent.evaluation.rollout import roll_out
 from par_agent.evaluation.trace import RolloutTracer, Trace
 from par_agent.simulation import environment
@@ -147,23 +147,23 @@ def test_rollouts_on_the_gpu_are_stepped_recorded_traced_and_told_apart(
     policy = PARPolicy.from_pretrained(tmp_path / "policy", SPEC.instruction, device=policy_device)
     traced: dict[int, Trace] = {}
 
-    def summary(position: int, trace: Trace) -> dict[str, Any]:
-        traced[position] = trace
-        return {"looks": len(trace.looks)}
+    class Tracer(RolloutTracer):
+        def record_fields(self, position: int) -> dict[str, Any]:
+            traced[position] = self.traces[position]
+            return {"plans": len(self.traces[position].plans)}
 
     env = many()
-    tracer = RolloutTracer(env, policy, 1, summary=summary)
-    with VideoRecorder(tmp_path / "video.mp4") as recorder:
-        found = list(roll_out(env, policy, states(), 0, recorders={2: recorder}, observers=[tracer]))
-        assert recorder.finish() is None and (tmp_path / "video.mp4").exists()
+    observers = [Tracer(env, policy, 1), VideoObserver(env, {2: tmp_path / "video.mp4"})]
+    found = list(roll_out(env, policy, states(), 0, observers=observers))
+    assert observers[1].warning(2) is None and (tmp_path / "video.mp4").exists()
     assert [position for position, _ in found] == [1, 0, 2]  # in the order in which they end
     records = dict(found)
     assert [records[row]["steps"] for row in range(ENVS)] == [6, 2, 6]
     assert [records[row]["success_once"] for row in range(ENVS)] == [False, True, False]
     assert [records[row]["reward"] for row in range(ENVS)] == pytest.approx([2.1, 0.3, 2.1])
     assert len({record["actions_sha256"] for record in records.values()}) == ENVS
-    assert [records[row]["looks"] for row in range(ENVS)] == [2, 1, 2]
-    assert [int(traced[row].looks[0].frame.max()) for row in range(ENVS)] == [0, 40, 80]
+    assert [records[row]["plans"] for row in range(ENVS)] == [2, 1, 2]
+    assert [int(traced[row].plans[0].frame.max()) for row in range(ENVS)] == [0, 40, 80]
     assert all(trace.joints[0][0] == pytest.approx(0.1 * row) for row, trace in traced.items())
 
 

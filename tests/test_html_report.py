@@ -11,7 +11,8 @@ from lxml import html
 
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.report import write_results
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 
 STATES, POLICY_SEEDS = 3, 2
 TASKS = ("PushCube", "PickCube")
@@ -36,7 +37,7 @@ def make_run(folder: Path, **arguments: Any) -> BenchmarkRun:
 
 def page(run: BenchmarkRun, records: list[dict[str, Any]]) -> Any:
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_results(run, records)
+    write_results(run.info, records)
     return html.fromstring((run.folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -73,7 +74,7 @@ def test_what_is_not_the_protocol_and_what_is_unfinished_is_said(tmp_path: Path)
 
 def test_a_cell_with_a_video_is_a_link_to_it(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    video = run.video_file("PickCube", 1, 0)
+    video = run.info.video_file("PickCube", 1, 0)
     video.parent.mkdir(parents=True)
     video.touch()
     (link,) = page(run, ALL_RECORDS).xpath("//a[@data-rollout]")

@@ -30,7 +30,8 @@ from par_agent.evaluation.protocol import (
     save_states,
     states_checksum,
 )
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.simulation.environment import TaskEnvironment
 from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import TASKS, get_task
@@ -173,7 +174,7 @@ def test_a_run_begins_with_no_changed_states_and_its_name_tells_them_apart(
     monkeypatch.setattr("par_agent.evaluation.protocol.STATES_FOLDER", tmp_path)
     asked = RunConfig(("PushCube",), PolicySource("harness_policies:PlainResetPolicy"), tmp_path / "out")
     first = BenchmarkRun(asked)
-    assert first.identity["initial_states"] == {"PushCube.safetensors": states_checksum(stored)}
+    assert first.info.identity["initial_states"] == {"PushCube.safetensors": states_checksum(stored)}
     moved = load_states(stored, PUSH_CUBE)
     for state in moved:
         state.env_state["actors"]["cube"][0, 0] += 0.01
@@ -208,8 +209,8 @@ def test_a_run_that_made_its_states_goes_on_with_no_others(tmp_path: Path, monke
         return BenchmarkRun(config(tmp_path, state_seed=50)).run(lambda found: None, lambda record: None)
 
     benchmark = BenchmarkRun(config(tmp_path, state_seed=50))
-    (spec,), (task,) = benchmark.specs.values(), benchmark.specs
-    states = benchmark.states_file(task)
+    (spec,), (task,) = benchmark.info.specs.values(), benchmark.info.specs
+    states = benchmark.info.states_file(task)
     save_states(states, spec, made(1))
     assert len(run()) == 1
     assert read_json(benchmark.folder / "run.json")["made_states"] == {states.name: states_checksum(states)}

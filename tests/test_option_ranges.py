@@ -15,7 +15,7 @@ import tyro
 from par_agent.cli import SUBCOMMANDS, main
 from par_agent.cli.options import parse
 from par_agent.errors import UserError
-from par_agent.evaluation.runner import RunConfig
+from par_agent.evaluation.run_config import RunConfig
 from par_agent.utils.checked import Range, from_options, option_hints
 from rendered import write_dataset
 
@@ -228,18 +228,18 @@ REFUSED = [
     ("finetune", "--data data --foresight 20 10", "foresight is"),
     ("finetune", f"--data data --init {MINI} --camera nope", "nope"),
     ("generate", "--model nowhere --prompt p", "nowhere"),
-    ("visualize rollout", "--policy nope", "no policy 'nope'"),
+    ("visualize rollout", "--policy nope", "no checkpoint 'nope'"),
     ("visualize rollout", "--task nope", "unknown task 'nope'"),
     ("visualize attention", "--policy-kwargs nope", "'nope' is not of the form key=value"),
     ("visualize failures", "nowhere", "nowhere"),
     ("visualize gallery", "--attention nope 1", "unknown task 'nope'"),
     ("visualize gallery", "--states 0 0 99", "states is .*99"),
-    ("play", "--policy nope", "no policy 'nope'|needs gradio"),
+    ("play", "--policy nope", "no checkpoint 'nope'|needs gradio"),
     ("play", "--host nope.invalid", "cannot listen on nope.invalid|needs gradio"),
     ("info", "nope", "no model 'nope'"),
     ("check-nova", "--io nowhere", "nowhere"),
     ("import-nova", "nowhere", "nowhere"),
-    ("benchmark", "--policy nope", "no policy 'nope'"),
+    ("benchmark", "--policy nope", "no checkpoint 'nope'"),
     ("benchmark", "--tasks nope", "unknown task 'nope'"),
     ("benchmark", "--tasks PushCube PushCube", "given twice"),
     ("benchmark", "--policy vla-eval:nope", "nope"),

@@ -12,7 +12,7 @@ import torch
 
 from par_agent import PARPolicy
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import check_policy
+from par_agent.policy.interface import check_policy
 from par_agent.tasks import TaskSpec
 from tiny import JOINTS, LENGTH, SIZE, tiny_checkpoint
 

@@ -20,7 +20,8 @@ from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import load_states, protocol_file, states_checksum
 from par_agent.evaluation.rollout import roll_out
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.simulation import environment
 from par_agent.simulation.environment import StepResult, TaskEnvironment
 from par_agent.simulation.initial_state import InitialState
@@ -237,4 +238,4 @@ def test_on_a_gpu_a_run_is_recorded_like_any_other(tmp_path: Path) -> None:
     assert [(record["state"], record["steps"], record["error"]) for record in records] == [
         (state, 12, None) for state in range(3)
     ]
-    assert run.video_file("NudgeCube", 0, 0).exists()
+    assert run.info.video_file("NudgeCube", 0, 0).exists()

@@ -21,13 +21,14 @@ from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import CHECKSUMS, states_checksum
 from par_agent.evaluation.report import write_results
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.tasks import TASKS
 from par_agent.utils.files import read_json, write_json
 from par_agent.visualization import causes
 from par_agent.visualization.causes import GOALS, ObjectTrace, propose_cause
 from par_agent.visualization.failures import FailedRun
-from par_agent.visualization.stage import Stage
+from par_agent.visualization.session import RolloutSession
 from tiny import task_checkpoint
 
 STEPS = 100
@@ -94,7 +95,8 @@ def failed_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         options: dict[str, Any] = {"states": 2, "policy_seeds": 2, "variation": variation}
         source = PolicySource(str(folder / "policy"))
         run = BenchmarkRun(RunConfig(("harness_task:NUDGE_CUBE",), source, folder / "out", **options))
-        write_results(run, run.run(lambda found: None, lambda record: None))
+        records = run.run(lambda found: None, lambda record: None)
+        write_results(run.info, records)
         return run.folder
 
     return run_of
@@ -130,7 +132,7 @@ def test_failures_are_repeated_to_the_bit_drawn_once_and_reported(failed_run: Pa
 def test_rollouts_are_computed_with_one_thread_as_in_the_benchmark(failed_run: Path, torch_threads: Any) -> None:
     run = FailedRun(failed_run)
     torch_threads(2)
-    with Stage(NUDGE_CUBE, run.source, states_file=run.states_file(NUDGE_CUBE), imagines=False):
+    with RolloutSession(NUDGE_CUBE, run.source, states_file=run.states_file(NUDGE_CUBE)):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
 

@@ -19,7 +19,6 @@ from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.windows import MixedSampler, Windows, WindowSampler
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import parse_options
 from par_agent.modeling.par import PARLoss
 from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.text_encoder import HashTextEncoder
@@ -35,6 +34,7 @@ from par_agent.training.state import whole
 from par_agent.training.validation import action_metrics, held_out_windows
 from par_agent.utils.checked import Strength
 from par_agent.utils.json_fields import build
+from par_agent.utils.strict_json import parse_options
 
 MEASURED = 64
 """Steps measured per dataset, spread over its held-out episodes."""

@@ -16,12 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from par_agent.baselines import find_policy
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import parse_options, search_folder
+from par_agent.evaluation.alignment import Alignment
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.report import terminal_tables, write_results
-from par_agent.evaluation.runner import BenchmarkRun, RunConfig
+from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.tasks import BUNDLED, PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
 from par_agent.utils.checked import Checked, ClusterAddress, Count, Length, NonNegative, Range, Seed, SmallCount
+from par_agent.utils.references import search_folder
+from par_agent.utils.strict_json import parse_options
 from par_agent.vla_eval.client import PREFIX
 
 EXIT_ALL_ERRORS = 1
@@ -66,7 +69,7 @@ class BenchmarkConfig(Checked):
     video: NonNegative = 0
     """Save an MP4 of each task's first N rollouts. These render every control step and take several times as long."""
     alignment: Annotated[int, Range(0, 1024)] = 0
-    """At every look, let the policy imagine N chunks ahead and compare that with what happens (slow; par-agent[viz])"""
+    """In every plan, let the policy imagine N chunks ahead and compare that with what happens (slow; par-agent[viz])"""
     retry_errors: bool = False
     """Run rollouts again that an earlier run recorded with an exception."""
     out: Path = Path("benchmark-results")
@@ -100,7 +103,7 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
         run_to_end=config.run_to_end,
         videos=config.video,
         retry_errors=config.retry_errors,
-        alignment=config.alignment,
+        measurements=(Alignment(config.alignment),) if config.alignment else (),
     )
 
 
@@ -114,7 +117,7 @@ class ProgressDisplay:
         self._finished: Counter[str] = Counter()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
-        self._bar = self._progress.add_task("starting workers", total=run.total)
+        self._bar = self._progress.add_task("starting workers", total=run.info.total)
 
     def __enter__(self) -> ProgressDisplay:
         self._progress.start()
@@ -126,7 +129,7 @@ class ProgressDisplay:
     def start(self, found: list[Record]) -> None:
         """Shows what is on disk already."""
         if found:
-            self._console.print(f"{len(found)} of {self._run.total} rollouts are on disk already.")
+            self._console.print(f"{len(found)} of {self._run.info.total} rollouts are on disk already.")
         for record in found:
             self._count(record)
 
@@ -156,12 +159,12 @@ def main(config: BenchmarkConfig) -> int:
     search_folder(os.getcwd())
     console = Console()
     run = BenchmarkRun(run_config(config))
-    console.print(f"rollouts: {run.total}, {run.config.protocol_label}; results: {run.folder}", highlight=False)
+    console.print(f"rollouts: {run.info.total}, {run.config.protocol_label}; results: {run.folder}", highlight=False)
     started = time.monotonic()
     with ProgressDisplay(console, run) as display:
         records = run.run(display.start, display.add)
-    results = write_results(run, records)
-    for table in terminal_tables(run, results):
+    results = write_results(run.info, records)
+    for table in terminal_tables(run.info, results):
         console.print(table)
     console.print(f"{time.monotonic() - started:.0f} s; table and records in {run.folder}", highlight=False)
     if broken := [result.task for result in results if result.rollouts and result.errors == result.rollouts]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -59,11 +58,9 @@ def describe(name_or_folder: str, preset: bool = False) -> Description:
     """
     from par_agent.modeling.presets import PRESETS
     from par_agent.policy.checkpoint import ENCODER, read_model_config, read_policy
-    from par_agent.policy.par_policy import CHECKPOINTS
+    from par_agent.policy.folders import bundled_checkpoints, find_checkpoint
 
-    for folder in (Path(name_or_folder), CHECKPOINTS / name_or_folder):
-        if preset or not folder.is_dir():
-            continue
+    if not preset and (folder := find_checkpoint(name_or_folder)) is not None:
         policy = read_policy(folder)
         return Description(
             read_model_config(folder),
@@ -73,10 +70,9 @@ def describe(name_or_folder: str, preset: bool = False) -> Description:
         )
     if (found := PRESETS.get(name_or_folder)) is not None:
         return Description(found.model(), found.frame_encoder, found.text_encoder, f"preset {name_or_folder}")
-    bundled = sorted(folder.name for folder in CHECKPOINTS.glob("*") if folder.is_dir())
     raise UserError(
         f"no {'preset' if preset else 'model'} {name_or_folder!r}; presets: {', '.join(PRESETS)}; bundled checkpoints: "
-        f"{', '.join(bundled)}; or give a checkpoint's folder"
+        f"{', '.join(bundled_checkpoints())}; or give a checkpoint's folder"
     )
 
 

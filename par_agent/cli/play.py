@@ -52,26 +52,22 @@ def _finish_drawing() -> None:
 
 def _serve(config: PlayConfig) -> None:
     import contextlib
-    import os
     import secrets
     import socket
 
-    from par_agent.evaluation.policies import PolicySource, parse_options, search_folder
+    from par_agent.evaluation.policies import PolicySource
     from par_agent.play.page import build_page, guarded, import_gradio
-    from par_agent.utils.device import usable_device
 
     import_gradio()
     import uvicorn
 
     from par_agent.play.live import Live
 
-    search_folder(os.getcwd())
-    usable_device(config.device)
     try:
         listening = socket.create_server((config.host, config.port))
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen on {config.host}:{config.port}: {error}; give another --port") from None
-    given = PolicySource(config.policy, parse_options(config.policy_kwargs), config.device)
+    given = PolicySource.from_options(config.policy, config.policy_kwargs, config.device)
     policies = {given.label: given}
     policies.setdefault("par-mini", PolicySource("par-mini", device=config.device))
     token = secrets.token_urlsafe(16)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from par_agent.tasks import BUNDLED
+from par_agent.tasks import BUNDLED, TaskSpec
 from par_agent.utils.checked import Checked, Count, NonNegative, Seed, SmallCount
 
 if TYPE_CHECKING:
-    from par_agent.evaluation.policies import PolicySource
+    from par_agent.visualization.session import RolloutSession
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,19 @@ class RolloutConfig(VisualizedRollout):
     """Whether to write the video beside the strip."""
 
 
-def policy_source(config: VisualizedRollout) -> PolicySource:
-    """Where the command line says that the policy comes from.
+def open_session(config: VisualizedRollout) -> RolloutSession:
+    """Task and policy that the command line asks for.
 
     Raises:
-        UserError: options that are not of the form key=value, or a device that cannot be used.
+        UserError: no such task, initial state or policy, or the policy does not fit.
     """
-    import os
+    from par_agent.evaluation.policies import PolicySource
+    from par_agent.tasks import resolve_task
+    from par_agent.visualization.session import RolloutSession
 
-    from par_agent.evaluation.policies import PolicySource, parse_options, search_folder
-    from par_agent.utils.device import usable_device
-
-    search_folder(os.getcwd())
-    usable_device(config.device)
-    return PolicySource(config.policy or BUNDLED[config.track], parse_options(config.policy_kwargs), config.device)
+    source = PolicySource.from_options(config.policy or BUNDLED[config.track], config.policy_kwargs, config.device)
+    spec = resolve_task(config.task)
+    return RolloutSession(spec, source, config.track, _states_file(config, spec))
 
 
 def file_stem(config: VisualizedRollout) -> str:
@@ -68,17 +67,15 @@ def file_stem(config: VisualizedRollout) -> str:
     return f"{config.task.rpartition(':')[2]}_state{config.state:02d}_seed{config.seed}"
 
 
-def states_file(config: VisualizedRollout) -> Path | None:
+def _states_file(config: VisualizedRollout, spec: TaskSpec) -> Path | None:
     """File of the initial states of a task of one's own, made where it is missing; None: the protocol's has them.
 
     Raises:
-        UserError: no such task, or its states cannot be made.
+        UserError: its states cannot be made.
     """
     from par_agent.evaluation.initial_states import make_missing_states
-    from par_agent.evaluation.policies import resolve_task
     from par_agent.evaluation.protocol import protocol_file, protocol_seeds
 
-    spec = resolve_task(config.task)
     if protocol_file(spec).exists():
         return None
     count = max(config.state, 0) + 1
@@ -91,27 +88,18 @@ def main(config: RolloutConfig) -> int:
     """Writes one PNG and one MP4."""
     from tqdm import tqdm
 
-    from par_agent.evaluation.alignment import check_installed
-    from par_agent.visualization.rollout import perform
+    from par_agent.utils.image_quality import check_scikit_image
+    from par_agent.visualization.rollout import record_rollout
     from par_agent.visualization.rollout_figure import draw_strip, draw_video
     from par_agent.visualization.videos import check_video_path
 
-    check_installed()
-    source, name = policy_source(config), file_stem(config)
+    check_scikit_image()
+    name = file_stem(config)
     strip, video = config.out / f"{name}.png", config.out / f"{name}.mp4"
     check_video_path(strip, 1)
-    with tqdm(unit="step", desc="roll out") as progress:
-        rollout = perform(
-            config.task,
-            source,
-            config.state,
-            config.seed,
-            imagine=config.imagine,
-            every=config.every,
-            track=config.track,
-            states_file=states_file(config),
-            on_step=lambda step: progress.update(),
-        )
+    with open_session(config) as session, tqdm(unit="step", desc="roll out") as progress:
+        options = {"imagine": config.imagine, "every": config.every}
+        rollout = record_rollout(session, config.state, config.seed, on_step=lambda step: progress.update(), **options)
     draw_strip(rollout, strip)
     if config.video:
         draw_video(rollout, video)

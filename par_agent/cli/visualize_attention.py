@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from par_agent.cli.visualize import VisualizedRollout, file_stem, policy_source, states_file
+from par_agent.cli.visualize import VisualizedRollout, file_stem, open_session
 from par_agent.utils.checked import Length, NonNegative, SmallCount
 
 
@@ -17,7 +17,7 @@ class AttentionConfig(VisualizedRollout):
     head: SmallCount | None = None
     """Head of the overlays, from 1. Default: their mean."""
     look: NonNegative = 3
-    """Look of the token maps, from 0; a look is a frame that the policy reads."""
+    """Plan of the token maps, from 0: the policy reads a frame and plans."""
     context: Length | None = None
     """Physical tokens that the policy remembers. Default: the checkpoint's own; par-mini's is 1, the current frame."""
 
@@ -26,16 +26,15 @@ def main(config: AttentionConfig) -> int:
     """Writes two PNGs."""
     import dataclasses
 
-    from par_agent.visualization.attention import draw_overlays, draw_tokens, perform
+    from par_agent.visualization.attention import draw_overlays, draw_tokens, record_attention
     from par_agent.visualization.videos import check_video_path
 
-    source = policy_source(config)
     if config.context is not None:
-        source = dataclasses.replace(source, options={**source.options, "context": config.context})
+        config = dataclasses.replace(config, policy_kwargs=(*config.policy_kwargs, f"context={config.context}"))
     tokens, overlays = (config.out / f"{file_stem(config)}_attention_{kind}.png" for kind in ("tokens", "frames"))
     check_video_path(tokens, 1)
-    chosen = {"layer": config.layer, "head": config.head}
-    rollout = perform(config.task, source, config.state, config.seed, config.track, states_file(config), **chosen)
+    with open_session(config) as session:
+        rollout = record_attention(session, config.state, config.seed, layer=config.layer, head=config.head)
     layers = len(rollout.maps[0].weights)
     draw_tokens(rollout, tokens, config.layer or layers, config.look)
     draw_overlays(rollout, overlays, config.layer, config.head)

@@ -31,13 +31,11 @@ def main(config: FailuresConfig) -> int:
 
     from tqdm import tqdm
 
-    from par_agent.evaluation.policies import search_folder
-    from par_agent.utils.device import usable_device
     from par_agent.utils.files import only_process, writing
+    from par_agent.utils.references import search_folder
     from par_agent.visualization.failures import FailedRun, count_causes, write_section
 
     search_folder(os.getcwd())
-    usable_device(config.device)
     run = FailedRun(config.run, config.policy, config.device)
     for task in run.without_rules:
         print(f"{task}: there are no rules for why it fails; its failures are left out")

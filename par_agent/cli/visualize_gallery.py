@@ -35,29 +35,35 @@ def main(config: GalleryConfig) -> int:
     """Draws the pictures, small."""
     from tqdm import tqdm
 
-    from par_agent.evaluation.alignment import check_installed
     from par_agent.evaluation.policies import PolicySource
     from par_agent.utils.files import writing
-    from par_agent.visualization.gallery import compress, draw_attention, draw_one_failure, draw_rollouts
-    from par_agent.visualization.rollout import perform
+    from par_agent.utils.image_quality import check_scikit_image
+    from par_agent.visualization.attention import draw_overlays, record_attention
+    from par_agent.visualization.causes import find_goal
+    from par_agent.visualization.gallery import compress, draw_one_failure, draw_rollouts
+    from par_agent.visualization.rollout import record_rollout
+    from par_agent.visualization.session import RolloutSession
     from par_agent.visualization.videos import check_video_path
 
-    check_installed()
-    for task, _ in (config.attention, config.failure):
-        get_task(task)  # which refuses unknown ones
-    source = PolicySource(config.policy)
+    check_scikit_image()
+    get_task(config.attention[0])  # both refuse what cannot be drawn before any work is done
+    find_goal(config.failure[0])
+    source, remembering = PolicySource(config.policy), PolicySource(config.policy, {"context": config.context})
     rollouts, attended, failed = (config.out / f"{name}.png" for name in ("rollouts", "attention", "failure"))
     check_video_path(rollouts, 1)
     with writing(config.out):
         with tqdm(total=5, unit="rollout", desc="gallery") as progress:
-            performed = []
+            recorded = []
             for task, state in zip(PAPER_TASKS, config.states, strict=True):
-                performed.append(perform(task, source, state, 0, imagine=1, every=1000))
+                with RolloutSession(get_task(task), source) as session:
+                    recorded.append(record_rollout(session, state, 0, imagine=1, every=1000))
                 progress.update()
-            draw_rollouts(performed, rollouts)
-            draw_attention(PolicySource(config.policy, {"context": config.context}), *config.attention, attended)
+            draw_rollouts(recorded, rollouts)
+            with RolloutSession(get_task(config.attention[0]), remembering) as session:
+                draw_overlays(record_attention(session, config.attention[1], 0), attended, None, None)
             progress.update()
-            draw_one_failure(source, *config.failure, failed)
+            with RolloutSession(get_task(config.failure[0]), source) as session:
+                draw_one_failure(session, config.failure[1], failed)
             progress.update()
         for path in (rollouts, attended, failed):
             compress(path)

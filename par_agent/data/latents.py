@@ -6,10 +6,8 @@ Variant 0 holds the frames as they are; in every further variant each episode is
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +18,7 @@ from par_agent.data.augmentation import Augmentation, Change
 from par_agent.data.episodes import RenderedDataset, read_frames
 from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
+from par_agent.utils.hashes import hash_bytes
 
 Encoder = Callable[[Tensor], Tensor]
 """Frames (B, H, W, 3) uint8 to scaled latents (B, C, h, w)."""
@@ -56,7 +55,7 @@ class LatentSpec:
             name += f"-color{self.augmentation.color_jitter:g}"
         if dataset.skipped:
             names = " ".join(path.name for path in dataset.skipped)
-            name += f"-without-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
+            name += f"-without-{hash_bytes(names.encode(), 8)}"
         return name
 
 
@@ -137,8 +136,3 @@ def encode_frames(frames: np.ndarray, spec: LatentSpec, encode: Encoder) -> Tens
             f"reads {spec.shape}: render the dataset with another crop or size"
         )
     return latents
-
-
-def file_hash(path: Path) -> str:
-    """First 12 hexadecimal digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

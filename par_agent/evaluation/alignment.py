@@ -1,65 +1,138 @@
 """How well what a policy imagines agrees with what then happens: frames in PSNR and SSIM, the hand's path in cm.
 
-From every look the policy imagines K chunks ahead. The frame imagined after ``k`` chunks is compared with the frame
-that the policy reads ``k`` chunks later, the path of the end effector under the imagined actions with the path that it
-takes. Two more numbers say what a frame's PSNR is worth: that of the frame looked at last, which a prediction has to
-beat, and that of the true frame seen through the frame encoder, which no prediction can exceed by much.
+In every plan the policy imagines K chunks ahead. The frame imagined after ``k`` chunks is compared with the frame that
+the policy reads ``k`` chunks later, the path of the end effector under the imagined actions with the path that it
+takes. Two more numbers say what a frame's PSNR is worth: that of the frame read last, which a prediction has to beat,
+and that of the true frame seen through the frame encoder, which no prediction can exceed by much.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from par_agent.errors import UserError
+from par_agent.evaluation.measurements import Section
+from par_agent.evaluation.trace import Plan, RolloutTracer, Trace, check_imagines
+from par_agent.simulation.end_effector import EndEffector
+from par_agent.utils.image_quality import check_scikit_image, psnr, ssim
+from par_agent.utils.json_fields import check
 
 if TYPE_CHECKING:
-    from par_agent.evaluation.trace import Look, Trace
     from par_agent.modeling.vae.frame_encoder import FrameEncoder
     from par_agent.policy.transforms import Transforms
-    from par_agent.simulation.end_effector import EndEffector
+    from par_agent.simulation.environment import TaskEnvironment
 
 MEASURES = {
     "psnr_db": "PSNR of the imagined frame, dB",
     "ssim": "SSIM of the imagined frame, 0 to 1",
-    "still_psnr_db": "PSNR of the frame looked at last in its place, dB",
+    "still_psnr_db": "PSNR of the frame read last in its place, dB",
     "path_cm": "mean distance between imagined and executed path of the end effector, cm",
 }
 """What is measured at every horizon, with units."""
 ENCODER_PSNR = "encoder_psnr_db"
-"""PSNR of the true frames seen through the frame encoder, dB, at every look."""
+"""PSNR of the true frames seen through the frame encoder, dB, in every plan."""
 
-Alignment = dict[str, list[Any]]
-"""By measure, for every look, its values at horizons 1, 2, … as far as the rollout went; see :data:`MEASURES`."""
+AlignmentValues = dict[str, list[Any]]
+"""By measure, for every plan, its values at horizons 1, 2, … as far as the rollout went; see :data:`MEASURES`."""
+
+HEADER = ("task", "chunks ahead", "PSNR dB", "still PSNR dB", "encoder PSNR dB", "SSIM", "path cm")
+NOTE = (
+    "Imagined frames against those executed, means over all plans of all rollouts. Still: the frame read last in place "
+    "of the imagined one, to be beaten. Encoder: the true frame seen through the frame encoder, which imagined frames "
+    "cannot exceed by much. Path: mean distance between where the imagined actions command the end effector to be and "
+    "where it was, over the chunk; one chunk ahead, the imagined actions are the executed ones and what remains is the "
+    "controller's lag."
+)
 
 
-def check_installed() -> None:
-    """Checks that frames can be compared.
+@dataclass(frozen=True)
+class Alignment:
+    """The measurement of a run, see :class:`par_agent.evaluation.measurements.Measurement`.
 
     Raises:
         UserError: scikit-image is missing.
     """
-    try:
-        import skimage.metrics  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"comparing frames needs scikit-image ({error}): pip install 'par-agent[viz]'") from None
+
+    chunks: int
+    """Chunks imagined ahead in every plan (K)."""
+
+    name: ClassVar[str] = "alignment"
+
+    def __post_init__(self) -> None:
+        check_scikit_image()
+
+    @property
+    def settings(self) -> int:
+        return self.chunks
+
+    def check_policy(self, policy: Any) -> None:
+        check_imagines(policy)
+
+    def observer(self, env: TaskEnvironment, policy: Any) -> AlignmentObserver:
+        return AlignmentObserver(env, policy, self.chunks)
+
+    @staticmethod
+    def check_field(value: Any) -> None:
+        check("alignment", value, dict)
+        if set(value) != {*MEASURES, ENCODER_PSNR}:
+            raise UserError(f"alignment has {', '.join(value)}; expected {', '.join([*MEASURES, ENCODER_PSNR])}")
+        for name, values in value.items():
+            by_plan = tuple[float, ...] if name == ENCODER_PSNR else tuple[tuple[float, ...], ...]
+            check(f"alignment.{name}", values, by_plan)
+
+    @staticmethod
+    def summarise(values: list[AlignmentValues]) -> dict[str, Any]:
+        """Means over all plans of some rollouts, by measure and horizon (index 0: one chunk ahead)."""
+        means: dict[str, Any] = {}
+        for name in MEASURES:
+            rows = [row for alignment in values for row in alignment[name]]
+            longest = max(map(len, rows), default=0)
+            means[name] = [float(np.mean([row[k] for row in rows if k < len(row)])) for k in range(longest)]
+        means[ENCODER_PSNR] = float(np.mean([value for alignment in values for value in alignment[ENCODER_PSNR]]))
+        return means
+
+    @staticmethod
+    def cells(summary: dict[str, Any]) -> dict[str, str]:
+        """Of the frame one chunk ahead."""
+        return {name: f"{summary[name][0]:.4f}" if summary[name] else "" for name in ("psnr_db", "ssim", "path_cm")}
+
+    @staticmethod
+    def section(summaries: Mapping[str, dict[str, Any]]) -> Section:
+        from par_agent.visualization.alignment_figure import draw_alignment
+
+        rows = [row for task, summary in summaries.items() for row in _rows(task, summary)]
+        draw = partial(draw_alignment, summaries)
+        return Section("alignment", "Imagined against executed", HEADER, rows, NOTE, "alignment.png", draw)
 
 
-def psnr(frame: np.ndarray, true: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of a frame (H, W, 3) uint8, dB; equal frames count as 8-bit rounding, 58.9 dB."""
-    error = np.mean((frame.astype(np.float64) - true) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1 / 12)))
+def _rows(task: str, summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A row per horizon, for :data:`HEADER`."""
+
+    def text(name: str, k: int, digits: int = 1) -> str:
+        return f"{summary[name][k]:.{digits}f}" if k < len(summary[name]) else "–"
+
+    rows: list[tuple[str, ...]] = []
+    for k in range(len(summary["path_cm"])):
+        frames = (text("psnr_db", k), text("still_psnr_db", k), f"{summary[ENCODER_PSNR]:.1f}", text("ssim", k, 3))
+        rows.append((task, str(k + 1), *frames, text("path_cm", k, 2)))
+    return rows
 
 
-def ssim(frame: np.ndarray, true: np.ndarray) -> float:
-    """Structural similarity of a frame (H, W, 3) uint8, mean over pixels and colours (Wang et al. 2004)."""
-    from skimage.metrics import structural_similarity
+class AlignmentObserver(RolloutTracer):
+    """Adds to every rollout's record how well what was imagined agrees with what happened."""
 
-    return float(structural_similarity(frame, true, channel_axis=2, data_range=255, win_size=_window(true)))
+    def record_fields(self, position: int) -> dict[str, Any]:
+        hand = EndEffector(self.env, position)  # of this rollout's scene
+        encoder = self.policy.checkpoint.encoder
+        return {Alignment.name: align(self.traces[position], self.policy.transforms, encoder, hand)}
 
 
-def measure(trace: Trace, transforms: Transforms, encoder: FrameEncoder, hand: EndEffector) -> Alignment:
+def align(trace: Trace, transforms: Transforms, encoder: FrameEncoder, hand: EndEffector) -> AlignmentValues:
     """Compares everything that a rollout's policy imagined with what happened.
 
     Args:
@@ -68,35 +141,34 @@ def measure(trace: Trace, transforms: Transforms, encoder: FrameEncoder, hand: E
         encoder: the policy's frame encoder.
         hand: the robot's forward kinematics.
     """
-    read = {look.step: look.frame for look in trace.looks}
+    read = {plan.step: plan.frame for plan in trace.plans}
     path = hand.positions(np.array(trace.joints))
-    alignment: Alignment = {name: [] for name in MEASURES}
-    for look in trace.looks:
-        chunk = look.actions.shape[1]
-        later = [look.step + (k + 1) * chunk for k in range(len(look.frames))]
-        found = [(look.frames[k], read[step]) for k, step in enumerate(later) if step in read]
-        alignment["psnr_db"].append([round(psnr(frame, true), 2) for frame, true in found])
-        alignment["ssim"].append([round(ssim(frame, true), 4) for frame, true in found])
-        alignment["still_psnr_db"].append([round(psnr(look.frame, true), 2) for _, true in found])
-        alignment["path_cm"].append(_path_errors(look, path, transforms, hand))
-    alignment[ENCODER_PSNR] = [round(_encoder_psnr(look.frame, encoder), 2) for look in trace.looks]
-    return alignment
+    values: AlignmentValues = {name: [] for name in MEASURES}
+    for plan in trace.plans:
+        later = [plan.step + (k + 1) * plan.actions.shape[1] for k in range(len(plan.frames))]
+        found = [(plan.frames[k], read[step]) for k, step in enumerate(later) if step in read]
+        values["psnr_db"].append([round(psnr(frame, true), 2) for frame, true in found])
+        values["ssim"].append([round(ssim(frame, true), 4) for frame, true in found])
+        values["still_psnr_db"].append([round(psnr(plan.frame, true), 2) for _, true in found])
+        values["path_cm"].append(_path_errors(plan, path, transforms, hand))
+    values[ENCODER_PSNR] = [round(_encoder_psnr(plan.frame, encoder), 2) for plan in trace.plans]
+    return values
 
 
-def imagined_path(look: Look, transforms: Transforms, hand: EndEffector) -> np.ndarray:
+def imagined_path(plan: Plan, transforms: Transforms, hand: EndEffector) -> np.ndarray:
     """Positions (K, L, 3) of the end effector, metres, where every imagined action commands it to be."""
     import torch
 
-    actions, joints = torch.from_numpy(look.actions), torch.from_numpy(look.joints)
+    actions, joints = torch.from_numpy(plan.actions), torch.from_numpy(plan.joints)
     targets = transforms.commanded_positions(actions[..., None, :], joints.expand(*actions.shape[:2], -1))
     return hand.positions(targets.flatten(0, 1).numpy()).reshape(*actions.shape[:2], 3)
 
 
-def _path_errors(look: Look, path: np.ndarray, transforms: Transforms, hand: EndEffector) -> list[float]:
+def _path_errors(plan: Plan, path: np.ndarray, transforms: Transforms, hand: EndEffector) -> list[float]:
     """Mean distance, cm, over each imagined chunk whose steps were all executed."""
     errors = []
-    for k, imagined in enumerate(imagined_path(look, transforms, hand)):
-        begin = look.step + k * len(imagined) + 1
+    for k, imagined in enumerate(imagined_path(plan, transforms, hand)):
+        begin = plan.step + k * len(imagined) + 1
         executed = path[begin : begin + len(imagined)]
         if len(executed) == len(imagined):
             errors.append(round(100 * float(np.linalg.norm(imagined - executed, axis=1).mean()), 3))
@@ -108,19 +180,4 @@ def _encoder_psnr(frame: np.ndarray, encoder: FrameEncoder) -> float:
 
     device = next(encoder.parameters()).device
     latents = encoder.encode(torch.from_numpy(frame)[None].to(device))
-    return psnr(encoder.decode(latents)[0].cpu().numpy(), frame)
-
-
-def _window(frame: np.ndarray) -> int:
-    """Side of SSIM's window, pixels: 7, less for frames that are smaller."""
-    return min(7, min(frame.shape[:2]) // 2 * 2 - 1)
-
-
-def by_horizon(alignments: list[Alignment]) -> dict[str, list[float]]:
-    """Means over all looks of some rollouts, by measure and horizon (index 0: one chunk ahead)."""
-    means: dict[str, list[float]] = {}
-    for name in MEASURES:
-        rows = [row for alignment in alignments for row in alignment[name]]
-        longest = max(map(len, rows), default=0)
-        means[name] = [float(np.mean([row[k] for row in rows if k < len(row)])) for k in range(longest)]
-    return means
+    return psnr(encoder.decode(latents)[0].cpu(), frame)

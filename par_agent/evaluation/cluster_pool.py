@@ -13,10 +13,10 @@ from pathlib import Path
 
 from par_agent.errors import UserError
 from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup, died
-from par_agent.evaluation.policies import search_folder
 from par_agent.evaluation.rollout import rollout_versions
 from par_agent.jobs.ray_cluster import Cluster, LostJobError
 from par_agent.utils.files import atomic_path
+from par_agent.utils.references import search_folder
 from par_agent.utils.versions import check_versions
 
 

@@ -6,15 +6,12 @@ then a cell with a video is a link to it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from par_agent.evaluation.alignment_report import ALIGNMENT_FIGURE, ALIGNMENT_HEADER, ALIGNMENT_NOTE, alignment_rows
 from par_agent.evaluation.records import Record
-from par_agent.evaluation.results import RESULT_HEADER, TaskResult, comparison_rows, result_row
-from par_agent.visualization.palette import COLOURS
-
-if TYPE_CHECKING:
-    from par_agent.evaluation.runner import BenchmarkRun
+from par_agent.evaluation.results import RESULT_HEADER, TaskResult, comparison_rows, measured_sections, result_row
+from par_agent.evaluation.run_info import RunInfo
+from par_agent.visualization.style import COLOURS
 
 FAILURES_SECTION = "failures/section.html"
 """Part of the page in a run's folder that `par-agent visualize failures` writes, already HTML."""
@@ -24,7 +21,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 720, 12, 270
 _LEGEND_LINE = 22
 
 
-def html_report(run: BenchmarkRun, results: list[TaskResult], records: list[Record], source: dict[str, Any]) -> str:
+def html_report(run: RunInfo, results: list[TaskResult], records: list[Record], source: dict[str, Any]) -> str:
     """The page's HTML.
 
     Args:
@@ -39,9 +36,8 @@ def html_report(run: BenchmarkRun, results: list[TaskResult], records: list[Reco
         loader=jinja2.PackageLoader("par_agent.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     config = run.config
-    tasks = [spec.name for spec in run.specs.values()]
     failures = run.folder / FAILURES_SECTION
-    grids = [_grid(run, task, [record for record in records if record["task"] == task]) for task in tasks]
+    grids = [_grid(run, task, [record for record in records if record["task"] == task]) for task in run.tasks]
     cells = [cell for grid in grids for row in grid["rows"] for cell in row["cells"] if cell is not None]
     return templates.get_template("report_template.html").render(
         label=config.policy.label,
@@ -52,17 +48,14 @@ def html_report(run: BenchmarkRun, results: list[TaskResult], records: list[Reco
         missing=run.total - len(records),
         header=RESULT_HEADER,
         rows=[result_row(result) for result in results],
-        alignment_header=ALIGNMENT_HEADER,
-        alignment=alignment_rows(results),
-        alignment_note=ALIGNMENT_NOTE,
-        alignment_figure=ALIGNMENT_FIGURE,
+        sections=measured_sections(results),
         plot=_plot(records, results, max(spec.max_steps for spec in run.specs.values())),
         grids=grids,
         videos=any(cell["video"] for cell in cells),
         failures=failures.read_text(encoding="utf-8") if failures.exists() else "",
         errors=[{"name": _name(record), "text": record["error"]} for record in records if record["error"] is not None],
-        comparison_header=("method", "source", *tasks),
-        comparison=comparison_rows(results, config.policy.label, tasks),
+        comparison_header=("method", "source", *run.tasks),
+        comparison=comparison_rows(results, config.policy.label, run.tasks),
         provenance=_provenance_rows(source),
     )
 
@@ -71,7 +64,7 @@ def _name(record: Record) -> str:
     return f"{record['task']}, state {record['state']}, policy seed {record['policy_seed']}"
 
 
-def _grid(run: BenchmarkRun, task: str, records: list[Record]) -> dict[str, Any]:
+def _grid(run: RunInfo, task: str, records: list[Record]) -> dict[str, Any]:
     """A task's cells, policy seeds down and initial states across; None where a rollout is missing."""
     by_key = {(record["state"], record["policy_seed"]): record for record in records}
     states = range(run.config.states)
@@ -91,7 +84,7 @@ def _grid(run: BenchmarkRun, task: str, records: list[Record]) -> dict[str, Any]
     }
 
 
-def _cell(run: BenchmarkRun, record: Record) -> dict[str, Any]:
+def _cell(run: RunInfo, record: Record) -> dict[str, Any]:
     video = run.video_file(record["task"], record["state"], record["policy_seed"])
     if record["error"] is not None:
         kind, sign, text = "error", "!", f"error: {record['error']}"

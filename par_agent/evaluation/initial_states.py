@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import resolve_task
-from par_agent.evaluation.protocol import is_complete, save_states
+from par_agent.evaluation.protocol import is_complete, load_states, protocol_file, protocol_seeds, save_states
 from par_agent.jobs.processes import call_in_process
 from par_agent.simulation.environment import make_simulation
 from par_agent.simulation.initial_state import InitialState
-from par_agent.tasks import TaskSpec
+from par_agent.tasks import TaskSpec, resolve_task
 
 
 def make_states(spec: TaskSpec, seeds: Sequence[int]) -> list[InitialState]:
@@ -25,6 +24,12 @@ def make_states(spec: TaskSpec, seeds: Sequence[int]) -> list[InitialState]:
         states.append(InitialState(index, seed, copied))
     env.close()
     return states
+
+
+def protocol_states(spec: TaskSpec, count: int) -> list[InitialState]:
+    """The protocol's first initial states of a task; they are made where the package does not have them."""
+    file = protocol_file(spec)
+    return load_states(file, spec)[:count] if file.exists() else make_states(spec, protocol_seeds()[:count])
 
 
 def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UnavailableError, UserError
-from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.evaluation.measurements import Measurement
+from par_agent.evaluation.policies import PolicySource
+from par_agent.tasks import resolve_task
 
 if TYPE_CHECKING:
-    from par_agent.evaluation.policies import Policy
-    from par_agent.evaluation.rollout import RolloutObserver
-    from par_agent.evaluation.trace import Trace
-    from par_agent.policy.par_policy import PARPolicy
+    from par_agent.policy.interface import Policy
     from par_agent.simulation.environment import TaskEnvironment
     from par_agent.simulation.initial_state import InitialState
 
@@ -40,8 +39,8 @@ class WorkerSetup:
     """Environments simulated at once: initial states of every job."""
     variation: str = "none"
     """One of :data:`par_agent.simulation.variations.VARIATIONS`."""
-    imagines: bool = False
-    """Whether the policy has to be one that imagines."""
+    measurements: tuple[Measurement, ...] = ()
+    """What is measured beside success."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,6 @@ class RolloutJob:
     """Go on after the first success."""
     videos: tuple[tuple[int, Path], ...] = ()
     """MP4 files to save, each with the state it is of."""
-    alignment: int = 0
-    """Chunks that the policy imagines ahead at every look, to be compared with what happens; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +82,6 @@ class Reply:
 def died(job: RolloutJob, how: str) -> list[Reply]:
     """The replies to a job whose worker died at every attempt."""
     return [Reply(state, error=how) for state in job.states]
-
-
-def _alignment_summary(env: TaskEnvironment, policy: PARPolicy) -> Callable[[int, Trace], dict[str, Any]]:
-    """Makes the record's ``alignment`` out of a rollout's trace."""
-    from par_agent.evaluation.alignment import measure
-    from par_agent.simulation.end_effector import EndEffector
-
-    def summary(position: int, trace: Trace) -> dict[str, Any]:
-        hand = EndEffector(env, position)  # of this rollout's scene
-        return {"alignment": measure(trace, policy.transforms, policy.checkpoint.encoder, hand)}
-
-    return summary
 
 
 class Bench:
@@ -147,15 +132,14 @@ class Bench:
 
     def _build(self, task: str) -> tuple[TaskEnvironment, Policy]:
         """The task's environment and policy, made on first use."""
-        from par_agent.evaluation.trace import check_imagines
         from par_agent.simulation.environment import TaskEnvironment
         from par_agent.simulation.observation_wrapper import check_simulation
 
         if task not in self._built:
             setup, spec = self._setup, self._specs[task]
             policy = setup.policy.build(spec, setup.track)
-            if setup.imagines:
-                check_imagines(policy)
+            for measurement in setup.measurements:
+                measurement.check_policy(policy)
             env = TaskEnvironment(
                 spec, setup.track, backend=setup.backend, num_envs=setup.num_envs, variation=setup.variation
             )
@@ -165,9 +149,8 @@ class Bench:
 
     def _roll_out(self, job: RolloutJob) -> Iterator[Reply]:
         from par_agent.evaluation.protocol import load_states
-        from par_agent.evaluation.recorder import VideoRecorder
+        from par_agent.evaluation.recorder import VideoObserver
         from par_agent.evaluation.rollout import roll_out
-        from par_agent.evaluation.trace import RolloutTracer
 
         env, policy = self._build(job.task)
         if job.states_file not in self._states:
@@ -176,23 +159,14 @@ class Bench:
             except UserError as error:  # no fault of the policy: it must not count as a failure
                 raise UnavailableError(str(error)) from None
         states = [self._states[job.states_file][index] for index in job.states]
-        with contextlib.ExitStack() as stack:
-            recorders = {
-                job.states.index(state): stack.enter_context(VideoRecorder(path)) for state, path in job.videos
-            }
-            observers: list[RolloutObserver] = []
-            if job.alignment:
-                par: Any = policy  # checked to be one that imagines when it was built
-                observers.append(RolloutTracer(env, par, job.alignment, summary=_alignment_summary(env, par)))
-            rollouts = roll_out(
-                env,
-                policy,
-                states,
-                job.policy_seed,
-                run_to_end=job.run_to_end,
-                recorders=recorders,
-                observers=observers,
-            )
-            for position, fields in rollouts:
-                warning = recorders[position].finish() if position in recorders else None
+        videos = {job.states.index(state): path for state, path in job.videos}
+        observers = [VideoObserver(env, videos), *(m.observer(env, policy) for m in self._setup.measurements)]
+        try:
+            for position, fields in roll_out(
+                env, policy, states, job.policy_seed, run_to_end=job.run_to_end, observers=observers
+            ):
+                warning = next(filter(None, (observer.warning(position) for observer in observers)), None)
                 yield Reply(job.states[position], fields, warning)
+        finally:
+            for observer in observers:
+                observer.close()

@@ -11,7 +11,6 @@ lies ``checksums.json``, the SHA-256 of each: a file without its own is refused.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from par_agent.errors import UserError
 from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import PROTOCOL_SEED, PROTOCOL_STATES, TaskSpec
 from par_agent.utils.files import read_object, write_json
+from par_agent.utils.hashes import hash_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ STATES_FOLDER = Path(__file__).with_name("states")
 """Where the protocol's states are stored, one file per task."""
 CHECKSUMS = "checksums.json"
 """Name of the file with the SHA-256 of each file of states beside it, by name."""
+SHA256_DIGITS = 64
 POSE = 13
 """Numbers of a position, a quaternion and two velocities."""
 
@@ -74,7 +75,7 @@ def save_states(path: Path, spec: TaskSpec, states: Sequence[InitialState]) -> N
     write_tensors(path, tensors, metadata)
     checksums = path.with_name(CHECKSUMS)
     known = read_object(checksums) if checksums.exists() else {}
-    write_json(checksums, dict(sorted({**known, path.name: _sha256(path)}.items())))
+    write_json(checksums, dict(sorted({**known, path.name: hash_file(path, SHA256_DIGITS)}.items())))
 
 
 def is_complete(path: Path) -> bool:
@@ -91,7 +92,7 @@ def states_checksum(path: Path) -> str:
     """
     checksums = path.with_name(CHECKSUMS)
     found = read_object(checksums).get(path.name)
-    if not (isinstance(found, str) and len(found) == 64):
+    if not (isinstance(found, str) and len(found) == SHA256_DIGITS):
         raise UserError(
             f"{checksums} has no SHA-256 of {path.name}: restore both, or delete {path} to have it made anew"
         )
@@ -139,7 +140,7 @@ def _read(path: Path, spec: TaskSpec, checksum: str) -> tuple[range, dict[str, n
     from safetensors import SafetensorError, safe_open
 
     try:
-        if _sha256(path) != checksum:
+        if hash_file(path, SHA256_DIGITS) != checksum:
             raise UserError(
                 f"{path} is not the file that its checksum is of: it is damaged or was changed; delete it, or restore "
                 "it from the repository"
@@ -181,10 +182,6 @@ def _check_tensors(path: Path, arrays: Mapping[str, np.ndarray], count: int) -> 
         expect(bool(np.isfinite(array).all()), f"{name} has numbers that are not finite")
         lengths = np.linalg.norm(array[:, 3:7], axis=1)
         expect(bool((abs(lengths - 1) < 1e-3).all()), f"{name} has quaternions that are not of length 1")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _state_at(tensors: dict[str, Any], index: int) -> dict[str, dict[str, torch.Tensor]]:

@@ -9,33 +9,32 @@ import sys
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from par_agent.evaluation.policies import ABOUT, PolicySource, weight_files
+from par_agent.evaluation.run_info import RunInfo
+from par_agent.policy.folders import TRAINING_FILES, weight_files
 from par_agent.utils.files import read_object
-from par_agent.utils.versions import hash_files
-
-if TYPE_CHECKING:
-    from par_agent.evaluation.runner import BenchmarkRun
+from par_agent.utils.hashes import hash_files
 
 
-def provenance(run: BenchmarkRun) -> dict[str, Any]:
-    """All that is needed to repeat the run."""
+def provenance(run: RunInfo) -> dict[str, Any]:
+    """All that is needed to repeat a run."""
+    config, policy = run.config, run.config.policy
     return {
         "command": _command(),
         "git_commit": run.commit,
-        "policy": run.config.policy.name or run.config.policy.reference,
-        "policy_folder": _folder(run.config.policy),
-        "policy_options": run.config.policy.options,
+        "policy": policy.name or policy.reference,
+        "policy_folder": None if policy.name is None or policy.folder is None else str(policy.folder),
+        "policy_options": policy.options,
         "checkpoint": run.fingerprint,
-        **_weights(run.config.policy.folder),
-        "track": run.config.track,
-        "variation": run.config.variation,
-        "initial_states": run.config.protocol_label,
+        **_weights(policy.folder),
+        "track": config.track,
+        "variation": config.variation,
+        "initial_states": config.protocol_label,
         "tasks": [asdict(spec) for spec in run.specs.values()],
-        "backend": run.config.backend if run.config.cluster is None else f"{run.config.backend}, Ray cluster",
+        "backend": config.backend if config.cluster is None else f"{config.backend}, Ray cluster",
         "workers": run.workers,
-        "device": f"{_processor()}, {os.cpu_count()} cores, policy on {run.config.policy.device}",
+        "device": f"{_processor()}, {os.cpu_count()} cores, policy on {policy.device}",
         "renderer": run.renderer,
         "platform": platform.platform(),
         "versions": run.versions,
@@ -50,11 +49,6 @@ def _command() -> str:
     return shlex.join([Path(program).name, *options])
 
 
-def _folder(policy: PolicySource) -> str | None:
-    """Where the weights are of a policy whose name does not tell."""
-    return None if policy.name is None or policy.folder is None else str(policy.folder)
-
-
 def _weights(folder: Path | None) -> dict[str, Any]:
     """A hash of a checkpoint's files, the numbers in its weights and how it was trained; None where that is unknown."""
     about: dict[str, Any] = {"weights": None, "parameters": None, "training": None}
@@ -65,7 +59,7 @@ def _weights(folder: Path | None) -> dict[str, Any]:
         from par_agent.modeling.weights import read_shapes
 
         about["parameters"] = sum(map(prod, read_shapes(weights).values()))
-    for name in ABOUT:
+    for name in TRAINING_FILES:
         if (folder / name).is_file():
             about["training"] = read_object(folder / name).get("trained")
     return about

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from par_agent.errors import UserError
-from par_agent.evaluation.alignment import ENCODER_PSNR, MEASURES
+from par_agent.evaluation.measurements import Measurement, known_measurements
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_SEED, PROTOCOL_STATES
 from par_agent.utils.json_fields import check
 
@@ -36,7 +36,7 @@ FIELDS: dict[str, Any] = {
     "checkpoint": str,
     "versions": dict,
 }
-"""Types of a record's fields; ``alignment`` is there besides where it was measured."""
+"""Types of a record's fields; those of the run's measurements are there besides."""
 MEASURED = (
     "success_at_end",
     "steps",
@@ -91,8 +91,8 @@ class RunPlan:
     """Environment seed of initial state 0."""
     run_to_end: bool
     """Whether rollouts go on after the first success."""
-    alignment: bool
-    """Whether records have an ``alignment``."""
+    measurements: dict[str, type[Measurement]]
+    """What was measured besides, by name; records have a field of each."""
     may_be_protocol: bool
     """Whether its rollouts can be the protocol's."""
     shared: dict[str, Any]
@@ -114,7 +114,7 @@ class RunPlan:
             max_steps={spec["env_id"].rsplit("-v", 1)[0]: spec["max_steps"] for spec in run["tasks"]},
             first_seed=PROTOCOL_SEED if protocol else state_seed,
             run_to_end=run["run_to_end"],
-            alignment=bool(run.get("alignment")),
+            measurements={name: measured for name, measured in known_measurements().items() if run.get(name)},
             states=extent.get("states", limits[0]),
             policy_seeds=extent.get("policy_seeds", limits[1]),
             may_be_protocol=protocol and run["variation"] == "none",
@@ -129,11 +129,12 @@ class RunPlan:
                 the run.
         """
         check("the record", record, dict)
-        fields = {**FIELDS, **({"alignment": dict} if self.alignment and record.get("error") is None else {})}
+        fields = [*FIELDS, *(self.measurements if record.get("error") is None else ())]
         for name in (*fields, *record):
             if name not in record or name not in fields:
                 raise UserError(f"{name!r} is {'missing' if name in fields else 'no field of a record of this run'}")
-            check(name, record[name], fields[name])
+            if name in FIELDS:
+                check(name, record[name], FIELDS[name])
         for name, value in self.shared.items():
             if record[name] != value:
                 raise UserError(f"{name} is {record[name]!r}; the run's is {value!r}")
@@ -165,8 +166,8 @@ class RunPlan:
         if (record["success_at_end"] is not None) != self.run_to_end or (record["success_at_end"] and solved is None):
             raise UserError(f"success_at_end is {record['success_at_end']}, which does not fit the run or the rollout")
         _check_range("steps", record["steps"], *(limit if self.run_to_end or solved is None else solved,) * 2)
-        if self.alignment:
-            _check_alignment(record["alignment"])
+        for name, measurement in self.measurements.items():
+            measurement.check_field(record[name])
 
 
 def _check_range(name: str, value: Any, lowest: int, highest: int | None) -> None:
@@ -180,10 +181,3 @@ def _check_range(name: str, value: Any, lowest: int, highest: int | None) -> Non
 
 def _is_hash(text: str | None) -> bool:
     return text is not None and len(text) == 16 and set(text) <= set("0123456789abcdef")
-
-
-def _check_alignment(found: dict[str, Any]) -> None:
-    if set(found) != {*MEASURES, ENCODER_PSNR}:
-        raise UserError(f"alignment has {', '.join(found)}; expected {', '.join([*MEASURES, ENCODER_PSNR])}")
-    for name, values in found.items():
-        check(f"alignment.{name}", values, tuple[float, ...] if name == ENCODER_PSNR else tuple[tuple[float, ...], ...])

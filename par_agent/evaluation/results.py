@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import Any
 
-from par_agent.evaluation.alignment import ENCODER_PSNR, by_horizon
+from par_agent.evaluation.measurements import Section, known_measurements
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.statistics import Interval, cluster_bootstrap, distinct_rollouts, wilson_interval
 
@@ -57,10 +58,8 @@ class TaskResult:
     """Mean frames that the policy consumed."""
     seconds: float | None
     """Mean wall time of a rollout."""
-    alignment: dict[str, list[float]] | None = None
-    """By measure, its means at horizons 1, 2, …; see :mod:`par_agent.evaluation.alignment`. None: not measured."""
-    encoder_psnr_db: float | None = None
-    """Mean PSNR of the true frames seen through the frame encoder, dB."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """Summaries of what was measured besides, by the measurement's name."""
 
 
 def summarise(records: list[Record], tasks: list[str], planned: int) -> list[TaskResult]:
@@ -88,7 +87,10 @@ def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResul
     def average(field: str) -> float | None:
         return mean(values(field)) if values(field) else None
 
-    alignments = [record["alignment"] for record in records if record.get("alignment")]
+    measured = {}
+    for name, measurement in known_measurements().items():
+        if found := [record[name] for record in records if record.get(name)]:
+            measured[name] = measurement.summarise(found)
     return TaskResult(
         task=task,
         rollouts=len(records),
@@ -105,8 +107,7 @@ def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResul
         plan_ms=median(values("plan_ms")) if values("plan_ms") else None,
         renders=average("renders"),
         seconds=average("seconds"),
-        alignment=by_horizon(alignments) if alignments else None,
-        encoder_psnr_db=mean(value for a in alignments for value in a[ENCODER_PSNR]) if alignments else None,
+        measured=measured,
     )
 
 
@@ -118,40 +119,32 @@ def _number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-RESULT_HEADER = (
-    "task",
-    "successes",
-    "distinct",
-    "rate %",
-    "95% Wilson",
-    "95% by state",
-    "at end",
-    "errors",
-    "steps to success",
-    "reward",
-    "plan ms",
-    "frames",
-    "s/rollout",
-)
+def _successes(result: TaskResult) -> str:
+    unfinished = "" if result.rollouts == result.planned else f" (of {result.planned} planned)"
+    return f"{result.successes}/{result.rollouts}{unfinished}"
+
+
+_COLUMNS: dict[str, Callable[[TaskResult], str]] = {
+    "task": lambda result: result.task,
+    "successes": _successes,
+    "distinct": lambda result: str(result.distinct),
+    "rate %": lambda result: f"{100 * result.rate:.1f}",
+    "95% Wilson": lambda result: _percent(result.wilson),
+    "95% by state": lambda result: _percent(result.cluster),
+    "at end": lambda result: "–" if result.success_at_end is None else f"{result.success_at_end}/{result.rollouts}",
+    "errors": lambda result: str(result.errors),
+    "steps to success": lambda result: _number(result.steps_to_success),
+    "reward": lambda result: _number(result.reward),
+    "plan ms": lambda result: _number(result.plan_ms),
+    "frames": lambda result: _number(result.renders),
+    "s/rollout": lambda result: _number(result.seconds, 2),
+}
+RESULT_HEADER = tuple(_COLUMNS)
 
 
 def result_row(result: TaskResult) -> tuple[str, ...]:
-    unfinished = "" if result.rollouts == result.planned else f" (of {result.planned} planned)"
-    return (
-        result.task,
-        f"{result.successes}/{result.rollouts}{unfinished}",
-        str(result.distinct),
-        f"{100 * result.rate:.1f}",
-        _percent(result.wilson),
-        _percent(result.cluster),
-        "–" if result.success_at_end is None else f"{result.success_at_end}/{result.rollouts}",
-        str(result.errors),
-        _number(result.steps_to_success),
-        _number(result.reward),
-        _number(result.plan_ms),
-        _number(result.renders),
-        _number(result.seconds, 2),
-    )
+    """A task's row, for :data:`RESULT_HEADER`."""
+    return tuple(cell(result) for cell in _COLUMNS.values())
 
 
 def comparison_rows(results: list[TaskResult], label: str, tasks: list[str]) -> list[tuple[str, ...]]:
@@ -162,3 +155,12 @@ def comparison_rows(results: list[TaskResult], label: str, tasks: list[str]) -> 
         if any(task in rates for task in tasks):
             rows.append((method, "paper", *(_number(rates.get(task)) for task in tasks)))
     return rows
+
+
+def measured_sections(results: list[TaskResult]) -> list[Section]:
+    """What the pages show of what was measured besides."""
+    sections = []
+    for name, measurement in known_measurements().items():
+        if summaries := {result.task: result.measured[name] for result in results if name in result.measured}:
+            sections.append(measurement.section(summaries))
+    return sections

@@ -8,20 +8,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import Policy
+from par_agent.policy.interface import Policy
 from par_agent.simulation.initial_state import InitialState
 from par_agent.utils.versions import installed_versions
 
 if TYPE_CHECKING:
     import torch
 
-    from par_agent.evaluation.recorder import VideoRecorder
     from par_agent.simulation.environment import StepResult, TaskEnvironment
 
 ROLLOUT_CODE = ("modeling", "policy", "simulation", "evaluation/protocol.py", "evaluation/rollout.py", "tasks.py")
@@ -42,35 +41,62 @@ def derive_seed(policy_seed: int, env_seed: int) -> int:
     return int(np.random.SeedSequence([policy_seed, env_seed]).generate_state(1)[0])
 
 
-class RolloutObserver(Protocol):
-    """Looks on while rollouts go on, and changes nothing about them."""
+class RolloutObserver:
+    """Watches the rollouts of some environments that are stepped together, and changes nothing about them.
 
-    def looking(self, observation: dict[str, Any]) -> None:
-        """The policy is about to read this observation's frame and to plan."""
+    Observers override what they need. A position is that of an environment among those stepped together.
+    """
 
-    def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
-        """The environment has executed actions (B, action_size)."""
+    def after_reset(self) -> None:
+        """The environments are in their initial states."""
 
-    def fields(self, position: int) -> dict[str, Any]:
-        """What the record of an ended rollout gets besides."""
+    def before_plan(self, observation: dict[str, Any]) -> None:
+        """The policy is about to read this observation's frames and to plan."""
+
+    def after_step(self, actions: torch.Tensor, result: StepResult) -> None:
+        """The environments have executed actions (B, action_size)."""
+
+    def record_fields(self, position: int) -> dict[str, Any]:
+        """The rollout at `position` has ended; what its record gets besides."""
+        return {}
+
+    def warning(self, position: int) -> str | None:
+        """What went wrong with the observation of a rollout that has ended, if anything did."""
+        return None
+
+    def close(self) -> None:
+        """All rollouts have ended, or are given up."""
 
 
 @dataclass
-class _Row:
-    """What is kept of one environment while its rollout goes on."""
+class _Rollout:
+    """What is kept of one rollout while it goes on."""
 
     digest: Any = field(default_factory=hashlib.sha256)
     success: bool = False
+    steps: int = 0
     steps_to_success: int | None = None
     reward: float | None = 0.0
 
-    def add(self, step: int, action: torch.Tensor, success: bool, reward: float | None) -> None:
-        """Adds control step number `step` (from 1) with its action (action_size)."""
+    def add(self, action: torch.Tensor, success: bool, reward: float | None) -> None:
+        """Adds a control step with its action (action_size)."""
         self.digest.update(action.numpy().tobytes())
+        self.steps += 1
         self.success = success
         self.reward = None if self.reward is None or reward is None else self.reward + reward
         if success and self.steps_to_success is None:
-            self.steps_to_success = step
+            self.steps_to_success = self.steps
+
+    def record(self, run_to_end: bool) -> dict[str, Any]:
+        """What the rollout came to, once it has ended."""
+        return {
+            "success_once": self.steps_to_success is not None,
+            "success_at_end": self.success if run_to_end else None,
+            "steps": self.steps,
+            "steps_to_success": self.steps_to_success,
+            "reward": None if self.reward is None else round(self.reward, 6),
+            "actions_sha256": self.digest.hexdigest()[:16],
+        }
 
 
 def roll_out(
@@ -80,7 +106,6 @@ def roll_out(
     policy_seed: int,
     *,
     run_to_end: bool = False,
-    recorders: Mapping[int, VideoRecorder] | None = None,
     observers: Sequence[RolloutObserver] = (),
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rolls a policy out once from every state, all at once, and yields each rollout as it ends.
@@ -94,15 +119,14 @@ def roll_out(
         states: (B) where the rollouts start.
         policy_seed: 0..4 in the protocol.
         run_to_end: go on after the first success until the step limit.
-        recorders: by position in `states`; after every control step their environments are rendered once more.
-        observers: told of every look and every control step; the time that they take counts in ``seconds`` alone.
+        observers: told of every plan and every control step; the time that they take counts in ``seconds`` alone.
 
     Yields:
         Position in `states` and a record of plain numbers: ``success_once`` (solved after any step), ``success_at_end``
         (solved after the last one; None unless `run_to_end`), ``steps`` executed, ``steps_to_success`` (None without
         success), ``reward`` (sum over steps; None where the task has none), ``renders`` (frames the policy consumed),
         ``plan_ms`` (median time of an ``act()`` that plans, for all environments, milliseconds), ``seconds`` (wall time
-        from the reset to the rollout's end) and ``actions_sha256`` of all executed actions.
+        from the reset to the rollout's end), ``actions_sha256`` of all executed actions, and the observers' fields.
     """
     import torch
 
@@ -111,56 +135,38 @@ def roll_out(
     _seed_everything(seed)
     env.reset(states)
     _reset_policy(policy, seed)
-    recorders = recorders or {}
-    rows = {position: _Row() for position in range(len(states))}
-    _record(env, recorders, rows)
+    for observer in observers:
+        observer.after_reset()
+    rollouts = {position: _Rollout() for position in range(len(states))}
     plan_seconds: list[float] = []
-    steps = 0
-    while rows:
+    while rollouts:
         needs_frame = bool(getattr(policy, "needs_frame", True))
         observation = env.observe(with_frame=needs_frame)
         for observer in observers if needs_frame else ():
-            observer.looking(observation)
+            observer.before_plan(observation)
         asked = time.perf_counter()
         with torch.no_grad():
             actions = _checked_actions(policy.act(observation), (len(states), env.spec.action_size))
         if needs_frame:
             plan_seconds.append(time.perf_counter() - asked)
         result = env.step(actions)
-        steps += 1
         for observer in observers:
-            observer.stepped(actions, result)
-        _record(env, recorders, rows)
-        for position, row in list(rows.items()):
+            observer.after_step(actions, result)
+        for position, rollout in list(rollouts.items()):
             reward = None if result.reward is None else result.reward[position]
-            row.add(steps, actions[position], result.success[position], reward)
-            if steps < env.spec.max_steps and (run_to_end or not row.success):
-                continue
-            del rows[position]
-            yield (
-                position,
-                {
-                    "success_once": row.steps_to_success is not None,
-                    "success_at_end": row.success if run_to_end else None,
-                    "steps": steps,
-                    "steps_to_success": row.steps_to_success,
-                    "reward": None if row.reward is None else round(row.reward, 6),
+            rollout.add(actions[position], result.success[position], reward)
+            solved = rollout.success and not run_to_end
+            if solved or rollout.steps == env.spec.max_steps:  # the rollout ends here
+                del rollouts[position]
+                record = {
+                    **rollout.record(run_to_end),
                     "renders": len(plan_seconds),
-                    "actions_sha256": row.digest.hexdigest()[:16],
                     "plan_ms": round(1000 * median(plan_seconds), 2) if plan_seconds else None,
                     "seconds": round(time.perf_counter() - started, 3),
-                    **{name: value for observer in observers for name, value in observer.fields(position).items()},
-                },
-            )
-
-
-def _record(env: TaskEnvironment, recorders: Mapping[int, VideoRecorder], rows: Mapping[int, _Row]) -> None:
-    """Appends the current image to the videos of rollouts that go on."""
-    going_on = recorders.keys() & rows.keys()
-    if going_on:
-        images = env.render()
-        for position in going_on:
-            recorders[position].append(images[position])
+                }
+                for observer in observers:
+                    record |= observer.record_fields(position)
+                yield position, record
 
 
 def _seed_everything(seed: int) -> None:

@@ -34,11 +34,11 @@ def distinct_rollouts(records: Iterable[Record]) -> list[Record]:
     """Without those that repeat another's actions from the same initial state; errors repeat nothing."""
     found: dict[Hashable, Record] = {}
     for record in records:
-        found.setdefault(_deeds(record), record)
+        found.setdefault(_distinct_key(record), record)
     return list(found.values())
 
 
-def _deeds(*records: Record) -> Hashable:
+def _distinct_key(*records: Record) -> Hashable:
     """What a rollout, or a pair of one initial state and policy seed, shares with its repeats and nothing else."""
     first, actions = records[0], tuple(record["actions_sha256"] for record in records)
     return record_key(first) if None in actions else (first["task"], first["state"], *actions)
@@ -117,7 +117,7 @@ def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedC
     for record, partner in shared:
         one, other = bool(record["success_once"]), bool(partner["success_once"])
         differences.setdefault((record["task"], record["state"]), []).append(float(other) - float(one))
-        distinct.setdefault(_deeds(record, partner), (one, other))
+        distinct.setdefault(_distinct_key(record, partner), (one, other))
     only_first = sum(one and not other for one, other in distinct.values())
     only_second = sum(other and not one for one, other in distinct.values())
     return PairedComparison(

@@ -6,13 +6,13 @@ frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from par_agent.errors import UserError
+from par_agent.evaluation.rollout import RolloutObserver
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One frame that the policy read, and what it imagined from there."""
+class Plan:
+    """What a policy imagined from one frame that it read."""
 
     step: int
     """Control steps executed before."""
     frame: np.ndarray
-    """(H, W, 3) uint8, cropped and resized as the model sees it."""
+    """(H, W, 3) uint8 frame read, cropped and resized as the model sees it."""
     joints: np.ndarray
     """(P,) float32 joint positions read with it, radians."""
     frames: np.ndarray
@@ -41,8 +41,8 @@ class Look:
 class Trace:
     """One rollout."""
 
-    looks: list[Look] = field(default_factory=list)
-    """The policy's looks, in order."""
+    plans: list[Plan] = field(default_factory=list)
+    """In order."""
     actions: list[np.ndarray] = field(default_factory=list)
     """(A,) float32 executed action of every control step, in the controller's units."""
     joints: list[np.ndarray] = field(default_factory=list)
@@ -67,58 +67,45 @@ def check_imagines(policy: Any) -> None:
         )
 
 
-class RolloutTracer:
-    """Traces the rollouts of some environments that are stepped together; an observer of
-    :func:`par_agent.evaluation.rollout.roll_out`.
+class RolloutTracer(RolloutObserver):
+    """Traces the rollouts of some environments that are stepped together.
 
     Args:
         env: the environments.
         policy: a PAR policy with a frame path.
-        chunks: how far ahead to imagine at every look (K), at least 1.
-        chunks_at_start: the same for the first look; None: as at all others.
-        summary: makes an ended rollout's further fields of its record out of its position and its trace.
+        chunks: how far ahead to imagine in every plan (K), at least 1.
+        chunks_at_start: the same for the first plan; None: as in all others.
 
     Raises:
         UserError: the policy cannot imagine.
     """
 
     def __init__(
-        self,
-        env: TaskEnvironment,
-        policy: PARPolicy,
-        chunks: int = 1,
-        chunks_at_start: int | None = None,
-        summary: Callable[[int, Trace], dict[str, Any]] | None = None,
+        self, env: TaskEnvironment, policy: PARPolicy, chunks: int = 1, chunks_at_start: int | None = None
     ) -> None:
         check_imagines(policy)
-        self._env, self._policy, self._summary = env, policy, summary
+        self.env, self.policy = env, policy
         self._chunks, self._chunks_at_start = chunks, chunks_at_start or chunks
         self.traces = [Trace() for _ in range(env.num_envs)]
         """(B) one per environment."""
 
-    def looking(self, observation: dict[str, Any]) -> None:
-        first = not self.traces[0].looks
-        camera = self._policy.transforms.camera
-        seen = self._policy.transforms.frames(observation["sensor_data"][camera]["rgb"]).cpu().numpy()
-        self._policy.plan(observation)
-        imagined = self._policy.imagine(self._chunks_at_start if first else self._chunks)
-        frames, actions = imagined.frames.cpu().numpy(), imagined.actions.cpu().numpy()
-        joints = self._joints()
-        for row, trace in enumerate(self.traces):
-            trace.looks.append(Look(len(trace.actions), seen[row], joints[row], frames[row], actions[row]))
+    def before_plan(self, observation: dict[str, Any]) -> None:
+        first = not self.traces[0].plans
+        seen = self.policy.transforms.frames(observation["sensor_data"][self.policy.transforms.camera]["rgb"])
+        self.policy.plan(observation)
+        imagined = self.policy.imagine(self._chunks_at_start if first else self._chunks)
+        read, frames, actions = (tensor.cpu().numpy() for tensor in (seen, imagined.frames, imagined.actions))
+        for row, (trace, joints) in enumerate(zip(self.traces, self._joints(), strict=True)):
+            trace.plans.append(Plan(len(trace.actions), read[row], joints, frames[row], actions[row]))
             if first:
-                trace.joints.append(joints[row])
+                trace.joints.append(joints)
 
-    def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
-        joints = self._joints()
-        for row, trace in enumerate(self.traces):
-            trace.actions.append(actions[row].numpy().copy())
-            trace.joints.append(joints[row])
-
-    def fields(self, position: int) -> dict[str, Any]:
-        return {} if self._summary is None else self._summary(position, self.traces[position])
+    def after_step(self, actions: torch.Tensor, result: StepResult) -> None:
+        for trace, action, joints in zip(self.traces, actions.numpy().copy(), self._joints(), strict=True):
+            trace.actions.append(action)
+            trace.joints.append(joints)
 
     def _joints(self) -> np.ndarray:
         """(B, P) float32 joint positions now."""
-        joints: np.ndarray = self._env.simulation.agent.robot.get_qpos().cpu().numpy().copy()
+        joints: np.ndarray = self.env.simulation.agent.robot.get_qpos().cpu().numpy().copy()
         return joints

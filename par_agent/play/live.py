@@ -5,20 +5,23 @@ Letter: H x W pixels an image.
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.rollout import derive_seed
 from par_agent.play.inputs import pixel, whole
+from par_agent.tasks import resolve_task
 from par_agent.visualization.attention import frame_weights
 from par_agent.visualization.causes import GOALS
-from par_agent.visualization.stage import Stage
+from par_agent.visualization.session import RolloutSession
 
 REACH = 0.85
 """How far from the robot's base an object may be put, metres."""
@@ -33,7 +36,7 @@ class View:
     image: np.ndarray
     """(H, W, 3) uint8: the simulator's, of the task's render camera."""
     predicted: np.ndarray | None
-    """(H, W, 3) uint8: the frame that the policy expects at the end of the current chunk; None before its first look
+    """(H, W, 3) uint8: the frame that the policy expects at the end of the current chunk; None before its first plan
     and of a policy without frame path."""
     attention: np.ndarray | None
     """(H, W, 3) uint8: where its action tokens attend in the frame that it read last, mean over layers and heads."""
@@ -54,6 +57,20 @@ class View:
         return f"step {self.steps}{outcome}{where}"
 
 
+P = ParamSpec("P")
+
+
+def _in_turn(method: Callable[Concatenate[Live, P], View]) -> Callable[Concatenate[Live, P], View]:
+    """Runs a method in the thread of simulator and policy, one call at a time."""
+
+    @functools.wraps(method)
+    def call(self: Live, *args: P.args, **kwargs: P.kwargs) -> View:
+        with self._lock:
+            return self._thread.submit(method, self, *args, **kwargs).result()
+
+    return call
+
+
 class Live:
     """One rollout that anyone may push on; simulator and policy live in a thread of their own.
 
@@ -66,7 +83,11 @@ class Live:
     def __init__(self, source: PolicySource, task: str, state: int) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="simulation")
         self._lock = threading.Lock()
-        self._rollout: _Rollout | None = None
+        self._loaded: tuple[PolicySource, str] | None = None
+        self._open: RolloutSession | None = None
+        self._predicted: np.ndarray | None = None
+        self._attention: np.ndarray | None = None
+        self._steps, self._solved = 0, False
         try:
             self.load(source, task, state)
         except BaseException:
@@ -79,31 +100,65 @@ class Live:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def close(self) -> None:
+        """Frees the simulation; again at no cost."""
+        if self._open is not None:
+            self._thread.submit(self._open.env.close).result()
+            self._open = None
+        self._thread.shutdown()
+
+    @_in_turn
     def load(self, source: PolicySource, task: str, state: int) -> View:
         """Begins anew with a policy, a task and one of its initial states.
 
         Raises:
             UserError: there is no such task or state, or the policy does not fit.
         """
-        return self._do(self._load, source, task, whole("state", state))
+        state = whole("state", state)
+        if self._loaded != (source, task):
+            following = RolloutSession(resolve_task(task), source)
+            if self._open is not None:
+                self._open.env.close()
+            self._open, self._loaded = following, (source, task)
+        initial = self._session.state(state)
+        self._session.env.reset([initial])
+        self._session.policy.reset(seed=derive_seed(0, initial.env_seed))
+        self._predicted = self._attention = None
+        self._steps, self._solved = 0, False
+        if self._session.spec.name in GOALS:
+            self._lying = self._object.pose.sp  # objects lie on the table at the start
+        return self._view()
 
+    @_in_turn
     def step(self, count: int = 1) -> View:
         """Executes control steps, until the task is solved at most."""
-        return self._do(lambda: self._current.step(count))
+        policy, env = self._session.policy, self._session.env
+        for _ in range(count):
+            if self._finished:
+                break
+            observation = env.observe(with_frame=policy.needs_frame)
+            if policy.needs_frame:
+                self._plan(observation)
+            self._solved |= env.step(policy.act(observation).cpu()).success[0]
+            self._steps += 1
+        return self._view()
 
+    @_in_turn
     def view(self) -> View:
         """What is there now."""
-        return self._do(lambda: self._current.view())
+        return self._view()
 
+    @_in_turn
     def put_object(self, x: float, y: float) -> View:
         """Puts the task's object to where a pixel of the simulator's image shows the table.
 
         Raises:
             UserError: the task has no object that is known here, or the pixel shows no place within reach.
         """
-        x, y = pixel((x, y))
-        return self._do(lambda: self._current.put_object(x, y))
+        moved, seen = self._object, pixel((x, y))
+        return self._move(moved, _meet(*self._ray(*seen), self._lying.p[2]))
 
+    @_in_turn
     def drag_object(self, start: tuple[float, float], end: tuple[float, float]) -> View:
         """Drags the task's object over the table, wherever it is now, as the simulator's image shows it.
 
@@ -115,81 +170,7 @@ class Live:
             UserError: the task has no object that is known here, ``start`` does not show it, or ``end`` shows no place
                 within reach.
         """
-        start, end = pixel(start), pixel(end)
-        return self._do(lambda: self._current.drag_object(start, end))
-
-    def close(self) -> None:
-        """Frees the simulation; again at no cost."""
-        if self._rollout is not None:
-            self._thread.submit(self._rollout.close).result()
-            self._rollout = None
-        self._thread.shutdown()
-
-    @property
-    def _current(self) -> _Rollout:
-        assert self._rollout is not None, "nothing is loaded"
-        return self._rollout
-
-    def _load(self, source: PolicySource, task: str, state: int) -> View:
-        before = self._rollout
-        if before is None or (before.source, before.task) != (source, task):
-            following = _Rollout(source, task)
-            if before is not None:
-                before.close()
-            self._rollout = following
-        return self._current.reset(state)
-
-    def _do(self, function: Any, *arguments: Any) -> Any:
-        with self._lock:
-            return self._thread.submit(function, *arguments).result()
-
-
-class _Rollout:
-    """The simulation and its policy; everything happens in one thread."""
-
-    def __init__(self, source: PolicySource, task: str) -> None:
-        self.source, self.task = source, task
-        self._stage = Stage(resolve_task(task), source, imagines=False)
-        self._imagines = self._stage.policy.checkpoint.model.config.imagination
-        self._predicted: np.ndarray | None = None
-        self._attention: np.ndarray | None = None
-        self._steps, self._solved = 0, False
-
-    def close(self) -> None:
-        self._stage.env.close()
-
-    def reset(self, state: int) -> View:
-        initial = self._stage.state(state)
-        self._stage.env.reset([initial])
-        self._stage.policy.reset(seed=derive_seed(0, initial.env_seed))
-        self._predicted = self._attention = None
-        self._steps, self._solved = 0, False
-        if self._stage.spec.name in GOALS:
-            self._lying = self._object.pose.sp  # objects lie on the table at the start
-        return self.view()
-
-    def step(self, count: int) -> View:
-        policy, env = self._stage.policy, self._stage.env
-        for _ in range(count):
-            if self._finished:
-                break
-            observation = env.observe(with_frame=policy.needs_frame)
-            if policy.needs_frame:
-                self._look(observation)
-            self._solved |= env.step(policy.act(observation).cpu()).success[0]
-            self._steps += 1
-        return self.view()
-
-    def view(self) -> View:
-        image = self._stage.env.render()[0]
-        position = self._object.pose.sp.p if self._stage.spec.name in GOALS else None
-        return View(image, self._predicted, self._attention, self._steps, self._solved, self._finished, position)
-
-    def put_object(self, x: float, y: float) -> View:
-        return self._move(self._object, _meet(*self._ray(x, y), self._lying.p[2]))
-
-    def drag_object(self, start: tuple[float, float], end: tuple[float, float]) -> View:
-        moved = self._object
+        start, end, moved = pixel(start), pixel(end), self._object
         origin, direction = self._ray(*start)
         centre = moved.pose.sp.p
         if np.linalg.norm(np.cross(centre - origin, direction)) > RADIUS:
@@ -198,12 +179,26 @@ class _Rollout:
         return self._move(moved, _meet(*self._ray(*end), self._lying.p[2]) - seized)
 
     @property
+    def _session(self) -> RolloutSession:
+        assert self._open is not None, "nothing is loaded"
+        return self._open
+
+    @property
     def _object(self) -> Any:
         """The task's object, as ManiSkill's actor."""
-        task = self._stage.spec.name
+        task = self._session.spec.name
         if task not in GOALS:
             raise UserError(f"{task} has no object that can be moved here; {', '.join(GOALS)} have")
-        return self._stage.env.simulation.scene.actors[GOALS[task].moved]
+        return self._session.env.simulation.scene.actors[GOALS[task].moved]
+
+    @property
+    def _finished(self) -> bool:
+        return self._solved or self._steps >= self._session.spec.max_steps
+
+    def _view(self) -> View:
+        image = self._session.env.render()[0]
+        position = self._object.pose.sp.p if self._session.spec.name in GOALS else None
+        return View(image, self._predicted, self._attention, self._steps, self._solved, self._finished, position)
 
     def _move(self, moved: Any, place: np.ndarray) -> View:
         """Lays an object at rest somewhere, turned as at the start.
@@ -214,35 +209,30 @@ class _Rollout:
         """
         import sapien
 
-        base = self._stage.env.simulation.agent.robot.pose.sp.p
+        base = self._session.env.simulation.agent.robot.pose.sp.p
         if not np.linalg.norm(place[:2] - base[:2]) <= REACH:  # also what is not a number
             raise UserError("there is no place on the table within the robot's reach")
         moved.set_pose(sapien.Pose(place, self._lying.q))
         moved.set_linear_velocity(np.zeros(3))
         moved.set_angular_velocity(np.zeros(3))
-        return self.view()
+        return self._view()
 
     def _ray(self, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
         """Where the render camera is, (3,) in metres, and the direction (3,) of length 1 in which it sees a pixel."""
-        camera = self._stage.env.simulation.scene.human_render_cameras[self._stage.spec.camera].get_params()
+        session = self._session
+        camera = session.env.simulation.scene.human_render_cameras[session.spec.camera].get_params()
         extrinsic, intrinsic = camera["extrinsic_cv"][0].numpy(), camera["intrinsic_cv"][0].numpy()
         rotation, translation = extrinsic[:3, :3], extrinsic[:3, 3]  # world to camera, in OpenCV's convention
         ray = rotation.T @ np.linalg.solve(intrinsic, np.array([x, y, 1.0]))
         return -rotation.T @ translation, ray / np.linalg.norm(ray)
 
-    @property
-    def _finished(self) -> bool:
-        return self._solved or self._steps >= self._stage.spec.max_steps
-
-    def _look(self, observation: dict[str, Any]) -> None:
+    def _plan(self, observation: dict[str, Any]) -> None:
         """Predicts and attends as the next ``act`` will."""
-        policy = self._stage.policy
-        camera = policy.transforms.camera
-        frame = policy.transforms.frames(observation["sensor_data"][camera]["rgb"])[0].cpu().numpy()
-        maps = policy.attention(observation)
-        weights = frame_weights(maps, None, None)
+        policy = self._session.policy
+        frame = policy.transforms.frames(observation["sensor_data"][policy.transforms.camera]["rgb"])[0].cpu().numpy()
+        weights = frame_weights(policy.attention(observation), None, None)
         self._attention = _overlay(frame, weights[max(weights)])
-        if self._imagines:
+        if policy.checkpoint.model.config.imagination:
             frames = policy.plan(observation, frames=True).frames
             assert frames is not None
             self._predicted = frames[0].cpu().numpy()

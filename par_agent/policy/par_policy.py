@@ -32,16 +32,14 @@ from par_agent.policy.episode import (
     plan_chunks,
     reseed,
 )
+from par_agent.policy.folders import checkpoint_folder
 from par_agent.policy.instructions import Instructions
 from par_agent.policy.observations import camera_images, check_environment, check_task, proprioception
 from par_agent.tasks import TaskSpec
 from par_agent.utils.device import usable_device, use_tf32
-from par_agent.utils.versions import PACKAGE_FOLDER
 
 if TYPE_CHECKING:
     import gymnasium as gym
-
-CHECKPOINTS = PACKAGE_FOLDER / "checkpoints"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -170,19 +168,12 @@ class PARPolicy:
         Raises:
             UserError: no such checkpoint, or a damaged one.
         """
-        folder = Path(name_or_folder)
-        if not folder.is_dir() and (CHECKPOINTS / str(name_or_folder)).is_dir():
-            folder = CHECKPOINTS / str(name_or_folder)
-        if not folder.is_dir():
-            bundled = sorted(path.name for path in CHECKPOINTS.glob("*") if path.is_dir())
-            raise UserError(
-                f"no checkpoint {str(name_or_folder)!r}: neither a folder nor bundled (bundled: "
-                f"{', '.join(bundled) or 'none'})"
-            )
         if dtype == "tf32":
             use_tf32(True)
             dtype = "float32"
-        return cls(Checkpoint.load(folder, device, dtype), instruction, seed=seed, **inference)
+        return cls(
+            Checkpoint.load(checkpoint_folder(name_or_folder), device, dtype), instruction, seed=seed, **inference
+        )
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""

@@ -20,7 +20,7 @@ from par_agent.errors import UserError
 from par_agent.simulation.initial_state import InitialState
 from par_agent.simulation.observation_wrapper import RenderCameraObservation, check_simulation, paper_observation
 from par_agent.simulation.variations import get_variation
-from par_agent.tasks import TASKS, UNKNOWN_CONTROLLER, TaskSpec, check_track, find_task
+from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec, check_track, find_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +144,7 @@ def make_env(
     Raises:
         UserError: no such environment, no renderer or GPU, or the policy does not fit it.
     """
-    spec = task if isinstance(task, TaskSpec) else TASKS.get(task) or find_task(task) or TaskSpec(task, "")
+    spec = task if isinstance(task, TaskSpec) else find_task(task) or TaskSpec(task, "")
     transforms = getattr(policy, "transforms", None)
     if transforms is None:
         raise UserError(

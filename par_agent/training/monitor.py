@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from par_agent.errors import UserError
 from par_agent.training.config import TrainingConfig
+from par_agent.utils.hashes import hash_bytes
 
 SHOWN_EVERY = 10
 """Steps between two updates of the losses shown."""
@@ -153,7 +153,7 @@ def start_wandb(config: TrainingConfig, project: str) -> Any:
         import wandb
     except ImportError:
         raise UserError("--wandb needs wandb; install it with: pip install 'par-agent[wandb]'") from None
-    identity = hashlib.sha256(str(config.out.resolve()).encode()).hexdigest()[:12]
+    identity = hash_bytes(str(config.out.resolve()).encode())
     return wandb.init(
         project=project, name=config.out.name, id=identity, resume="allow", dir=config.out, config=config.to_json()
     )

@@ -23,7 +23,7 @@ from par_agent.data.conventions import (
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latent_cache import CachedLatents
-from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec, file_hash
+from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec
 from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
@@ -36,6 +36,7 @@ from par_agent.policy.checkpoint import Checkpoint, InferenceConfig, make_text_e
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.trainable import choose_weights
+from par_agent.utils.hashes import hash_file
 
 
 @dataclass
@@ -80,7 +81,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     train, held = open_samplers(config, indices, encoder, encoder_folder, shape)
     base = None
     if config.init is not None and not config.trains_all:
-        base = file_hash(find_weights(config.init))
+        base = hash_file(find_weights(config.init))
     return Setup(model, encoder, transforms, start.text_encoder, _inference_config(config, start), train, held, base)
 
 
@@ -123,7 +124,7 @@ def open_samplers(
             f"model, {window}: give a larger --batch-size"
         )
     augmentation = Augmentation(config.dataset.shift, config.dataset.color_jitter)
-    digest, about = file_hash(find_weights(encoder_folder)), describe_frame_encoder(encoder)
+    digest, about = hash_file(find_weights(encoder_folder)), describe_frame_encoder(encoder)
     spec = LatentSpec(config.dataset.camera, digest, shape, config.dataset.variants, augmentation, about)
     splits = [index.split(config.dataset.demos) for index in indices]
     latents = [_latents(index, spec, encoder, config.dataset.cache) for index in indices]

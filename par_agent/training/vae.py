@@ -25,6 +25,7 @@ from par_agent.utils.checked import Checked, Count, Minutes, NonNegative, Pixels
 from par_agent.utils.device import moved
 from par_agent.utils.files import atomic_path, claimed_folder, only_process
 from par_agent.utils.hdf5 import HDF5Reader
+from par_agent.utils.image_quality import psnr, psnr_of_error
 from par_agent.utils.interrupts import Interrupted, deferred_interrupts
 
 HELD_OUT = 20
@@ -191,7 +192,7 @@ def _train(
             clip_and_step(vae, optimizer, 1.0, f"at step {step}")
             progress.update(1)
             if step % 20 == 0:
-                progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr(squared):.1f}dB")
+                progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr_of_error(squared.item(), 2):.1f}dB")
             told, late = interrupts.received, time.monotonic() - saved > 60 * options.save_minutes
             if late or told is not None or step + 1 == options.steps:
                 save_training_state(states, step + 1, {"model": vae.state_dict()}, optimizer, {}, keep=1)
@@ -208,17 +209,12 @@ def finish(vae: FrameVAE, options: VAETraining, train: list[Path], held: list[Pa
     vae.set_scale(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     frames = FrameSampler(held, options.camera, options.seed + 2).patches(0, 64, None).to(options.device)
     shown = torch.cat([vae.decode(vae.encode(part)) for part in frames.split(32)])
-    error = (frames.float() - shown.float()).div(127.5).square().mean()
-    metrics = {"psnr_db": round(psnr(error), 2), "steps": options.steps, "held_out_episodes": len(held)}
+    quality = psnr(shown.cpu(), frames.cpu())
+    metrics = {"psnr_db": round(quality, 2), "steps": options.steps, "held_out_episodes": len(held)}
     picture(frames[:4].cpu().numpy(), shown[:4].cpu().numpy(), options.out / "reconstructions.png")
     config = {**dataclasses.asdict(options.model), "metrics": metrics}
     save_module(vae, config, options.out / "vae")
     return metrics
-
-
-def psnr(squared: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error over values in [-1, 1]."""
-    return float(10 * torch.log10(4.0 / squared.clamp(min=1e-12)))
 
 
 def picture(frames: np.ndarray, shown: np.ndarray, path: Path) -> None:

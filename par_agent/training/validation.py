@@ -19,7 +19,7 @@ from par_agent.modeling.random_numbers import seeded_generator
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.transforms import Transforms
 from par_agent.training.batches import tensors
-from par_agent.training.vae import psnr
+from par_agent.utils.image_quality import psnr
 
 WINDOWS = 16
 """Windows measured per dataset, spread over its held-out episodes."""
@@ -82,7 +82,10 @@ def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, a
             policy.encoder.decode(latents[rows, last].to(device)).cpu()
             for latents in (windows.next_latents, windows.latents)
         )
-        metrics |= {"frame_psnr": _psnr(predicted, true), "still_psnr": _psnr(still, true)}
+        metrics |= {
+            "frame_psnr": psnr(predicted, true),
+            "still_psnr": psnr(still, true),
+        }
     return metrics
 
 
@@ -188,7 +191,3 @@ def _frames(policy: Checkpoint, z_frame: Tensor) -> Tensor:
     """Predicted frames (k, H, W, 3) uint8 on the CPU, the same at every call, of conditions (k, F, D)."""
     noise = RandomNoise(seeded_generator(0), z_frame.device)
     return policy.encoder.decode(policy.model.sample_frame(z_frame, noise)).cpu()
-
-
-def _psnr(frames: Tensor, true: Tensor) -> float:
-    return psnr((frames.float() - true.float()).div(127.5).square().mean())

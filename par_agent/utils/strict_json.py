@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from par_agent.errors import UserError
@@ -43,6 +44,26 @@ def parse_json(content: bytes | str, origin: str) -> Any:
     if _deeper(value, DEEPEST):
         raise _invalid(origin, f"nested deeper than {DEEPEST} levels")
     return value
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Reads ``key=value`` options; values are JSON where they parse as such (``4``, ``true``, ``null``), else text.
+
+    Raises:
+        UserError: an option without ``=``, or a key given twice.
+    """
+    parsed: dict[str, Any] = {}
+    for option in options:
+        key, separator, text = option.partition("=")
+        if not separator or not key.isidentifier():
+            raise UserError(f"policy option {option!r} is not of the form key=value")
+        if key in parsed:
+            raise UserError(f"policy option {key!r} is given twice")
+        try:
+            parsed[key] = parse_json(text, key)
+        except UserError:
+            parsed[key] = text
+    return parsed
 
 
 def _invalid(origin: str, fault: str) -> UserError:

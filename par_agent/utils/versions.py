@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,18 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 from par_agent.errors import UserError
+from par_agent.utils.hashes import hash_bytes
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
-_HASH_DIGITS = 12
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """Hash of files' names and contents, 12 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:_HASH_DIGITS]
 
 
 def source_files(names: Iterable[str]) -> list[Path]:
@@ -41,11 +31,11 @@ def hash_code(names: Iterable[str]) -> str:
     Args:
         names: as for :func:`source_files`.
     """
-    digest = hashlib.sha256()
+    parts: list[str] = []
     for file in source_files(names):
-        digest.update(file.relative_to(PACKAGE_FOLDER).as_posix().encode() + b"\0")
-        digest.update(ast.unparse(_WithoutText().visit(ast.parse(file.read_bytes()))).encode() + b"\0")
-    return digest.hexdigest()[:_HASH_DIGITS]
+        parts.append(file.relative_to(PACKAGE_FOLDER).as_posix())
+        parts.append(ast.unparse(_WithoutText().visit(ast.parse(file.read_bytes()))))
+    return hash_bytes("".join(f"{part}\0" for part in parts).encode())
 
 
 class _WithoutText(ast.NodeTransformer):

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.evaluation.rollout import RolloutObserver
 from par_agent.modeling.attention_maps import AttentionMaps
 from par_agent.simulation.environment import StepResult
-from par_agent.visualization.palette import COLOURS
-from par_agent.visualization.stage import Film, Stage
-from par_agent.visualization.style import SOFT, TEXT, clean_axis, draw_header, new_figure, save, show_image
+from par_agent.visualization.session import FrameObserver, RolloutSession
+from par_agent.visualization.style import COLOURS, SOFT, TEXT, clean_axis, draw_header, new_figure, save, show_image
 
 if TYPE_CHECKING:
     from par_agent.modeling.config import EncoderConfig
@@ -24,32 +23,29 @@ if TYPE_CHECKING:
 KINDS = ("text", "past frames", "current frame", "joints", "actions")
 """What the keys of attention are."""
 MOMENTS = 6
-"""Looks whose overlays are shown."""
+"""Plans whose overlays are shown."""
 MAP = "cividis"
 """Colours of weights."""
 
 
-class AttentionTracer:
-    """Keeps the attention of every look of one rollout; an observer of rollouts."""
+class AttentionTracer(RolloutObserver):
+    """Keeps the attention of every plan of one rollout."""
 
     def __init__(self, policy: PARPolicy) -> None:
         self._policy, self._taken = policy, 0
         self.maps: dict[int, AttentionMaps] = {}
         """By the number of control steps executed before."""
 
-    def looking(self, observation: dict[str, Any]) -> None:
+    def before_plan(self, observation: dict[str, Any]) -> None:
         self.maps[self._taken] = self._policy.attention(observation)
 
-    def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
+    def after_step(self, actions: torch.Tensor, result: StepResult) -> None:
         self._taken += 1
-
-    def fields(self, position: int) -> dict[str, Any]:
-        return {}
 
 
 @dataclass(frozen=True)
 class AttentionRollout:
-    """A rollout with the attention of its looks."""
+    """A rollout with the attention of its plans."""
 
     title: str
     """Task, initial state, policy seed."""
@@ -61,45 +57,32 @@ class AttentionRollout:
     """(H, W, 3) uint8 as the model sees them, by control step."""
 
     @property
-    def looks(self) -> list[int]:
-        """Control steps of the looks."""
+    def plan_steps(self) -> list[int]:
+        """Control steps after which the policy planned."""
         return sorted(self.maps)
 
 
-def perform(
-    task: str,
-    source: PolicySource,
-    state: int,
-    policy_seed: int,
-    track: str = "paper",
-    states_file: Path | None = None,
-    *,
-    layer: int | None = None,
-    head: int | None = None,
+def record_attention(
+    session: RolloutSession, state: int, policy_seed: int, *, layer: int | None = None, head: int | None = None
 ) -> AttentionRollout:
-    """Rolls a policy out once and keeps its attention; see :func:`par_agent.visualization.rollout.perform`.
+    """Rolls a policy out once and keeps its attention; see :func:`par_agent.visualization.rollout.record_rollout`.
 
     Args:
-        task: by name, or ``module:NAME``.
-        source: where the policy comes from.
+        session: task and policy.
         state: number of the initial state.
         policy_seed: as in the benchmark, whose rollout this repeats.
-        track: what the policy sees.
-        states_file: initial states; None: the protocol's.
         layer: a layer, from 1, that the model has to have.
         head: a head, from 1, that it has to have.
 
     Raises:
-        UserError: the policy does not fit, has no attention, or there is no such task, state, layer or head.
+        UserError: there is no such state, layer or head, or the policy has no attention.
     """
-    spec = resolve_task(task)
-    with Stage(spec, source, track, states_file, imagines=False) as stage:
-        check_choice(stage.policy.checkpoint.model.config.nova.video_encoder, layer, head)
-        tracer = AttentionTracer(stage.policy)
-        film = Film(stage.env, stage.policy.transforms, spec.max_steps)
-        stage.roll_out(state, policy_seed, [tracer, film])
-        title = f"{spec.name}, state {state}, policy seed {policy_seed}"
-        return AttentionRollout(title, tuple(stage.instruction.split()), tracer.maps, film.images)
+    policy = session.policy
+    check_choice(policy.checkpoint.model.config.nova.video_encoder, layer, head)
+    tracer, observer = AttentionTracer(policy), FrameObserver(session.env, policy.transforms, session.spec.max_steps)
+    session.roll_out(state, policy_seed, [tracer, observer])
+    words = tuple(session.instruction.split())
+    return AttentionRollout(session.title(state, policy_seed), words, tracer.maps, observer.frames)
 
 
 def check_choice(encoder: EncoderConfig, layer: int | None, head: int | None) -> None:
@@ -108,9 +91,9 @@ def check_choice(encoder: EncoderConfig, layer: int | None, head: int | None) ->
     Raises:
         UserError: there is none.
     """
-    for name, value, most in (("layer", layer, encoder.depth), ("head", head, encoder.heads)):
-        if value is not None and not 1 <= value <= most:
-            raise UserError(f"{name} is {value}; this model has {name}s 1 to {most}")
+    for name, value, count in (("layer", layer, encoder.depth), ("head", head, encoder.heads)):
+        if value is not None and not 1 <= value <= count:
+            raise UserError(f"{name} is {value}; this model has {name}s 1 to {count}")
 
 
 def shares(maps: AttentionMaps) -> np.ndarray:
@@ -130,19 +113,19 @@ def shares(maps: AttentionMaps) -> np.ndarray:
     return found.cpu().numpy()
 
 
-def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, look: int) -> None:
-    """Writes a PNG of one layer: for each head who attends to what at one look, and shares over the whole rollout.
+def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, plan: int) -> None:
+    """Writes a PNG of one layer: for each head who attends to what in one plan, and shares over the whole rollout.
 
     Args:
         rollout: what to draw.
         path: the file.
         layer: counted from 1.
-        look: number of the look, counted from 0; beyond the last: the last.
+        plan: number of the plan, counted from 0; beyond the last: the last.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    step = rollout.looks[min(look, len(rollout.looks) - 1)]
+    step = rollout.plan_steps[min(plan, len(rollout.plan_steps) - 1)]
     maps = rollout.maps[step]
     weights = maps.weights[layer - 1, 0].cpu().numpy()
     keys, labels, edges = _visible_keys(maps)
@@ -152,7 +135,7 @@ def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, look: int) ->
     figure = new_figure(4.3 * columns, 3.5 * rows + 1.0)
     parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 3.5 * rows])
     header, body = parts
-    text = f"layer {layer}; maps: the look at step {step}; areas: action tokens, all looks"
+    text = f"layer {layer}; maps: the plan at step {step}; areas: action tokens, all plans"
     draw_header(header, f"Attention: {rollout.title}", text)
     grid = body.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.3, 1.0] * rows)
     top = float(np.quantile(weights[..., keys], 0.995))
@@ -163,16 +146,13 @@ def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, look: int) ->
         image = axis.imshow(weights[head][:, keys], cmap=MAP, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
         _label_tokens(axis, labels, edges, maps, f"head {head + 1}")
         _draw_shares(grid[2 * row + 1, column], rollout, layer, head)
-    bar = body.colorbar(image, ax=grid[:, -1], shrink=0.5, pad=0.02)
-    bar.set_label("weight", fontsize=8, color=SOFT)
-    bar.ax.tick_params(labelsize=7, colors=SOFT)
-    bar.outline.set_visible(False)
+    _label_bar(body.colorbar(image, ax=grid[:, -1], shrink=0.5, pad=0.02), "weight")
     _legend(figure)
     save(figure, path)
 
 
 def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head: int | None) -> None:
-    """Writes a PNG of what the action tokens attend to in the frames of the context, at several looks.
+    """Writes a PNG of what the action tokens attend to in the frames of the context, in several plans.
 
     Args:
         rollout: what to draw.
@@ -183,9 +163,9 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
     Raises:
         OSError: the disk is full or not writable.
     """
-    looks = rollout.looks
-    chosen = sorted({round(i) for i in np.linspace(0, len(looks) - 1, min(MOMENTS, len(looks)))})
-    slots = rollout.maps[looks[0]].steps.shape[1]
+    steps = rollout.plan_steps
+    chosen = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(MOMENTS, len(steps)))})
+    slots = rollout.maps[steps[0]].steps.shape[1]
     figure = new_figure(1.9 * len(chosen) + 1.2, 1.95 * slots + 0.75)
     parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 1.95 * slots])
     header, body = parts
@@ -193,15 +173,15 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
     which = "mean over heads" if head is None else f"head {head}"
     draw_header(header, f"Attention of the action tokens: {rollout.title}", f"{where}, {which}")
     axes = body.subplots(slots, len(chosen), squeeze=False)
-    found = [frame_weights(rollout.maps[looks[i]], layer, head) for i in chosen]
+    found = [frame_weights(rollout.maps[steps[i]], layer, head) for i in chosen]
     top = max(float(grid.max()) for by_step in found for grid in by_step.values())
     image = None
     for column, by_step in enumerate(found):
         for row, step in enumerate(sorted(by_step, reverse=True)):
-            axis, frame = axes[row, column], rollout.frames[looks[step]]
+            axis, frame = axes[row, column], rollout.frames[steps[step]]
             image = _overlay(axis, frame, by_step[step], top)
             share = f"{100 * by_step[step].sum():.0f}%"
-            when = f"look at step {looks[step]}" if row == 0 else f"frame of step {looks[step]}"
+            when = f"plan at step {steps[step]}" if row == 0 else f"frame of step {steps[step]}"
             axis.set_xlabel(f"{when}: {share}", fontsize=7.5, color=TEXT if row == 0 else SOFT, labelpad=2)
         for row in range(len(by_step), slots):
             show_image(axes[row, column], None)
@@ -209,14 +189,12 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
         names = ("current frame", "frame before", "earlier frames")
         axes[row, 0].set_ylabel(names[min(row, 2)], fontsize=8.5, color=TEXT)
     bar = body.colorbar(image, ax=axes[:, -1], shrink=0.7, pad=0.03, format=lambda value, _: f"{100 * value:.0f}%")
-    bar.set_label("attention on a patch", fontsize=8, color=SOFT)
-    bar.ax.tick_params(labelsize=7, colors=SOFT)
-    bar.outline.set_visible(False)
+    _label_bar(bar, "attention on a patch")
     save(figure, path)
 
 
 def frame_weights(maps: AttentionMaps, layer: int | None, head: int | None) -> dict[int, np.ndarray]:
-    """(rows, columns) weights of the mean action token on a frame's patches, by the number of the frame's look."""
+    """(rows, columns) weights of the mean action token on a frame's patches, by the control step of the frame."""
     layers = maps.weights[:, 0, :, maps.frame_tokens :].mean(2)
     weights = layers.mean(0) if layer is None else layers[layer - 1]
     chosen = weights.mean(0) if head is None else weights[head - 1]
@@ -271,11 +249,17 @@ def _label_tokens(
         spine.set_visible(False)
 
 
+def _label_bar(bar: Any, label: str) -> None:
+    bar.set_label(label, fontsize=8, color=SOFT)
+    bar.ax.tick_params(labelsize=7, colors=SOFT)
+    bar.outline.set_visible(False)
+
+
 def _draw_shares(axis: Any, rollout: AttentionRollout, layer: int, head: int) -> None:
-    values = np.array([100 * shares(rollout.maps[step])[layer - 1, head] for step in rollout.looks])
-    axis.stackplot(rollout.looks, values.T, colors=COLOURS[: len(KINDS)], linewidth=0)
+    values = np.array([100 * shares(rollout.maps[step])[layer - 1, head] for step in rollout.plan_steps])
+    axis.stackplot(rollout.plan_steps, values.T, colors=COLOURS[: len(KINDS)], linewidth=0)
     clean_axis(axis, "")
-    axis.set_xlim(rollout.looks[0], max(rollout.looks[-1], 1))
+    axis.set_xlim(rollout.plan_steps[0], max(rollout.plan_steps[-1], 1))
     axis.set_ylim(0, 100)
     axis.set_yticks([0, 50, 100], ["0", "50", "100%"])
     axis.set_xlabel("control step", fontsize=7, color=SOFT, labelpad=1)

@@ -7,12 +7,13 @@ the object. Letter: T control steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from par_agent.errors import UserError
+from par_agent.evaluation.rollout import RolloutObserver
 from par_agent.simulation.environment import StepResult
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ class ObjectTrace:
         return np.linalg.norm((self.positions - self.goals)[:, :axes], axis=1)
 
 
-class ObjectTracer:
-    """Follows a task's object; an observer of rollouts of one environment."""
+class ObjectTracer(RolloutObserver):
+    """Follows a task's object in rollouts of one environment."""
 
     def __init__(self, env: TaskEnvironment) -> None:
         self._env, self._goal = env, find_goal(env.spec.name)
@@ -102,17 +103,10 @@ class ObjectTracer:
         positions, goals, held = zip(*self._rows, strict=True)
         return ObjectTrace(np.array(positions), np.array(goals), np.array(held))
 
-    def looking(self, observation: dict[str, Any]) -> None:
-        if not self._rows:
-            self._see()
+    def after_step(self, actions: torch.Tensor, result: StepResult) -> None:
+        self.after_reset()
 
-    def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
-        self._see()
-
-    def fields(self, position: int) -> dict[str, Any]:
-        return {}
-
-    def _see(self) -> None:
+    def after_reset(self) -> None:
         base = self._env.simulation
         moved, target = (base.scene.actors[name] for name in (self._goal.moved, self._goal.target))
         position, goal = (actor.pose.p[0].cpu().numpy().copy() for actor in (moved, target))

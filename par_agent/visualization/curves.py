@@ -18,7 +18,7 @@ def draw_curves(block: Any, rollout: Rollout) -> list[Any]:
     rows = -(-len(rollout.action_names) // COLUMNS)
     grid = block.add_gridspec(rows, COLUMNS + 1, width_ratios=[1.0] * COLUMNS + [1.25])
     axes = []
-    executed, imagined = np.array(rollout.trace.actions), np.concatenate(rollout.trace.looks[0].actions)
+    executed, imagined = np.array(rollout.trace.actions), np.concatenate(rollout.trace.plans[0].actions)
     imagined = imagined[: rollout.steps]
     for number, name in enumerate(rollout.action_names):
         axis = block.add_subplot(grid[number // COLUMNS, number % COLUMNS])
@@ -43,7 +43,7 @@ def legend(figure: Any) -> None:
     from matplotlib.lines import Line2D
 
     handles: Any = [
-        Line2D([], [], color=EXECUTED, label="executed (planned at each look)"),
+        Line2D([], [], color=EXECUTED, label="executed (planned)"),
         Line2D([], [], color=IMAGINED, linestyle=(0, (3, 1.5)), label="imagined at the start"),
         Line2D([], [], color=PREDICTED, label="predicted a chunk before"),
         Line2D([], [], color=SOFT, linestyle=":", label="frame a chunk before"),
@@ -53,10 +53,10 @@ def legend(figure: Any) -> None:
 
 def _draw_psnr(axis: Any, rollout: Rollout) -> Any:
     """PSNR of predicted frames over the control step that they are of."""
-    looks, found = rollout.trace.looks, rollout.alignment
+    plans, found = rollout.trace.plans, rollout.alignment
     length = rollout.chunk_length
     scored = [i for i, row in enumerate(found["psnr_db"]) if row]
-    steps = [looks[i].step + length for i in scored]
+    steps = [plans[i].step + length for i in scored]
     axis.plot(steps, [found["still_psnr_db"][i][0] for i in scored], color=SOFT, linestyle=":", linewidth=1.2)
     axis.plot(steps, [found["psnr_db"][i][0] for i in scored], color=PREDICTED, linewidth=1.4)
     start = found["psnr_db"][0]
@@ -69,10 +69,10 @@ def _draw_psnr(axis: Any, rollout: Rollout) -> Any:
 
 
 def _draw_path(axis: Any, rollout: Rollout) -> Any:
-    """Distance of the end effector from where it was to be as imagined at the start, and as planned at each look."""
+    """Distance of the end effector from where it was to be as imagined at the start, and as planned."""
     errors = rollout.alignment["path_cm"]
     length = rollout.chunk_length
-    planned = [(look.step + length, row[0]) for look, row in zip(rollout.trace.looks, errors, strict=True) if row]
+    planned = [(plan.step + length, row[0]) for plan, row in zip(rollout.trace.plans, errors, strict=True) if row]
     if planned:
         axis.plot(*zip(*planned, strict=True), color=PREDICTED, linewidth=1.4)
     imagined = rollout.start_path.reshape(-1, 3)[: rollout.steps]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ import numpy as np
 
 from par_agent.errors import UserError
 from par_agent.evaluation.html_report import FAILURES_SECTION
-from par_agent.evaluation.policies import PolicySource, resolve_task
+from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import protocol_file, states_checksum
 from par_agent.evaluation.records import MADE_STATES, Record, read_run
-from par_agent.tasks import TaskSpec
+from par_agent.tasks import TaskSpec, resolve_task
 from par_agent.utils.files import atomic_path, read_json, write_json
 from par_agent.visualization.causes import CAUSES, GOALS, ObjectTrace, ObjectTracer, find_goal, propose_cause
-from par_agent.visualization.stage import Film, Stage
+from par_agent.visualization.session import FrameObserver, RolloutSession
 from par_agent.visualization.style import (
     EXECUTED,
     IMAGINED,
@@ -134,7 +135,7 @@ class FailedRun:
         failures: list[Failure] = []
         variation = self.identity["variation"]
         states = self.states_file(spec)
-        with Stage(spec, self.source, self.identity["track"], states, imagines=False, variation=variation) as stage:
+        with RolloutSession(spec, self.source, self.identity["track"], states, variation=variation) as session:
             for group in groups:
                 first = group[0]
                 seeds = tuple(record["policy_seed"] for record in group)
@@ -142,7 +143,7 @@ class FailedRun:
                 if path.exists() and path.with_suffix(".png").exists():
                     failure = Failure(**{**read_json(path), "policy_seeds": seeds})
                 else:
-                    failure = _repeat(stage, first, seeds, path.with_suffix(".png"))
+                    failure = _repeat(session, first, seeds, path.with_suffix(".png"))
                     write_json(path, asdict(failure))
                 failures.append(failure)
                 on_failure(failure)
@@ -157,22 +158,28 @@ def _same_actions(records: list[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def _repeat(stage: Stage, record: Record, seeds: tuple[int, ...], picture: Path) -> Failure:
+def _repeat(session: RolloutSession, record: Record, seeds: tuple[int, ...], picture: Path) -> Failure:
     """Rolls one failure out again and draws it."""
-    tracer = ObjectTracer(stage.env)
-    film = Film(stage.env, stage.policy.transforms, stage.spec.max_steps)
-    found = stage.roll_out(record["state"], seeds[0], [tracer, film])
-    goal = find_goal(stage.spec.name)
-    failure = Failure(
-        task=stage.spec.name,
-        state=record["state"],
-        policy_seeds=seeds,
-        cause=propose_cause(tracer.trace, goal),
-        distance_cm=round(100 * float(tracer.trace.distances(goal)[-1]), 2),
-        repeated=found["actions_sha256"] == record["actions_sha256"],
-    )
-    draw_failure(failure, tracer.trace, film.images, picture)
-    return failure
+    failure, repeated, draw = examine(session, record["state"], seeds)
+    draw(picture)
+    return replace(failure, repeated=repeated["actions_sha256"] == record["actions_sha256"])
+
+
+def examine(
+    session: RolloutSession, state: int, policy_seeds: tuple[int, ...]
+) -> tuple[Failure, Record, Callable[[Path], None]]:
+    """Rolls out under the first of some policy seeds and proposes a cause.
+
+    Returns:
+        What was found, as if it were a failure, the rollout's record, and a function that draws it into a PNG.
+    """
+    tracer = ObjectTracer(session.env)
+    observer = FrameObserver(session.env, session.policy.transforms, session.spec.max_steps)
+    record = session.roll_out(state, policy_seeds[0], [tracer, observer])
+    goal, trace = find_goal(session.spec.name), tracer.trace
+    distance = round(100 * float(trace.distances(goal)[-1]), 2)
+    failure = Failure(session.spec.name, state, policy_seeds, propose_cause(trace, goal), distance, repeated=True)
+    return failure, record, partial(draw_failure, failure, trace, observer.frames)
 
 
 def draw_failure(failure: Failure, trace: ObjectTrace, images: dict[int, np.ndarray], path: Path) -> None:

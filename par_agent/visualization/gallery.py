@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from par_agent.errors import UserError
-from par_agent.evaluation.policies import PolicySource, resolve_task
 from par_agent.utils.files import atomic_path
-from par_agent.visualization import attention
-from par_agent.visualization.causes import ObjectTracer, find_goal, propose_cause
-from par_agent.visualization.failures import Failure, draw_failure
+from par_agent.visualization.failures import examine
 from par_agent.visualization.rollout import Rollout
 from par_agent.visualization.rollout_figure import moments
-from par_agent.visualization.stage import Film, Stage
+from par_agent.visualization.session import RolloutSession
 from par_agent.visualization.style import EXECUTED, PREDICTED, SOFT, TEXT, new_figure, save, show_image
 
 COLUMNS = 8
@@ -46,32 +43,17 @@ def draw_rollouts(rollouts: list[Rollout], path: Path) -> None:
     save(figure, path)
 
 
-def draw_attention(source: PolicySource, task: str, state: int, path: Path) -> None:
-    """Writes a PNG of what the action tokens attend to, mean over layers and heads.
-
-    Raises:
-        UserError: see :func:`par_agent.visualization.attention.perform`.
-        OSError: the disk is full or not writable.
-    """
-    attention.draw_overlays(attention.perform(task, source, state, 0), path, None, None)
-
-
-def draw_one_failure(source: PolicySource, task: str, state: int, path: Path) -> None:
+def draw_one_failure(session: RolloutSession, state: int, path: Path) -> None:
     """Rolls out and draws a failure.
 
     Raises:
         UserError: the rollout succeeded, or there are no rules for the task.
         OSError: the disk is full or not writable.
     """
-    goal = find_goal(task)
-    with Stage(resolve_task(task), source, imagines=False) as stage:
-        tracer, film = ObjectTracer(stage.env), Film(stage.env, stage.policy.transforms, stage.spec.max_steps)
-        record = stage.roll_out(state, 0, [tracer, film])
-        if record["success_once"]:
-            raise UserError(f"{task}, state {state} did not fail; choose another state for the failure")
-        distance = round(100 * float(tracer.trace.distances(goal)[-1]), 2)
-        failure = Failure(task, state, (0,), propose_cause(tracer.trace, goal), distance, repeated=True)
-        draw_failure(failure, tracer.trace, film.images, path)
+    _, record, draw = examine(session, state, (0,))
+    if record["success_once"]:
+        raise UserError(f"{session.spec.name}, state {state} did not fail; choose another state for the failure")
+    draw(path)
 
 
 def compress(path: Path, width: int = 1000) -> None:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from par_agent.evaluation.alignment import psnr, ssim
 from par_agent.evaluation.recorder import FRAMES_PER_SECOND
+from par_agent.utils.image_quality import psnr, ssim
 from par_agent.visualization.curves import draw_curves, legend
 from par_agent.visualization.rollout import Rollout
 from par_agent.visualization.style import (
@@ -46,16 +46,16 @@ class Moment(NamedTuple):
 
 
 def moments(rollout: Rollout, count: int = COLUMNS) -> list[Moment]:
-    """Start, end and looks spread evenly between them, ``count`` at most."""
-    looks = rollout.trace.looks
-    chosen = sorted({round(i) for i in np.linspace(0, len(looks) - 1, min(count - 1, len(looks)))})
+    """Start, end and plans spread evenly between them, ``count`` at most."""
+    plans = rollout.trace.plans
+    chosen = sorted({round(i) for i in np.linspace(0, len(plans) - 1, min(count - 1, len(plans)))})
     shown: list[Moment] = []
     for i in chosen:
-        imagined = looks[0].frames[i - 1] if 0 < i <= len(looks[0].frames) else None
-        shown.append(Moment(looks[i].step, imagined, looks[i - 1].frames[0] if i else None, looks[i].frame))
-    last = max(rollout.images)
+        imagined = plans[0].frames[i - 1] if 0 < i <= len(plans[0].frames) else None
+        shown.append(Moment(plans[i].step, imagined, plans[i - 1].frames[0] if i else None, plans[i].frame))
+    last = max(rollout.frames)
     if last > shown[-1].step:
-        shown.append(Moment(last, None, None, rollout.images[last]))
+        shown.append(Moment(last, None, None, rollout.frames[last]))
     return shown
 
 
@@ -99,7 +99,7 @@ def draw_video(rollout: Rollout, path: Path) -> None:
         UserError: the file cannot be written.
         OSError: the disk is full.
     """
-    steps = sorted(rollout.images)
+    steps = sorted(rollout.frames)
     every = min(b - a for a, b in pairwise(steps)) if len(steps) > 1 else 1
     canvas = _Canvas(rollout)
     times = [*range(0, rollout.steps, every), rollout.steps]
@@ -118,8 +118,8 @@ class _Canvas:
         header, top, bottom = parts
         draw_header(header, rollout.title, rollout.instruction)
         places = top.subplots(1, 3)
-        blank = np.full((*rollout.trace.looks[0].frame.shape[:2], 3), 244, np.uint8)
-        rows = (("imagined at the start", IMAGINED), ("predicted at each look", PREDICTED), ("executed", EXECUTED))
+        blank = np.full((*rollout.trace.plans[0].frame.shape[:2], 3), 244, np.uint8)
+        rows = (("imagined at the start", IMAGINED), ("predicted in each plan", PREDICTED), ("executed", EXECUTED))
         for axis, (label, colour) in zip(places, rows, strict=True):
             show_image(axis, blank, colour)
             axis.set_title(label, fontsize=10, color=colour)
@@ -139,12 +139,12 @@ class _Canvas:
     def at(self, step: int) -> np.ndarray:
         """The video's image (H, W, 3) uint8 after so many control steps."""
         image, rollout = self._image.copy(), self._rollout
-        looks, length = rollout.trace.looks, rollout.chunk_length
-        current = max(i for i, look in enumerate(looks) if look.step < max(step, 1))
-        chunk = looks[current].step // length
-        imagined = looks[0].frames[chunk] if chunk < len(looks[0].frames) else None
-        executed = rollout.images[max(taken for taken in rollout.images if taken <= step)]
-        for box, frame in zip(self._places, (imagined, looks[current].frames[0], executed), strict=True):
+        plans, length = rollout.trace.plans, rollout.chunk_length
+        current = max(i for i, plan in enumerate(plans) if plan.step < max(step, 1))
+        chunk = plans[current].step // length
+        imagined = plans[0].frames[chunk] if chunk < len(plans[0].frames) else None
+        executed = rollout.frames[max(taken for taken in rollout.frames if taken <= step)]
+        for box, frame in zip(self._places, (imagined, plans[current].frames[0], executed), strict=True):
             if frame is not None:
                 _paste(image, frame, box)
         for left, top, right, bottom, transform in self._curves:

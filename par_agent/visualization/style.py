@@ -1,4 +1,4 @@
-"""What all figures look like: their canvas, axes and the text on them."""
+"""What all figures share: colours, canvas, axes and the text on them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from par_agent.utils.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's palette, told apart with any kind of colour vision."""
 TEXT, SOFT, LINE = "#1d2329", "#5a6570", "#d5dbe1"
-EXECUTED, IMAGINED, PREDICTED = "#0072b2", "#d55e00", "#009e73"
+EXECUTED, IMAGINED, PREDICTED = COLOURS[:3]
 """What happened, what was imagined at the start, what was predicted a chunk before."""
 
 

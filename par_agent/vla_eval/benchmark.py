@@ -12,15 +12,13 @@ from typing import Any
 import torch
 
 from par_agent.errors import UserError
-from par_agent.evaluation.initial_states import make_states
-from par_agent.evaluation.policies import resolve_tasks, search_folder
-from par_agent.evaluation.protocol import load_states, protocol_file, protocol_seeds
+from par_agent.evaluation.initial_states import protocol_states
 from par_agent.evaluation.rollout import derive_seed
 from par_agent.simulation.environment import TaskEnvironment
-from par_agent.simulation.initial_state import InitialState
 from par_agent.simulation.variations import get_variation
-from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec, check_track
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec, check_track, resolve_tasks
 from par_agent.utils.json_fields import is_count
+from par_agent.utils.references import search_folder
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.interface import action_interface, observation_interface
 from par_agent.vla_eval.messages import read_actions, to_message
@@ -72,7 +70,7 @@ class ManiSkill3Benchmark(StepBenchmark):
         search_folder(os.getcwd())
         _check_options(track, variation, states, frame_every)
         self._specs = _specs(tasks)
-        self._states = {name: _initial_states(spec, states) for name, spec in self._specs.items()}
+        self._states = {name: protocol_states(spec, states) for name, spec in self._specs.items()}
         self._track, self._variation = track, variation
         self._send_state, self._frame_every = send_state, frame_every
         self._environment: TaskEnvironment | None = None
@@ -113,9 +111,9 @@ class ManiSkill3Benchmark(StepBenchmark):
             UserError: more episodes than the protocol has.
         """
         spec, episode = self._specs[task["name"]], int(task["episode_idx"])
-        most = len(self._seeds(spec.name))
-        if episode >= most:
-            raise UserError(f"episode {episode} of {spec.name}: there are {most}; set episodes_per_task to {most}")
+        count = len(self._seeds(spec.name))
+        if episode >= count:
+            raise UserError(f"episode {episode} of {spec.name}: there are {count}; set episodes_per_task to {count}")
         if self._environment is None or self._environment.spec is not spec:
             self.cleanup()
             self._environment = TaskEnvironment(spec, self._track, variation=self._variation)
@@ -173,7 +171,7 @@ class ManiSkill3Benchmark(StepBenchmark):
         """Notes what the episode is, and that nothing happened yet."""
         states = self._states[spec.name]
         self._spec = spec
-        self._state: InitialState = states[episode % len(states)]
+        self._state = states[episode % len(states)]
         self._policy_seed = episode // len(states)
         self._steps, self._success = 0, False
         self._digest: Any = hashlib.sha256()
@@ -202,9 +200,3 @@ def _specs(tasks: list[str] | None) -> dict[str, TaskSpec]:
     if len({(spec.action_size, spec.control_mode, spec.joint_count) for spec in specs.values()}) > 1:
         raise UserError(f"{', '.join(specs)} are of different robots or controllers; run them one by one")
     return specs
-
-
-def _initial_states(spec: TaskSpec, count: int) -> list[InitialState]:
-    """The protocol's first ones; of a task that has no file of them they are made."""
-    file = protocol_file(spec)
-    return load_states(file, spec)[:count] if file.exists() else make_states(spec, protocol_seeds()[:count])

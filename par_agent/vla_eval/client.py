@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from par_agent.errors import UnavailableError, UserError
-from par_agent.evaluation.policies import PolicySource, hash_content
+from par_agent.evaluation.policies import PolicySource
 from par_agent.tasks import check_camera
+from par_agent.utils.hashes import hash_content
 from par_agent.utils.json_fields import is_count
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.messages import read_actions, to_message
@@ -71,8 +72,8 @@ def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource
             f"name is {name!r}; it becomes a folder's: give letters, digits and . + - _ with --policy-kwargs name=NAME"
         )
     changes_images = options.get("image_format", "raw") == "jpeg"
-    indifferent = ("url", "timeout") if changes_images else ("url", "timeout", "image_format")
-    return PolicySource("par_agent.vla_eval.client:ModelServerPolicy", options, name=name, indifferent=indifferent)
+    neutral = ("url", "timeout") if changes_images else ("url", "timeout", "image_format")
+    return PolicySource("par_agent.vla_eval.client:ModelServerPolicy", options, name=name, neutral_options=neutral)
 
 
 class ModelServerPolicy:

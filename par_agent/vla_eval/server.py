@@ -13,7 +13,8 @@ import sys
 from typing import Any
 
 from par_agent.cli.entry import run_command
-from par_agent.evaluation.policies import PolicySource, checkpoint_folder
+from par_agent.evaluation.policies import PolicySource
+from par_agent.policy.folders import checkpoint_folder
 from par_agent.policy.par_policy import PARPolicy
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.interface import action_interface, observation_interface

@@ -1,7 +1,8 @@
-"""One task's environment and policy, to roll out a single initial state with observers."""
+"""One task's environment and policy, to roll out single initial states with observers."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.rollout import RolloutObserver, roll_out
-from par_agent.evaluation.trace import check_imagines
 from par_agent.policy.par_policy import PARPolicy
 from par_agent.simulation.environment import StepResult, TaskEnvironment
 from par_agent.simulation.initial_state import InitialState
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from par_agent.policy.transforms import Transforms
 
 
-class Stage:
+class RolloutSession:
     """Use it as a context manager; within it torch computes with one thread, as in the benchmark.
 
     Args:
@@ -33,12 +33,11 @@ class Stage:
         source: where the policy comes from.
         track: ``paper`` or ``native``.
         states_file: initial states; None: the protocol's.
-        imagines: whether the policy has to have a frame path.
         variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
 
     Raises:
-        UserError: the policy is no PAR policy, has no frame path where it is needed, or does not fit the task; or there
-            are no such states, or no such variation.
+        UserError: the policy is no PAR policy or does not fit the task; or there are no such states, or no such
+            variation.
     """
 
     def __init__(
@@ -48,24 +47,19 @@ class Stage:
         track: str = "paper",
         states_file: Path | None = None,
         *,
-        imagines: bool = True,
         variation: str = "none",
     ) -> None:
-        import logging
-
         logging.getLogger("mani_skill").setLevel(logging.ERROR)
         self.spec = spec = source.task(spec)
         self.states = load_states(states_file or protocol_file(spec), spec)
         policy: Any = source.build(spec, track)
-        if imagines:
-            check_imagines(policy)
-        elif not isinstance(policy, PARPolicy):
+        if not isinstance(policy, PARPolicy):
             raise UserError(f"policy {type(policy).__name__} is no PAR checkpoint, and only these can be drawn")
-        self.policy: PARPolicy = policy
+        self.policy = policy
         self.env = TaskEnvironment(spec, track, variation=variation)
         check_simulation(policy, self.env.simulation)
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> RolloutSession:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as the benchmark's workers do: sums in another order end in other rollouts
         return self
@@ -79,6 +73,10 @@ class Stage:
         """What the policy is told to do in the one environment."""
         told = self.policy.instruction
         return told if isinstance(told, str) else told[0]
+
+    def title(self, state: int, policy_seed: int) -> str:
+        """A rollout's name in figures."""
+        return f"{self.spec.name}, state {state}, policy seed {policy_seed}"
 
     def roll_out(self, state: int, policy_seed: int, observers: Sequence[RolloutObserver]) -> Record:
         """Rolls the policy out from initial state number ``state``; returns the rollout's record.
@@ -100,13 +98,13 @@ class Stage:
         return self.states[number]
 
 
-class Film:
+class FrameObserver(RolloutObserver):
     """Keeps what the policy's camera sees in the course of a rollout, cropped and resized as the model sees it.
 
     Args:
         env: the environment, of one.
         transforms: the policy's.
-        every: control steps between two images; the initial one and the last are always kept.
+        every: control steps between two frames; the initial one and the last are always kept.
         on_step: called after every control step with the number executed.
     """
 
@@ -118,20 +116,17 @@ class Film:
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         self._env, self._transforms, self._every, self._on_step = env, transforms, every, on_step
-        self._taken = 0
-        self.images: dict[int, np.ndarray] = {}
+        self._steps = 0
+        self.frames: dict[int, np.ndarray] = {}
         """(H, W, 3) uint8 by the number of control steps executed before."""
 
-    def looking(self, observation: dict[str, Any]) -> None:
+    def before_plan(self, observation: dict[str, Any]) -> None:
         image = observation["sensor_data"][self._transforms.camera]["rgb"]
-        self.images[self._taken] = self._transforms.frames(image)[0].cpu().numpy()
+        self.frames[self._steps] = self._transforms.frames(image)[0].cpu().numpy()
 
-    def stepped(self, actions: torch.Tensor, result: StepResult) -> None:
-        self._taken += 1
-        if self._taken % self._every == 0 or result.success[0] or self._taken == self._env.spec.max_steps:
-            self.looking(self._env.observe())
+    def after_step(self, actions: torch.Tensor, result: StepResult) -> None:
+        self._steps += 1
+        if self._steps % self._every == 0 or result.success[0] or self._steps == self._env.spec.max_steps:
+            self.before_plan(self._env.observe())
         if self._on_step is not None:
-            self._on_step(self._taken)
-
-    def fields(self, position: int) -> dict[str, Any]:
-        return {}
+            self._on_step(self._steps)

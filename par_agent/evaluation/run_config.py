@@ -1,0 +1,118 @@
+"""What a run rolls out and where it writes, and how far it follows the protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from par_agent.errors import UserError
+from par_agent.evaluation.measurements import Measurement
+from par_agent.evaluation.policies import PolicySource
+from par_agent.evaluation.protocol import check_seeds, protocol_seeds
+from par_agent.simulation.variations import get_variation
+from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, check_track, resolve_tasks
+from par_agent.utils.checked import Checked, ClusterAddress, Count, Length, NonNegative, Seed, SmallCount
+
+
+@dataclass(frozen=True)
+class RunConfig(Checked):
+    """What to roll out and where to write it."""
+
+    tasks: tuple[str, ...]
+    """Task names, or ``module:NAME`` for a TaskSpec of your own."""
+    policy: PolicySource
+    """Where the policy comes from."""
+    out: Path
+    """Folder under which the run gets its own folder."""
+    track: str = "paper"
+    """``paper`` or ``native``."""
+    variation: str = "none"
+    """One of :data:`par_agent.simulation.variations.VARIATIONS`."""
+    states: Count = PROTOCOL_STATES
+    """Initial states per task, the protocol's first ones unless `state_seed` is given."""
+    state_seed: Seed | None = None
+    """First environment seed of other initial states than the protocol's."""
+    policy_seeds: Length = PROTOCOL_POLICY_SEEDS
+    """Policy seeds per initial state: 0, 1, ..."""
+    workers: SmallCount = 1
+    """Worker processes; the ``gpu`` backend uses one."""
+    backend: str = "cpu"
+    """``cpu``: one environment per worker process. ``gpu``: ManiSkill's vectorised simulation of all states at once."""
+    cluster: ClusterAddress | None = None
+    """Address of a Ray cluster whose nodes do the rollouts in place of worker processes of this machine."""
+    run_to_end: bool = False
+    """Go on after the first success until the step limit."""
+    videos: NonNegative = 0
+    """Rollouts per task to save as MP4."""
+    retry_errors: bool = False
+    """Run rollouts again that ended with an exception in an earlier run."""
+    measurements: tuple[Measurement, ...] = ()
+    """What is measured beside success."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tasks:
+            raise UserError("no tasks given")
+        check_track(self.track)
+        get_variation(self.variation)
+        if self.cluster is not None and (self.backend != "cpu" or self.policy.device != "cpu"):
+            raise UserError("a cluster's nodes simulate and act on their CPUs: leave --backend and --device out")
+        if self.state_seed is not None:
+            check_seeds(self.state_seed, self.states)
+        elif self.states > PROTOCOL_STATES:
+            raise UserError(
+                f"states is {self.states}; the protocol has {PROTOCOL_STATES}: give a state seed for others"
+            )
+
+    @property
+    def num_envs(self) -> int:
+        """Environments simulated at once."""
+        return 1 if self.backend == "cpu" else self.states
+
+    @property
+    def env_seeds(self) -> range:
+        """Environment seeds of the initial states."""
+        first = protocol_seeds()[0] if self.state_seed is None else self.state_seed
+        return range(first, first + self.states)
+
+    @property
+    def is_protocol(self) -> bool:
+        """Whether the run is the whole protocol: all of its initial states and policy seeds."""
+        return self.is_comparable and self._has_all_states
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether each rollout is one of the protocol's."""
+        return self.state_seed is None and not self._changes
+
+    @property
+    def protocol_label(self) -> str:
+        """How far the run follows the protocol, in words for every output."""
+        if self._changes:
+            return f"NOT THE PROTOCOL: {', '.join(self._changes)}, {self._states_label}"
+        return self._states_label
+
+    @property
+    def _changes(self) -> list[str]:
+        """What is not as in the protocol, beside the number of rollouts and the initial states."""
+        changes = [] if self.variation == "none" else [get_variation(self.variation).description]
+        controller = self.policy.controller
+        if controller and any(spec.control_mode != controller[0] for spec in resolve_tasks(self.tasks).values()):
+            changes.append(f"control mode {controller[0]}")
+        return changes
+
+    @property
+    def _has_all_states(self) -> bool:
+        return self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS
+
+    @property
+    def _states_label(self) -> str:
+        if self.state_seed is not None:
+            last = self.state_seed + self.states - 1
+            return f"NOT THE PROTOCOL: initial states from seeds {self.state_seed} to {last}"
+        if self._has_all_states:
+            return "the protocol"
+        return (
+            f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, {self.policy_seeds} policy "
+            f"seed{'s' * (self.policy_seeds > 1)} (the protocol has {PROTOCOL_POLICY_SEEDS})"
+        )

@@ -1,0 +1,42 @@
+"""How close an image is to the true one: PSNR and SSIM."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from par_agent.errors import UserError
+
+
+def check_scikit_image() -> None:
+    """Checks that :func:`ssim` can be computed.
+
+    Raises:
+        UserError: scikit-image is missing.
+    """
+    try:
+        import skimage.metrics  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"comparing frames needs scikit-image ({error}): pip install 'par-agent[viz]'") from None
+
+
+def psnr_of_error(squared: float, value_range: float) -> float:
+    """Peak signal-to-noise ratio of a mean squared error, dB; at most that of rounding to 8 bits, 58.9 dB."""
+    rounding = (value_range / 255) ** 2 / 12
+    return 20 * math.log10(value_range) - 10 * math.log10(max(squared, rounding))
+
+
+def psnr(image: ArrayLike, true: ArrayLike) -> float:
+    """Peak signal-to-noise ratio of images uint8 of any shape, arrays or tensors, dB; see :func:`psnr_of_error`."""
+    difference = np.asarray(image, np.float64) - np.asarray(true, np.float64)
+    return psnr_of_error(float(np.mean(difference**2)), 255)
+
+
+def ssim(image: np.ndarray, true: np.ndarray) -> float:
+    """Structural similarity of an image (H, W, 3) uint8, mean over pixels and colours (Wang et al. 2004)."""
+    from skimage.metrics import structural_similarity
+
+    window = min(7, min(true.shape[:2]) // 2 * 2 - 1)
+    return float(structural_similarity(image, true, channel_axis=2, data_range=255, win_size=window))
