@@ -145,9 +145,9 @@ def test_the_table_says_what_was_run(finished: Path) -> None:
 
 
 def test_the_commit_is_that_of_the_runs_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("par_agent.evaluation.runner.git_commit", lambda: "first")
+    monkeypatch.setattr("par_agent.evaluation.run_info.git_commit", lambda: "first")
     begun = BenchmarkRun(config(tmp_path))
-    monkeypatch.setattr("par_agent.evaluation.runner.git_commit", lambda: "checked out meanwhile")
+    monkeypatch.setattr("par_agent.evaluation.run_info.git_commit", lambda: "checked out meanwhile")
     assert provenance(begun.info)["git_commit"] == "first"
 
 
