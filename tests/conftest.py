@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -35,6 +36,11 @@ LONGEST = (
 """Modules that take longest, the longest first."""
 HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 """What the test process does at a signal."""
+
+
+# The same inputs in every run; nothing is remembered from one run to the next.
+hypothesis.settings.register_profile("suite", max_examples=60, derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from par_agent.modeling.attention_mask import physical_token_mask
 from par_agent.modeling.kv_cache import KVCache
@@ -71,12 +73,11 @@ def test_layers_keep_their_own_keys():
     assert (cache.keys[1, :, :, :PREFIX] == -2).all() and (cache.values[1, :, :, :PREFIX] == -20).all()
 
 
-@pytest.mark.parametrize("slots", [1, 2, 4])
-def test_a_reset_row_starts_anew_and_the_others_do_not_notice(slots):
+@given(st.integers(1, 5), st.lists(st.sets(st.integers(0, BATCH - 1)), min_size=1, max_size=14))
+def test_a_reset_row_starts_anew_and_the_others_do_not_notice(slots, resets):
     cache = make(slots)
     ages = torch.zeros(BATCH, dtype=torch.long)
-    for step in range(14):
-        rows = {3: [1], 8: [0, 2], 9: []}.get(step, [])
+    for rows in map(sorted, resets):
         cache.reset(torch.tensor(rows, dtype=torch.long))
         ages[rows] = 0
         assert torch.equal(cache.age, ages)
@@ -85,6 +86,27 @@ def test_a_reset_row_starts_anew_and_the_others_do_not_notice(slots):
             past = sorted([number for number in window(age, slots) if number != age] * BLOCK)
             assert visible(keys, mask, row, BLOCK - 1) == [-1] * PREFIX + past + [age] * BLOCK
         ages += 1
+
+
+@given(st.integers(1, 4), st.integers(0, 9), st.sets(st.integers(0, BATCH - 1), min_size=1))
+def test_rows_that_act_alone_and_come_back_are_as_if_all_had_acted(slots, age, chosen):
+    together, apart = make(slots), make(slots)
+    for cache in (together, apart):
+        for step in range(age):
+            write(cache, torch.full((BATCH,), step))
+    rows = torch.tensor(sorted(chosen))
+    part = apart.take(rows)
+    alone = torch.full((len(rows), HEADS, BLOCK, HEAD_DIM), float(age))
+    for layer in range(LAYERS):
+        part.write_block(layer, alone + 100 * layer, 10 * (alone + 100 * layer))
+    part.advance()
+    apart.put(rows, part)
+    write(together, torch.full((BATCH,), age))
+    for name in ("keys", "values"):
+        assert torch.equal(getattr(apart, name)[:, rows], getattr(together, name)[:, rows])
+    assert torch.equal(apart.age[rows], together.age[rows]) and torch.equal(apart.filled[rows], together.filled[rows])
+    others = [row for row in range(BATCH) if row not in chosen]
+    assert (apart.age[others] == age).all()
 
 
 def test_nothing_but_the_prefix_is_visible_before_the_first_token():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.index import EpisodeIndex
@@ -34,16 +38,63 @@ def sampler(folder: Path, window: int, episodes: int = 12, stride: int = LENGTH)
     return WindowSampler(index, RowNumbers(), list(range(episodes)), window, seed=0)
 
 
-@pytest.mark.parametrize("lengths", [[9, 14, 8, 12, 3, 1, 13], [4] * 7, [1, 1, 1], [15]])
-def test_packing_keeps_every_step_once_and_in_order(lengths: list[int]) -> None:
-    windows = pack_episodes(enumerate(lengths), 16)
-    assert [sum(piece.length for piece in window) for window in windows[:-1]] == [16] * (len(windows) - 1)
+@given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 20))
+def test_packing_keeps_every_step_once_and_in_order(lengths: list[int], size: int) -> None:
+    windows = pack_episodes(enumerate(lengths), size)
+    filled = [sum(piece.length for piece in window) for window in windows]
+    assert filled[:-1] == [size] * (len(windows) - 1) and all(1 <= count <= size for count in filled[-1:])
     steps = [(piece.episode, step) for window in windows for piece in window for step in range(*_span(piece))]
     assert steps == [(number, step) for number, length in enumerate(lengths) for step in range(length)]
 
 
 def _span(piece: Piece) -> tuple[int, int]:
     return piece.first, piece.first + piece.length
+
+
+def made_index(boundaries: list[int], stride: int) -> Any:
+    """An index of episodes of so many chunk boundaries; its columns tell each boundary's row alone."""
+    rows = np.arange(sum(boundaries))
+    zeros = np.zeros((len(rows), 1), np.float32)
+    names = ("proprioception", "past_actions", "past_proprioception", "past_actions_known", "target_actions")
+    folder = Path("made")
+    return SimpleNamespace(
+        boundaries=boundaries,
+        offsets=np.cumsum([0, *boundaries]),
+        chunk_stride=stride,
+        instructions=[("push",)] * len(boundaries),
+        columns={"row": rows, "next_row": rows, "action_weights": zeros + 1, **dict.fromkeys(names, zeros)},
+        dataset=SimpleNamespace(folder=folder, paths=[folder / str(number) for number in range(len(boundaries))]),
+    )
+
+
+@given(
+    st.lists(st.integers(0, 25), min_size=1, max_size=8).filter(any),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_a_step_sees_its_own_episode_alone_and_an_epoch_shows_all_episodes(
+    boundaries: list[int], stride: int, window: int, seed: int, augment: bool
+) -> None:
+    index = made_index(boundaries, stride)
+    source = WindowSampler(index, RowNumbers(), list(range(len(boundaries))), window, seed)
+    windows = source.sample(0, len(source), augment=augment)
+    episode_of = np.repeat(np.arange(len(boundaries)), boundaries)
+    shown = []
+    for number in range(len(source)):
+        rows = windows.latents[number].flatten().long().tolist()
+        lengths, used = windows.context_length[number].tolist(), windows.action_weights[number].flatten() > 0
+        for step in range(int(used.sum())):
+            own = rows[step] - index.offsets[episode_of[rows[step]]]
+            assert windows.steps[number, step] == own // stride
+            seen = rows[step + 1 - lengths[step] : step + 1]
+            assert seen == list(range(rows[step] - (lengths[step] - 1) * stride, rows[step] + 1, stride))
+            assert {episode_of[row] for row in seen} == {episode_of[rows[step]]}
+            shown.append(rows[step])
+    assert {episode_of[row] for row in shown} == {number for number, count in enumerate(boundaries) if count}
+    if not augment and stride == 1:
+        assert set(shown) == set(range(sum(boundaries)))
 
 
 @pytest.mark.parametrize("stride", [LENGTH, LENGTH // 2])
