@@ -29,6 +29,7 @@ from par_agent.evaluation.records import Record
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.jobs.processes import call_in_process
+from par_agent.simulation.environment import make_simulation
 from par_agent.tasks import PAPER_TASKS, get_task
 from par_agent.utils.checked import Checked, Count, SmallCount
 from par_agent.utils.strict_json import parse_options
@@ -142,24 +143,12 @@ def contestants(workers: int) -> list[Contestant]:
 
 def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> list[StepTime]:
     """A control step of the plain loop, for every task; runs in a process of its own, with all threads it likes."""
-    import gymnasium as gym
-    import mani_skill.envs  # noqa: F401
     import torch
 
     stopwatch, times = Stopwatch(), []
     for task in config.tasks:
         spec = get_task(task)
-        env = gym.make(
-            spec.env_id,
-            obs_mode=contestant.obs_mode,
-            control_mode=spec.control_mode,
-            render_mode="rgb_array",
-            sim_backend="physx_cpu",
-            render_backend="cpu",
-            sensor_configs={"shader_pack": contestant.shader},
-            human_render_camera_configs={"shader_pack": contestant.shader},
-            max_episode_steps=spec.max_steps,
-        )
+        env = make_simulation(spec, obs_mode=contestant.obs_mode, shader=contestant.shader)
         policy = policy_source(config).build(spec)
         env.reset(seed=0)
         policy.reset(seed=0)

@@ -39,6 +39,7 @@ from par_agent.training.optimisation import EMA, clip_and_step, make_optimizer
 from par_agent.training.progress import Progress
 from par_agent.training.state import load_training_state, save_training_state
 from par_agent.utils.files import naming, read_object, write_json
+from par_agent.utils.json_fields import build
 from par_agent.vla_eval.messages import episode_seed, from_message, read_actions
 from rendered import write_dataset
 from tiny import tiny_checkpoint
@@ -198,7 +199,7 @@ def load_training(folder: Path) -> Any:
     run = _Run()
     state = load_training_state(folder / "step_00000007", run.weights, run.optimizer)
     with naming(folder):
-        progress = Progress.from_json(state)
+        progress = build(Progress, state, ())
     moments = [run.optimizer.state[parameter] for parameter in run.model.parameters()]
     return {"weights": run.weights, "moments": moments, "progress": progress}
 
@@ -324,7 +325,7 @@ FORMATS: dict[str, Format] = {
         make_rendered,
         load_rendered,
         {"spec.json": BOTH, "dataset.json": BOTH},
-        r"^\.spec\.(crop|source|instruction|first_seed|motion_steps|chunk_length|num_episodes|recorded|extra)",
+        r"^\.spec\.(crop|source|instruction|first_seed|motion_steps|num_episodes|recorded|extra)",
     ),
     # Whether objects and sizes are those of the task, the renderer checks.
     "trajectory arrays": Format(

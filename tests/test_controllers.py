@@ -122,7 +122,7 @@ def test_recorded_hand_movements_become_a_policy_that_moves_the_hand(
     monkeypatch.setattr("par_agent.cli.render.worker_processes", worker_threads)
     options = ["--instruction", spec.instruction, "--size", "16", "16", "--stride", str(LENGTH), "--workers", "1"]
     command = ["render", "--trajectory", str(path), "--out", str(data), "--include-failures", *options]
-    assert main([*command, "--chunk-length", str(LENGTH)]) == 0
+    assert main(command) == 0
     with h5py.File(path) as file:
         for number, episode in enumerate(map(read_episode, RenderedDataset(data).paths)):
             assert episode.attributes["control_mode"] == "pd_ee_delta_pose"

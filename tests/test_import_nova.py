@@ -108,9 +108,7 @@ def test_the_printed_commands_lead_from_the_released_folder_to_a_policy(
     assert run(released, Path("par"), "--instructions", TASKS["PushCube"].instruction) == 0
     printed = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  par-agent ")]
     assert [words[0] for words in printed] == ["render", "finetune"]
-    assert " ".join(printed[0]).startswith(
-        "render --trajectory FILE.h5 --crop 0 128 512 256 --size 64 32 --chunk-length 4"
-    )
+    assert " ".join(printed[0]).startswith("render --trajectory FILE.h5 --crop 0 128 512 256 --size 64 32 --stride 4")
     record(tmp_path / "FILE.h5", "PushCube-v1", (9, 9, 9), {})
     printed[1][printed[1].index("cuda")] = "cpu"
     assert main([*printed[0], "--workers", "1", "--include-failures"]) == 0

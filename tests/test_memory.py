@@ -31,7 +31,7 @@ def write_dataset(folder: Path, episodes: int) -> Path:
         episode = Episode({"render_camera": frames}, steps, positions, positions[1:, :8], attributes)
         write_episode(folder / "episodes" / f"episode_{number:06d}.h5", episode)
     write_json(folder / "spec.json", RenderSpec("PushCube-v1", "demos.h5", episodes, "push", stride=4).to_json())
-    summary = {"num_episodes": episodes, "num_frames": 4 * episodes, "statistics": {"actions": {}}}
+    summary = {"num_episodes": episodes, "actions": True, "extra": {}, "image_sizes": {}}
     write_json(folder / "dataset.json", summary)
     return folder
 

@@ -225,7 +225,7 @@ def test_bad_options_are_refused(data, tmp_path, fields, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_device_is_refused(data, tmp_path):
-    with pytest.raises(UserError, match="no CUDA device"):
+    with pytest.raises(UserError, match="device 'cuda' cannot be used"):
         options(data, tmp_path, device="cuda")
 
 

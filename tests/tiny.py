@@ -140,8 +140,8 @@ def tiny_dataset(
         totals["steps"] += steps
     spec = RenderSpec("PushCube-v1", "demos.h5", episodes, "push cube", crop=(4, 8, 16, 16), stride=stride)
     write_json(folder / "spec.json", spec.to_json())
-    statistics = {"actions": {}} if actions else {}
-    summary = {"num_episodes": episodes, "num_frames": totals["frames"], "statistics": statistics}
+    summary = {"num_episodes": episodes, "num_frames": totals["frames"], "actions": actions}
+    summary |= {"extra": {}, "image_sizes": {}}
     write_json(folder / "dataset.json", summary)
     return folder
 

@@ -10,7 +10,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from par_agent.utils.checked import Checked
@@ -65,14 +64,12 @@ def find_python() -> list[Finding]:
 
 def find_packages() -> list[Finding]:
     """Versions of the packages that matter most."""
-    findings = []
-    for package in PACKAGES:
-        version = installed_version(package)
-        findings.append(Finding(package, version or "not installed", "" if version else SETUP))
-    for package in OPTIONAL_PACKAGES:
-        if version := installed_version(package):
-            findings.append(Finding(package, version))
-    return findings
+    versions = {package: installed_version(package) for package in (*PACKAGES, *OPTIONAL_PACKAGES)}
+    return [
+        Finding(package, version or "not installed", "" if version else SETUP)
+        for package, version in versions.items()
+        if version or package in PACKAGES
+    ]
 
 
 def check_planner(numpy_version: str | None, mplib_version: str | None) -> list[Finding]:
@@ -106,21 +103,17 @@ def find_renderer() -> list[Finding]:
     return [Finding("renderer", f"none: {lines[-1]}", f"{SETUP} (installs Mesa's software Vulkan driver, or says how)")]
 
 
-def find_git() -> list[Finding]:
-    """The git program, without which ManiSkill cannot be imported."""
+def find_programs() -> list[Finding]:
+    """git, without which ManiSkill cannot be imported, and the ffmpeg that writes videos."""
     git = shutil.which("git")
-    return [Finding("git", git or "not found, and ManiSkill does not import without it", "" if git else SETUP)]
-
-
-def find_ffmpeg() -> list[Finding]:
-    """The ffmpeg that writes videos."""
-    fix = f"{sys.executable} -m pip install 'imageio[ffmpeg]'"
+    found = [Finding("git", git or "not found, and ManiSkill does not import without it", "" if git else SETUP)]
     try:
         import imageio_ffmpeg
 
-        return [Finding("ffmpeg", f"{imageio_ffmpeg.get_ffmpeg_version()} ({imageio_ffmpeg.get_ffmpeg_exe()})")]
+        ffmpeg = Finding("ffmpeg", f"{imageio_ffmpeg.get_ffmpeg_version()} ({imageio_ffmpeg.get_ffmpeg_exe()})")
     except (ImportError, RuntimeError) as error:
-        return [Finding("ffmpeg", f"none: {error}", fix)]
+        ffmpeg = Finding("ffmpeg", f"none: {error}", f"{sys.executable} -m pip install 'imageio[ffmpeg]'")
+    return [*found, ffmpeg]
 
 
 def check_torchvision() -> list[Finding]:
@@ -138,17 +131,9 @@ def check_torchvision() -> list[Finding]:
 
 def examine() -> list[Finding]:
     """Everything the doctor looks at, in the order of the report."""
-    parts: list[Callable[[], list[Finding]]] = [
-        find_python,
-        find_packages,
-        lambda: check_planner(installed_version("numpy"), installed_version("mplib")),
-        check_torchvision,
-        find_devices,
-        find_git,
-        find_renderer,
-        find_ffmpeg,
-    ]
-    return [finding for part in parts for finding in part()]
+    planner = check_planner(installed_version("numpy"), installed_version("mplib"))
+    before = [*find_python(), *find_packages(), *planner, *check_torchvision()]
+    return [*before, *find_devices(), *find_renderer(), *find_programs()]
 
 
 def report(findings: list[Finding]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from par_agent.data.episodes import RenderedDataset
 from par_agent.errors import UserError
-from par_agent.tasks import TASKS, TRACKS
+from par_agent.tasks import TASKS, TRACKS, find_task
 from par_agent.training.finetune import FinetuneConfig, finetune
 from par_agent.training.loop import Rollouts
 from par_agent.utils.files import writing
@@ -63,10 +63,9 @@ def make_rollouts(config: FinetuneConfig) -> Rollouts:
 def _task_of(folder: Path) -> str:
     """Name of the task that a dataset's episodes are of."""
     env_id = RenderedDataset(folder).spec["env_id"]
-    for name, spec in TASKS.items():
-        if spec.env_id == env_id:
-            return name
-    raise UserError(f"{folder} holds episodes of {env_id}, which --rollout-every cannot evaluate; leave it out")
+    if (task := find_task(env_id)) is None:
+        raise UserError(f"{folder} holds episodes of {env_id}, which --rollout-every cannot evaluate; leave it out")
+    return task.name
 
 
 def _track_of(camera: str, tasks: tuple[str, ...]) -> str:

@@ -93,7 +93,7 @@ def next_commands(config: ImportNovaConfig, nova: NOVA, encoder: FrameEncoder) -
     scale = min(whole / side for whole, side in zip(image, size, strict=True))
     cut = [int(side * scale) for side in size]
     top, left = ((whole - side) // 2 for whole, side in zip(image, cut, strict=True))
-    chunk = f" --chunk-length {config.chunk_length} --stride {config.chunk_length}" if config.chunk_length != 8 else ""
+    chunk = f" --stride {config.chunk_length}" if config.chunk_length != 8 else ""
     return [
         f"  par-agent render --trajectory FILE.h5 --crop {top} {left} {cut[0]} {cut[1]} --size {size[0]} {size[1]}"
         f"{chunk} --out data/rendered/NAME",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from par_agent.data.render_spec import ADDED_FIELDS, RenderSpec, wordings
+from par_agent.data.render_spec import RenderSpec, wordings
 from par_agent.data.rendering import (
     RenderJob,
     RenderWork,
@@ -77,8 +77,6 @@ class RenderConfig(Checked):
     extra: tuple[str, ...] = ()
     """Entries of ManiSkill's obs["extra"] that the policy is to read beside the joint positions, for example goal_pos;
     those that the task has are stored. What tells of contacts (is_grasped) is right in recorded images only."""
-    chunk_length: Length = 8
-    """Actions per chunk (L); only recorded with the dataset, so that training can check it."""
     stride: Length = 8
     """Control steps between stored frames; the chunk length, or a divisor of it for more starting points."""
     phase: NonNegative = 0
@@ -151,7 +149,6 @@ class RenderConfig(Checked):
             cameras=self.cameras,
             crop=self.crop,
             size=self.size,
-            chunk_length=self.chunk_length,
             stride=self.stride,
             phase=self.phase,
             first_seed=self.first_seed,
@@ -187,7 +184,7 @@ def main(config: RenderConfig) -> int:
         deferred_interrupts(),
         writing(out),
         only_process(out / ".lock", f"renders into {out}", within=out),
-        claimed_folder(settings, spec.to_json(), begun=lambda: has_episodes(out), defaults=ADDED_FIELDS),
+        claimed_folder(settings, spec.to_json(), begun=lambda: has_episodes(out)),
     ):
         try:
             _render_missing(spec, out, config.workers, config.cluster)

@@ -4,7 +4,7 @@
 
     dataset/
       spec.json                    what was asked for (a RenderSpec); written first, compared when rendering resumes
-      dataset.json                 summary and normalisation statistics; written last: without it, it is unfinished
+      dataset.json                 counts, sizes; written last: without it, it is unfinished
       episodes/episode_000000.h5   attributes: instruction (or several wordings of it), env_id, seed, source,
                                    source_episode, control_mode, and image_size.<camera>, "512x512" for example: height
                                    and width of the camera's whole image, of which the frames are cut
@@ -53,16 +53,13 @@ class Attributes(_Seed, total=False):
     control_mode: str
 
 
-class _Count(TypedDict):
-    num_episodes: int
-
-
-class _Summary(_Count, total=False):
+class _Summary(TypedDict):
     """What is read of dataset.json."""
 
-    image_sizes: dict[str, tuple[int, int]]
+    num_episodes: int
+    actions: bool
     extra: dict[str, int]
-    statistics: dict[str, dict[str, tuple[float, ...]]]
+    image_sizes: dict[str, tuple[int, int]]
 
 
 IMAGES = (None, None, None, 3)
@@ -240,7 +237,7 @@ class RenderedDataset:
         skip_corrupt: reads every episode once, frames included, and leaves out those that are damaged.
 
     Raises:
-        UserError: the folder does not exist, is unfinished, or lacks (intact) episodes or statistics.
+        UserError: the folder does not exist, is unfinished, or lacks (intact) episodes.
     """
 
     def __init__(self, folder: Path | str, *, skip_corrupt: bool = False) -> None:
@@ -260,8 +257,6 @@ class RenderedDataset:
             )
         if not self.paths:
             raise UserError(f"{self.folder} holds no episodes; render a trajectory file with at least one")
-        if "statistics" not in self.summary:
-            raise UserError(f"{self.folder}/dataset.json lacks its normalisation statistics; render the dataset again")
         self.skipped: list[Path] = self._damaged() if skip_corrupt else []
         """Files left out because they are damaged."""
         self.paths = [path for path in self.paths if path not in self.skipped]
@@ -301,21 +296,7 @@ class RenderedDataset:
             return f"it holds the extra observations {sorted(episode.extra)}; the dataset's are {self.extra}"
         if episode.attributes.get("env_id", self._spec.env_id) != self._spec.env_id:
             return f"it is of {episode.attributes['env_id']}; the dataset is of {self._spec.env_id}"
-        arrays = {"proprioception": episode.proprioception, "actions": episode.actions}
-        faults = (self._out_of_range(name, values) for name, values in arrays.items() if values is not None)
-        return next(filter(None, faults), None)
-
-    def _out_of_range(self, name: str, values: np.ndarray) -> str | None:
-        """What is said of rows that dataset.json was not made of; None: they may be its own."""
-        found = self.summary["statistics"].get(name, {})
-        if not {"min", "max"} <= set(found):
-            return None
-        low, high = np.array(found["min"]), np.array(found["max"])
-        if low.shape != high.shape or low.shape != values.shape[1:]:
-            return f"{values.shape[1]} numbers in a row of {name}; dataset.json has statistics of {len(low)}"
-        slack = 1e-6 * np.maximum(1, np.maximum(abs(low), abs(high)))
-        outside = ((values < low - slack) | (values > high + slack)).any(1)
-        return f"row {outside.argmax()} of {name} lies outside of what dataset.json says" if outside.any() else None
+        return None
 
     def _damaged(self) -> list[Path]:
         """Those files that cannot be read to their end; each is reported."""
@@ -335,19 +316,19 @@ class RenderedDataset:
         return tuple(self.spec["cameras"])
 
     def image_size(self, camera: str) -> tuple[int, int] | None:
-        """Height and width of a camera's whole image, of which the frames are cut; None in older datasets."""
-        size = self.summary.get("image_sizes", {}).get(camera)
+        """Height and width of a camera's whole image, of which the frames are cut; None where that is not known."""
+        size = self.summary["image_sizes"].get(camera)
         return None if size is None else (size[0], size[1])
 
     @property
     def extra(self) -> dict[str, int]:
         """Extra observations by name, and how many numbers each has."""
-        return dict(self.summary.get("extra", {}))
+        return dict(self.summary["extra"])
 
     @property
     def has_actions(self) -> bool:
         """False for action-free video."""
-        return "actions" in self.summary["statistics"]
+        return self.summary["actions"]
 
     def __len__(self) -> int:
         return len(self.paths)

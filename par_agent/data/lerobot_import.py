@@ -17,7 +17,6 @@ from par_agent.data import lerobot
 from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, write_episode
 from par_agent.data.lerobot_frames import CameraFrames
 from par_agent.data.lerobot_plan import ImportPlan, read_rows
-from par_agent.data.render_spec import ADDED_FIELDS
 from par_agent.data.rendering import episode_path, has_episodes, summarise
 from par_agent.errors import UserError
 from par_agent.policy.transforms import crop_and_resize
@@ -46,7 +45,7 @@ def import_lerobot(plan: ImportPlan, out: Path) -> int:
         deferred_interrupts() as interrupts,
         writing(out),
         only_process(out / ".lock", f"writes into {out}", within=out),
-        claimed_folder(out / "spec.json", plan.spec.to_json(), begun=begun, defaults=ADDED_FIELDS),
+        claimed_folder(out / "spec.json", plan.spec.to_json(), begun=begun),
         claimed_folder(out / "import.json", settings, begun=begun),
         contextlib.ExitStack() as stack,
     ):

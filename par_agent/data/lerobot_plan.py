@@ -242,7 +242,6 @@ def _spec(
         cameras=tuple(keys.cameras),
         crop=request.crop,
         size=request.size,
-        chunk_length=stride,
         stride=stride,
         source_episodes=None if all_taken else format_numbers(taken),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from par_agent.data.trajectory import StateDict
 from par_agent.errors import UserError
+from par_agent.simulation.environment import open_environment
 
 CHOSEN_ANEW = (
     *("obs_mode", "render_mode", "reward_mode", "num_envs", "parallel_in_single_scene"),
@@ -26,17 +27,14 @@ def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, An
     """
     os.environ.setdefault("LP_NUM_THREADS", "1")
     import gymnasium
-    import mani_skill.envs  # noqa: F401  registers the environments
-    from mani_skill.utils.logging_utils import logger
 
-    logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
     if ":" in env_id:  # Gymnasium would import what stands before it
         raise UserError(f"the trajectory file's JSON names the environment {env_id!r}; expected a plain name")
     options = {name: value for name, value in recorded.items() if name not in CHOSEN_ANEW}
     for cameras in ("sensor_configs", "human_render_camera_configs"):
         options[cameras] = {**_without_shaders(options.get(cameras) or {}), "shader_pack": SHADER}
     try:
-        return gymnasium.make(
+        return open_environment(
             env_id,
             obs_mode=obs_mode,
             render_mode="rgb_array",

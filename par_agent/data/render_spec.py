@@ -29,8 +29,6 @@ class RenderSpec:
     """Top, left, height and width in pixels of the rendered image; None keeps all of it."""
     size: tuple[int, int] | None = None
     """Height and width of the stored frames; None keeps the crop's."""
-    chunk_length: int = 8
-    """Control steps from one stored frame's chunk to the next (``L``)."""
     stride: int = 8
     """Control steps between stored frames."""
     phase: int = 0
@@ -49,9 +47,8 @@ class RenderSpec:
     def __post_init__(self) -> None:
         if self.num_episodes < 1:
             raise UserError(f"num_episodes is {self.num_episodes}; it must be at least 1")
-        for name in ("chunk_length", "stride"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.stride < 1:
+            raise UserError(f"stride is {self.stride}; it must be at least 1")
         for name in ("first_seed", "motion_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
@@ -98,13 +95,9 @@ class RenderSpec:
             UserError: fields are missing, unknown, of another type or out of range.
         """
         try:
-            return build(cls, content, ADDED_FIELDS)
+            return build(cls, content, ())
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
-
-
-ADDED_FIELDS = {"recorded": False, "extra": [], "source_episodes": None}
-"""Fields that the specs of older versions lack, and what these meant."""
 
 
 def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:

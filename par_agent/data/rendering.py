@@ -11,7 +11,6 @@ import numpy as np
 from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, read_episode, write_episode
 from par_agent.data.recorded_environment import check_states, make_recorded_environment
 from par_agent.data.render_spec import RenderSpec
-from par_agent.data.statistics import RunningStatistics
 from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.jobs.local import DoJob, Report
@@ -243,38 +242,25 @@ def episode_renderer(work: RenderWork, folder: Path) -> DoJob:
 
 
 def summarise(folder: Path) -> dict[str, Any]:
-    """Counts and normalisation statistics over the episodes that a folder holds (the content of dataset.json).
+    """What the episodes that a folder holds have in common, and their counts (the content of dataset.json).
 
-    ``statistics`` holds mean, standard deviation, minimum and maximum over all control steps of ``proprioception`` (P
-    numbers each) and, unless the episodes are action-free, of ``actions`` (A numbers each).
+    Raises:
+        UserError: they are of images of different sizes.
     """
-    totals = {"frames": 0, "steps": 0}
-    statistics = {name: RunningStatistics() for name in ("proprioception", "actions")}
-    extra: dict[str, int] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    paths = sorted((folder / "episodes").glob("episode_*.h5"))
-    for path in paths:
+    summary: dict[str, Any] = {"num_episodes": 0, "num_frames": 0, "num_steps": 0}
+    summary |= {"actions": False, "extra": {}, "image_sizes": {}}
+    sizes: dict[str, tuple[int, int]] = summary["image_sizes"]
+    for path in sorted((folder / "episodes").glob("episode_*.h5")):
         episode = read_episode(path, frames=False)
-        totals["frames"] += len(episode.frame_steps)
-        totals["steps"] += len(episode.proprioception) - 1
-        statistics["proprioception"].add(episode.proprioception)
-        extra.update({name: values.shape[1] for name, values in episode.extra.items()})
+        summary["num_episodes"] += 1
+        summary["num_frames"] += len(episode.frame_steps)
+        summary["num_steps"] += len(episode.proprioception) - 1
+        summary["actions"] |= episode.actions is not None
+        summary["extra"] |= {name: values.shape[1] for name, values in episode.extra.items()}
         for camera, size in episode.image_sizes.items():
             if sizes.setdefault(camera, size) != size:
                 raise UserError(
                     f"{path}: images of {camera} were {size[0]}x{size[1]}, those of earlier episodes "
                     f"{sizes[camera][0]}x{sizes[camera][1]}: make a dataset of each"
                 )
-        if episode.actions is not None:
-            statistics["actions"].add(np.asarray(episode.actions))
-    if not statistics["actions"].count:
-        del statistics["actions"]
-    return {
-        "format_version": 1,
-        "num_episodes": len(paths),
-        "num_frames": totals["frames"],
-        "num_steps": totals["steps"],
-        **({"extra": extra} if extra else {}),
-        "image_sizes": sizes,
-        "statistics": {name: value.result() for name, value in statistics.items()},
-    }
+    return summary

@@ -68,6 +68,16 @@ def check_backend(backend: str, specs: Sequence[TaskSpec]) -> None:
         raise UserError("--backend gpu needs an NVIDIA GPU, and torch finds none; use --backend cpu")
 
 
+def open_environment(env_id: str, **options: Any) -> Any:
+    """ManiSkill's environment as ``gym.make`` gives it, without the warnings about this machine."""
+    import gymnasium as gym
+    import mani_skill.envs  # noqa: F401  (registers ManiSkill's environments)
+    from mani_skill.utils.logging_utils import logger
+
+    logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
+    return gym.make(env_id, **options)
+
+
 def make_simulation(
     spec: TaskSpec,
     *,
@@ -91,7 +101,6 @@ def make_simulation(
         UserError: no such environment or controller, or a package that the task needs is missing.
     """
     import gymnasium as gym
-    import mani_skill.envs  # noqa: F401  (registers ManiSkill's environments)
 
     made: dict[str, Any] = {
         "num_envs": num_envs,
@@ -104,14 +113,13 @@ def make_simulation(
         **BACKENDS[backend],
     }
     try:
-        env = gym.make(spec.env_id, **(made | options))
+        return open_environment(spec.env_id, **(made | options))
     except (gym.error.UnregisteredEnv, gym.error.NameNotFound) as error:
         raise UserError(f"task {spec.name}: environment {spec.env_id!r} is not registered ({error})") from None
     except ImportError as error:
         raise UserError(f"task {spec.name} needs a package that is not installed: {error}") from None
     except (KeyError, AttributeError, AssertionError) as error:
         raise UserError(f"task {spec.name}: {spec.env_id} cannot be made as the task says: {error!r}") from error
-    return env
 
 
 def make_env(

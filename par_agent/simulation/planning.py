@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 
 from par_agent.errors import UserError
 from par_agent.jobs.local import UNFINISHED, DoJob, Report
+from par_agent.simulation.environment import open_environment
 from par_agent.utils.files import read_object
 from par_agent.utils.hdf5 import file_image, open_in_memory
 
@@ -84,15 +85,12 @@ def make_part(env_id: str, first: int, parts: Path, report: Report) -> Path:
     Args:
         report: called with the number of control steps of every success.
     """
-    import gymnasium as gym
-    from mani_skill.utils.logging_utils import logger
     from mani_skill.utils.wrappers.record import RecordEpisode
 
-    logger.setLevel("ERROR")  # it warns of missing CUDA and of not being a git checkout
     unfinished = parts / f"{UNFINISHED}{first:08d}"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        env = gym.make(
+        env = open_environment(
             env_id, obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", sim_backend="physx_cpu"
         )
     except RuntimeError as error:

@@ -31,7 +31,7 @@ from par_agent.utils.checked import (
     option_hints,
     option_values,
 )
-from par_agent.utils.device import computes_bfloat16
+from par_agent.utils.device import computes_bfloat16, usable_device
 from par_agent.utils.files import claimed_folder, only_process, read_json
 
 SMALL_MODEL: dict[str, float] = {"learning_rate": 1e-3, "batch_size": 32, "accumulation": 1}
@@ -141,11 +141,10 @@ class TrainingConfig(Checked):
                 object.__setattr__(self, name, default)
         super().__post_init__()
         if self.device == "cuda":
-            import torch
-
-            if not torch.cuda.is_available():
-                raise UserError("device is cuda, but PyTorch finds no CUDA device here; use --device cpu")
+            usable_device(self.device)
             if self.precision in ("tf32", "bfloat16") and not computes_bfloat16():
+                import torch
+
                 raise UserError(
                     f"precision is {self.precision}, in which {torch.cuda.get_device_name()} does not compute: leave "
                     "--precision out, or give float32"

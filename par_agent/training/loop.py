@@ -45,6 +45,7 @@ from par_agent.training.trainable import merged, save_adapter
 from par_agent.training.validation import predict_episode, validate
 from par_agent.utils.files import naming
 from par_agent.utils.interrupts import Interrupted, Interrupts, deferred_interrupts
+from par_agent.utils.json_fields import build
 
 EXPLOSION_FACTOR = 100.0
 """A loss of this many times the running mean ends the run before the step is made."""
@@ -141,7 +142,7 @@ class TrainingLoop(abc.ABC):
             return
         state = load_training_state(found, self.weights(), self.optimizer)
         with naming(found / "state.json"):
-            self.progress = Progress.from_json(state)
+            self.progress = build(Progress, state, ())
         self.accelerator.print(f"resumed from {found}")
 
     def run(self) -> None:

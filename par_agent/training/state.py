@@ -4,7 +4,7 @@
 
     training_states/step_00001200/
       model.safetensors  ema.safetensors     weights; only the trained ones where others are frozen
-      optimizer.safetensors                  AdamW's moments, by parameter number
+      optimizer.safetensors                  AdamW's moments, by parameter name
       state.json                             step and what else the loop needs
 
 Tensors that FSDP shards over processes are written whole, so that any number of processes can go on with them.
@@ -31,6 +31,7 @@ class _State(TypedDict):
     """What state.json holds at least."""
 
     step: int
+    moments: list[str]
 
 
 def save_training_state(
@@ -68,8 +69,8 @@ def save_training_state(
         temporary.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             write_tensors(temporary / f"{name}.safetensors", tensors)
-        numbers = sorted({int(name.partition(".")[0]) for name in files["optimizer"]})
-        write_json(temporary / "state.json", {"step": step, **state, "moments": numbers})
+        moments = sorted({name.rpartition(".")[0] for name in files["optimizer"]})
+        write_json(temporary / "state.json", {"step": step, **state, "moments": moments})
         if final.exists():
             _remove(final)
         os.replace(temporary, final)
@@ -119,7 +120,7 @@ def load_training_state(
         state: dict[str, Any] = {**read_object(path / "state.json", _State)}
         found = {name: read_tensors(path / f"{name}.safetensors") for name in weights}
         moments = read_tensors(path / "optimizer.safetensors")
-        expected = {**weights, "optimizer": _expected_moments(optimizer, moments, state)}
+        expected = {**weights, "optimizer": _expected_moments(optimizer, state)}
         for name, tensors in {**found, "optimizer": moments}.items():
             if faults := tensor_faults(tensors, expected[name], exact=True):
                 raise UserError(f"{name}.safetensors does not fit the run:\n{faults}")
@@ -134,7 +135,7 @@ def load_training_state(
     for name, own in weights.items():
         _fill(own, found[name])
     _restore_optimizer(optimizer, moments)
-    state.pop("moments", None)
+    del state["moments"]
     return state
 
 
@@ -145,10 +146,8 @@ def _check_state(state: dict[str, Any], path: Path) -> None:
     for name, value in state.items():
         if isinstance(value, float | int) and not (isinstance(value, bool) or math.isfinite(value)):
             raise UserError(f"{name} in state.json is {value}")
-    for name in ("batches", "seconds", "processor_seconds", "loss"):
-        value = state.get(name, 0)
-        if value is not None and (not isinstance(value, float | int) or value < 0):
-            raise UserError(f"{name} in state.json is {value!r}; expected a number of at least 0")
+        if name != "best" and isinstance(value, float | int) and value < 0:
+            raise UserError(f"{name} in state.json is {value}; it must be 0 or more")
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -180,41 +179,39 @@ def _fill(tensors: Mapping[str, Tensor], values: dict[str, Tensor]) -> None:
         tensor.copy_(_sharded_like(values[name], tensor))
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def _parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The parameters of :func:`par_agent.training.optimisation.make_optimizer`, by name."""
+    named = (zip(group["names"], group["params"], strict=True) for group in optimizer.param_groups)
+    return {name: parameter for group in named for name, parameter in group}
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{number}.{name}": torch.as_tensor(value)
-        for number, parameter in enumerate(_parameters(optimizer))
-        for name, value in optimizer.state.get(parameter, {}).items()
+        f"{name}.{kind}": torch.as_tensor(value)
+        for name, parameter in _parameters(optimizer).items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _expected_moments(
-    optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor], state: dict[str, Any]
-) -> dict[str, Tensor]:
-    """Moments of the parameters that had some when it was written; by its own tensors, if it is older."""
-    told = state.get("moments")
-    numbers = told if isinstance(told, list) else sorted({name.partition(".")[0] for name in found})
-    scalar, parameters = torch.zeros(()), dict(enumerate(_parameters(optimizer)))
+def _expected_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Tensor]:
+    """Tensors like the moments of the parameters that had some when the state was written."""
+    scalar, parameters = torch.zeros(()), _parameters(optimizer)
     return {
-        f"{number}.{kind}": scalar if kind == "step" else parameters[int(number)]
-        for number in numbers
-        if str(number).isdecimal() and int(number) in parameters
+        f"{name}.{kind}": scalar if kind == "step" else parameters[name]
+        for name in state["moments"]
+        if name in parameters
         for kind in ("step", "exp_avg", "exp_avg_sq")
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
     parameters = _parameters(optimizer)
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        parameter = parameters[int(number)]
-        if name != "step":
+    for key, value in moments.items():
+        name, _, kind = key.rpartition(".")
+        parameter = parameters[name]
+        if kind != "step":
             value = _sharded_like(value.contiguous(memory_format=_layout(parameter)), parameter)
-        optimizer.state[parameter][name] = value
+        optimizer.state[parameter][kind] = value
 
 
 def _layout(parameter: Tensor) -> torch.memory_format:

@@ -22,7 +22,7 @@ from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_pixels
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
 from par_agent.training.state import latest_training_state, load_training_state, save_training_state, saved_steps
 from par_agent.utils.checked import Checked, Count, Minutes, NonNegative, Pixels, Range, Seed, Size, Strength
-from par_agent.utils.device import moved
+from par_agent.utils.device import moved, usable_device
 from par_agent.utils.files import atomic_path, claimed_folder, only_process
 from par_agent.utils.hdf5 import HDF5Reader
 from par_agent.utils.image_quality import psnr, psnr_of_error
@@ -67,8 +67,7 @@ class VAETraining(Checked):
         super().__post_init__()
         if self.patch % self.model.stride:
             raise UserError(f"patch is {self.patch}; it must be a multiple of the VAE's stride, {self.model.stride}")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"device is {self.device}, but PyTorch finds no CUDA device here; use --device cpu")
+        usable_device(self.device)
 
 
 class FrameSampler:

@@ -258,7 +258,6 @@ def claimed_folder(
     *,
     begun: Callable[[], bool],
     free: tuple[str, ...] = (),
-    defaults: dict[str, Any] | None = None,
 ) -> Iterator[None]:
     """Writes the settings that a folder's content depends on, or checks that it was begun with the same ones.
 
@@ -269,7 +268,6 @@ def claimed_folder(
         wanted: this run's settings: JSON types, tuples and paths.
         begun: whether the folder holds any content yet; before that, other settings replace the old ones.
         free: names of settings that may change.
-        defaults: values of settings that a file of an older version may lack.
 
     Raises:
         UserError: the folder was begun with other settings.
@@ -277,7 +275,7 @@ def claimed_folder(
     wanted = json.loads(json.dumps(wanted, default=str))
     older = settings.read_bytes() if settings.exists() else None
     if begun() and older is not None:
-        found = {**(defaults or {}), **read_object(settings)}
+        found = read_object(settings)
         differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
         if differing:
             details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)
