@@ -276,7 +276,7 @@ def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpo
 
 
 def test_weights_that_explode_stop_the_training(config: FinetuneConfig) -> None:
-    with pytest.raises(UserError, match=r"broke down at step \d+: .*episodes data/episode_0000.*checkpoint is intact"):
+    with pytest.raises(UserError, match=r"broke down at step \d+: .*episodes data/episode_00.*state is intact"):
         finetune(with_options(config, learning_rate=100.0, clip=1e9, steps=30, warmup=1))
 
 
