@@ -23,7 +23,6 @@ from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.tasks import BUNDLED, PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
 from par_agent.utils.checked import Checked, ClusterAddress, Count, Length, NonNegative, Range, Seed, SmallCount
-from par_agent.utils.references import search_folder
 from par_agent.utils.strict_json import parse_options
 from par_agent.vla_eval.client import PREFIX
 
@@ -156,7 +155,6 @@ def _first_result(record: Record) -> str:
 
 def main(config: BenchmarkConfig) -> int:
     """Runs the benchmark; returns the exit status."""
-    search_folder(os.getcwd())
     console = Console()
     run = BenchmarkRun(run_config(config))
     console.print(f"rollouts: {run.info.total}, {run.config.protocol_label}; results: {run.folder}", highlight=False)

@@ -121,9 +121,6 @@ def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, plan: int) ->
         path: the file.
         layer: counted from 1.
         plan: number of the plan, counted from 0; beyond the last: the last.
-
-    Raises:
-        OSError: the disk is full or not writable.
     """
     step = rollout.plan_steps[min(plan, len(rollout.plan_steps) - 1)]
     maps = rollout.maps[step]
@@ -159,9 +156,6 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
         path: the file.
         layer: counted from 1; None: the mean over layers.
         head: counted from 1; None: the mean over heads.
-
-    Raises:
-        OSError: the disk is full or not writable.
     """
     steps = rollout.plan_steps
     chosen = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(MOMENTS, len(steps)))})

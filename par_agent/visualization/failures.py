@@ -190,9 +190,6 @@ def draw_failure(failure: Failure, trace: ObjectTrace, images: dict[int, np.ndar
         trace: its object.
         images: (H, W, 3) uint8 by control step.
         path: the file.
-
-    Raises:
-        OSError: the disk is full or not writable.
     """
     steps = sorted(images)
     chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(COLUMNS, len(steps)))]
@@ -245,11 +242,7 @@ def count_causes(failures: list[Failure]) -> dict[str, Counter[str]]:
 
 
 def write_section(run: FailedRun, failures: list[Failure]) -> None:
-    """Writes section.html and puts it into report.html, where there is one.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
+    """Writes section.html and puts it into report.html, where there is one."""
     import jinja2
 
     templates = jinja2.Environment(
@@ -269,11 +262,7 @@ def write_section(run: FailedRun, failures: list[Failure]) -> None:
     if not report.exists():
         return
     page = report.read_text(encoding="utf-8")
-    if BEGIN in page:
-        before, rest = page.split(BEGIN, 1)
-        after = rest.split(END, 1)[1]
-    else:  # a report of an earlier version
-        before, heading, after = page.rpartition("<h2>Provenance</h2>")
-        after = heading + after
+    before, _, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
     with atomic_path(report) as temporary:
         temporary.write_text(before + BEGIN + section + END + after, encoding="utf-8")

@@ -19,11 +19,7 @@ COLUMNS = 8
 
 
 def draw_rollouts(rollouts: list[Rollout], path: Path) -> None:
-    """Writes a PNG: for every rollout its predicted frames above those executed.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
+    """Writes a PNG: for every rollout its predicted frames above those executed."""
     figure = new_figure(1.3 * COLUMNS + 0.5, 3.05 * len(rollouts), dpi=100)
     blocks: Any = figure.subfigures(len(rollouts), 1, squeeze=False)
     for block, rollout in zip(blocks[:, 0], rollouts, strict=True):
@@ -48,7 +44,6 @@ def draw_one_failure(session: RolloutSession, state: int, path: Path) -> None:
 
     Raises:
         UserError: the rollout succeeded, or there are no rules for the task.
-        OSError: the disk is full or not writable.
     """
     _, record, draw = examine(session, state, (0,))
     if record["success_once"]:
@@ -57,11 +52,7 @@ def draw_one_failure(session: RolloutSession, state: int, path: Path) -> None:
 
 
 def compress(path: Path, width: int = 1000) -> None:
-    """Writes a PNG anew with so many pixels in a row and a palette of 256 colours: several times smaller.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
+    """Writes a PNG anew with so many pixels in a row and a palette of 256 colours: several times smaller."""
     from PIL import Image
 
     buffer = io.BytesIO()

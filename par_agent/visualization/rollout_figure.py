@@ -60,11 +60,7 @@ def moments(rollout: Rollout, count: int = COLUMNS) -> list[Moment]:
 
 
 def draw_strip(rollout: Rollout, path: Path) -> None:
-    """Writes the PNG.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
+    """Writes the PNG."""
     shown = moments(rollout)
     figure = new_figure(max(1.62 * len(shown) + 0.5, 9.0), 8.6)
     parts: Any = figure.subfigures(3, 1, height_ratios=[0.3, 5.6, 2.7])
