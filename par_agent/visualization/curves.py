@@ -11,6 +11,7 @@ from par_agent.visualization.style import EXECUTED, IMAGINED, LINE, PREDICTED, S
 
 COLUMNS = 4
 """Action curves side by side."""
+_IMAGINED: Any = {"color": IMAGINED, "linewidth": 1.2, "linestyle": (0, (3, 1.5))}
 
 
 def draw_curves(block: Any, rollout: Rollout) -> list[Any]:
@@ -24,7 +25,7 @@ def draw_curves(block: Any, rollout: Rollout) -> list[Any]:
         axis = block.add_subplot(grid[number // COLUMNS, number % COLUMNS])
         steps = np.arange(1, rollout.steps + 1)
         axis.plot(steps, executed[:, number], color=EXECUTED, linewidth=1.4)
-        axis.plot(steps[: len(imagined)], imagined[:, number], color=IMAGINED, linewidth=1.2, linestyle=(0, (3, 1.5)))
+        axis.plot(steps[: len(imagined)], imagined[:, number], **_IMAGINED)
         clean_axis(axis, name)
         axes.append(axis)
     half = max(1, rows // 2)
@@ -43,8 +44,8 @@ def legend(figure: Any) -> None:
     from matplotlib.lines import Line2D
 
     handles: Any = [
-        Line2D([], [], color=EXECUTED, label="executed (planned)"),
-        Line2D([], [], color=IMAGINED, linestyle=(0, (3, 1.5)), label="imagined at the start"),
+        Line2D([], [], color=EXECUTED, label="executed"),
+        Line2D([], [], **_IMAGINED, label="imagined at the start"),
         Line2D([], [], color=PREDICTED, label="predicted a chunk before"),
         Line2D([], [], color=SOFT, linestyle=":", label="frame a chunk before"),
     ]
@@ -60,9 +61,7 @@ def _draw_psnr(axis: Any, rollout: Rollout) -> Any:
     axis.plot(steps, [found["still_psnr_db"][i][0] for i in scored], color=SOFT, linestyle=":", linewidth=1.2)
     axis.plot(steps, [found["psnr_db"][i][0] for i in scored], color=PREDICTED, linewidth=1.4)
     start = found["psnr_db"][0]
-    axis.plot(
-        [length * (k + 1) for k in range(len(start))], start, color=IMAGINED, linewidth=1.2, linestyle=(0, (3, 1.5))
-    )
+    axis.plot([length * (k + 1) for k in range(len(start))], start, **_IMAGINED)
     clean_axis(axis, "PSNR of frames, dB")
     axis.tick_params(labelbottom=False)
     return axis
@@ -77,9 +76,7 @@ def _draw_path(axis: Any, rollout: Rollout) -> Any:
         axis.plot(*zip(*planned, strict=True), color=PREDICTED, linewidth=1.4)
     imagined = rollout.start_path.reshape(-1, 3)[: rollout.steps]
     distance = 100 * np.linalg.norm(imagined - rollout.path[1 : len(imagined) + 1], axis=1)
-    axis.plot(
-        np.arange(1, len(distance) + 1), distance, color=IMAGINED, linewidth=1.2, linestyle=(0, (3, 1.5)), zorder=1
-    )
+    axis.plot(np.arange(1, len(distance) + 1), distance, **_IMAGINED, zorder=1)
     clean_axis(axis, "end effector off by, cm")
     axis.set_ylim(bottom=0)
     axis.axhline(0, color=LINE, linewidth=0.8)

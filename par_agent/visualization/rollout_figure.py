@@ -28,6 +28,7 @@ from par_agent.visualization.videos import write_video
 
 COLUMNS = 8
 """Moments shown in a strip at most."""
+_ROWS = (("imagined at the start", IMAGINED), ("predicted a chunk before", PREDICTED), ("executed", EXECUTED))
 HOLD = 1.5
 """Seconds that a video stays on its last image."""
 
@@ -75,8 +76,7 @@ def draw_strip(rollout: Rollout, path: Path) -> None:
 def draw_frames(block: Any, shown: list[Moment]) -> None:
     """Three rows of frames with their scores into a subfigure."""
     axes = block.subplots(3, len(shown), squeeze=False)
-    rows = (("imagined at the start", IMAGINED), ("predicted a chunk before", PREDICTED), ("executed", EXECUTED))
-    for row, (label, colour) in enumerate(rows):
+    for row, (label, colour) in enumerate(_ROWS):
         for column, moment in enumerate(shown):
             axis, image = axes[row, column], (moment.imagined, moment.predicted, moment.executed)[row]
             show_image(axis, image, colour)
@@ -115,8 +115,7 @@ class _Canvas:
         draw_header(header, rollout.title, rollout.instruction)
         places = top.subplots(1, 3)
         blank = np.full((*rollout.trace.plans[0].frame.shape[:2], 3), 244, np.uint8)
-        rows = (("imagined at the start", IMAGINED), ("predicted in each plan", PREDICTED), ("executed", EXECUTED))
-        for axis, (label, colour) in zip(places, rows, strict=True):
+        for axis, (label, colour) in zip(places, _ROWS, strict=True):
             show_image(axis, blank, colour)
             axis.set_title(label, fontsize=10, color=colour)
         curves = draw_curves(bottom, rollout)
