@@ -13,7 +13,9 @@ import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -28,7 +30,6 @@ from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.runner import BenchmarkRun
-from par_agent.jobs.processes import call_in_process
 from par_agent.simulation.environment import make_simulation
 from par_agent.tasks import PAPER_TASKS, get_task
 from par_agent.utils.checked import Checked, Count, SmallCount
@@ -208,7 +209,8 @@ def measure(config: SpeedConfig, contestant: Contestant) -> StepTime:
     """A control step of one contestant, mean over tasks."""
     if not contestant.plain:
         return time_harness(config, contestant)
-    tasks = call_in_process(time_plain_loop, config, contestant)
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        tasks = process.submit(time_plain_loop, config, contestant).result()
     return StepTime(mean(task.wall for task in tasks), mean(task.processor for task in tasks))
 
 

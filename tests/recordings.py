@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from par_agent.jobs.local import DoAll, do_all, serve
+from par_agent.jobs.runner import DoJob, JobRunner, Prepare
 from par_agent.utils.hdf5 import file_image, open_in_memory
-from par_agent.utils.interrupts import deferred_interrupts
 
 SHADER = {"shader_pack": "minimal"}
 
@@ -121,17 +118,24 @@ def record(
     return seen
 
 
+class InThisProcess:
+    """A job runner without workers: nothing has to be imported again."""
+
+    workers = 1
+
+    def __init__(self, do_job: DoJob) -> None:
+        self._do_job = do_job
+
+    def run(self, jobs: Iterable[Any], *, yield_lost: bool = False) -> Iterator[tuple[Any, Any]]:
+        for job in jobs:
+            if job is None:
+                return
+            yield from ((job, message) for message in self._do_job(job))
+
+
 @contextmanager
-def worker_threads(count: int, *rest: Any) -> Iterator[DoAll]:
-    """Threads in place of :func:`par_agent.jobs.local.worker_processes`: nothing has to be imported again."""
-    pipes = [multiprocessing.Pipe() for _ in range(count)]
-    workers = [threading.Thread(target=serve, args=(theirs, *rest), daemon=True) for _, theirs in pipes]
-    for worker in workers:
-        worker.start()
-    try:
-        with deferred_interrupts() as interrupts:
-            yield partial(do_all, [ours for ours, _ in pipes], interrupts)
-    finally:
-        for (ours, _), worker in zip(pipes, workers, strict=True):
-            ours.close()
-            worker.join()
+def run_in_this_process(
+    prepare: Prepare, setup: Any, folder: Path, workers: int, cluster: str | None = None
+) -> Iterator[JobRunner]:
+    """In place of :func:`par_agent.jobs.open_runner`."""
+    yield InThisProcess(prepare(setup, folder))

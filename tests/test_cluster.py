@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.runner import BenchmarkRun
-from par_agent.jobs.ray_cluster import Cluster, LostJobError
+from par_agent.jobs import ray as ray_module
+from par_agent.jobs.ray import ray_runner
+from par_agent.jobs.runner import DoJob, LostJobError
 from par_agent.utils.interrupts import Interrupted, deferred_interrupts
 from par_agent.utils.versions import check_versions
 from recordings import record
@@ -100,8 +103,8 @@ def test_what_does_not_fit_on_a_node_is_an_error_before_anything_is_written(
     with pytest.raises(UserError, match="gives actions of 7 numbers; task NudgeCube takes 8"):
         BenchmarkRun(config).run(lambda found: None, lambda record: None)
     benchmark = BenchmarkRun(config)
-    benchmark.info.versions["torch"] = "0.1"
-    with pytest.raises(UserError, match=r"another version of this package \(torch 2.* instead of 0.1\)"):
+    benchmark.info = dataclasses.replace(benchmark.info, fingerprint="of other files")
+    with pytest.raises(UserError, match=r"another version of the policy \(files .* instead of of other files\)"):
         benchmark.run(lambda found: None, lambda record: None)
     assert not (tmp_path / "out").exists()
 
@@ -136,43 +139,71 @@ def test_nodes_render_recorded_episodes_that_only_this_machine_has(local_cluster
     assert len(files) == 4 and files_below(tmp_path / "nodes") == files
 
 
-def prepare(factor: int) -> list[int]:
-    if factor == 0:
+def prepare(setup: Any, folder: Path) -> DoJob:
+    """With a number, jobs are multiplied with it and leave two files; with a folder, they wait there."""
+    if setup == 0:
         raise ArithmeticError("nothing to multiply with")
-    return [factor]
+
+    def multiply(job: int) -> Iterator[int]:
+        """Ends its process for a negative number."""
+        if job < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job == 99:
+            raise KeyError(job)
+        if job == 98:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        for name in ("first", "second"):
+            (folder / str(job)).mkdir(exist_ok=True)
+            (folder / str(job) / name).write_text(str(setup * job))
+        yield job
+        yield setup * job
+
+    def wait_for_permission(job: int) -> Iterator[int]:
+        """Leaves a file when it starts, and ends when there is another."""
+        (setup / f"started-{job}-{os.getpid()}").touch()
+        until(lambda: (setup / "go").exists())
+        yield job
+
+    return wait_for_permission if isinstance(setup, Path) else multiply
 
 
-def multiply(prepared: list[int], job: int) -> int:
-    """Ends its process for a negative number."""
-    if job < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return prepared[0] * job
+def run_all(address: str, setup: Any, folder: Path, jobs: list[int], **options: Any) -> list[tuple[int, Any]]:
+    with ray_runner(prepare, setup, folder, address) as runner:
+        return list(runner.run(jobs, **options))
 
 
-def wait_for_permission(folder: Path, job: int) -> int:
-    """Leaves a file when it starts, and ends when there is another."""
-    (folder / f"started-{job}-{os.getpid()}").touch()
-    while not (folder / "go").exists():
-        time.sleep(0.05)
-    return job
-
-
-def run_all(cluster: Cluster, setup: Any, do: Any, jobs: list[int], prepare: Any = prepare) -> list[tuple[int, Any]]:
-    remaining = iter(jobs)
-    return list(cluster.run(prepare, setup, do, lambda: next(remaining, None)))
-
-
-def test_every_job_is_done_once_and_one_that_is_always_lost_says_so(local_cluster: Any, second_node: Any) -> None:
-    with Cluster(local_cluster.address) as cluster:
-        assert cluster.cpus == 2
-        assert sorted(run_all(cluster, 2, multiply, [*range(9)])) == [(number, 2 * number) for number in range(9)]
-        assert run_all(cluster, 3, multiply, [1]) == [(1, 3)]  # other set-up, in the same processes
-        with pytest.raises(UserError, match="could not start: ArithmeticError: nothing to multiply with"):
-            run_all(cluster, 0, multiply, [1])
-        results = dict(run_all(cluster, 2, multiply, [-1, 1]))
+def test_every_job_is_done_once_and_one_that_is_always_lost_says_so(
+    local_cluster: Any, second_node: Any, tmp_path: Path
+) -> None:
+    address = local_cluster.address
+    with ray_runner(prepare, 2, tmp_path, address) as runner:
+        assert runner.workers == 2
+        messages = list(runner.run(range(9)))
+        assert sorted(messages[::2]) == [(number, number) for number in range(9)]
+        assert [message for _, message in messages[1::2]] == [2 * message for _, message in messages[::2]]
+        assert files_below(tmp_path) == {
+            f"{n}/{name}": f"{2 * n}".encode() for n in range(9) for name in ("first", "second")
+        }
+        results = dict(runner.run([-1, 1], yield_lost=True))
+        with pytest.raises(LostJobError, match=r"lost 4 times: WorkerCrashedError; see Ray's logs"):
+            list(runner.run([-1]))
+        with pytest.raises(UserError, match=r"node .* failed: KeyError: 99\nTraceback"):
+            list(runner.run([99]))
+        with pytest.raises(UserError, match=r"cannot write below .* of node .*: .*No space left"):
+            list(runner.run([98]))
     assert results[1] == 2
     assert isinstance(results[-1], LostJobError)
-    assert str(results[-1]) == "its worker was lost 4 times: WorkerCrashedError"
+    assert results[-1].how == "its worker was lost 4 times: WorkerCrashedError"
+    with pytest.raises(UserError, match=r"node .* could not start: ArithmeticError: nothing to multiply with"):
+        run_all(address, 0, tmp_path, [1])
+
+
+def test_a_node_with_other_versions_is_named(
+    local_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_module, "installed_versions", lambda *_: {"torch": "0.1"})
+    with pytest.raises(UserError, match=r"another version of this package \(torch 2.* instead of 0.1\)"):
+        run_all(local_cluster.address, 2, tmp_path, [1])
 
 
 def test_the_job_of_a_lost_node_is_done_elsewhere_and_counted_once(
@@ -188,9 +219,8 @@ def test_the_job_of_a_lost_node_is_done_elsewhere_and_counted_once(
         (tmp_path / "go").touch()
 
     thief = threading.Thread(target=take_the_node_away)
-    with Cluster(local_cluster.address) as cluster:
-        thief.start()
-        results = run_all(cluster, tmp_path, wait_for_permission, [1, 2, 3], prepare=Path)
+    thief.start()
+    results = run_all(local_cluster.address, tmp_path, tmp_path, [1, 2, 3])
     thief.join()
     assert sorted(results) == [(1, 1), (2, 2), (3, 3)]
     assert len(list(tmp_path.glob("started-*"))) == 4  # one of them twice
@@ -203,23 +233,23 @@ def test_an_interruption_ends_the_wait_for_jobs(local_cluster: Any, tmp_path: Pa
 
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the cluster's head, here in the same process, has its own
     teller = threading.Thread(target=tell)
-    with pytest.raises(Interrupted), deferred_interrupts(), Cluster(local_cluster.address) as cluster:
-        teller.start()
-        run_all(cluster, tmp_path, wait_for_permission, [1], prepare=Path)
+    teller.start()
+    with pytest.raises(Interrupted), deferred_interrupts():
+        run_all(local_cluster.address, tmp_path, tmp_path, [1])
     teller.join()
     signal.signal(signal.SIGTERM, before)
 
 
-def test_no_cluster_at_an_address_is_an_error() -> None:
+def test_no_cluster_at_an_address_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed (extra: cluster)")
-    with pytest.raises(UserError, match=r"no Ray cluster at '127.0.0.1:1' .*ray start --head"), Cluster("127.0.0.1:1"):
-        pass
+    with pytest.raises(UserError, match=r"no Ray cluster at '127.0.0.1:1' .*ray start --head"):
+        run_all("127.0.0.1:1", 2, tmp_path, [1])
 
 
-def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'par-agent\[cluster\]'"), Cluster("auto"):
-        pass
+    with pytest.raises(UserError, match=r"pip install 'par-agent\[cluster\]'"):
+        run_all("auto", 2, tmp_path, [1])
 
 
 def test_versions_that_differ_are_named() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import h5py
@@ -16,16 +15,16 @@ from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
 from par_agent.evaluation.initial_states import make_states
-from par_agent.evaluation.jobs import Bench, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource
-from par_agent.evaluation.protocol import save_states
+from par_agent.evaluation.protocol import save_states, states_checksum
+from par_agent.evaluation.rollout_worker import RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.policy.observations import check_task
 from par_agent.policy.transforms import Transforms
 from par_agent.tasks import PROTOCOL_STATES, UNKNOWN_CONTROLLER, get_task, resolve_task
 from par_agent.training.finetune import finetune
-from recordings import record, require_renderer, worker_threads
+from recordings import record, require_renderer, run_in_this_process
 from tiny import LENGTH, SIZE, task_checkpoint, tiny_dataset, tiny_run, tiny_transforms
 
 
@@ -119,7 +118,7 @@ def test_recorded_hand_movements_become_a_policy_that_moves_the_hand(
     task, spec = "harness_task:NUDGE_CUBE", resolve_task("harness_task:NUDGE_CUBE")
     path, data = tmp_path / "trajectory.h5", tmp_path / "rendered"
     record(path, spec.env_id, (9, 12), {}, "pd_ee_delta_pose")
-    monkeypatch.setattr("par_agent.cli.render.worker_processes", worker_threads)
+    monkeypatch.setattr("par_agent.cli.render.open_runner", run_in_this_process)
     options = ["--instruction", spec.instruction, "--size", "16", "16", "--stride", str(LENGTH), "--workers", "1"]
     command = ["render", "--trajectory", str(path), "--out", str(data), "--include-failures", *options]
     assert main(command) == 0
@@ -137,7 +136,7 @@ def test_recorded_hand_movements_become_a_policy_that_moves_the_hand(
     assert source.task(spec) == dataclasses.replace(spec, control_mode="pd_ee_delta_pose", action_size=7)
     states = tmp_path / "states.safetensors"
     save_states(states, spec, make_states(spec, [777]))
-    job = RolloutJob(task, states, hashlib.sha256(states.read_bytes()).hexdigest(), (0,), policy_seed=0)
-    (reply,) = Bench(WorkerSetup((task,), "paper", source)).do(job)
+    job = RolloutJob(task, states, states.read_bytes(), states_checksum(states), (0,), policy_seed=0)
+    (reply,) = RolloutWorker(WorkerSetup((task,), "paper", source), tmp_path)(job)
     assert reply.error is None and reply.fields is not None, reply.traceback
     assert reply.fields["steps"] == spec.max_steps and reply.fields["renders"] == spec.max_steps // LENGTH

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from par_agent.data import demos as demos_module
 from par_agent.data.demos import DemoRequest, make_demos
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
-from par_agent.jobs.local import DoAll
+from par_agent.jobs.runner import JobRunner
 from par_agent.simulation import planning
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.utils.files import write_json
@@ -140,14 +140,19 @@ def test_interrupted_killed_and_resumed_gives_the_same_bytes_as_one_run(demos, t
 class FakePlanner:
     """In place of worker processes: makes parts of ten episodes of a few numbers, at once."""
 
-    @contextmanager
-    def __call__(self, count: int, prepare: Any, env_id: str, parts: Path) -> Iterator[DoAll]:
-        def do_all(next_job: Callable[[], int | None]) -> Iterator[tuple[str, Any]]:
-            while (first := next_job()) is not None:
-                self.make(parts, first)
-                yield "done", first
+    workers = 1
 
-        yield do_all
+    @contextmanager
+    def __call__(self, prepare: Any, env_id: str, parts: Path, *_: Any) -> Iterator[JobRunner]:
+        self.parts = parts
+        yield self
+
+    def run(self, jobs: Iterable[int | None], *, yield_lost: bool = False) -> Iterator[tuple[int, Path]]:
+        for first in jobs:
+            if first is None:
+                return
+            self.make(self.parts, first)
+            yield first, planning.part_folder(self.parts, first)
 
     def make(self, parts: Path, first: int) -> None:
         unfinished = parts / f"unfinished-{first:08d}"
@@ -177,7 +182,7 @@ def killed_before_change(number: int, out: Path) -> bool:
 
 
 def test_killed_at_any_step_of_the_clean_up_it_goes_on_and_leaves_the_same_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(demos_module, "worker_processes", FakePlanner())
+    monkeypatch.setattr(demos_module, "open_runner", FakePlanner())
     request = DemoRequest("PushCube", NUM)
     expected = make_demos(request, tmp_path / "whole", progress=False)
     for number in itertools.count(1):

@@ -6,6 +6,7 @@ import hashlib
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from safetensors.torch import save_file
 from made_runs import measured
 from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation import runner
-from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import (
     CHECKSUMS,
@@ -30,6 +30,7 @@ from par_agent.evaluation.protocol import (
     save_states,
     states_checksum,
 )
+from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.simulation.environment import TaskEnvironment
@@ -186,24 +187,21 @@ def test_a_run_begins_with_no_changed_states_and_its_name_tells_them_apart(
     assert not (tmp_path / "out").exists()
 
 
-class StandInPool:
+class StandInRunner:
     """Solves everything at once."""
 
-    renderer, workers = "none", 1
+    workers = 1
 
-    def __enter__(self) -> StandInPool:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Nothing to end."""
-
-    def run(self, jobs: list[RolloutJob]) -> Iterator[tuple[RolloutJob, Reply]]:
+    def run(self, jobs: list[Any], *, yield_lost: bool = False) -> Iterator[tuple[Any, Any]]:
         for job in jobs:
-            yield from ((job, Reply(state, measured(solved_after=9))) for state in job.states)
+            if isinstance(job, RendererJob):
+                yield job, "none"
+            else:
+                yield from ((job, Reply(state, measured(solved_after=9))) for state in job.states)
 
 
 def test_a_run_that_made_its_states_goes_on_with_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "WorkerPool", lambda setup, count: StandInPool())
+    monkeypatch.setattr(runner, "open_runner", lambda *_: nullcontext(StandInRunner()))
 
     def run() -> list[dict[str, Any]]:
         return BenchmarkRun(config(tmp_path, state_seed=50)).run(lambda found: None, lambda record: None)
@@ -225,6 +223,7 @@ def test_a_run_that_made_its_states_goes_on_with_no_others(tmp_path: Path, monke
 
 
 def test_states_that_change_under_a_worker_end_the_run_and_are_no_failure(stored: Path) -> None:
-    bench = Bench(WorkerSetup(("PushCube",), "paper", PolicySource("harness_policies:PlainResetPolicy")))
+    setup = WorkerSetup(("PushCube",), "paper", PolicySource("harness_policies:PlainResetPolicy"))
+    worker = RolloutWorker(setup, stored.parent)
     with pytest.raises(UnavailableError, match="it is damaged or was changed"):
-        list(bench.do(RolloutJob("PushCube", stored, "0" * 64, (0,), 0)))
+        list(worker(RolloutJob("PushCube", stored, stored.read_bytes(), "0" * 64, (0,), 0)))

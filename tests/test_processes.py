@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 import pytest
 
-from held import gone
-from par_agent.errors import UserError
-from par_agent.jobs.processes import call_in_process, start_process
+from held import gone, until
+from par_agent.jobs.local import local_runner, start_process
+from par_agent.jobs.runner import DoJob
 from par_agent.utils.interrupts import SIGNALS, Interrupted
 
 
@@ -65,38 +66,27 @@ def test_a_process_ends_with_the_one_that_started_it_whatever_it_is_doing() -> N
     gone([worker])
 
 
-def divide(one: int, other: int) -> float:
-    if other < 0:
-        os._exit(3)
-    return one / other
+def prepare(_: None, folder: Path) -> DoJob:
+    def wait_for_ever(path: Path) -> Iterator[None]:
+        path.write_text(str(os.getpid()))
+        threading.Event().wait()
+        yield
+
+    return wait_for_ever
 
 
-def wait_for_ever(path: Path) -> None:
-    path.write_text(str(os.getpid()))
-    threading.Event().wait()
-
-
-def test_a_call_in_a_process_gives_its_result_or_its_exception() -> None:
-    assert call_in_process(divide, 1, 4) == 0.25
-    with pytest.raises(ZeroDivisionError):
-        call_in_process(divide, 1, 0)
-    with pytest.raises(UserError, match=r"a process died \(exit code 3\); `par-agent doctor`"):
-        call_in_process(divide, 1, -1)
-
-
-def test_an_interruption_ends_the_process_of_a_call_at_once(tmp_path: Path) -> None:
+def test_an_interruption_ends_a_worker_and_its_job_at_once(tmp_path: Path) -> None:
     path = tmp_path / "process"
 
     def interrupt() -> None:
-        while not (path.exists() and path.read_text()):
-            pass
+        until(lambda: path.exists() and path.read_text())
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sender = threading.Thread(target=interrupt)
     sender.start()
-    with pytest.raises(Interrupted):
-        call_in_process(wait_for_ever, path)
+    with pytest.raises(Interrupted), local_runner(prepare, None, tmp_path, workers=1) as runner:
+        list(runner.run([path]))
     sender.join()
     signal.signal(signal.SIGTERM, before)
     assert not psutil.pid_exists(int(path.read_text()))

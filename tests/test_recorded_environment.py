@@ -13,7 +13,7 @@ import pytest
 from par_agent.cli import main
 from par_agent.data.recorded_environment import check_states, make_recorded_environment
 from par_agent.errors import UserError
-from recordings import require_renderer, worker_threads
+from recordings import require_renderer, run_in_this_process
 
 JOINTS = {"control_mode": "pd_joint_pos"}
 
@@ -113,7 +113,7 @@ def test_a_robot_of_other_joints_is_refused(push: Any) -> None:
 def test_a_file_that_fits_no_environment_is_refused_by_render_which_leaves_nothing(
     push: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("par_agent.cli.render.worker_processes", worker_threads)
+    monkeypatch.setattr("par_agent.cli.render.open_runner", run_in_this_process)
     path = tmp_path / "trajectory.h5"
     with h5py.File(path, "w") as file:
         for kind, group in states_of(push).items():

@@ -20,13 +20,13 @@ from par_agent.cli import main
 from par_agent.cli import render as render_command
 from par_agent.data.episodes import Episode, RenderedDataset, read_episode
 from par_agent.data.render_spec import RenderSpec
-from par_agent.data.rendering import Renderer, RenderJob, RenderWork, episode_renderer
+from par_agent.data.rendering import Renderer, RenderJob, RenderSetup, episode_renderer
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import PROTOCOL_SEED, get_task
 from par_agent.utils.files import only_process, write_json
-from recordings import Views, make_environment, record, require_renderer, worker_threads
+from recordings import Views, make_environment, record, require_renderer, run_in_this_process
 
 LENGTHS = (7, 10, 4, 5, 6, 5, 4, 6)
 BOUNDARIES = {0: [0, 5, 7], 1: [0, 5, 10]}
@@ -210,17 +210,17 @@ def finished(recording, tmp_path_factory) -> Path:
     config = render_command.RenderConfig(out, trajectory=recording[0], stride=5, cameras=CAMERAS, include_failures=True)
     spec = config.spec()
     write_json(out / "spec.json", spec.to_json())
-    render_one = episode_renderer(RenderWork(spec, None), out)
+    render_one = episode_renderer(RenderSetup(spec, None), out)
     with TrajectoryFile(recording[0]) as file:
         for index in range(len(LENGTHS)):
-            render_one(RenderJob(index, file.read(index)), lambda _: None)
+            list(render_one(RenderJob(index, file.read(index))))
     write_json(out / "dataset.json", render_command.summarise(out))
     return out
 
 
 @pytest.fixture
 def threads(monkeypatch) -> None:
-    monkeypatch.setattr(render_command, "worker_processes", worker_threads)
+    monkeypatch.setattr(render_command, "open_runner", run_in_this_process)
 
 
 def test_a_finished_dataset_holds_what_the_cameras_showed(finished, recording):
@@ -239,7 +239,7 @@ def test_a_finished_dataset_holds_what_the_cameras_showed(finished, recording):
 
 def test_the_same_command_again_renders_nothing(finished, recording, monkeypatch):
     before = contents(finished)
-    monkeypatch.setattr(render_command, "worker_processes", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr(render_command, "open_runner", lambda *_: pytest.fail("a worker was started"))
     assert main(["render", *arguments(recording, finished)]) == 0
     assert contents(finished) == before
 

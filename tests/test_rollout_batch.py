@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,12 +17,13 @@ from harness_policies import CountingPolicy
 from made_runs import measured
 from par_agent.errors import UserError
 from par_agent.evaluation import runner
-from par_agent.evaluation.jobs import Bench, Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import load_states, protocol_file, states_checksum
 from par_agent.evaluation.rollout import roll_out
+from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.runner import BenchmarkRun
+from par_agent.jobs.runner import JobRunner
 from par_agent.simulation import environment
 from par_agent.simulation.environment import StepResult, TaskEnvironment
 from par_agent.simulation.initial_state import InitialState
@@ -102,16 +104,17 @@ def test_actions_that_are_no_real_numbers_are_an_error(dtype: torch.dtype) -> No
 
 
 @pytest.fixture
-def replies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, Reply]]:
-    """Has a worker's bench, with the stand-in for the simulator, roll states 4, 5 and 6 out; the replies by state."""
+def replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, Reply]]:
+    """Has a worker, with the stand-in for the simulator, roll states 4, 5 and 6 out; the replies by state."""
     monkeypatch.setattr(environment, "TaskEnvironment", lambda *_, **options: StandInEnvironment([6, 3, NEVER]))
 
     def do(videos: tuple[tuple[int, Path], ...] = (), **options: Any) -> dict[int, Reply]:
         policy = PolicySource("harness_policies:CountingPolicy", options)
-        bench = Bench(WorkerSetup(("PushCube",), "paper", policy, "gpu", 3))
+        worker = RolloutWorker(WorkerSetup(("PushCube",), "paper", policy, "gpu", 3), tmp_path)
         file = protocol_file(get_task("PushCube"))
-        job = RolloutJob("PushCube", file, states_checksum(file), (4, 5, 6), 0, videos=videos)
-        return {reply.state: reply for reply in bench.do(job)}
+        checksum = states_checksum(file)
+        job = RolloutJob("PushCube", file, file.read_bytes(), checksum, (4, 5, 6), 0, videos=videos)
+        return {reply.state: reply for reply in worker(job)}
 
     return do
 
@@ -126,7 +129,7 @@ def test_an_exception_ends_the_rollouts_that_go_on_and_no_other(replies: Callabl
 def test_each_rollout_has_its_own_video_and_a_failed_one_leaves_no_file(
     replies: Callable[..., dict[int, Reply]], tmp_path: Path
 ) -> None:
-    videos = tuple((state, tmp_path / "videos" / f"{state}.mp4") for state in (5, 6))
+    videos = tuple((state, Path("videos", f"{state}.mp4")) for state in (5, 6))
     assert replies(videos, fail_at=9)[5].warning is None
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["5.mp4"]
     assert imageio.imread(tmp_path / "videos" / "5.mp4").shape == (4, 32, 48, 3)  # the start and three steps
@@ -134,7 +137,7 @@ def test_each_rollout_has_its_own_video_and_a_failed_one_leaves_no_file(
 
 def test_a_video_that_cannot_be_written_is_a_warning(replies: Callable[..., dict[int, Reply]], tmp_path: Path) -> None:
     (tmp_path / "videos").write_text("in the way")
-    found = replies(((5, tmp_path / "videos" / "5.mp4"),))
+    found = replies(((5, Path("videos", "5.mp4")),))
     assert found[5].warning is not None and "5.mp4 was not saved" in found[5].warning
     assert found[5].fields is not None and found[5].fields["success_once"]
 
@@ -144,28 +147,27 @@ def config(tmp_path: Path, **arguments: Any) -> RunConfig:
     return RunConfig(policy=PolicySource("harness_policies:PlainResetPolicy"), out=tmp_path, **options)
 
 
-class StandInPool:
+class StandInRunner:
     """Replies to every job at once; ends like a killed command after so many rollouts."""
 
-    renderer, workers = "none", 1
+    workers = 1
     jobs: ClassVar[list[RolloutJob]] = []
     rollouts_left = 10_000
 
-    def __init__(self, setup: WorkerSetup, count: int) -> None:
-        assert (setup.backend, setup.num_envs, count) == ("gpu", 25, 1)
+    @contextmanager
+    def __call__(self, prepare: Any, setup: WorkerSetup, folder: Path, workers: int, *_: Any) -> Iterator[JobRunner]:
+        assert (setup.backend, setup.num_envs, workers) == ("gpu", 25, 1)
+        yield self
 
-    def __enter__(self) -> StandInPool:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Nothing to end."""
-
-    def run(self, jobs: list[RolloutJob]) -> Iterator[tuple[RolloutJob, Reply]]:
+    def run(self, jobs: list[Any], *, yield_lost: bool = False) -> Iterator[tuple[Any, Any]]:
         for job in jobs:
+            if isinstance(job, RendererJob):
+                yield job, "none"
+                continue
             self.jobs.append(job)
             for state in job.states:
-                StandInPool.rollouts_left -= 1
-                if StandInPool.rollouts_left < 0:
+                StandInRunner.rollouts_left -= 1
+                if StandInRunner.rollouts_left < 0:
                     raise KeyboardInterrupt
                 yield job, Reply(state, measured(solved_after=len(self.jobs)))
 
@@ -174,19 +176,19 @@ def test_the_gpu_backend_rolls_all_states_of_a_seed_out_at_once_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(runner, "WorkerPool", StandInPool)
+    monkeypatch.setattr(runner, "open_runner", StandInRunner())
     run = BenchmarkRun(config(tmp_path, videos=0))
     assert run.folder != BenchmarkRun(config(tmp_path, backend="cpu")).folder
-    StandInPool.jobs.clear()
-    StandInPool.rollouts_left = 60
+    StandInRunner.jobs.clear()
+    StandInRunner.rollouts_left = 60
     with pytest.raises(KeyboardInterrupt):
         run.run(lambda found: None, lambda record: None)
-    StandInPool.rollouts_left = 10_000
+    StandInRunner.rollouts_left = 10_000
     started_with: list[int] = []
     records = run.run(lambda found: started_with.append(len(found)), lambda record: None)
     order = [("PushCube", 0), ("PickCube", 0), ("PushCube", 1), ("PickCube", 1)]
-    assert [(job.task, job.policy_seed) for job in StandInPool.jobs] == [*order[:3], *order[2:]]
-    assert {job.states for job in StandInPool.jobs} == {tuple(range(25))}
+    assert [(job.task, job.policy_seed) for job in StandInRunner.jobs] == [*order[:3], *order[2:]]
+    assert {job.states for job in StandInRunner.jobs} == {tuple(range(25))}
     assert started_with == [60] and len(records) == 100
     # What was on disk of the batch that was cut off stayed as it was; the rest came from its repetition.
     cut_off = [record for record in records if (record["task"], record["policy_seed"]) == ("PushCube", 1)]

@@ -15,12 +15,12 @@ from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.selection import format_numbers, parse_numbers
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED
-from recordings import worker_threads
+from recordings import run_in_this_process
 
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("par_agent.cli.render.worker_processes", worker_threads)
+    monkeypatch.setattr("par_agent.cli.render.open_runner", run_in_this_process)
 
 
 def write(folder: Path, successes: str) -> Path:

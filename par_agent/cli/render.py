@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from par_agent.data.render_spec import RenderSpec, wordings
 from par_agent.data.rendering import (
     RenderJob,
-    RenderWork,
+    RenderSetup,
     check_seed,
     episode_path,
     episode_renderer,
@@ -26,8 +25,8 @@ from par_agent.data.rendering import (
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
-from par_agent.jobs.local import DEFAULT_WORKERS, worker_processes
-from par_agent.jobs.ray import cluster_workers
+from par_agent.jobs import open_runner
+from par_agent.jobs.local import DEFAULT_WORKERS
 from par_agent.tasks import TaskSpec, find_task, get_task
 from par_agent.utils.checked import (
     Checked,
@@ -198,33 +197,28 @@ def main(config: RenderConfig) -> int:
 
 def _render_missing(spec: RenderSpec, folder: Path, workers: int, cluster: str | None) -> None:
     """Lets workers render the episodes that have no file yet, and prints how fast they were."""
-    todo = deque(index for index in range(spec.num_episodes) if not episode_path(folder, index).exists())
+    todo = [index for index in range(spec.num_episodes) if not episode_path(folder, index).exists()]
     done = spec.num_episodes - len(todo)
     print(f"{spec.env_id}: {spec.num_episodes} episodes, {done} already rendered, into {folder}")
     if not todo:
         return
-    with _jobs(spec) as (job, work):
-        if cluster is None:
-            opened = worker_processes(min(workers, len(todo)), episode_renderer, work, folder)
-        else:
-            opened = cluster_workers(cluster, episode_renderer, work, folder)
+    with _jobs(spec) as (job, setup):
+        opened = open_runner(episode_renderer, setup, folder, min(workers, len(todo)), cluster)
         started, frames = time.monotonic(), 0
-        with tqdm(total=len(todo), unit="episode", desc="render") as progress, opened as do_all:
-            for kind, value in do_all(lambda: job(todo.popleft()) if todo else None):
-                if kind == "progress":
-                    frames += value
-                else:
-                    progress.update()
-                    progress.set_postfix(frames=frames)
+        with tqdm(total=len(todo), unit="episode", desc="render") as progress, opened as runner:
+            for _, rendered in runner.run(map(job, todo)):
+                frames += rendered
+                progress.update()
+                progress.set_postfix(frames=frames)
     seconds = time.monotonic() - started
     print(f"{frames} frames in {seconds:.0f} s: {frames / seconds:.1f} frames/s")
 
 
 @contextmanager
-def _jobs(spec: RenderSpec) -> Iterator[tuple[Callable[[int], RenderJob], RenderWork]]:
+def _jobs(spec: RenderSpec) -> Iterator[tuple[Callable[[int], RenderJob], RenderSetup]]:
     """What makes the job of an episode, and what all jobs have in common."""
     if spec.is_random:
-        yield (lambda index: RenderJob(index, None)), RenderWork(spec, None)
+        yield (lambda index: RenderJob(index, None)), RenderSetup(spec, None)
         return
     with TrajectoryFile(spec.source) as file:
         numbers = file.episodes if spec.source_episodes is None else parse_numbers(spec.source_episodes)
@@ -234,4 +228,4 @@ def _jobs(spec: RenderSpec) -> Iterator[tuple[Callable[[int], RenderJob], Render
             return RenderJob(index, recorded_episode(spec, file, number) if spec.recorded else file.read(number))
 
         control_mode = file.info(numbers[0]).control_mode  # env_kwargs need not tell
-        yield job, RenderWork(spec, {**file.options, "control_mode": control_mode})
+        yield job, RenderSetup(spec, {**file.options, "control_mode": control_mode})

@@ -8,6 +8,7 @@ Seeds are tried in order. Finished parts (`planning.py`) wait in a hidden folder
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -15,8 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from par_agent.errors import UserError
-from par_agent.jobs.local import worker_processes
-from par_agent.jobs.ray import cluster_workers
+from par_agent.jobs import open_runner
 from par_agent.simulation import planning
 from par_agent.tasks import PROTOCOL_SEED, get_task
 from par_agent.utils.files import atomic_path, only_process, read_object, write_json, writing
@@ -190,24 +190,22 @@ def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool,
 
     busy: set[int] = set()
 
-    def next_part() -> int | None:
-        first = _next_part(request, finished, busy)
-        if first is not None:
-            busy.add(first)
-        return first
+    def wanted_parts() -> Iterator[int | None]:
+        while True:
+            first = _next_part(request, finished, busy)
+            if first is not None:
+                busy.add(first)
+            yield first
 
-    if cluster is None:
-        opened = worker_processes(workers, planning.part_maker, request.env_id, parts)
-    else:
-        opened = cluster_workers(cluster, planning.part_maker, request.env_id, parts)
+    opened = open_runner(planning.part_maker, request.env_id, parts, workers, cluster)
     done = min(sum(finished.values()), request.num)
     bar = tqdm(total=request.num, initial=done, desc=request.env_id, unit="demo", disable=not progress)
-    with bar, opened as do_all:
-        for kind, value in do_all(next_part):
-            if kind == "done":
-                busy.remove(value)
-                finished[value] = len(_kept_episodes(request, parts, value))
-            elif value <= request.max_steps and bar.n < request.num:
+    with bar, opened as runner:
+        for first, message in runner.run(wanted_parts()):
+            if isinstance(message, Path):
+                busy.discard(first)
+                finished[first] = len(_kept_episodes(request, parts, first))
+            elif message <= request.max_steps and bar.n < request.num:
                 bar.update()
 
 

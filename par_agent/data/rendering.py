@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from par_agent.data.recorded_environment import check_states, make_recorded_envi
 from par_agent.data.render_spec import RenderSpec
 from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
 from par_agent.errors import UserError
-from par_agent.jobs.local import DoJob, Report
+from par_agent.jobs.runner import DoJob
 from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import PROTOCOL_SEED, get_task
 
@@ -203,8 +204,8 @@ def has_episodes(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class RenderWork:
-    """What is the same for all jobs of a dataset."""
+class RenderSetup:
+    """What all jobs of a dataset have in common."""
 
     spec: RenderSpec
     """What to show."""
@@ -222,21 +223,19 @@ class RenderJob:
     """States to render, an episode that holds its frames already, or None for random motion."""
 
 
-def episode_renderer(work: RenderWork, folder: Path) -> DoJob:
-    """What a worker does: renders an episode into its file and reports its frames."""
-    renderer = None if work.spec.recorded else Renderer(work.spec, work.options)
+def episode_renderer(setup: RenderSetup, folder: Path) -> DoJob:
+    """What a worker does: renders an episode into its file, and yields its number of frames."""
+    renderer = None if setup.spec.recorded else Renderer(setup.spec, setup.options)
 
-    def render(job: RenderJob, report: Report) -> Path:
+    def render(job: RenderJob) -> Iterator[int]:
         episode = job.source
         if not isinstance(episode, Episode):
             assert renderer is not None
             episode = (
                 renderer.render_random_motion(job.index) if episode is None else renderer.render_demonstration(episode)
             )
-        path = episode_path(folder, job.index)
-        write_episode(path, episode)
-        report(len(episode.frame_steps))
-        return path
+        write_episode(episode_path(folder, job.index), episode)
+        yield len(episode.frame_steps)
 
     return render
 

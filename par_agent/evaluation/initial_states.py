@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from par_agent.errors import UserError
 from par_agent.evaluation.protocol import is_complete, load_states, protocol_file, protocol_seeds, save_states
-from par_agent.jobs.processes import call_in_process
+from par_agent.jobs.local import local_runner
+from par_agent.jobs.runner import DoJob
 from par_agent.simulation.environment import make_simulation
 from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import TaskSpec, resolve_task
@@ -43,13 +44,20 @@ def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None
         UserError: the states cannot be made.
     """
     if missing := {path: task for path, task in files.items() if not is_complete(path)}:
-        call_in_process(_make_states_files, missing, seeds)
+        with local_runner(_states_maker, seeds, Path(), workers=1) as runner:
+            list(runner.run(missing.items()))
 
 
-def _make_states_files(files: Mapping[Path, str], seeds: Sequence[int]) -> None:
-    for path, task in files.items():
+def _states_maker(seeds: Sequence[int], _folder: Path) -> DoJob:
+    """What a worker does: makes the file of a (file, task reference), and yields it."""
+
+    def make(job: tuple[Path, str]) -> Iterator[Path]:
+        path, task = job
         try:
             spec = resolve_task(task)
             save_states(path, spec, make_states(spec, seeds))
         except Exception as error:
             raise UserError(f"cannot make initial states for {task}: {type(error).__name__}: {error}") from error
+        yield path
+
+    return make

@@ -11,6 +11,7 @@ lies ``checksums.json``, the SHA-256 of each: a file without its own is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from par_agent.errors import UserError
 from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import PROTOCOL_SEED, PROTOCOL_STATES, TaskSpec
 from par_agent.utils.files import read_object, write_json
-from par_agent.utils.hashes import hash_file
+from par_agent.utils.hashes import hash_bytes, hash_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,13 +115,16 @@ def check_states(path: Path, spec: TaskSpec, seeds: range) -> str:
     return checksum
 
 
-def load_states(path: Path, spec: TaskSpec, checksum: str | None = None) -> list[InitialState]:
+def load_states(
+    path: Path, spec: TaskSpec, checksum: str | None = None, content: bytes | None = None
+) -> list[InitialState]:
     """Reads the initial states of one file.
 
     Args:
         path: the file.
         spec: its task.
         checksum: its SHA-256; None: as the file of checksums beside it says.
+        content: what it holds, on a machine that may not have it; None: it is read.
 
     Raises:
         UserError: the file is missing, changed, damaged or of another task; or its tensors have other shapes than
@@ -128,26 +132,29 @@ def load_states(path: Path, spec: TaskSpec, checksum: str | None = None) -> list
     """
     import torch
 
-    if not path.exists():
+    if content is None and not path.exists():
         raise UserError(f"no initial states for {spec.name}: {path} does not exist")
-    seeds, arrays = _read(path, spec, checksum or states_checksum(path))
+    seeds, arrays = _read(path, spec, checksum or states_checksum(path), content)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return [InitialState(i, seed, _state_at(tensors, i)) for i, seed in enumerate(seeds)]
 
 
-def _read(path: Path, spec: TaskSpec, checksum: str) -> tuple[range, dict[str, np.ndarray]]:
+def _read(
+    path: Path, spec: TaskSpec, checksum: str, content: bytes | None = None
+) -> tuple[range, dict[str, np.ndarray]]:
     """The environment seeds and tensors of a file of states, checked."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
 
     try:
-        if hash_file(path, SHA256_DIGITS) != checksum:
+        content = path.read_bytes() if content is None else content
+        if hash_bytes(content, SHA256_DIGITS) != checksum:
             raise UserError(
                 f"{path} is not the file that its checksum is of: it is damaged or was changed; delete it, or restore "
                 "it from the repository"
             )
-        with safe_open(str(path), framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        arrays = load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]  # its header
         first, count = int(metadata["first_seed"]), int(metadata["count"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         if isinstance(error, UserError):

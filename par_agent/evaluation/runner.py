@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from par_agent.evaluation.cluster_pool import ClusterPool
 from par_agent.evaluation.initial_states import make_missing_states
-from par_agent.evaluation.jobs import Reply, RolloutJob, WorkerSetup
 from par_agent.evaluation.protocol import check_states
 from par_agent.evaluation.record_checks import MEASURED
 from par_agent.evaluation.records import Record, RecordKey, RunFolder, record_key
+from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.run_info import RunInfo
-from par_agent.evaluation.workers import WorkerPool
+from par_agent.jobs import open_runner
+from par_agent.jobs.runner import JobRunner, LostJobError
 from par_agent.utils.files import check_writable
 from par_agent.utils.interrupts import deferred_interrupts
 
@@ -60,30 +62,30 @@ class BenchmarkRun:
         extent = {"states": config.states, "policy_seeds": config.policy_seeds}
         with (
             deferred_interrupts(),
-            self._pool() as pool,
+            self._job_runner() as runner,
             RunFolder(self.folder, self.info.identity, **extent) as folder,
         ):
-            self.info = replace(self.info, renderer=pool.renderer, workers=pool.workers)
+            ((_, renderer),) = runner.run([RendererJob()])
+            self.info = replace(self.info, renderer=renderer, workers=runner.workers)
             if config.retry_errors:
                 folder.discard(lambda record: record["error"] is not None)
             jobs = list(self._jobs(self._checksums(folder)))
             wanted = {key for job in jobs for key in self._keys(job)}
             on_start([record for record in folder.records if record_key(record) in wanted])
-            self._roll_out(pool, jobs, folder, on_record)
+            self._roll_out(runner, jobs, folder, on_record)
             return sorted((r for r in folder.records if record_key(r) in wanted), key=record_key)
 
-    def _roll_out(
-        self, pool: WorkerPool | ClusterPool, jobs: list[RolloutJob], folder: RunFolder, on_record: Listener
-    ) -> None:
+    def _roll_out(self, runner: JobRunner, jobs: list[RolloutJob], folder: RunFolder, on_record: Listener) -> None:
         """Does the jobs, and writes every rollout's record as it ends."""
         present = {record_key(record) for record in folder.records}
         # A recorded rollout is repeated, to the bit, only for a video that was not asked for the first time.
         pending = [
             job
             for job in jobs
-            if not present.issuperset(self._keys(job)) or not all(path.exists() for _, path in job.videos)
+            if not present.issuperset(self._keys(job))
+            or not all((self.folder / path).exists() for _, path in job.videos)
         ]
-        for job, reply in pool.run(pending):
+        for job, reply in self._replies(runner, pending):
             record = self._record(job, reply)
             if reply.warning is not None:
                 warnings.warn(reply.warning, stacklevel=2)
@@ -94,6 +96,14 @@ class BenchmarkRun:
             folder.append(record)  # the result is written here
             present.add(record_key(record))
             on_record(record)
+
+    def _replies(self, runner: JobRunner, jobs: list[RolloutJob]) -> Iterator[tuple[RolloutJob, Reply]]:
+        """The reply to every rollout as it ends; that to a rollout that was lost tells how."""
+        for job, message in runner.run(jobs, yield_lost=True):
+            if isinstance(message, LostJobError):
+                yield from ((job, Reply(state, error=message.how)) for state in job.states)
+            else:
+                yield job, message
 
     def _record(self, job: RolloutJob, reply: Reply) -> Record:
         """A rollout's line in rollouts.jsonl."""
@@ -114,8 +124,8 @@ class BenchmarkRun:
             "versions": self.info.versions,
         }
 
-    def _pool(self) -> WorkerPool | ClusterPool:
-        """Who does the rollouts."""
+    def _job_runner(self) -> AbstractContextManager[JobRunner]:
+        """What does the rollouts."""
         config = self.config
         setup = WorkerSetup(
             config.tasks,
@@ -125,10 +135,11 @@ class BenchmarkRun:
             config.num_envs,
             config.variation,
             config.measurements,
+            folder=os.getcwd(),
+            fingerprint=None if config.cluster is None else self.info.fingerprint,
         )
-        if config.cluster is not None:
-            return ClusterPool(setup, config.cluster, self.info.versions, self.info.fingerprint)
-        return WorkerPool(setup, config.workers if config.backend == "cpu" else 1)
+        workers = config.workers if config.backend == "cpu" else 1
+        return open_runner(RolloutWorker, setup, self.folder, workers, config.cluster)
 
     def _jobs(self, checksums: dict[str, str]) -> Iterator[RolloutJob]:
         """Every rollout, tasks interleaved, so that the first results already speak of all tasks.
@@ -136,20 +147,23 @@ class BenchmarkRun:
         Args:
             checksums: of the files of initial states, by task.
         """
-        config = self.config
+        config, info = self.config, self.info
+        contents = {task: info.states_file(task).read_bytes() for task in info.specs}
         for policy_seed in range(config.policy_seeds):
             for first in range(0, config.states, config.num_envs):
                 states = tuple(range(first, first + config.num_envs))
                 filmed = [state for state in states if policy_seed * config.states + state < config.videos]
-                for task, spec in self.info.specs.items():
+                for task, spec in info.specs.items():
+                    videos = ((state, info.video_file(spec.name, state, policy_seed)) for state in filmed)
                     yield RolloutJob(
                         task,
-                        self.info.states_file(task),
+                        info.states_file(task),
+                        contents[task],
                         checksums[task],
                         states,
                         policy_seed,
                         config.run_to_end,
-                        tuple((state, self.info.video_file(spec.name, state, policy_seed)) for state in filmed),
+                        tuple((state, path.relative_to(info.folder)) for state, path in videos),
                     )
 
     def _keys(self, job: RolloutJob) -> list[RecordKey]:

@@ -1,132 +1,222 @@
-"""Worker processes that do jobs, one at a time each, and that end with the process that started them."""
+"""Worker processes of this machine: deaf to Ctrl-C, which is for this process to handle, and gone when it is."""
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
-import traceback
+import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from par_agent.errors import UserError
-from par_agent.jobs.processes import receive, start_process
-from par_agent.utils.files import cannot_write
-from par_agent.utils.interrupts import Interrupts, deferred_interrupts
+from par_agent.jobs.runner import DoJob, LostJobError, Prepare, job_error, start_error, use_one_thread
+from par_agent.utils.interrupts import SIGNALS, Interrupts, deferred_interrupts
 
-Report = Callable[[int], None]
-"""Tells of an amount done inside a job."""
-
-DoJob = Callable[[Any, Report], Path]
-"""Does a job; returns the file, or the folder of files, that it made."""
-
-Prepare = Callable[[Any, Path], DoJob]
-"""Called once where jobs are done, with what they have in common and the folder to write to."""
-
-NextJob = Callable[[], Any]
-"""Gives the next job; None while there is none."""
-
-DoAll = Callable[[NextJob], Iterator[tuple[str, Any]]]
-"""Does jobs until there is none left; yields ("progress", amount) and ("done", job) as they come."""
-
-UNFINISHED = "unfinished-"
-"""How names of folders begin that are not complete."""
 DEFAULT_WORKERS = min(2, os.cpu_count() or 1)
 """Worker processes, if no number is given."""
+MAX_ATTEMPTS = 2
+"""How often a job is tried whose worker dies."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's ``prctl``: the signal that a process gets when the thread that started it ends."""
+ADVICE = (
+    ": out of memory, or a crash inside the simulator, its renderer or its planner; run `par-agent doctor`, then the "
+    "same command again, with fewer workers if memory was short"
+)
 
 
 @contextmanager
-def worker_processes(count: int, prepare: Prepare, what: Any, folder: Path) -> Iterator[DoAll]:
-    """Starts processes, and gives what lets them do jobs.
+def local_runner(prepare: Prepare, setup: Any, folder: Path, workers: int) -> Iterator[LocalRunner]:
+    """Starts worker processes and waits until all are ready; see :func:`par_agent.jobs.open_runner`.
 
-    The processes end with the block, however it ends, and with this process, even if that is killed.
-
-    Args:
-        count: number of processes.
-        prepare: importable.
-        what: its first argument, picklable as jobs are.
-        folder: where the jobs write.
-    """
-    workers = []
-    with deferred_interrupts() as interrupts:
-        try:
-            for _ in range(count):
-                workers.append(start_process(serve, prepare, what, folder))
-            yield partial(do_all, [connection for _, connection in workers], interrupts)
-        finally:
-            for process, connection in workers:
-                process.kill()
-                process.join()
-                connection.close()
-
-
-def do_all(workers: Sequence[Connection], interrupts: Interrupts, next_job: NextJob) -> Iterator[tuple[str, Any]]:
-    """Lets workers, at the other ends of connections, do jobs; see :data:`DoAll`.
+    They end with the block, however it ends, and with this process, even if that is killed.
 
     Raises:
-        Interrupted: this process was told to end; what workers do is left undone.
-        UserError: a worker has met an error, or has died.
+        UserError: (on entering) a worker cannot start.
     """
-    idle = deque(workers)
-    busy: dict[Connection, Any] = {}
-    while True:
-        while idle and (job := next_job()) is not None:
-            worker = idle.popleft()
-            busy[worker] = job
-            with suppress(BrokenPipeError):  # that it has died is noticed below
-                worker.send(job)
-        if not busy:
-            return
-        ready = wait([*busy, interrupts.fileno()])
-        interrupts.check()
-        for worker in [each for each in ready if isinstance(each, Connection)]:
-            kind, value = _receive(worker, interrupts)
-            if kind == "progress":
-                yield kind, value
-            else:
-                idle.append(worker)
-                yield kind, busy.pop(worker)
+    with deferred_interrupts() as interrupts:
+        runner = LocalRunner(prepare, setup, folder, workers, interrupts)
+        try:
+            runner.start()
+            yield runner
+        finally:
+            runner.close()
 
 
-def _receive(worker: Connection, interrupts: Interrupts) -> tuple[str, Any]:
-    """Reads a worker's next message."""
-    try:
-        kind, value = receive(worker, interrupts)
-    except EOFError:
-        raise UserError(
-            "a worker process died (out of memory, or a crash inside the simulator, its renderer or its planner); "
-            "run `par-agent doctor`, then the same command again, with fewer workers if memory was short"
-        ) from None
-    if kind == "error":
-        raise UserError(value)
-    return kind, value
+class LocalRunner:
+    """Worker processes; a :class:`par_agent.jobs.runner.JobRunner`."""
 
+    def __init__(self, prepare: Prepare, setup: Any, folder: Path, workers: int, interrupts: Interrupts) -> None:
+        self.workers = workers
+        self._arguments = prepare, setup, folder
+        self._interrupts = interrupts
+        self._processes: list[_Worker] = []
 
-def serve(connection: Connection, prepare: Prepare, what: Any, folder: Path) -> None:
-    """A worker: does the jobs that the other end asks for; ends when that does."""
-    import torch
+    def start(self) -> None:
+        """Starts the processes; each gets a core of its own if there are as many cores."""
+        cores = sorted(os.sched_getaffinity(0))
+        for core in cores if len(cores) == self.workers else [None] * self.workers:
+            self._processes.append(_Worker(core, *self._arguments))
+        for worker in self._processes:
+            worker.wait_until_ready(self._interrupts)
 
-    torch.set_num_threads(1)
-    do_job: DoJob | None = None
-    try:
+    def close(self) -> None:
+        """Ends the processes, busy or not."""
+        for worker in self._processes:
+            worker.close()
+
+    def run(self, jobs: Iterable[Any], *, yield_lost: bool = False) -> Iterator[tuple[Any, Any]]:
+        """See :meth:`par_agent.jobs.runner.JobRunner.run`."""
+        upcoming, retries = iter(jobs), deque[tuple[Any, int]]()
         while True:
-            job = connection.recv()
-            try:
-                do_job = do_job or prepare(what, folder)
-                do_job(job, lambda amount: connection.send(("progress", amount)))
-            except BrokenPipeError:
-                raise
-            except UserError as error:
-                connection.send(("error", str(error)))
-            except OSError as error:
-                connection.send(("error", cannot_write(folder, error)))
-            except Exception as error:
-                text = f"a worker process failed: {type(error).__name__}: {error}"
-                connection.send(("error", f"{text}\n{traceback.format_exc()}"))
-            else:
-                connection.send(("done", None))
-    except (EOFError, BrokenPipeError):
+            for worker in self._processes:
+                if worker.job is None:
+                    worker.begin(*(retries.popleft() if retries else (next(upcoming, None), 1)))
+            busy = {worker.connection: worker for worker in self._processes if worker.job is not None}
+            if not busy:
+                return
+            ready = wait([*busy, self._interrupts.fileno()])
+            self._interrupts.check()
+            for worker in [busy[each] for each in ready if isinstance(each, Connection)]:
+                job = worker.job
+                kind, content = worker.receive()
+                if kind == "message":
+                    yield job, content
+                elif kind == "done":
+                    worker.job = None
+                elif kind == "failed":
+                    worker.job = None
+                    raise content
+                else:
+                    lost = LostJobError(f"the worker process {content}", ADVICE)
+                    if worker.attempt < MAX_ATTEMPTS:
+                        retries.append((job, worker.attempt + 1))
+                    elif yield_lost:
+                        yield job, lost
+                    else:
+                        raise lost
+                    self._replace(worker)
+
+    def _replace(self, dead: _Worker) -> None:
+        dead.close()
+        worker = _Worker(dead.core, *self._arguments)
+        self._processes[self._processes.index(dead)] = worker
+        worker.wait_until_ready(self._interrupts)
+
+
+class _Worker:
+    """This process's end of a worker process."""
+
+    def __init__(self, core: int | None, *arguments: Any) -> None:
+        self.core = core
+        self.job: Any = None
+        """What it does now; None: nothing."""
+        self.attempt = 0
+        """How often that job was begun."""
+        self._process, self.connection = start_process(_serve, core, *arguments)
+
+    def begin(self, job: Any, attempt: int) -> None:
+        """Starts a job, unless it is None; a dead process is noticed by the next `receive`."""
+        self.job, self.attempt = job, attempt
+        if job is not None:
+            with suppress(BrokenPipeError):
+                self.connection.send(job)
+
+    def receive(self) -> tuple[str, Any]:
+        """The next of ``("message", message)``, ``("done", None)``, ``("failed", error)`` and ``("died", how)``."""
+        try:
+            event: tuple[str, Any] = self.connection.recv()
+            return event
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            return "died", f"died (exit code {self._process.exitcode})"
+
+    def wait_until_ready(self, interrupts: Interrupts) -> None:
+        """Waits until it can do jobs.
+
+        Raises:
+            Interrupted: this process was told to end.
+            UserError: it cannot start.
+        """
+        wait([self.connection, interrupts.fileno()])
+        interrupts.check()
+        kind, content = self.receive()
+        if kind == "failed":
+            raise content
+        if kind == "died":
+            raise UserError(f"a worker process {content} while it started; `par-agent doctor` says what is missing")
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+
+def start_process(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """Starts a process in which ``work(connection, *arguments)`` runs; also returns the connection's other end.
+
+    It ends with the thread that starts it, however that ends, and whatever it is doing then. End it with ``kill``: it
+    ignores the signals by which a terminal or a cluster tells all processes of a command to end.
+
+    Args:
+        work: importable.
+        arguments: picklable.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_main, args=(work, theirs, *arguments), daemon=True)
+    resource_tracker.ensure_running()  # its start would let blocked signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited, until the process ignores them
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return process, ours
+
+
+def _main(work: Callable[..., None], connection: Connection, *arguments: Any) -> None:
+    """Body of the process."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:  # it ended before the line above
         return
+    work(connection, *arguments)
+
+
+def _serve(connection: Connection, core: int | None, prepare: Prepare, setup: Any, folder: Path) -> None:
+    """A worker: does the jobs that the other end sends; ends when that does."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            use_one_thread()
+            do_job = prepare(setup, folder)
+        except Exception as error:
+            connection.send(("failed", start_error(error, "a worker process")))
+            return
+        connection.send(("done", None))
+        while True:
+            for event in _events(do_job, connection.recv(), folder):
+                connection.send(event)
+
+
+def _events(do_job: DoJob, job: Any, folder: Path) -> Iterator[tuple[str, Any]]:
+    """What there is to tell of a job while it is done."""
+    try:
+        for message in do_job(job):
+            yield "message", message
+    except Exception as error:
+        yield "failed", job_error(error, "a worker process", folder)
+    else:
+        yield "done", None

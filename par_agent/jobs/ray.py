@@ -1,124 +1,223 @@
-"""A Ray cluster's nodes in place of worker processes. They share no folder with this machine: files come as bytes."""
+"""Workers on the nodes of an existing Ray cluster. They share no folder with this machine: files come back as bytes.
+
+Each node needs this package and what it depends on in the same versions. A job whose worker or node is lost is done
+again elsewhere.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
+import signal
+import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from par_agent.errors import UserError
-from par_agent.jobs.local import UNFINISHED, DoAll, NextJob, Prepare
-from par_agent.jobs.ray_cluster import Cluster, LostJobError
-from par_agent.utils.files import atomic_path
+from par_agent.jobs.runner import DoJob, LostJobError, Prepare, job_error, start_error, use_one_thread
+from par_agent.utils.files import writing
+from par_agent.utils.interrupts import deferred_interrupts
 from par_agent.utils.versions import check_versions, installed_versions
 
-_PACKAGES = ("par-agent", "mani_skill", "sapien", "mplib", "torch", "numpy", "h5py")
-_CODE = ("data", "tasks.py", "policy/transforms.py")
-
-
-@dataclass(frozen=True)
-class NodeSetup:
-    """What a node needs to do jobs, and what has to be the same there."""
-
-    prepare: Prepare
-    """Makes what does the jobs."""
-    what: Any
-    """Its first argument."""
-    versions: dict[str, str]
-    """Versions of all that decides the files, of this machine."""
-
-
-@dataclass(frozen=True)
-class NodeResult:
-    """What a node gives back for one job."""
-
-    made: Path
-    """The file or folder that was made, relative to the folder to write to."""
-    files: dict[Path, bytes]
-    """Contents by path relative to `made`."""
-    reports: list[int]
-    """Amounts that the job told of."""
+MAX_RETRIES = 3
+"""How often a job is started again whose worker process or node is lost."""
+NOTICED = 0.5
+"""Seconds after which an interruption is noticed at the latest."""
+PACKAGES = ("par-agent", "mani_skill", "sapien", "mplib", "diffusers", "torch", "numpy", "h5py")
+"""What has to be the same on all nodes beside this package's own code."""
 
 
 @contextmanager
-def cluster_workers(address: str, prepare: Prepare, what: Any, folder: Path) -> Iterator[DoAll]:
-    """Gives what lets a cluster's nodes do jobs, as :func:`par_agent.jobs.local.worker_processes` does for processes.
+def ray_runner(prepare: Prepare, setup: Any, folder: Path, address: str) -> Iterator[RayRunner]:
+    """Connects to a cluster for as long as the block runs; see :func:`par_agent.jobs.open_runner`.
 
     Args:
-        address: the cluster's, see :class:`par_agent.jobs.ray_cluster.Cluster`.
-        prepare: importable on every node.
-        what: its first argument, picklable as jobs are.
-        folder: where the files that the jobs make are written to, on this machine.
+        address: ``host:port`` of the cluster's head, or ``auto`` for the cluster that this machine belongs to.
 
     Raises:
-        UserError: no cluster answers.
+        UserError: (on entering) Ray is not installed, or no cluster answers.
     """
-    setup = NodeSetup(prepare, what, _versions())
+    try:
+        import ray
+    except ImportError:
+        raise UserError("a cluster needs Ray: pip install 'par-agent[cluster]'") from None
+    try:
+        _connect(address)  # Ray itself tries an address for minutes
+        with _same_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray cluster at {address!r} ({error}); start one with `ray start --head`, add nodes with "
+            "`ray start --address=HOST:PORT`, and give its address"
+        ) from None
+    try:
+        yield RayRunner(ray, prepare, setup, folder)
+    finally:
+        ray.shutdown()  # ends this program's tasks, not the cluster
 
-    def do_all(next_job: NextJob) -> Iterator[tuple[str, Any]]:
-        for job, result in cluster.run(_NodeWorker, setup, _NodeWorker.do, next_job):
-            if isinstance(result, LostJobError):
-                raise UserError(f"a job was given up: {result}; see Ray's logs, then run the same command again")
-            _write(folder, result)
-            yield from (("progress", amount) for amount in result.reports)
-            yield "done", job
 
-    with Cluster(address) as cluster:
-        yield do_all
+class RayRunner:
+    """A :class:`par_agent.jobs.runner.JobRunner`: a cluster's CPUs, of which each does one job at a time."""
+
+    def __init__(self, ray: Any, prepare: Prepare, setup: Any, folder: Path) -> None:
+        self._ray = ray
+        self._setup = ray.put(_NodeSetup(uuid.uuid4().hex, prepare, setup, installed_versions(PACKAGES, ("",))))
+        self._folder = folder
+
+    @property
+    def workers(self) -> int:
+        """CPUs of all nodes together."""
+        return int(self._ray.cluster_resources().get("CPU", 0))
+
+    def run(self, jobs: Iterable[Any], *, yield_lost: bool = False) -> Iterator[tuple[Any, Any]]:
+        """See :meth:`par_agent.jobs.runner.JobRunner.run`; a job's messages come together when it has ended."""
+        task = self._ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_do_on_node)
+        upcoming = iter(jobs)
+        running: dict[Any, Any] = {}
+        while True:
+            while len(running) < max(1, self.workers) and (job := next(upcoming, None)) is not None:
+                running[task.remote(self._setup, job)] = job
+            if not running:
+                return
+            finished = self._wait(list(running))
+            job = running.pop(finished)
+            try:
+                result = self._ray.get(finished)
+            except self._ray.exceptions.RayTaskError as error:
+                raise _cause(error) from error
+            except self._ray.exceptions.RayError as error:
+                how = f"its worker was lost {MAX_RETRIES + 1} times: {type(error).__name__}"
+                lost = LostJobError(how, "; see Ray's logs, then run the same command again")
+                if not yield_lost:
+                    raise lost from None
+                yield job, lost
+                continue
+            with writing(self._folder):
+                _write_files(self._folder, result.files)
+            for message in result.messages:
+                yield job, message
+
+    def _wait(self, running: list[Any]) -> Any:
+        """The next task that ends."""
+        with deferred_interrupts() as interrupts:
+            while True:
+                finished, _ = self._ray.wait(running, num_returns=1, timeout=NOTICED)
+                interrupts.check()
+                if finished:
+                    return finished[0]
 
 
-def _write(folder: Path, result: NodeResult) -> None:
-    """Writes what a job made; it appears when it is complete."""
-    target = folder / result.made
-    if list(result.files) == [Path()]:
-        with atomic_path(target) as temporary:
-            temporary.write_bytes(result.files[Path()])
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """What SIGTERM does is the same after the block as before; Ray lets it end the process without a clean-up."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _cause(error: Any) -> Exception:
+    """The exception that ended a task."""
+    cause: Exception = error.cause
+    if isinstance(cause, RuntimeError) and "failed to import" in str(cause):  # in Ray's words
+        return UserError(f"a node of the cluster has not this version of this package: install it there ({cause})")
+    return cause
+
+
+def _connect(address: str) -> None:
+    """Checks that something answers at ``host:port`` or ``ray://host:port``; other addresses are Ray's to understand.
+
+    Raises:
+        OSError: nothing does.
+        ValueError: no valid port.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname is not None and parts.port is not None:
+        socket.create_connection((parts.hostname, parts.port), timeout=10).close()
+
+
+def _write_files(folder: Path, files: dict[Path, bytes]) -> None:
+    """Writes what a job made; a new file, or a new folder with all that is in it, appears when it is complete."""
+    if not files:
         return
-    unfinished = target.with_name(UNFINISHED + target.name)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for name, content in result.files.items():
-        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-        (unfinished / name).write_bytes(content)
-    os.replace(unfinished, target)
+    temporary = folder / f".job.{os.getpid()}.tmp"
+    try:
+        for name, content in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(content)
+        _move_into(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _versions() -> dict[str, str]:
-    return installed_versions(_PACKAGES, _CODE)
+def _move_into(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        if path.is_dir() and (target / path.name).is_dir():
+            _move_into(path, target / path.name)
+        else:
+            os.replace(path, target / path.name)
 
 
-class _NodeWorker:
-    """What does the jobs in a process of a node, with a folder of its own.
+@dataclass(frozen=True)
+class _NodeSetup:
+    """What a node needs to do a run's jobs. Those of one run are equal."""
+
+    run: str
+    """Identifies the run."""
+    prepare: Prepare = field(compare=False)
+    """Makes what does the jobs."""
+    setup: Any = field(compare=False)
+    """Its first argument."""
+    versions: dict[str, str] = field(compare=False)
+    """Versions on the machine that asks."""
+
+
+@dataclass(frozen=True)
+class _NodeResult:
+    """What comes back of a job."""
+
+    messages: list[Any]
+    files: dict[Path, bytes]
+    """Contents by path relative to the worker's folder."""
+
+
+@lru_cache(maxsize=1)  # a process of a node outlives single jobs
+def _prepare(node: _NodeSetup) -> tuple[DoJob, tempfile.TemporaryDirectory[str]]:
+    """What does a run's jobs in this process of a node, and its folder."""
+    check_versions("this package", node.versions, installed_versions(PACKAGES, ("",)))
+    use_one_thread()
+    folder = tempfile.TemporaryDirectory()
+    return node.prepare(node.setup, Path(folder.name)), folder
+
+
+def _do_on_node(node: _NodeSetup, job: Any) -> _NodeResult:
+    """Does one job.
 
     Raises:
-        UserError: the node has other versions, or cannot do such jobs.
+        UserError: the node has other versions or cannot start, or the job failed.
     """
-
-    def __init__(self, setup: NodeSetup) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        check_versions("this package", setup.versions, _versions())
-        self._folder = tempfile.TemporaryDirectory()
-        self._do_job = setup.prepare(setup.what, Path(self._folder.name))
-
-    def do(self, job: Any) -> NodeResult:
-        """Does a job.
-
-        Raises:
-            UserError: the job's own, or the node's disk is full.
-        """
-        reports: list[int] = []
-        try:
-            made = self._do_job(job, reports.append)
-            paths = [path for path in made.rglob("*") if path.is_file()] if made.is_dir() else [made]
-            files = {path.relative_to(made): path.read_bytes() for path in paths}
-            shutil.rmtree(made) if made.is_dir() else made.unlink()
-        except OSError as error:
-            raise UserError(f"node {platform.node()}: {error}") from None
-        return NodeResult(made.relative_to(self._folder.name), files, reports)
+    who = f"node {platform.node()}"
+    try:
+        do_job, temporary = _prepare(node)
+    except Exception as error:
+        raise start_error(error, who) from None
+    folder = Path(temporary.name)
+    try:
+        messages = list(do_job(job))
+        files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return _NodeResult(messages, files)
+    except Exception as error:
+        raise job_error(error, who, f"{folder} of {who}") from None
+    finally:
+        shutil.rmtree(folder)
+        folder.mkdir()

@@ -9,18 +9,20 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypedDict
 
 from par_agent.errors import UserError
-from par_agent.jobs.local import UNFINISHED, DoJob, Report
+from par_agent.jobs.runner import DoJob
 from par_agent.simulation.environment import open_environment
 from par_agent.utils.files import read_object
 from par_agent.utils.hdf5 import file_image, open_in_memory
 
 SEEDS_PER_PART = 10
+UNFINISHED = "unfinished-"
+"""How names of folders begin that are not complete."""
 ARMS = ("panda", "so100")
 """ManiSkill's motion planners."""
 
@@ -72,19 +74,23 @@ def remove_parts(parts: Path) -> None:
 
 
 def part_maker(env_id: str, parts: Path) -> DoJob:
-    """What a worker does: makes the part whose first seed it is given, and reports every success's steps."""
-    return lambda first, report: make_part(env_id, first, parts, report)
+    """What a worker does: makes the part whose first seed it is given."""
+    return lambda first: make_part(env_id, first, parts)
 
 
-def make_part(env_id: str, first: int, parts: Path, report: Report) -> Path:
-    """Solves seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part, whose folder it returns.
+def make_part(env_id: str, first: int, parts: Path) -> Iterator[int | Path]:
+    """Solves seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part.
 
     A fresh environment each time: contact forces carry traces of earlier episodes, and an episode must not depend on
     which worker made it or where an interruption fell.
 
-    Args:
-        report: called with the number of control steps of every success.
+    Yields:
+        The number of control steps of every success, and in the end the part's folder.
     """
+    finished = part_folder(parts, first)
+    if finished.exists():  # by a worker that was lost before it could say so
+        yield finished
+        return
     from mani_skill.utils.wrappers.record import RecordEpisode
 
     unfinished = parts / f"{UNFINISHED}{first:08d}"
@@ -111,12 +117,12 @@ def make_part(env_id: str, first: int, parts: Path, report: Report) -> Path:
         steps = solve(recorder, env_id, seed)
         recorder.flush_trajectory(save=steps is not None)
         if steps is not None:
-            report(steps)
+            yield steps
     image = file_image(recorder._h5_file)
     recorder.close()
     (unfinished / "part.h5").write_bytes(image)
-    os.replace(unfinished, part_folder(parts, first))
-    return part_folder(parts, first)
+    os.replace(unfinished, finished)
+    yield finished
 
 
 def find_solution(env_id: str) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -95,12 +96,13 @@ def only_process(lock: Path, doing: str, within: Path | None = None) -> Iterator
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes the temporary files of :func:`atomic_path`, anywhere in a folder, whose processes are gone."""
-    for path in folder.rglob(".*.tmp"):
+    """Deletes temporary files and folders with names as those of :func:`atomic_path`, anywhere in a folder, whose
+    processes are gone."""
+    for path in list(folder.rglob(".*.tmp")):
         process = path.name.split(".")[-2]
         alive = process != str(os.getpid()) and Path("/proc", process).exists()
-        if process.isdigit() and not alive and path.is_file():
-            path.unlink(missing_ok=True)
+        if process.isdigit() and not alive:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _acquire(lock: Path, doing: str, undo: contextlib.ExitStack) -> BaseFileLock:
@@ -316,7 +318,7 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(cannot_write(folder, error)) from error
 
 
-def cannot_write(folder: Path, error: OSError) -> str:
+def cannot_write(folder: Path | str, error: OSError) -> str:
     """What to tell the user when a disk is full or a folder cannot be written, or of any other error of the system."""
     what = f"cannot write below {folder}" if error.errno in _REMEDIES else f"the work in {folder} failed"
     return f"{what}: {error}. What is finished is kept: {remedy(error)}, then run the same command again"

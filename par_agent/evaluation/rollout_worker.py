@@ -1,4 +1,4 @@
-"""What a worker is asked, what it answers, and the bench at which it works, in whatever process that is."""
+"""Rollouts as jobs: what a worker is asked, what it replies, and the worker, in whatever process it is."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.measurements import Measurement
 from par_agent.evaluation.policies import PolicySource
 from par_agent.tasks import resolve_task
+from par_agent.utils.references import search_folder
+from par_agent.utils.versions import check_versions
 
 if TYPE_CHECKING:
     from par_agent.policy.interface import Policy
     from par_agent.simulation.environment import TaskEnvironment
     from par_agent.simulation.initial_state import InitialState
-
-MAX_ATTEMPTS = 2
-"""How often a job is tried whose worker dies."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,15 @@ class WorkerSetup:
     """One of :data:`par_agent.simulation.variations.VARIATIONS`."""
     measurements: tuple[Measurement, ...] = ()
     """What is measured beside success."""
+    folder: str = ""
+    """Folder in which modules of ``module:Class`` references are looked for, too."""
+    fingerprint: str | None = None
+    """Hash that the policy's files have to have; None: not compared."""
+
+
+@dataclass(frozen=True)
+class RendererJob:
+    """Asks for the name of the device that renders."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,9 @@ class RolloutJob:
     task: str
     """Task reference."""
     states_file: Path
-    """File of the task's initial states."""
+    """File of the task's initial states, on the machine that asks."""
+    states_content: bytes
+    """What it holds."""
     checksum: str
     """SHA-256 of that file."""
     states: tuple[int, ...]
@@ -60,7 +70,7 @@ class RolloutJob:
     run_to_end: bool = False
     """Go on after the first success."""
     videos: tuple[tuple[int, Path], ...] = ()
-    """MP4 files to save, each with the state it is of."""
+    """MP4 files to save, relative to the worker's folder, each with the state it is of."""
 
 
 @dataclass(frozen=True)
@@ -79,44 +89,43 @@ class Reply:
     """Where the exception came from."""
 
 
-def died(job: RolloutJob, how: str) -> list[Reply]:
-    """The replies to a job whose worker died at every attempt."""
-    return [Reply(state, error=how) for state in job.states]
+class RolloutWorker:
+    """A worker's environments, policies and initial states, one of each per task, made before its first rollout.
 
-
-class Bench:
-    """A worker's environments, policies and initial states, one of each per task.
+    Args:
+        setup: what to make.
+        folder: where videos are saved.
 
     Raises:
-        UserError: a task, the policy or the renderer does not work.
+        UserError: a task, the policy or the renderer does not work, or it is another policy than that of the run.
     """
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, folder: Path) -> None:
         import logging
 
-        import torch
-
-        torch.set_num_threads(1)
         logging.getLogger("mani_skill").setLevel(logging.ERROR)
-        self._setup = setup
+        if setup.folder:
+            search_folder(setup.folder)
+        if setup.fingerprint is not None:
+            check_versions("the policy", {"files": setup.fingerprint}, {"files": setup.policy.fingerprint()})
+        self._setup, self._folder = setup, folder
         self._specs = {task: setup.policy.task(resolve_task(task)) for task in setup.tasks}
         self._built: dict[str, tuple[TaskEnvironment, Policy]] = {}
         self._states: dict[Path, list[InitialState]] = {}
         for task in setup.tasks:
             self._build(task)
 
-    def renderer(self) -> str:
-        """Name of the device that renders."""
-        import sapien.render
-
-        return str(sapien.render.get_device_summary().splitlines()[0]).partition(": ")[2]
-
-    def do(self, job: RolloutJob) -> Iterator[Reply]:
+    def __call__(self, job: RolloutJob | RendererJob) -> Iterator[Reply | str]:
         """Does one job; an exception becomes the reply of all rollouts that it ends.
 
         Raises:
             UnavailableError: what the policy acts with is gone, or the initial states are damaged.
         """
+        if isinstance(job, RendererJob):
+            import sapien.render
+
+            yield str(sapien.render.get_device_summary().splitlines()[0]).partition(": ")[2]
+            return
         unfinished = set(job.states)
         try:
             for reply in self._roll_out(job):
@@ -155,11 +164,13 @@ class Bench:
         env, policy = self._build(job.task)
         if job.states_file not in self._states:
             try:
-                self._states[job.states_file] = load_states(job.states_file, self._specs[job.task], job.checksum)
+                self._states[job.states_file] = load_states(
+                    job.states_file, self._specs[job.task], job.checksum, job.states_content
+                )
             except UserError as error:  # no fault of the policy: it must not count as a failure
                 raise UnavailableError(str(error)) from None
         states = [self._states[job.states_file][index] for index in job.states]
-        videos = {job.states.index(state): path for state, path in job.videos}
+        videos = {job.states.index(state): self._folder / path for state, path in job.videos}
         observers = [VideoObserver(env, videos), *(m.observer(env, policy) for m in self._setup.measurements)]
         try:
             for position, fields in roll_out(
