@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,34 +41,27 @@ class CheckNovaConfig(Checked):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the table."""
+    """One row of the table: the largest absolute and relative error of a tensor, NaN where it was not computed."""
 
     name: str
-    """Name of the reference tensor."""
     shape: tuple[int, ...]
-    """Its shape."""
     tolerance: float
     """Largest allowed absolute error."""
-    absolute: float | None = None
-    """Largest absolute error; None: not computed."""
-    relative: float | None = None
-    """Largest absolute error over the reference's largest value."""
+    absolute: float = math.nan
+    relative: float = math.nan
+    """The absolute error over the reference's largest value."""
     problem: str = ""
     """Why there is no error to show."""
 
     @property
     def passed(self) -> bool:
         """Whether it was computed and is within tolerance; NaN is not."""
-        return self.absolute is not None and self.absolute <= self.tolerance
+        return self.absolute <= self.tolerance
 
     def __str__(self) -> str:
-        shape = "x".join(map(str, self.shape))
+        errors = f"{self.absolute:>9.1e} {self.relative:>9.1e} {self.tolerance:>9.1e}"
         verdict = "ok" if self.passed else "FAIL"
-        if self.absolute is None or self.relative is None:
-            return f"{self.name:<36} {shape:<16} {'-':>9} {'-':>9} {self.tolerance:>9.1e}  {verdict} {self.problem}"
-        return (
-            f"{self.name:<36} {shape:<16} {self.absolute:>9.1e} {self.relative:>9.1e} {self.tolerance:>9.1e}  {verdict}"
-        )
+        return f"{self.name:<36} {'x'.join(map(str, self.shape)):<16} {errors}  {verdict} {self.problem}".rstrip()
 
 
 HEADER = f"{'tensor':<36} {'shape':<16} {'max abs':>9} {'max rel':>9} {'allowed':>9}"
@@ -84,21 +78,14 @@ def main(config: CheckNovaConfig) -> int:
     reference = _read_reference(config.io)
     description = read_object(config.io.with_suffix(".json"))
     compute = _computation(config, reference, description, device, getattr(torch, config.dtype))
-    rows = compare_all(reference, compute, DTYPE_FACTOR[config.dtype])
+    names = sorted(name.removeprefix("out.") for name in reference if name.startswith("out."))
+    results, factor = compute(set(names)), DTYPE_FACTOR[config.dtype]
+    rows = [compare(name, results.get(name), reference[f"out.{name}"], factor) for name in names]
     print(HEADER)
     print("\n".join(map(str, rows)))
     failed = [row for row in rows if not row.passed]
     print(f"{len(rows) - len(failed)} of {len(rows)} reference tensors reproduced on {config.device} in {config.dtype}")
     return 1 if failed else 0
-
-
-def compare_all(
-    reference: dict[str, Tensor], compute: Callable[[set[str]], dict[str, Tensor | Exception]], factor: float = 1.0
-) -> list[Comparison]:
-    """Compares every `out.*` tensor with what ``compute`` gives for its name (without `out.`)."""
-    names = [name.removeprefix("out.") for name in reference if name.startswith("out.")]
-    results = compute(set(names))
-    return [compare(name, results.get(name), reference[f"out.{name}"], factor) for name in sorted(names)]
 
 
 def compare(name: str, actual: Tensor | Exception | None, expected: Tensor, factor: float = 1.0) -> Comparison:

@@ -64,62 +64,53 @@ SEEN = [*DEMONSTRATIONS, *RENDERED, *MOTION, FRAME_ENCODER]
 """What every policy that sees through the render camera needs."""
 
 
-def _finetune(name: str, options: str, *shared: str, note: str = "") -> Step:
-    return Step(" ".join(["finetune", _DATA, *shared, options, f"--out {{out}}/{name}"]), note)
-
-
 def _par_mini() -> Iterable[Step]:
     """Steps of the bundled ``par-mini``, trained from scratch."""
-    windows = "--window 3 --batch-size 48 --variants 2 --shift 2 --frame-fraction 0.08"
     plain = "--recovery-noise 0 --proprioception-noise 0.05"
-    first = (windows, plain, "--single-step 0.4 --past-action-dropout 0.4")
-    later = (windows, "--past-action-dropout 0.3 --precision bfloat16")
+    windows = "--window 3 --batch-size 48 --variants 2 --shift 2 --frame-fraction 0.08"
+    early = f"{windows} {plain} --single-step 0.4 --past-action-dropout 0.4"
+    short = f"{early} --steps 1000 --learning-rate 8e-4 --warmup 20 --ema 0.995"
+    late = f"{windows} --past-action-dropout 0.3 --precision bfloat16"
     yield from SEEN
-    yield _finetune(
-        "mini1",
-        "--weights 0.5 0.2 0.3 --vae {out}/vae/vae --foresight --variants 4 --shift 6 --steps 1600 --ema 0.995",
-        plain,
-        note="46 minutes",
-    )
-    yield _finetune(
-        "mini5",
-        "--weights 0.12 0.48 0.4 --init {out}/mini1/policy --foresight 15 23 31 47 --steps 2400 --warmup 50 "
-        "--ema 0.998",
-        *first,
-        note="30 minutes; the bundled one was stopped after 684 steps",
-    )
-    short = "--steps 1000 --learning-rate 8e-4 --warmup 20 --ema 0.995"
-    yield _finetune("mini6", f"--weights 0.12 0.48 0.4 --init {{out}}/mini5/policy {short}", *first, note="30 minutes")
-    yield _finetune("mini7", f"--weights 0.1 0.5 0.4 --init {{out}}/mini6/policy {short} --seed 1", *first)
-    yield _finetune(
-        "mini8",
-        "--weights 0.08 0.46 0.46 --single-step 0.6 --init {out}/mini7/policy --steps 6500 --learning-rate 1e-3 "
-        "--warmup 100 --ema 0.998 --seed 2",
-        *later,
-        plain,
-        note="45 minutes; the bundled one was stopped after 2,454 steps",
-    )
-    yield _finetune(
-        "mini9",
-        "--weights 0.08 0.46 0.46 --single-step 0.75 --init {out}/mini8/policy --steps 3500 --learning-rate 1e-3 "
-        "--warmup 50 --ema 0.997 --seed 3",
-        *later,
-        note="65 minutes, from here on with recovery noise",
-    )
-    yield _finetune(
-        "mini10",
-        "--weights 0.2 0.42 0.38 --single-step 0.75 --init {out}/mini9/policy --steps 800 --learning-rate 6e-4 "
-        "--warmup 20 --ema 0.995 --seed 4",
-        *later,
-        note="12 minutes, with more of PushCube",
-    )
-    yield _finetune(
-        "mini11",
-        "--weights 0.2 0.42 0.38 --single-step 0.75 --init {out}/mini10/policy --steps 2400 --learning-rate 1e-3 "
-        "--warmup 50 --ema 0.997 --seed 5",
-        *later,
-        note="53 minutes",
-    )
+    scratch = "--foresight --variants 4 --shift 6 --steps 1600 --ema 0.995"
+    start = "--vae {out}/vae/vae"
+    for name, weights, options, note in (
+        ("mini1", "0.5 0.2 0.3", f"{plain} {scratch}", "46 minutes"),
+        (
+            "mini5",
+            "0.12 0.48 0.4",
+            f"{early} --foresight 15 23 31 47 --steps 2400 --warmup 50 --ema 0.998",
+            "30 minutes; the bundled one was stopped after 684 steps",
+        ),
+        ("mini6", "0.12 0.48 0.4", short, "30 minutes"),
+        ("mini7", "0.1 0.5 0.4", f"{short} --seed 1", "30 minutes"),
+        (
+            "mini8",
+            "0.08 0.46 0.46",
+            f"{late} {plain} --single-step 0.6 --steps 6500 --learning-rate 1e-3 --warmup 100 --ema 0.998 --seed 2",
+            "45 minutes; the bundled one was stopped after 2,454 steps",
+        ),
+        (
+            "mini9",
+            "0.08 0.46 0.46",
+            f"{late} --single-step 0.75 --steps 3500 --learning-rate 1e-3 --warmup 50 --ema 0.997 --seed 3",
+            "65 minutes, from here on with recovery noise",
+        ),
+        (
+            "mini10",
+            "0.2 0.42 0.38",
+            f"{late} --single-step 0.75 --steps 800 --learning-rate 6e-4 --warmup 20 --ema 0.995 --seed 4",
+            "12 minutes, with more of PushCube",
+        ),
+        (
+            "mini11",
+            "0.2 0.42 0.38",
+            f"{late} --single-step 0.75 --steps 2400 --learning-rate 1e-3 --warmup 50 --ema 0.997 --seed 5",
+            "53 minutes",
+        ),
+    ):
+        yield Step(f"finetune {_DATA} --weights {weights} {start} {options} --out {{out}}/{name}", note)
+        start = f"--init {{out}}/{name}/policy"
     save = (
         "import sys, torch, par_agent; par_agent.PARPolicy.from_pretrained(sys.argv[1], context=1, past_actions=True)"
         ".save_pretrained(sys.argv[2], torch.float16)"
