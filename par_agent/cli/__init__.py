@@ -82,14 +82,12 @@ def find_subcommand(words: Sequence[str]) -> tuple[str, Sequence[str]]:
     Raises:
         UserError: no such subcommand.
     """
-    first, pair = words[0], " ".join(words[:2])
-    if first in SUBCOMMANDS:
-        return first, words[1:]
-    if pair in SUBCOMMANDS:
-        return pair, words[2:]
-    if pairs := _pairs(first):
-        raise UserError(f"{pair!r} is no subcommand; known: {', '.join(pairs)}")
-    raise UserError(f"unknown subcommand {first!r}; known subcommands: {', '.join(SUBCOMMANDS)}")
+    for count in (1, 2):
+        if (name := " ".join(words[:count])) in SUBCOMMANDS:
+            return name, words[count:]
+    if pairs := _pairs(words[0]):
+        raise UserError(f"{name!r} is no subcommand; known: {', '.join(pairs)}")
+    raise UserError(f"unknown subcommand {words[0]!r}; known subcommands: {', '.join(SUBCOMMANDS)}")
 
 
 def run_subcommand(name: str, arguments: Sequence[str]) -> int:
