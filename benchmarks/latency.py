@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from par_agent.cli.options import run_script
-from par_agent.modeling.nova.generation import GenerationConfig, mask_schedule
+from par_agent.modeling.config import GenerationConfig
+from par_agent.modeling.nova.generation import mask_schedule
 from par_agent.modeling.par import PARModel, PARStream, PhysicalTokens
 from par_agent.modeling.presets import find_preset
 from par_agent.modeling.vae.frame_encoder import make_frame_encoder
@@ -33,7 +34,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class LatencyConfig(Checked):
     """Times one chunk of a policy, with and without cache, with and without predicting the next frame."""
 
-    presets: tuple[str, ...] = ("par-mini", "par-nova-0.6b")
+    presets: tuple[str, ...] = ("mini", "par-nova-0.6b")
     """Models to time."""
     batch: tuple[Size, ...] = (1, 25)
     """Environments at once."""
@@ -168,13 +169,13 @@ def cases(config: LatencyConfig, model: PARModel, batch: int) -> list[Case]:
     def act(model: PARModel, inputs: Inputs) -> Tensor:
         _rewind(inputs.stream, config.step)
         z_frame, z_action = model.step(inputs.stream, inputs.newest)
-        model.sample_actions(z_action, inputs.start, steps=config.denoising_steps)
+        model.sample_actions(z_action, inputs.start, config.denoising_steps)
         return z_frame
 
     def recompute(model: PARModel, inputs: Inputs) -> None:
         steps = torch.arange(config.step, device=inputs.start.device).expand(batch, -1)
         _, z_action = model(inputs.features, inputs.history, steps)
-        model.sample_actions(z_action[:, -1], inputs.start, steps=config.denoising_steps)
+        model.sample_actions(z_action[:, -1], inputs.start, config.denoising_steps)
 
     found = [Case("act, cached", act, temporal + cache + head)]
     if config.recompute:

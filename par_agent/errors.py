@@ -1,5 +1,10 @@
 """The exceptions that are meant for the user's eyes."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """Bad input. The message names what was given, what is allowed and what to do next.
@@ -13,3 +18,12 @@ class UnavailableError(UserError):
 
     No record is written of the rollout; the same command goes on with it when what was gone is back.
     """
+
+
+@contextlib.contextmanager
+def user_errors(prefix: str = "") -> Iterator[None]:
+    """Makes a ValueError about what the user gave a :class:`UserError`; ``prefix`` comes before its message."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from error

@@ -156,7 +156,7 @@ def test_ablated_policies_act_and_survive_saving(ablation: str, tmp_path: Path) 
 
 
 def test_presets_are_the_small_size_and_configurations_of_earlier_versions_still_load() -> None:
-    mini = preset("par-mini")
+    mini = preset("mini")
     for name in ("par-noar", "par-discrete", "par-noimagine"):
         config = preset(name)
         assert PARConfig.from_json(config.to_json()) == config
@@ -182,20 +182,20 @@ def test_branches_start_as_small_as_the_configuration_says() -> None:
 
 
 def test_impossible_combinations_are_refused() -> None:
-    encoder = dataclasses.replace(preset("par-mini").nova.video_encoder, depth=0)
-    nova = dataclasses.replace(preset("par-mini").nova, video_encoder=encoder)
+    encoder = dataclasses.replace(preset("mini").nova.video_encoder, depth=0)
+    nova = dataclasses.replace(preset("mini").nova, video_encoder=encoder)
     with pytest.raises(UserError, match="temporal encoder of depth 0"):
-        dataclasses.replace(preset("par-mini"), nova=nova)
+        dataclasses.replace(preset("mini"), nova=nova)
     with pytest.raises(UserError, match="detokenizers is 'vq'; allowed: 'diffusion', 'regression'"):
-        dataclasses.replace(preset("par-mini"), detokenizers="vq")
+        dataclasses.replace(preset("mini"), detokenizers="vq")
     with pytest.raises(UserError, match="depth is -1"):
         dataclasses.replace(encoder, depth=-1)
     with pytest.raises(UserError, match="branch_start is 0"):
         dataclasses.replace(encoder, branch_start=0.0)
     with pytest.raises(UserError, match="conditions is 'frame'; allowed: 'actions', 'token'"):
-        dataclasses.replace(preset("par-mini").action, conditions="frame")
+        dataclasses.replace(preset("mini").action, conditions="frame")
     with pytest.raises(UserError, match=r"action\.conditions to 'actions'"):
-        dataclasses.replace(preset("par-mini"), detokenizers="regression")
+        dataclasses.replace(preset("mini"), detokenizers="regression")
 
 
 @pytest.mark.parametrize("nova_layout", [False, True], ids=["mini", "nova"])

@@ -22,7 +22,7 @@ def test_sizes_at_full_size_are_within_twice_those_of_par_mini() -> None:
         return sum(parameter.numel() for parameter in module.parameters())
 
     with torch.device("meta"):
-        par = count(PARModel(preset("par-mini")))
+        par = count(PARModel(preset("mini")))
         for name, method in METHODS.items():
             assert par / 2 < count(method(method.Config())) < 2 * par, name
 

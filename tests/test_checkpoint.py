@@ -153,7 +153,7 @@ def test_a_text_encoder_that_must_be_loaded_at_inference_is_not_saved(tmp_path: 
 
 
 def test_a_trained_frame_vae_keeps_its_record_out_of_its_sizes(tmp_path: Path) -> None:
-    from par_agent.modeling.pretrained import save_module
+    from par_agent.modeling.weights import save_module
 
     vae = FrameVAE(FrameVAEConfig(channels=2, widths=(8,)))
     save_module(vae, {"channels": 2, "widths": [8], "metrics": {"psnr_db": 30.0}}, tmp_path)

@@ -304,7 +304,7 @@ def test_full_disk_keeps_the_last_checkpoint(config: FinetuneConfig, monkeypatch
 def test_a_disk_that_fills_up_while_the_policy_is_written_stops_with_a_message_and_the_run_goes_on_later(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import par_agent.modeling.pretrained as module
+    import par_agent.modeling.weights as module
 
     def full(*args: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from par_agent.errors import UserError
-from par_agent.modeling.pretrained import load_module, save_module
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_frames, to_pixels, vae_loss
+from par_agent.modeling.weights import load_module, save_module
 
 CONFIG = FrameVAEConfig(channels=4, widths=(8, 16))
 

@@ -257,7 +257,7 @@ def test_configuration_round_trip_and_newer_version() -> None:
     assert PARConfig.from_json(config.to_json()) == config
     with pytest.raises(UserError, match="format version 99"):
         PARConfig.from_json({**config.to_json(), "version": 99})
-    with pytest.raises(UserError, match="unknown preset 'par-huge'; known: par-mini"):
+    with pytest.raises(UserError, match="unknown preset 'par-huge'; known: mini"):
         preset("par-huge")
 
 

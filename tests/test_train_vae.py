@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from par_agent.cli import main
 from par_agent.data.episodes import RenderedDataset
 from par_agent.errors import UserError
-from par_agent.modeling.pretrained import load_module
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
+from par_agent.modeling.weights import load_module
 from par_agent.training import vae
 from par_agent.training.vae import FrameSampler, VAETraining, split_paths, train_vae
 from par_agent.utils.interrupts import Interrupted
@@ -153,7 +153,7 @@ def test_a_full_disk_is_reported_and_leaves_the_checkpoint(data, tmp_path, monke
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("par_agent.modeling.pretrained.write_tensors", full)
+    monkeypatch.setattr("par_agent.modeling.weights.write_tensors", full)
     sizes = ["--steps", "1", "--batch-size", "1", "--patch", "8", "--channels", "4", "--widths", "8"]
     assert main(["train-vae", "--data", str(data), "--out", str(tmp_path), *sizes]) == 2
     assert "No space left on device. What is finished is kept" in capsys.readouterr().err

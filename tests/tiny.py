@@ -26,7 +26,7 @@ LENGTH, SIZE, JOINTS = 4, 8, 9
 
 
 def tiny_config(nova_layout: bool = False) -> PARConfig:
-    """The layout of ``par-mini``, or that of NOVA (slot 0, motion, mixer, absolute time), in a few thousand numbers."""
+    """The layout of the preset ``mini``, or that of NOVA (slot 0, motion, mixer, absolute time), in a few thousand numbers."""
     encoder = EncoderConfig(2, 32, 1, branch_start=1.0 if nova_layout else 0.1)
     nova = NOVAConfig(
         latent_channels=2,

@@ -26,10 +26,9 @@ from par_agent.baselines.dp import DP
 from par_agent.baselines.icrt import ICRT
 from par_agent.baselines.rdt import RDT
 from par_agent.errors import UserError
-from par_agent.modeling.pretrained import load_module, save_module
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
-from par_agent.modeling.weights import read_tensors, write_tensors
+from par_agent.modeling.weights import load_module, read_tensors, save_module, write_tensors
 from par_agent.policy.transforms import Transforms
 from par_agent.utils.device import usable_device
 from par_agent.utils.files import naming, read_object, write_json

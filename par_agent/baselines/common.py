@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.modeling.action_detokenizer import CrossAttention, KeysAndValues
-from par_agent.modeling.blocks import MLP, Attention
+from par_agent.modeling.blocks import MLP, Attention, CrossAttention, KeysAndValues
 from par_agent.modeling.embeddings import PatchEmbedding, TextEmbedding, space_embedding
 from par_agent.modeling.par import PhysicalTokens, Targets
 from par_agent.utils.json_fields import MOST, MOST_BLOCKS, check_sizes

@@ -33,9 +33,9 @@ from par_agent.baselines.common import (
     repeated,
     weighted_mean,
 )
-from par_agent.modeling.action_detokenizer import KeysAndValues
+from par_agent.modeling.adaln import TIME_FREQUENCIES, Projection, timestep_frequencies
+from par_agent.modeling.blocks import KeysAndValues
 from par_agent.modeling.embeddings import learned
-from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
 from par_agent.modeling.random_numbers import integers, normal
 
 CLIP = 10.0

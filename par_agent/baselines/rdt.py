@@ -30,11 +30,10 @@ from torch import Tensor, nn
 
 from par_agent.baselines.common import History, Method, MethodConfig, recent, repeated, weighted_mean
 from par_agent.errors import UserError
-from par_agent.modeling.action_detokenizer import KeysAndValues
+from par_agent.modeling.adaln import TIME_FREQUENCIES, Projection, timestep_frequencies
 from par_agent.modeling.attention import attention
-from par_agent.modeling.blocks import MLP
+from par_agent.modeling.blocks import MLP, KeysAndValues
 from par_agent.modeling.embeddings import learned
-from par_agent.modeling.frame_detokenizer import TIME_FREQUENCIES, Projection, timestep_frequencies
 from par_agent.modeling.random_numbers import integers, normal, uniform
 
 

@@ -128,13 +128,13 @@ def _computation(
     if (config.transformer is None) == (config.vae is None):
         raise UserError("pass one of --transformer FOLDER and --vae FOLDER")
     if config.vae is not None:
+        from par_agent.cli.parity.vae import vae_outputs
         from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
-        from par_agent.modeling.vae.reference import vae_outputs
 
         vae = AutoencoderKLOpenSora.from_pretrained(config.vae, device=device, dtype=dtype)
         return lambda names: vae_outputs(vae, inputs, names)
+    from par_agent.cli.parity.nova import transformer_outputs
     from par_agent.modeling.nova.model import NOVA
-    from par_agent.modeling.nova.reference import transformer_outputs
 
     assert config.transformer is not None
     nova = NOVA.from_pretrained(config.transformer, device=device, dtype=dtype)

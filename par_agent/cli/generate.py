@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 from par_agent.utils.checked import Checked, Length, MayBeEmpty, Range, Seed, Share, Strength
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from par_agent.modeling.nova.generation import GenerationConfig
+    from par_agent.modeling.config import GenerationConfig
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
 
@@ -62,8 +62,9 @@ def main(config: GenerateConfig) -> int:
     """Generates, decodes and writes one clip."""
     import torch
 
-    from par_agent.modeling.nova.folder import folder_text_encoder, require_parts
-    from par_agent.modeling.nova.generation import GenerationConfig
+    from par_agent.cli.nova_folder import folder_text_encoder, require_parts
+    from par_agent.modeling.config import GenerationConfig
+    from par_agent.modeling.diffusion import noise_process
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.random_numbers import seeded_generator
     from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
@@ -71,12 +72,15 @@ def main(config: GenerateConfig) -> int:
     from par_agent.visualization.videos import check_video_path, write_video
 
     check_video_path(config.out, config.frames)
-    steps = GenerationConfig(config.mask_steps, config.diffusion_steps, config.guidance, config.temperature)
+    with user_errors():
+        steps = GenerationConfig(config.mask_steps, config.diffusion_steps, config.guidance, config.temperature)
     device, dtype = usable_device(config.device), getattr(torch, config.dtype)
     require_parts(config.model, config.text_cache)
     vae = AutoencoderKLOpenSora.from_pretrained(config.model / "vae", device=device, dtype=dtype)
     latent_frames = _latent_frames(config.frames, vae.config.time_factor)
     nova = NOVA.from_pretrained(config.model, device=device, dtype=dtype)
+    with user_errors():
+        noise_process(nova.config.diffusion).sampler(steps.diffusion_steps)
     text = folder_text_encoder(config.model, config.text_cache, nova.config, device)
     prompts = [config.prompt] + ([config.negative_prompt] if steps.guided else [])
     features = [text.encode(prompt).to(device) for prompt in prompts]

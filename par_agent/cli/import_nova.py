@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from par_agent.modeling.nova.model import NOVA
-    from par_agent.modeling.par import PARModel
     from par_agent.modeling.text_encoder import StoredTextEncoder
     from par_agent.modeling.vae.frame_encoder import FrameEncoder
 
@@ -54,9 +53,10 @@ def main(config: ImportNovaConfig) -> int:
 def _import(config: ImportNovaConfig) -> None:
     import torch
 
-    from par_agent.modeling.nova.folder import require_parts
+    from par_agent.cli.nova_folder import require_parts
+    from par_agent.modeling.config import ActionConfig, PARConfig
     from par_agent.modeling.nova.model import NOVA
-    from par_agent.modeling.table import parameters
+    from par_agent.modeling.par import PARModel
     from par_agent.modeling.vae.frame_encoder import load_frame_encoder
     from par_agent.policy.checkpoint import POLICY, Checkpoint
     from par_agent.utils.device import usable_device
@@ -71,13 +71,14 @@ def _import(config: ImportNovaConfig) -> None:
     encoder = load_frame_encoder(config.model / "vae")
     _check_sizes(nova, encoder)
     text = _text_features(config, nova, device)
-    model = _with_action_parts(nova, config)
+    torch.manual_seed(config.seed)  # of the action parts' random weights
+    par = PARConfig("par-nova", nova.config, ActionConfig(chunk_length=config.chunk_length))
+    model = PARModel.from_weights(par, {f"nova.{name}": value for name, value in nova.state_dict().items()})
     trained = {"imported_from": "NOVA", "seed": config.seed}
     checkpoint = Checkpoint(model, encoder, None, text, trained=trained)
     checkpoint.save(config.out, None if config.dtype == "float32" else getattr(torch, config.dtype))
-    print(
-        f"every key and shape fits: {len(nova.state_dict())} tensors of the transformer, {parameters(nova):,} numbers"
-    )
+    numbers = sum(parameter.numel() for parameter in nova.parameters())
+    print(f"every key and shape fits: {len(nova.state_dict())} tensors of the transformer, {numbers:,} numbers")
     print(f"text features of {len(text.features)} instructions are stored")
     print("\n".join([f"wrote {config.out}; train it:", *next_commands(config, nova, encoder)]))
 
@@ -117,30 +118,10 @@ def _check_sizes(nova: NOVA, encoder: FrameEncoder) -> None:
 def _text_features(config: ImportNovaConfig, nova: NOVA, device: torch.device) -> StoredTextEncoder:
     from tqdm import tqdm
 
-    from par_agent.modeling.nova.folder import folder_text_encoder
+    from par_agent.cli.nova_folder import folder_text_encoder
     from par_agent.modeling.text_encoder import StoredTextEncoder
 
     phi = folder_text_encoder(config.model, config.text_cache, nova.config, device)
     progress = tqdm(config.instructions, desc="text features", unit="instruction")
     features = {text: phi.encode(text) for text in progress}
     return StoredTextEncoder(features, nova.config.text_dim, nova.config.text_length)
-
-
-def _with_action_parts(nova: NOVA, config: ImportNovaConfig) -> PARModel:
-    """The video model between freshly initialised action tokenizer and Action-DiT."""
-    import torch
-
-    from par_agent.modeling.action_detokenizer import ActionDetokenizer
-    from par_agent.modeling.action_tokenizer import ActionTokenizer
-    from par_agent.modeling.config import ActionConfig, PARConfig
-    from par_agent.modeling.par import PARModel
-
-    action = ActionConfig(chunk_length=config.chunk_length)
-    with torch.device("meta"):
-        model = PARModel(PARConfig("par-nova", nova.config, action))
-    width = nova.config.video_encoder.width
-    torch.manual_seed(config.seed)
-    model.nova = nova
-    model.action_tokenizer = ActionTokenizer(action, width)
-    model.action_detokenizer = ActionDetokenizer(action, width)
-    return model

@@ -12,8 +12,13 @@ from par_agent.utils.checked import Checked
 from par_agent.utils.files import read_object
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from par_agent.modeling.config import PARConfig
-    from par_agent.modeling.table import PartCounts
+    from par_agent.modeling.par import PARModel
+
+PHI_PARAMETERS = 2_648_560_640
+"""Phi-2 without its language head, from its published sizes (32 layers of width 2560, 51,200 words)."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,7 @@ class InfoConfig(Checked):
     """Parts and sizes of a preset or of a checkpoint."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Preset (par-mini, par-nova-0.6b, ...), bundled checkpoint or checkpoint folder."""
-    preset: bool = False
-    """Of a preset and a checkpoint with the same name, show the preset."""
+    """Preset (mini, par-nova-0.6b, ...), bundled checkpoint or checkpoint folder."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,12 @@ class Description:
 
 def main(config: InfoConfig) -> int:
     """Prints the table."""
-    print(report(describe(config.model, preset=config.preset)))
+    print(report(describe(config.model)))
     return 0
 
 
-def describe(name_or_folder: str, preset: bool = False) -> Description:
+def describe(name_or_folder: str) -> Description:
     """Looks a preset or a checkpoint up; a folder comes before a bundled checkpoint, and that before a preset.
-
-    Args:
-        name_or_folder: what to look up.
-        preset: look among the presets alone.
 
     Raises:
         UserError: neither, or a folder that is no policy checkpoint.
@@ -60,7 +59,7 @@ def describe(name_or_folder: str, preset: bool = False) -> Description:
     from par_agent.policy.checkpoint import ENCODER, read_model_config, read_policy
     from par_agent.policy.folders import bundled_checkpoints, find_checkpoint
 
-    if not preset and (folder := find_checkpoint(name_or_folder)) is not None:
+    if (folder := find_checkpoint(name_or_folder)) is not None:
         policy = read_policy(folder)
         return Description(
             read_model_config(folder),
@@ -71,7 +70,7 @@ def describe(name_or_folder: str, preset: bool = False) -> Description:
     if (found := PRESETS.get(name_or_folder)) is not None:
         return Description(found.model(), found.frame_encoder, found.text_encoder, f"preset {name_or_folder}")
     raise UserError(
-        f"no {'preset' if preset else 'model'} {name_or_folder!r}; presets: {', '.join(PRESETS)}; bundled checkpoints: "
+        f"no model {name_or_folder!r}; presets: {', '.join(PRESETS)}; bundled checkpoints: "
         f"{', '.join(bundled_checkpoints())}; or give a checkpoint's folder"
     )
 
@@ -81,7 +80,6 @@ def report(description: Description) -> str:
     import torch
 
     from par_agent.modeling.par import PARModel
-    from par_agent.modeling.table import PHI_PARAMETERS, count_parts, parameters
     from par_agent.modeling.vae.frame_encoder import make_frame_encoder
 
     with torch.device("meta"):
@@ -93,27 +91,35 @@ def report(description: Description) -> str:
         raise UserError(f"text encoder {description.text_encoder!r} is not known; known: hash, phi")
     video = description.frame_encoder.get("_class_name") == "AutoencoderKLOpenSora"
     frozen = "video VAE" if video else "frame VAE"
-    apart = [("motion embedding (NOVA's)", counts.motion_embedding)] if counts.motion_embedding else []
-    apart += [(f"frozen {frozen}", parameters(frame_encoder)), (f"frozen text encoder ({text[0]})", text[1])]
-    lines = [description.state, "", *map(_row, _parts(counts)), *_rounding(counts), ""]
+    motion = _parameters(model.nova.motion_embed)
+    apart = [("motion embedding (NOVA's)", motion)] if motion else []
+    apart += [(f"frozen {frozen}", _parameters(frame_encoder)), (f"frozen text encoder ({text[0]})", text[1])]
+    lines = [description.state, "", *map(_row, counts.items()), *_rounding(counts), ""]
     lines += ["not in this total:", *map(_row, apart), ""]
     return "\n".join(lines + _shapes(description.model))
 
 
-def _parts(counts: PartCounts) -> list[tuple[str, int]]:
-    return [
-        ("action tokenizer", counts.action_tokenizer),
-        ("action de-tokenizer", counts.action_detokenizer),
-        ("frame de-tokenizer", counts.frame_detokenizer),
-        ("causal transformer", counts.causal_transformer),
-        ("total", counts.total),
-    ]
+def count_parts(model: PARModel) -> dict[str, int]:
+    """Parameters by the parts of the paper's Table 1, and their total; NOVA's motion embedding is left out as there."""
+    nova = model.nova
+    decoder, motion = _parameters(getattr(nova, "image_decoder", None)), _parameters(nova.motion_embed)
+    counts = {
+        "action tokenizer": _parameters(model.action_tokenizer),
+        "action de-tokenizer": _parameters(model.action_detokenizer),
+        "frame de-tokenizer": decoder + _parameters(model.frame_regression),
+        "causal transformer": _parameters(nova) - decoder - motion,
+    }
+    return {**counts, "total": sum(counts.values())}
 
 
-def _rounding(counts: PartCounts) -> list[str]:
+def _parameters(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
+
+
+def _rounding(counts: dict[str, int]) -> list[str]:
     """Why the total is not the sum of the numbers above it, where it is not."""
-    *parts, (_, total) = [(name, round(count / 1e6, 1)) for name, count in _parts(counts)]
-    summed = round(sum(count for _, count in parts), 1)
+    *parts, total = [round(count / 1e6, 1) for count in counts.values()]
+    summed = round(sum(parts), 1)
     if summed == total:
         return []
     return [f"  (the rounded parts add up to {summed}M, which is how the paper's Table 1 counts; the total is exact)"]

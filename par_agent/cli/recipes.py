@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from par_agent.modeling.presets import PRESETS
 from par_agent.tasks import PAPER_TASKS
 from par_agent.utils.versions import PACKAGE_FOLDER
 
@@ -146,7 +147,7 @@ _PAR = "--single-step 0.75 --past-action-dropout 0.3 --frame-fraction 0.08"
 _ACTS = "context=1 past_actions=true"
 _ROWS = {
     **dict.fromkeys(
-        ("par-mini", "par-noar", "par-discrete", "par-noimagine"), (f"--window 3 --batch-size 48 {_PAR}", _ACTS)
+        ("mini", "par-noar", "par-discrete", "par-noimagine"), (f"--window 3 --batch-size 48 {_PAR}", _ACTS)
     ),
     "act": ("--window 3 --batch-size 48", "deterministic=true ensemble=0.01"),
     "bc-t": ("--window 4 --batch-size 36", "deterministic=true"),
@@ -159,7 +160,7 @@ _ROWS = {
 
 def _row(name: str) -> Iterable[Step]:
     options, acts = _ROWS[name]
-    train = f"finetune --preset {name}" if name.startswith("par-") else f"train-baseline --method {name}"
+    train = f"finetune --preset {name}" if name in PRESETS else f"train-baseline --method {name}"
     folder = f"{{out}}/rows/{name}"
     yield from SEEN
     yield Step(f"{train} {_DATA} {_EQUAL} {options} --out {folder}")
@@ -175,10 +176,10 @@ def _demonstrations() -> Iterable[Step]:
     yield from SEEN
     yield Step(f"render --random-motion PushCube --num 500 --motion-steps 40 --stride 8 {_CROP} --out {motion}")
     yield Step(
-        f"finetune --preset par-mini --modality video --data {motion} {encoder} {common} --warmup 100 --steps 700 "
+        f"finetune --preset mini --modality video --data {motion} {encoder} {common} --warmup 100 --steps 700 "
         "--frame-fraction 0.25 --out {out}/video/pretraining"
     )
-    scratch, pretrained = f"--preset par-mini {encoder}", "--init {out}/video/pretraining/policy"
+    scratch, pretrained = f"--preset mini {encoder}", "--init {out}/video/pretraining/policy"
     for kind, start, numbers, steps in (
         ("scratch-{}", scratch, (50, 100, 200, 300, 950), 400),
         ("scratch-{}-1100", scratch, (50, 950), 1100),  # as many steps as video and demonstrations together
@@ -187,7 +188,7 @@ def _demonstrations() -> Iterable[Step]:
         for number in numbers:
             folder = f"{{out}}/demos/{kind.format(number)}"
             yield Step(f"finetune {start} {push} {_PAR} --steps {steps} --demos {number} --out {folder}")
-            yield _rolled_out("par-mini", folder, _ACTS)
+            yield _rolled_out("mini", folder, _ACTS)
     for number in (50, 200, 950):
         folder = f"{{out}}/demos/act-{number}"
         yield Step(f"train-baseline --method act {encoder} {push} --steps 400 --demos {number} --out {folder}")

@@ -9,42 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from par_agent.modeling.attention import attention
-from par_agent.modeling.blocks import MLP, Attention
+from par_agent.modeling.adaln import TIME_FREQUENCIES, Modulation, Projection, modulate, timestep_frequencies
+from par_agent.modeling.blocks import MLP, Attention, CrossAttention, KeysAndValues
 from par_agent.modeling.config import ActionConfig
 from par_agent.modeling.diffusion import NoiseProcess, Sampler
 from par_agent.modeling.embeddings import sincos
-from par_agent.modeling.frame_detokenizer import (
-    TIME_FREQUENCIES,
-    Modulation,
-    Projection,
-    modulate,
-    timestep_frequencies,
-)
 from par_agent.modeling.random_numbers import normal
-
-KeysAndValues = list[tuple[Tensor, Tensor]]
-"""Cross-attention keys and values (B, heads, L, head_dim) of every block."""
-
-
-class CrossAttention(nn.Module):
-    """Attention of actions to conditions whose keys and values were computed before."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-
-    def keys_and_values(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, heads, L, head_dim) each, of conditions (B, L, width)."""
-        k, v = self.kv(z).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return k, v
-
-    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class ActionBlock(nn.Module):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from par_agent.errors import UserError
 from par_agent.modeling.attention_mask import physical_token_mask
 from par_agent.modeling.blocks import Block
 from par_agent.modeling.kv_cache import KVCache
@@ -56,11 +55,11 @@ def step_attention(model: PARModel, stream: PARStream, inputs: PhysicalTokens) -
         inputs: (N = 1) the physical token of every row.
 
     Raises:
-        UserError: the model has no transformer (ablation PAR-NoAR).
+        ValueError: the model has no transformer (ablation PAR-NoAR).
     """
     transformer = model.nova.video_encoder
     if not transformer.blocks:
-        raise UserError(f"{model.config.name} has no transformer, and so no attention to show")
+        raise ValueError(f"{model.config.name} has no transformer, and so no attention to show")
     cache = stream.cache.take(torch.arange(len(stream.cache.age), device=stream.cache.age.device))
     steps = cache.age[:, None]
     x = model.tokens(inputs, steps)[:, 0]

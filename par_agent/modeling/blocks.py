@@ -14,6 +14,9 @@ from par_agent.modeling.config import EncoderConfig
 from par_agent.modeling.kv_cache import KVCache
 from par_agent.modeling.rope import Rotation, rotate
 
+KeysAndValues = list[tuple[Tensor, Tensor]]
+"""Cross-attention keys and values (B, heads, L, head_dim) of every block."""
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection."""
@@ -35,6 +38,26 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, rotation: Rotation | None = None) -> Tensor:
         return self.attend(*self.project(x, rotation), mask)
+
+
+class CrossAttention(nn.Module):
+    """Attention of actions to conditions whose keys and values were computed before."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def keys_and_values(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, heads, L, head_dim) each, of conditions (B, L, width)."""
+        k, v = self.kv(z).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return k, v
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 from par_agent.errors import UserError
 from par_agent.utils.json_fields import MOST, MOST_BLOCKS, build, check_sizes
 
-CONFIG_VERSION = 1
-ADDED_FIELDS = ("branch_start", "conditions", "detokenizers", "imagination")
-"""Fields that files of this version may lack, because they were written before there was a choice."""
-
-
-def _newer(version: int) -> str:
-    return (
-        f"this configuration has format version {version}; this package reads up to {CONFIG_VERSION}: update par_agent"
-    )
+CONFIG_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -39,11 +32,11 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "width", "heads", "mlp_ratio")
         if not 0 <= self.depth <= MOST_BLOCKS:
-            raise UserError(f"EncoderConfig.depth is {self.depth}; it must be 0 or more, and at most {MOST_BLOCKS}")
+            raise ValueError(f"EncoderConfig.depth is {self.depth}; it must be 0 or more, and at most {MOST_BLOCKS}")
         if self.branch_start <= 0:
-            raise UserError(f"EncoderConfig.branch_start is {self.branch_start}; it must be above 0")
+            raise ValueError(f"EncoderConfig.branch_start is {self.branch_start}; it must be above 0")
         if self.width % self.heads:
-            raise UserError(f"EncoderConfig.heads is {self.heads}; it must divide the width {self.width}")
+            raise ValueError(f"EncoderConfig.heads is {self.heads}; it must divide the width {self.width}")
 
 
 @dataclass(frozen=True)
@@ -56,21 +49,43 @@ class DiffusionConfig:
     """Length of the training noise table."""
     shift: float = 1.0
     """Flow matching only: shift of the noise levels towards noise."""
-    sampling_steps: int = 10
-    """Denoising steps at inference."""
     steps_offset: int = 1
     """DDPM only: what is added to every sampling time, 1 in NOVA's released video model."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "train_steps", "sampling_steps")
+        check_sizes(self, "train_steps")
         if self.kind not in ("flow", "ddpm"):
-            raise UserError(f"DiffusionConfig.kind is {self.kind!r}; allowed: 'flow', 'ddpm'")
+            raise ValueError(f"DiffusionConfig.kind is {self.kind!r}; allowed: 'flow', 'ddpm'")
         if not 0 <= self.steps_offset <= 1:
-            raise UserError(f"DiffusionConfig.steps_offset is {self.steps_offset}; allowed: 0, 1")
+            raise ValueError(f"DiffusionConfig.steps_offset is {self.steps_offset}; allowed: 0, 1")
         if self.shift <= 0:
-            raise UserError(f"DiffusionConfig.shift is {self.shift}; it must be above 0")
-        if self.sampling_steps > self.train_steps:
-            raise UserError(f"sampling_steps {self.sampling_steps} exceeds train_steps {self.train_steps}")
+            raise ValueError(f"DiffusionConfig.shift is {self.shift}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How frames are drawn. The defaults are NOVA's."""
+
+    mask_steps: int = 64
+    """Sets that a frame's patches are drawn in, at most."""
+    diffusion_steps: int = 25
+    """Denoising steps per set."""
+    guidance: float = 5.0
+    """Classifier-free guidance; 1 or less: none, and half the work."""
+    temperature: float = 1.0
+    """Scale of the noise that frames are drawn from; below 1 they come closer to the likeliest one (Li et al. 2024)."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "mask_steps", "diffusion_steps")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}; it must be a finite number")
+        if not 0 <= self.temperature <= 1:
+            raise ValueError(f"temperature is {self.temperature}; it must be from 0 to 1")
+
+    @property
+    def guided(self) -> bool:
+        """Whether every sample is also drawn without its prompt."""
+        return self.guidance > 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ class NOVAConfig:
     """Rank of the scaling-and-shift layer on frame conditions; negative: full rank; None: no such layer."""
     stem_widths: tuple[int, ...] = ()
     """Widths of a convolutional stem before the patch embedding, all but the first halving the resolution."""
-    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig("ddpm", sampling_steps=25))
+    diffusion: DiffusionConfig = DiffusionConfig("ddpm")
     """Noise process of the frame de-tokenizer."""
 
     def __post_init__(self) -> None:
@@ -129,9 +144,9 @@ class NOVAConfig:
         for name in ("video_patch", "image_patch"):
             patch = getattr(self, name)
             if any(size % patch for size in self.latent_size):
-                raise UserError(f"NOVAConfig.{name} is {patch}; it must divide the latent size {self.latent_size}")
+                raise ValueError(f"NOVAConfig.{name} is {patch}; it must divide the latent size {self.latent_size}")
         if self.stem_widths and self.video_patch % 2 ** (len(self.stem_widths) - 1):
-            raise UserError(
+            raise ValueError(
                 f"a stem of {len(self.stem_widths)} widths does not fit a video patch of {self.video_patch}"
             )
 
@@ -184,20 +199,20 @@ class ActionConfig:
     all of the physical token, its frame included."""
     rotary_base: float = 100.0
     """Base of the rotary frequencies for the position inside a chunk."""
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    diffusion: DiffusionConfig = DiffusionConfig()
     """Noise process of the action de-tokenizer."""
 
     def __post_init__(self) -> None:
         check_sizes(self, "action_size", "chunk_length", "width", "heads", "tokenizer_widths")
         check_sizes(self, "depth", most=MOST_BLOCKS)
         if not 0 <= self.proprioception_size <= MOST:
-            raise UserError(f"ActionConfig.proprioception_size is {self.proprioception_size}; it must be 0 or more")
+            raise ValueError(f"ActionConfig.proprioception_size is {self.proprioception_size}; it must be 0 or more")
         if self.width % self.heads:
-            raise UserError(f"ActionConfig.heads is {self.heads}; it must divide the width {self.width}")
+            raise ValueError(f"ActionConfig.heads is {self.heads}; it must divide the width {self.width}")
         if self.conditions not in ("actions", "token"):
-            raise UserError(f"ActionConfig.conditions is {self.conditions!r}; allowed: 'actions', 'token'")
+            raise ValueError(f"ActionConfig.conditions is {self.conditions!r}; allowed: 'actions', 'token'")
         if any(later <= earlier for earlier, later in pairwise((self.chunk_length - 1, *self.foresight))):
-            raise UserError(
+            raise ValueError(
                 f"ActionConfig.foresight is {self.foresight}; it must be rising numbers from the chunk length "
                 f"{self.chunk_length} on: a chunk has the actions before that"
             )
@@ -227,34 +242,33 @@ class PARConfig:
     """``regression``: MLPs with the squared error in place of both de-tokenizers (ablation PAR-Discrete)."""
     imagination: bool = True
     """Whether the model has the frame path: spatial encoder, frame de-tokenizer and their loss."""
+    generation: GenerationConfig = GenerationConfig(4, 10, guidance=1.0, temperature=0.15)
+    """How frames are drawn unless told otherwise: in few steps, close to the likeliest one."""
     version: int = CONFIG_VERSION
     """Format version of this configuration."""
 
     def __post_init__(self) -> None:
         check_sizes(self, "max_context", "noise_samples")
         if self.detokenizers not in ("diffusion", "regression"):
-            raise UserError(f"PARConfig.detokenizers is {self.detokenizers!r}; allowed: 'diffusion', 'regression'")
+            raise ValueError(f"PARConfig.detokenizers is {self.detokenizers!r}; allowed: 'diffusion', 'regression'")
         if not self.autoregressive and (self.imagination or self.detokenizers == "regression"):
-            raise UserError(
+            raise ValueError(
                 "a temporal encoder of depth 0 gives the action de-tokenizer raw text and frame tokens; it goes with "
                 "imagination=False and detokenizers='diffusion' only"
             )
         if self.detokenizers == "regression" and self.action.conditions != "actions":
-            raise UserError(
+            raise ValueError(
                 "regression gives an action for each of the chunk's conditions: set action.conditions to 'actions'"
             )
-        if self.version > CONFIG_VERSION:
-            raise UserError(_newer(self.version))
 
     @property
     def autoregressive(self) -> bool:
         """False for the ablation PAR-NoAR (paper section 5.3.1)."""
         return self.nova.video_encoder.depth > 0
 
-    def for_robot(self, action_size: int, proprioception_size: int) -> PARConfig:
-        """The same for a robot with other numbers per action and joint positions."""
-        action = dataclasses.replace(self.action, action_size=action_size, proprioception_size=proprioception_size)
-        return dataclasses.replace(self, action=action)
+    def with_action(self, **changes: Any) -> PARConfig:
+        """The same with other values of :class:`ActionConfig`."""
+        return dataclasses.replace(self, action=dataclasses.replace(self.action, **changes))
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -265,9 +279,12 @@ class PARConfig:
         """Inverse of :meth:`to_json`.
 
         Raises:
-            UserError: a field is unknown, missing or out of range, or the format is newer than this package.
+            UserError: a field is unknown, missing or out of range, or the format is that of another version.
         """
         version = content.get("version") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > CONFIG_VERSION:  # before its new fields are refused one by one
-            raise UserError(_newer(version))
-        return build(cls, content, ADDED_FIELDS)
+        if isinstance(version, int) and version != CONFIG_VERSION:
+            advice = "update par_agent" if version > CONFIG_VERSION else "train or import the model again"
+            raise UserError(
+                f"this configuration has format version {version}; this package reads {CONFIG_VERSION}: {advice}"
+            )
+        return build(cls, content, added=())

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
 from par_agent.modeling.random_numbers import integers, normal
 from par_agent.utils.device import moved
@@ -66,7 +65,7 @@ class NoiseProcess:
         scheduler: ``FlowMatchEulerDiscreteScheduler``, or ``DDPMScheduler`` with noise prediction and without clipping.
 
     Raises:
-        UserError: another scheduler.
+        ValueError: another scheduler.
     """
 
     kind: Literal["flow", "ddpm"]
@@ -74,11 +73,13 @@ class NoiseProcess:
     def __init__(self, scheduler: Any) -> None:
         name = type(scheduler).__name__
         if name not in ("FlowMatchEulerDiscreteScheduler", "DDPMScheduler"):
-            raise UserError(f"scheduler {name} is not known; expected FlowMatchEulerDiscreteScheduler or DDPMScheduler")
+            raise ValueError(
+                f"scheduler {name} is unknown; expected FlowMatchEulerDiscreteScheduler or DDPMScheduler"
+            )
         self.kind = "ddpm" if name == "DDPMScheduler" else "flow"
         config = scheduler.config
         if self.kind == "ddpm" and (config.prediction_type != "epsilon" or config.clip_sample or config.thresholding):
-            raise UserError(
+            raise ValueError(
                 f"DDPMScheduler predicts {config.prediction_type!r} with clip_sample={config.clip_sample}; "
                 "expected 'epsilon' "
                 "without clipping"
@@ -122,10 +123,10 @@ class NoiseProcess:
         """The reverse process in ``steps`` steps.
 
         Raises:
-            UserError: fewer than 1 or more than the training table has.
+            ValueError: fewer than 1 or more than the training table has.
         """
         if not 1 <= steps <= self.train_steps:
-            raise UserError(f"{steps} denoising steps were asked for; allowed: 1 to {self.train_steps}")
+            raise ValueError(f"{steps} denoising steps were asked for; allowed: 1 to {self.train_steps}")
         with torch.device("cpu"):
             scheduler = copy.deepcopy(self._scheduler)  # from_config drops what was given by position
             scheduler.set_timesteps(steps)
@@ -184,6 +185,6 @@ def sampler(config: DiffusionConfig, steps: int) -> Sampler:
     """The reverse process of a configuration; made once, since making its tables can take longer than using them.
 
     Raises:
-        UserError: see :meth:`NoiseProcess.sampler`.
+        ValueError: see :meth:`NoiseProcess.sampler`.
     """
     return noise_process(config).sampler(steps)

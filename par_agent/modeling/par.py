@@ -11,21 +11,21 @@ proprioception (joint positions first), D width, S prefix tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from par_agent.errors import UserError
 from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss, sample_actions
 from par_agent.modeling.action_tokenizer import ActionTokenizer
 from par_agent.modeling.attention_mask import limit_context, physical_token_mask
-from par_agent.modeling.config import PARConfig
+from par_agent.modeling.config import GenerationConfig, PARConfig
 from par_agent.modeling.diffusion import noise_process, sampler
 from par_agent.modeling.embeddings import space_embedding
 from par_agent.modeling.frame_loss import draw_known_patches, frame_loss
 from par_agent.modeling.kv_cache import KVCache
-from par_agent.modeling.nova.generation import GenerationConfig, NoiseSource, generate_frame
+from par_agent.modeling.nova.generation import NoiseSource, generate_frame
 from par_agent.modeling.nova.model import NOVA
 from par_agent.modeling.random_numbers import permutation
 from par_agent.modeling.regression import RegressionHead, regression_loss
@@ -92,19 +92,27 @@ class PARModel(nn.Module):
         super().__init__()
         self.config = config
         width = config.nova.video_encoder.width
-        self.nova = NOVA(config.nova)
-        self.action_tokenizer = ActionTokenizer(config.action, width)
-        nova, regression = config.nova, config.detokenizers == "regression"
-        self.action_detokenizer = _action_detokenizer(config)
+        nova, action, diffusion = config.nova, config.action, config.detokenizers == "diffusion"
+        self.nova = NOVA(nova, image_encoder=config.imagination, image_decoder=config.imagination and diffusion)
+        self.action_tokenizer = ActionTokenizer(action, width)
+        self.action_detokenizer: ActionDetokenizer | RegressionHead
         self.frame_regression: RegressionHead | None = None
-        if regression and config.imagination:
-            size = self.nova.patch_size
-            self.frame_regression = RegressionHead(width, nova.decoder_width, nova.decoder_depth, size)
-        # An ablated model does not have the parts that it does without.
-        if regression or not config.imagination:
-            del self.nova.image_decoder
-        if not config.imagination:
-            del self.nova.image_encoder
+        if diffusion:
+            self.action_detokenizer = ActionDetokenizer(action, width)
+        else:
+            self.action_detokenizer = RegressionHead(width, action.width, action.depth, action.action_size)
+            if config.imagination:
+                size = self.nova.patch_size
+                self.frame_regression = RegressionHead(width, nova.decoder_width, nova.decoder_depth, size)
+
+    @classmethod
+    def from_weights(cls, config: PARConfig, weights: Mapping[str, Tensor]) -> PARModel:
+        """A model with those weights that fit it by name and shape, copied; the others are freshly initialised."""
+        model = cls(config)
+        own = model.state_dict()
+        fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+        model.load_state_dict(fitting, strict=False)
+        return model
 
     @property
     def frame_tokens(self) -> int:
@@ -126,16 +134,6 @@ class PARModel(nn.Module):
         """From now on runs causal transformer and Action-DiT by ``torch.compile``; what they compute stays the same."""
         self.nova.video_encoder.compile()
         self.action_detokenizer.compile()
-
-    def for_robot(self, action_size: int, proprioception_size: int) -> PARModel:
-        """A model for another robot: this one's video parts, shared, and freshly initialised action parts."""
-        config = self.config.for_robot(action_size, proprioception_size)
-        with torch.device("meta"):
-            model = PARModel(config)
-        model.nova, model.frame_regression = self.nova, self.frame_regression
-        model.action_tokenizer = ActionTokenizer(config.action, config.nova.video_encoder.width)
-        model.action_detokenizer = _action_detokenizer(config)
-        return model.train(self.training)
 
     # --- tokens ---------------------------------------------------------------------------------------------------
 
@@ -345,18 +343,22 @@ class PARModel(nn.Module):
         return z_frame[:, 0], z_action[:, 0]
 
     def sample_actions(
-        self, z_action: Tensor, start: Tensor, *, steps: int | None = None, generator: torch.Generator | None = None
+        self, z_action: Tensor, start: Tensor, steps: int, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws normalised chunks (B, L, A) float32 from :meth:`step`'s conditions and starting noise (B, T, A).
+        """Draws normalised chunks (B, L, A) float32 from :meth:`step`'s conditions and starting noise (B, L + K, A).
 
-        The T actions drawn are the chunk's and those of the model's foresight. A model with regression
-        de-tokenizers has one answer, whatever the noise.
+        Args:
+            z_action: from :meth:`forward` or :meth:`step`.
+            start: N(0, 1) noise, or zeros for the deterministic policy.
+            steps: denoising steps.
+            generator: source of the noise that a stochastic (DDPM) step adds; None: no such noise.
+
+        A model with regression de-tokenizers has one answer, whatever the noise.
         """
         if isinstance(self.action_detokenizer, RegressionHead):
             return self.action_detokenizer(z_action).float()
-        config = self.config.action.diffusion
-        reverse = sampler(config, steps or config.sampling_steps)
-        targets = sample_actions(self.action_detokenizer, z_action, reverse, start, generator)
+        reverse = sampler(self.config.action.diffusion, steps)
+        targets = sample_actions(self.action_detokenizer, z_action, reverse, start, generator)  # (B, L + K, A)
         return targets[:, : self.config.action.chunk_length]
 
     def sample_frame(self, z_frame: Tensor, noise: NoiseSource, config: GenerationConfig | None = None) -> Tensor:
@@ -365,27 +367,22 @@ class PARModel(nn.Module):
         Args:
             z_frame: from :meth:`forward` or :meth:`step`.
             noise: random numbers.
-            config: numbers of steps, without guidance; None: few, at a low temperature. Not used by a model with
-                regression de-tokenizers.
+            config: numbers of steps, without guidance; None: the model's own. Not used by a model with regression
+                de-tokenizers.
 
         Raises:
-            UserError: the model has no frame path, or guidance was asked for.
+            ValueError: the model has no frame path, or guidance was asked for.
         """
         if not self.config.imagination:
-            raise UserError(f"{self.config.name} predicts no frames: it was built without its frame path (imagination)")
+            raise ValueError(
+                f"{self.config.name} predicts no frames: it was built without its frame path (imagination)"
+            )
         if self.frame_regression is not None:
             nothing = torch.zeros(len(z_frame), 0, dtype=torch.long, device=z_frame.device)
             blank = z_frame.new_zeros(len(z_frame), self.config.nova.latent_channels, *self.config.nova.latent_size)
             return self.nova.unpatchify(self.frame_regression(self.nova.encode_frame(blank, z_frame, nothing)))
-        config = config or GenerationConfig(4, min(10, self.config.nova.diffusion.train_steps), 1.0, temperature=0.15)
+        config = config or self.config.generation
         if config.guided:
-            raise UserError(f"guidance is {config.guidance}; frames of a rollout are drawn without: set it to 1")
+            raise ValueError(f"guidance is {config.guidance}; frames of a rollout are drawn without: set it to 1")
         order = noise.order(len(z_frame), self.config.nova.image_tokens)
         return generate_frame(self.nova, z_frame, noise, order, config)
-
-
-def _action_detokenizer(config: PARConfig) -> ActionDetokenizer | RegressionHead:
-    action, width = config.action, config.nova.video_encoder.width
-    if config.detokenizers == "regression":
-        return RegressionHead(width, action.width, action.depth, action.action_size)
-    return ActionDetokenizer(action, width)

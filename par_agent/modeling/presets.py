@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from par_agent.errors import UserError
 from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
 
 
@@ -22,7 +21,7 @@ class Preset:
     """Kind of the text encoder."""
 
 
-def par_mini() -> PARConfig:
+def mini() -> PARConfig:
     """Small enough to be trained from scratch on two CPU cores; frames of 320x320 pixels, latents of 8x40x40.
 
     A frame is 25 tokens behind a convolutional stem; the Action-DiT flows from noise to actions in 10 steps, and in
@@ -47,12 +46,12 @@ def par_mini() -> PARConfig:
         motion=False,
         bos_slot=False,
         stem_widths=(48, 64, 128),
-        diffusion=DiffusionConfig("flow", sampling_steps=25),
+        diffusion=DiffusionConfig("flow"),
     )
     action = ActionConfig(
         foresight=(15, 23, 31, 47), tokenizer_widths=(96,), width=192, depth=3, heads=6, conditions="token"
     )
-    return PARConfig("par-mini", nova, action)
+    return PARConfig("mini", nova, action)
 
 
 def par_nova() -> PARConfig:
@@ -82,28 +81,28 @@ def par_noar() -> PARConfig:
     are what is decoded. Here the second holds to the letter: the Action-DiT does not see the chunk before, which it
     could only copy without a transformer.
     """
-    full = par_mini()
+    full = mini()
     nova = replace(full.nova, video_encoder=replace(full.nova.video_encoder, depth=0))
     return replace(full, name="par-noar", nova=nova, imagination=False)
 
 
 def par_discrete() -> PARConfig:
     """Ablation PAR-Discrete in the small size: regression in place of both diffusion de-tokenizers."""
-    full = par_mini()
+    full = mini()
     action = replace(full.action, conditions="actions")  # an answer for each of them; there is nothing that attends
     return replace(full, name="par-discrete", action=action, detokenizers="regression")
 
 
 def par_noimagine() -> PARConfig:
     """An ablation of our own in the small size: no frame path and no frame loss, the rest as in PAR."""
-    return replace(par_mini(), name="par-noimagine", imagination=False)
+    return replace(mini(), name="par-noimagine", imagination=False)
 
 
 SMALL: dict[str, Any] = {"_class_name": "FrameVAE"}
 VIDEO: dict[str, Any] = {"_class_name": "AutoencoderKLOpenSora"}
 
 PRESETS = {
-    "par-mini": Preset(par_mini, SMALL, "hash"),
+    "mini": Preset(mini, SMALL, "hash"),
     "par-noar": Preset(par_noar, SMALL, "hash"),
     "par-discrete": Preset(par_discrete, SMALL, "hash"),
     "par-noimagine": Preset(par_noimagine, SMALL, "hash"),
@@ -115,10 +114,10 @@ def find_preset(name: str) -> Preset:
     """A preset by name.
 
     Raises:
-        UserError: no such preset.
+        ValueError: no such preset.
     """
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -126,6 +125,6 @@ def preset(name: str) -> PARConfig:
     """The model's configuration of a preset.
 
     Raises:
-        UserError: no such preset.
+        ValueError: no such preset.
     """
     return find_preset(name).model()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.utils.files import atomic_path, check_file, read_object
+from par_agent.utils.files import atomic_path, check_file, read_object, write_json
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.safetensors")
 EITHER = f"{WEIGHT_NAMES[0]} or {WEIGHT_NAMES[-1]}"
@@ -161,6 +161,26 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], origin: str | Pa
     module.load_state_dict(cast, strict=True, assign=True)
     for parameter in module.parameters():
         parameter.requires_grad_(True)  # assign=True takes the tensor's own flag, which is off
+
+
+def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Writes ``config.json`` and ``model.safetensors`` of one of our modules, each file atomically, the weights last.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    write_json(folder / "config.json", config)
+    write_tensors(folder / "model.safetensors", module.state_dict())
+
+
+def load_module(module: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Fills a module (which may be on the meta device) from the weights in a folder, cast to ``dtype``.
+
+    Raises:
+        UserError: the weights are missing, damaged or do not fit.
+    """
+    path = find_weights(folder)
+    load_weights(module, read_tensors(path), path, dtype)
 
 
 def tensor_faults(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, exact: bool = False) -> str:

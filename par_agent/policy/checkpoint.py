@@ -26,10 +26,10 @@ from torch import nn
 from par_agent.errors import UserError
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.par import PARModel
-from par_agent.modeling.pretrained import load_module, save_module
 from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, TextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.vae.frame_vae import FrameVAE
+from par_agent.modeling.weights import load_module, save_module
 from par_agent.policy.transforms import Transforms
 from par_agent.utils.device import floating_type, usable_device
 from par_agent.utils.files import naming, read_json, read_object, write_json
@@ -39,7 +39,7 @@ POLICY = "policy.json"
 ENCODER = "frame_encoder"
 FEATURES = "text_features.safetensors"
 TEXT_ENCODERS = {HashTextEncoder: "hash", StoredTextEncoder: "phi"}
-"""What ``policy.json`` calls the text encoders that a checkpoint can hold; a file that says nothing means ``hash``."""
+"""What ``policy.json`` calls the text encoders that a checkpoint can hold."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def read_policy(folder: Path) -> dict[str, Any]:
             f"{folder} is not a policy checkpoint (no {POLICY}); expected one made by `par-agent finetune` or "
             "`par-agent import-nova`"
         )
-    content = {"text_encoder": "hash", "trained": {}, **read_object(path)}
-    for name in ("transforms", "inference"):
+    content = read_object(path)
+    for name in ("transforms", "text_encoder", "inference", "trained"):
         if name not in content:
             raise UserError(f"{path} lacks {name!r}; the checkpoint is incomplete: copy or train it again")
     check(f"{path}: text_encoder", content["text_encoder"], str)

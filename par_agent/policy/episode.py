@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from par_agent.errors import UserError
-from par_agent.modeling.nova.generation import GenerationConfig
+from par_agent.errors import UserError, user_errors
+from par_agent.modeling.config import GenerationConfig
 from par_agent.modeling.par import PARStream, PhysicalTokens
 from par_agent.modeling.random_numbers import copied_generator, integers, normal_rows, orders, seeded_generator
 from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
@@ -184,7 +184,8 @@ def plan_chunks(
     start = torch.zeros(len(rows), action.targets, action.action_size, device=latents.device)
     if inference.random_start:
         start = normal_rows(start.shape[1:], [state.generators[row] for row in rows.tolist()], latents.device)
-    chunks = model.sample_actions(z_action, start, steps=inference.denoising_steps)
+    with user_errors():
+        chunks = model.sample_actions(z_action, start, inference.denoising_steps)
     planned = transforms.denormalise_actions(chunks, positions)
     if bad := rows[~planned.isfinite().flatten(1).all(1)].tolist():
         raise UserError(
@@ -206,7 +207,8 @@ def next_frames(checkpoint: Checkpoint, state: EpisodeState, config: GenerationC
         UserError: the model predicts no frames, or guidance was asked for.
     """
     noise = RowNoise(state.generators, state.z_frame.device)
-    return checkpoint.model.sample_frame(state.z_frame, noise, config)
+    with user_errors():
+        return checkpoint.model.sample_frame(state.z_frame, noise, config)
 
 
 def imagine(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
-from par_agent.modeling.nova.generation import GenerationConfig
+from par_agent.modeling.config import GenerationConfig
 from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.policy.episode import (
     EpisodeState,
@@ -333,9 +333,10 @@ class PARPolicy:
         positions = proprioception(obs, self.transforms).to(self.device)
         state = self._state_for(len(positions))
         frames = self.transforms.frames(camera_images(obs, self.transforms.camera, len(positions)).to("cpu"))
-        latents = self.checkpoint.encoder.encode(frames.to(self.device))
+        latents = self._encode(frames)
         inputs = next_inputs(self.transforms, self.inference, state, latents, positions, torch.arange(len(positions)))
-        return step_attention(self.checkpoint.model, state.stream, inputs)
+        with user_errors():
+            return step_attention(self.checkpoint.model, state.stream, inputs)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -355,6 +356,11 @@ class PARPolicy:
         """Reads the frame of the rows that are due (B,) bool, and plans their next chunk."""
         rows = due.nonzero()[:, 0]
         frames = self.transforms.frames(camera_images(obs, self.transforms.camera, len(positions))[rows.to("cpu")])
-        latents = self.checkpoint.encoder.encode(frames.to(self.device))
+        latents = self._encode(frames)
         plan_chunks(self.checkpoint, self.inference, state, latents, positions[rows], rows)
         self._seen = state
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) of frames (B, H, W, 3) uint8."""
+        with user_errors():
+            return self.checkpoint.encoder.encode(frames.to(self.device))

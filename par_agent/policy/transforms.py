@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.tasks import UNKNOWN_CONTROLLER
 from par_agent.utils.json_fields import build
 
 Crop = tuple[int, int, int, int]
@@ -210,10 +209,7 @@ class Transforms:
         Raises:
             UserError: a field is missing, unknown, of another type or of another size than the rest.
         """
-        transforms = build(cls, content, added=("extra", "control_mode"))
-        if "control_mode" in content or any(transforms.relative):
-            return transforms
-        return dataclasses.replace(transforms, control_mode=UNKNOWN_CONTROLLER)  # older checkpoints do not say it
+        return build(cls, content, added=())
 
     def _base(self, positions: Tensor) -> Tensor:
         """What relative numbers are relative to: (..., 1, A)."""

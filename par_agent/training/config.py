@@ -284,7 +284,7 @@ class FinetuneConfig(TrainingConfig):
 
     init: Path | None = None
     """Policy checkpoint to start from (its transforms and frame encoder are kept); from scratch if not given."""
-    preset: str = "par-mini"
+    preset: str = "mini"
     """Sizes of a model that starts from scratch."""
     modality: Literal["video+action", "video"] = "video+action"
     """video: frames alone train the frame path alone; --init the result to train a policy on it."""

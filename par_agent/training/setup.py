@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +162,7 @@ def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARMo
     """The same weights predicting other actions beside the chunk; None: as it was."""
     if foresight is None or foresight == model.config.action.foresight:
         return model
-    return _rebuilt(model, model.state_dict(), foresight=foresight)
+    return PARModel.from_weights(model.config.with_action(foresight=foresight), model.state_dict())
 
 
 def with_proprioception(model: PARModel, size: int) -> PARModel:
@@ -177,15 +176,7 @@ def with_proprioception(model: PARModel, size: int) -> PARModel:
         raise UserError(f"the model reads {known} numbers of proprioception; that cannot become {size}")
     weights, name = model.state_dict(), "action_tokenizer.proprioception.weight"
     wider = weights | {name: F.pad(weights[name], (0, size - known))}
-    return _rebuilt(model, wider, proprioception_size=size)
-
-
-def _rebuilt(model: PARModel, weights: dict[str, Tensor], **changes: Any) -> PARModel:
-    """The model with a changed action path, holding ``weights``."""
-    action = dataclasses.replace(model.config.action, **changes)
-    rebuilt = PARModel(dataclasses.replace(model.config, action=action))
-    rebuilt.load_state_dict(weights)
-    return rebuilt.train(model.training)
+    return PARModel.from_weights(model.config.with_action(proprioception_size=size), wider)
 
 
 def _index(
@@ -228,10 +219,12 @@ def _index(
 
 def _for_robot(model: PARModel, transforms: Transforms, *, fresh: bool) -> PARModel:
     """The model with action parts of the data's sizes; new ones if they differ or ``fresh`` ones are wanted."""
-    sizes = transforms.action_size, transforms.proprioception_size
     action = model.config.action
-    same = sizes == (action.action_size, action.proprioception_size)
-    return model if same and not fresh else model.for_robot(*sizes)
+    sizes = {"action_size": transforms.action_size, "proprioception_size": transforms.proprioception_size}
+    if not fresh and dataclasses.replace(action, **sizes) == action:
+        return model
+    video = {name: value for name, value in model.state_dict().items() if not name.startswith("action_")}
+    return PARModel.from_weights(model.config.with_action(**sizes), video)
 
 
 def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache: bool) -> LatentSource:

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode
 from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
-from par_agent.modeling.pretrained import save_module
 from par_agent.modeling.random_numbers import seeded_generator
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
+from par_agent.modeling.weights import save_module
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
 from par_agent.training.state import latest_training_state, load_training_state, save_training_state, saved_steps
 from par_agent.utils.checked import Checked, Count, Minutes, NonNegative, Pixels, Range, Seed, Size, Strength

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 
 C = TypeVar("C", bound="Checked")
 MANY = 10**9
@@ -149,7 +149,8 @@ def from_options(cls: type[C], values: Mapping[str, Any]) -> C:
             given[option.name] = from_options(hints[option.name], values)
         elif option.name in values:
             given[option.name] = values[option.name]
-    return cls(**given)
+    with user_errors():
+        return cls(**given)
 
 
 def with_options(config: C, **changes: Any) -> C:

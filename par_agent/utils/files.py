@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 from par_agent.utils.json_fields import check
 from par_agent.utils.strict_json import parse_json
 
@@ -223,11 +223,9 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Puts a file's name before the errors of what is made from its content."""
-    try:
+    """Puts a file's name before the errors of what is made from its content, which become :class:`UserError`."""
+    with user_errors(f"{path}: "):
         yield
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 @overload

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 
 T = TypeVar("T")
 MOST, MOST_BLOCKS = 2**20, 1000
@@ -51,7 +51,8 @@ def build(cls: type[T], content: Any, added: Collection[str] | None = None) -> T
     values = {}
     for field, value in content.items():
         values[field] = from_json(f"{name}.{field}", value, hints[field], added)
-    return cls(**values)
+    with user_errors():
+        return cls(**values)
 
 
 def from_json(name: str, value: Any, hint: Any, added: Collection[str] | None = None) -> Any:
@@ -121,12 +122,12 @@ def check_sizes(owner: object, *names: str, most: int = MOST) -> None:
     says it.
 
     Raises:
-        UserError: one is not.
+        ValueError: one is not.
     """
     for name in names:
         value = getattr(owner, name)
         if not all(1 <= number <= most for number in (value if isinstance(value, tuple) else (value,))):
-            raise UserError(f"{type(owner).__name__}.{name} is {value}; it must be at least 1, and at most {most}")
+            raise ValueError(f"{type(owner).__name__}.{name} is {value}; it must be at least 1, and at most {most}")
 
 
 def is_count(value: Any) -> bool:

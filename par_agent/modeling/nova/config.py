@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig, EncoderConfig, NOVAConfig
 from par_agent.modeling.rope import axis_sizes
 from par_agent.utils.json_fields import build, check
@@ -65,7 +64,7 @@ class PublishedTransformer:
 
     def __post_init__(self) -> None:
         if self.image_stride < 1:
-            raise UserError(f"image_stride is {self.image_stride}; it must be at least 1")
+            raise ValueError(f"image_stride is {self.image_stride}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,14 @@ def nova_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], diffus
         diffusion: noise process of the frame de-tokenizer.
 
     Raises:
-        UserError: fields are unknown, missing, of another type or out of range; each is named.
+        ValueError: fields are unknown, missing, of another type or out of range; each is named.
     """
     if fields.get("text_token_dim", 0) is None:
-        raise UserError("text_token_dim is null: class-conditional models, without text, are not known")
+        raise ValueError("text_token_dim is null: class-conditional models, without text, are not known")
     published = build(PublishedTransformer, dict(fields))
     video, image, decoder = (_part(published, index) for index in range(3))
     if video.width != image.width:
-        raise UserError(f"arch {published.arch}: video and image encoder have different widths; expected the same")
+        raise ValueError(f"arch {published.arch}: video and image encoder have different widths; expected the same")
     size = published.image_size
     height, width = (size, size) if isinstance(size, int) else size
     image_patch = 15 // published.image_stride + 1
@@ -126,26 +125,26 @@ def nova_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], diffus
         ("image_base_size", config.image_base_size, config.image_grid),
     ):
         if not rotary and given != grid:
-            raise UserError(f"{name} has {given} rows and columns; image_size {height}x{width} gives {grid} tokens")
+            raise ValueError(f"{name} has {given} rows and columns; image_size {height}x{width} gives {grid} tokens")
     for encoder in (config.video_encoder, config.image_encoder):
         sizes = axis_sizes(encoder.width // encoder.heads)
         if rotary and (0 in sizes or any(size % 2 for size in sizes)):
-            raise UserError(
+            raise ValueError(
                 f"rotary positions turn pairs of numbers; heads of {encoder.width // encoder.heads} numbers split into "
                 f"{sizes} for time, row and column, and each must be even"
             )
     return config
 
 
-def diffusion_config(fields: Mapping[str, Any] | None, sampling_steps: int = 25) -> DiffusionConfig:
+def diffusion_config(fields: Mapping[str, Any] | None) -> DiffusionConfig:
     """Noise process of a published ``scheduler_config.json`` with its ``_class_name``; None: the video model's DDPM.
 
     Raises:
-        UserError: another scheduler than DDPM with capped cosine betas and noise prediction, or flow matching; or
+        ValueError: another scheduler than DDPM with capped cosine betas and noise prediction, or flow matching; or
             fields that give its numbers another meaning.
     """
     if fields is None:
-        return DiffusionConfig("ddpm", sampling_steps=sampling_steps)
+        return DiffusionConfig("ddpm")
 
     def number(field: str, default: float, kind: type) -> Any:
         value = fields.get(field, default)
@@ -157,14 +156,14 @@ def diffusion_config(fields: Mapping[str, Any] | None, sampling_steps: int = 25)
     name = str(fields.get("_class_name", "DDPMScheduler"))
     if "FlowMatch" in name:
         if options := [option for option in FLOW_OPTIONS if fields.get(option)]:
-            raise UserError(f"scheduler {name} sets {', '.join(options)}, which are not known")
-        return DiffusionConfig("flow", train_steps=train, shift=shift, sampling_steps=sampling_steps)
+            raise ValueError(f"scheduler {name} sets {', '.join(options)}, which are not known")
+        return DiffusionConfig("flow", train_steps=train, shift=shift)
     got = {key: fields.get(key, default) for key, default in DDPM_DEFAULTS.items()}
     if "DDPM" not in name or got != DDPM_EXPECTED:
-        raise UserError(
+        raise ValueError(
             f"scheduler {name} with {got} is not known; expected flow matching or DDPM with {DDPM_EXPECTED}"
         )
-    return DiffusionConfig("ddpm", train_steps=train, sampling_steps=sampling_steps, steps_offset=offset)
+    return DiffusionConfig("ddpm", train_steps=train, steps_offset=offset)
 
 
 def _part(published: PublishedTransformer, index: int) -> _Part:
@@ -176,17 +175,17 @@ def _part(published: PublishedTransformer, index: int) -> _Part:
     arch = published.arch[index]
     match = re.fullmatch(r"(vit|mlp)_d(\d+)w(\d+)", arch)
     if match is None and not {"depth", "width"} <= set(given):
-        raise UserError(f"arch[{index}] is {arch!r}; expected vit_d<depth>w<width> or mlp_d<depth>w<width>")
+        raise ValueError(f"arch[{index}] is {arch!r}; expected vit_d<depth>w<width> or mlp_d<depth>w<width>")
     depth, width = (int(match[2]), int(match[3])) if match else (0, 0)
     depth, width = given.get("depth", depth), given.get("width", width)
     if given.get("encoder_depth", depth // 2) != depth // 2:
-        raise UserError(f"{name}.encoder_depth is {given['encoder_depth']}; expected half of the depth {depth}")
+        raise ValueError(f"{name}.encoder_depth is {given['encoder_depth']}; expected half of the depth {depth}")
     return _Part(depth, width, given.get("heads", HEADS.get(width)), given.get("mlp_ratio", MLP_RATIO))
 
 
 def _encoder(part: _Part, arch: str) -> EncoderConfig:
     if part.heads is None:
-        raise UserError(f"the number of heads of {arch} is not known; add arch_hparams with heads to config.json")
+        raise ValueError(f"the number of heads of {arch} is not known; add arch_hparams with heads to config.json")
     return EncoderConfig(part.depth, part.width, part.heads, part.mlp_ratio)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from par_agent.errors import UserError
+from par_agent.modeling.config import GenerationConfig
 from par_agent.modeling.diffusion import NoiseProcess, Sampler, noise_process
 from par_agent.modeling.nova.model import NOVA
 from par_agent.modeling.random_numbers import normal, orders
@@ -49,34 +48,6 @@ class RandomNoise:
 
     def order(self, batch: int, patches: int) -> Tensor:
         return orders(batch, patches, self._device, self._generator)
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """How frames are drawn. The defaults are NOVA's."""
-
-    mask_steps: int = 64
-    """Sets that a frame's patches are drawn in, at most."""
-    diffusion_steps: int = 25
-    """Denoising steps per set."""
-    guidance: float = 5.0
-    """Classifier-free guidance; 1 or less: none, and half the work."""
-    temperature: float = 1.0
-    """Scale of the noise that frames are drawn from; below 1 they come closer to the likeliest one (Li et al. 2024)."""
-
-    def __post_init__(self) -> None:
-        for name in ("mask_steps", "diffusion_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not math.isfinite(self.guidance):
-            raise UserError(f"guidance is {self.guidance}; it must be a finite number")
-        if not 0 <= self.temperature <= 1:
-            raise UserError(f"temperature is {self.temperature}; it must be from 0 to 1")
-
-    @property
-    def guided(self) -> bool:
-        """Whether every sample is also drawn without its prompt."""
-        return self.guidance > 1
 
 
 def mask_schedule(patches: int, steps: int) -> list[int]:
@@ -193,10 +164,10 @@ def generate_clip(
         first_frame: (B, C, h, w) given first frame (image to video); it is yielded as it is.
 
     Raises:
-        UserError: no frames were asked for, or the first frame has another shape than the model's.
+        ValueError: no frames were asked for, or the first frame has another shape than the model's.
     """
     if frames < 1:
-        raise UserError(f"{frames} frames were asked for; it must be at least 1")
+        raise ValueError(f"{frames} frames were asked for; it must be at least 1")
     copies = 2 if config.guided else 1
     order = noise.order(len(prefix) // copies, nova.config.image_tokens)
     condition, stream = nova.start(prefix, frames)

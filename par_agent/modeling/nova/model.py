@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from par_agent.errors import UserError
 from par_agent.modeling.attention_mask import block_causal_mask
 from par_agent.modeling.config import NOVAConfig
 from par_agent.modeling.embeddings import (
@@ -61,17 +60,22 @@ class NOVA(nn.Module):
         width.
     """
 
-    def __init__(self, config: NOVAConfig) -> None:
+    image_encoder: SpatialEncoder
+    image_decoder: FrameDetokenizer
+
+    def __init__(self, config: NOVAConfig, *, image_encoder: bool = True, image_decoder: bool = True) -> None:
         super().__init__()
         self.config = config
         width = config.video_encoder.width
         self.video_encoder = CausalTransformer(
             config.video_encoder, config.latent_channels, config.video_patch, config.mixer_rank, config.stem_widths
         )
-        self.image_encoder = SpatialEncoder(config.image_encoder, config.latent_channels, config.image_patch)
-        self.image_decoder = FrameDetokenizer(
-            config.latent_channels, config.image_patch, width, config.decoder_width, config.decoder_depth
-        )
+        if image_encoder:
+            self.image_encoder = SpatialEncoder(config.image_encoder, config.latent_channels, config.image_patch)
+        if image_decoder:
+            self.image_decoder = FrameDetokenizer(
+                config.latent_channels, config.image_patch, width, config.decoder_width, config.decoder_depth
+            )
         self.mask_embed = MaskEmbedding(width)
         self.text_embed = TextEmbedding(config.text_dim, width, config.text_length)
         self.video_pos_embed = TimeEmbedding(width) if config.absolute_time else None
@@ -280,11 +284,11 @@ class NOVA(nn.Module):
         """Latents (B, C, [T,] h, w) in the weights' type.
 
         Raises:
-            UserError: other channels or sizes than the model's.
+            ValueError: other channels or sizes than the model's.
         """
         expected = (self.config.latent_channels, *self.config.latent_size)
         if (latents.shape[1], *latents.shape[-2:]) != expected:
-            raise UserError(
+            raise ValueError(
                 f"latents have shape {tuple(latents.shape)}; this model reads {expected[0]} channels of "
                 f"{expected[1]}x{expected[2]}"
             )

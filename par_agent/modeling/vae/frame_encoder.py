@@ -2,7 +2,7 @@
 
 Two kinds share one interface (``encode``, ``decode``, ``channels``, ``stride``): :class:`FrameVAE`, small and trained
 from scratch, and :class:`VideoFrameEncoder`, NOVA's video VAE looking at one frame at a time. The field ``_class_name``
-of a folder's ``config.json`` tells them apart, as in published VAE folders; a folder without it holds a ``FrameVAE``.
+of a folder's ``config.json`` tells them apart, as in published VAE folders.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
-from par_agent.modeling.pretrained import save_module
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_frames, to_pixels
 from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora, OpenSoraVAEConfig
-from par_agent.modeling.weights import find_weights, load_weights, read_tensors
+from par_agent.modeling.weights import find_weights, load_weights, read_tensors, save_module
 from par_agent.utils.files import naming, read_object
 from par_agent.utils.json_fields import build
 
@@ -80,7 +79,7 @@ def make_frame_encoder(content: dict[str, Any]) -> FrameEncoder:
     Raises:
         UserError: another kind, or fields that are unknown or out of range.
     """
-    kind = content.get("_class_name", "FrameVAE")
+    kind = content.get("_class_name")
     # "metrics" is the training's record.
     fields = {name: value for name, value in content.items() if not name.startswith("_") and name != "metrics"}
     if kind == "FrameVAE":

@@ -1,4 +1,4 @@
-"""Small convolutional frame VAE: the frozen frame tokenizer of models that are trained from scratch (``par-mini``).
+"""Small convolutional frame VAE: the frozen frame tokenizer of models that are trained from scratch (preset ``mini``).
 
 It has the interface of the full model's video VAE where the policy needs one: RGB in, scaled latents out, and back.
 """
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from par_agent.errors import UserError
 from par_agent.modeling.embeddings import ResidualConv
 from par_agent.modeling.random_numbers import normal
 from par_agent.utils.json_fields import check_sizes
@@ -30,7 +29,7 @@ class FrameVAEConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "channels", "widths")
         if not self.widths or any(width < 8 or width % 8 for width in self.widths):
-            raise UserError(
+            raise ValueError(
                 f"FrameVAEConfig(channels={self.channels}, widths={self.widths}): every width must be a "
                 "multiple of 8, and there must be one"
             )
@@ -89,10 +88,10 @@ class FrameVAE(nn.Module):
         """Scaled latents (B, C, h, w) float32, the posterior's mean, of frames (B, H, W, 3) uint8.
 
         Raises:
-            UserError: height or width is no multiple of the stride.
+            ValueError: height or width is no multiple of the stride.
         """
         if frames.shape[1] % self.config.stride or frames.shape[2] % self.config.stride:
-            raise UserError(
+            raise ValueError(
                 f"frames of {frames.shape[1]}x{frames.shape[2]} pixels do not divide into latents of stride "
                 f"{self.config.stride}; crop or resize them to a multiple"
             )

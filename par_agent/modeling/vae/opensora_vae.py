@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.vae.opensora_vae_blocks import NORM_EPS, CausalConv3d, DownBlock, MidBlock, UpBlock, convolution
 from par_agent.modeling.weights import find_weights, load_weights, read_config, read_tensors
@@ -70,25 +69,25 @@ class OpenSoraVAEConfig:
         down = [_dims("down_block_types", name, "DownEncoderBlock") for name in self.down_block_types]
         up = [_dims("up_block_types", name, "UpDecoderBlock") for name in self.up_block_types]
         if not (len(down) == len(up) == count >= 2):
-            raise UserError(
+            raise ValueError(
                 f"down_block_types, up_block_types and block_out_channels have {len(down)}, {len(up)} and "
                 f"{count} entries; "
                 "they need the same number, at least 2"
             )
         if down != sorted(down) or down[0] != 2 or down[-1] != 3:
-            raise UserError(
+            raise ValueError(
                 f"down_block_types is {self.down_block_types}; 2D blocks (one at least) come before 3D ones"
             )
         if set(up) != {3}:
-            raise UserError(f"up_block_types is {self.up_block_types}; every one must be UpDecoderBlock3D")
+            raise ValueError(f"up_block_types is {self.up_block_types}; every one must be UpDecoderBlock3D")
         check_sizes(self, "in_channels", "out_channels", "latent_channels", "norm_num_groups", "block_out_channels")
         check_sizes(self, "layers_per_block", most=MOST_BLOCKS)
         if bad := [c for c in self.block_out_channels if c % self.norm_num_groups]:
-            raise UserError(
+            raise ValueError(
                 f"block_out_channels has {bad}; each must be a multiple of norm_num_groups {self.norm_num_groups}"
             )
         if self.act_fn != "silu":
-            raise UserError(f"act_fn is {self.act_fn!r}; only 'silu' is known")
+            raise ValueError(f"act_fn is {self.act_fn!r}; only 'silu' is known")
 
     @property
     def spatial_factor(self) -> int:
@@ -104,7 +103,7 @@ class OpenSoraVAEConfig:
 def _dims(field: str, name: str, prefix: str) -> int:
     allowed = {f"{prefix}2D": 2, f"{prefix}3D": 3}
     if name not in allowed:
-        raise UserError(f"{field} has {name!r}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"{field} has {name!r}; allowed: {', '.join(allowed)}")
     return allowed[name]
 
 
@@ -228,7 +227,7 @@ class AutoencoderKLOpenSora(nn.Module):
             pixels: (B, 3, H, W) or (B, 3, T, H, W) float in [-1, 1]; H and W multiples of 8.
 
         Raises:
-            UserError: another shape.
+            ValueError: another shape.
         """
         self._check(pixels, self.config.in_channels, self.config.spatial_factor, "pixels")
         clip = pixels[:, :, None] if pixels.ndim == 4 else pixels
@@ -241,7 +240,7 @@ class AutoencoderKLOpenSora(nn.Module):
         """Frames (B, 3, [T,] H, W), about [-1, 1], of *unscaled* latents (B, C, [T',] h, w).
 
         Raises:
-            UserError: another shape.
+            ValueError: another shape.
         """
         self._check(latents, self.config.latent_channels, 1, "latents")
         clip = latents[:, :, None] if latents.ndim == 4 else latents
@@ -260,7 +259,7 @@ class AutoencoderKLOpenSora(nn.Module):
         bad_size = x.ndim not in (4, 5) or 0 in x.shape or x.shape[-2] % factor or x.shape[-1] % factor
         if bad_size or x.shape[1] != channels:
             multiple = f", H and W multiples of {factor}" if factor > 1 else ""
-            raise UserError(
+            raise ValueError(
                 f"{what} have shape {tuple(x.shape)}; expected (B, {channels}, H, W) or "
                 f"(B, {channels}, T, H, W){multiple}"
             )
