@@ -115,7 +115,7 @@ def test_without_autoregression_the_past_is_not_seen() -> None:
 def test_regression_has_one_answer_for_actions_and_frames() -> None:
     model = model_of("discrete").eval()
     z = torch.randn(2, LENGTH, 32)
-    first, second = (model.sample_actions(z, torch.randn(2, LENGTH, SIZE)) for _ in range(2))
+    first, second = (model.sample_actions(z, torch.randn(2, LENGTH, SIZE), 4) for _ in range(2))
     assert torch.equal(first, second) and first.shape == (2, LENGTH, SIZE)
     z_frame = torch.randn(2, model.frame_tokens, 32)
     frames = [model.sample_frame(z_frame, RandomNoise(torch.Generator().manual_seed(seed))) for seed in (0, 1)]
@@ -135,7 +135,7 @@ def test_regression_learns_from_foresight_what_it_does_not_execute() -> None:
         (gradient,) = torch.autograd.grad(loss.action, model.action_tokenizer.boa)
         losses.append((loss.action.item(), gradient.abs().sum().item()))
     assert len({value for value, _ in losses}) == 3 and all(size > 0 for _, size in losses)
-    assert model.sample_actions(torch.randn(2, LENGTH, 32), wanted[:, 0]).shape == (2, LENGTH, SIZE)
+    assert model.sample_actions(torch.randn(2, LENGTH, 32), wanted[:, 0], 4).shape == (2, LENGTH, SIZE)
     near, far = model.action_detokenizer(torch.randn(1, 32), ahead=2)[1:]
     assert not torch.equal(near, far), "further actions are told apart by their places alone"
 
@@ -155,7 +155,7 @@ def test_ablated_policies_act_and_survive_saving(ablation: str, tmp_path: Path) 
         agent.plan(observation(2), frames=True)
 
 
-def test_presets_are_the_small_size_and_configurations_of_earlier_versions_still_load() -> None:
+def test_presets_are_the_small_size_and_survive_json() -> None:
     mini = preset("mini")
     for name in ("par-noar", "par-discrete", "par-noimagine"):
         config = preset(name)
@@ -163,12 +163,6 @@ def test_presets_are_the_small_size_and_configurations_of_earlier_versions_still
         changes = {"conditions": "actions"} if config.detokenizers == "regression" else {}
         assert config.action == dataclasses.replace(mini.action, **changes)
         assert PRESETS[name].text_encoder == "hash"
-    content = mini.to_json()
-    del content["detokenizers"], content["imagination"]
-    assert PARConfig.from_json(content) == mini
-    del content["action"]["conditions"], content["nova"]["video_encoder"]["branch_start"]
-    assert PARConfig.from_json(content).action.conditions == "actions"
-    assert PARConfig.from_json(content).nova.video_encoder.branch_start == 1.0
 
 
 def test_branches_start_as_small_as_the_configuration_says() -> None:
@@ -184,17 +178,17 @@ def test_branches_start_as_small_as_the_configuration_says() -> None:
 def test_impossible_combinations_are_refused() -> None:
     encoder = dataclasses.replace(preset("mini").nova.video_encoder, depth=0)
     nova = dataclasses.replace(preset("mini").nova, video_encoder=encoder)
-    with pytest.raises(UserError, match="temporal encoder of depth 0"):
+    with pytest.raises(ValueError, match="temporal encoder of depth 0"):
         dataclasses.replace(preset("mini"), nova=nova)
-    with pytest.raises(UserError, match="detokenizers is 'vq'; allowed: 'diffusion', 'regression'"):
+    with pytest.raises(ValueError, match="detokenizers is 'vq'; allowed: 'diffusion', 'regression'"):
         dataclasses.replace(preset("mini"), detokenizers="vq")
-    with pytest.raises(UserError, match="depth is -1"):
+    with pytest.raises(ValueError, match="depth is -1"):
         dataclasses.replace(encoder, depth=-1)
-    with pytest.raises(UserError, match="branch_start is 0"):
+    with pytest.raises(ValueError, match="branch_start is 0"):
         dataclasses.replace(encoder, branch_start=0.0)
-    with pytest.raises(UserError, match="conditions is 'frame'; allowed: 'actions', 'token'"):
+    with pytest.raises(ValueError, match="conditions is 'frame'; allowed: 'actions', 'token'"):
         dataclasses.replace(preset("mini").action, conditions="frame")
-    with pytest.raises(UserError, match=r"action\.conditions to 'actions'"):
+    with pytest.raises(ValueError, match=r"action\.conditions to 'actions'"):
         dataclasses.replace(preset("mini"), detokenizers="regression")
 
 

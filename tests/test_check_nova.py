@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from nova_fixtures import ROOT, damaged, reference, write_nova
 from par_agent.cli import main
 from par_agent.cli.check_nova import compare
+from par_agent.cli.parity.nova import STAGES, transformer_outputs
 from par_agent.modeling.nova.generation import mask_schedule
 from par_agent.modeling.nova.model import NOVA
-from par_agent.modeling.nova.reference import STAGES, transformer_outputs
 
 VAE_IO = ROOT / "vae_tiny_io.safetensors"
 

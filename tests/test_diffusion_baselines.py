@@ -8,7 +8,7 @@ import torch
 from par_agent.baselines.dp import DP, DPConfig
 from par_agent.baselines.rdt import RDT, RDTConfig
 from par_agent.errors import UserError
-from par_agent.modeling.action_detokenizer import KeysAndValues
+from par_agent.modeling.blocks import KeysAndValues
 
 
 def test_dp_denoises_on_the_schedule_that_it_learnt() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from par_agent.errors import UserError
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_frames, to_pixels, vae_loss
 from par_agent.modeling.weights import load_module, save_module
 
@@ -89,11 +88,11 @@ def test_saved_and_loaded_encodes_alike(vae, frames, tmp_path):
 
 @pytest.mark.parametrize("size", [(18, 24), (16, 22)])
 def test_frames_that_do_not_divide_are_refused(vae, size):
-    with pytest.raises(UserError, match=f"{size[0]}x{size[1]} pixels.*stride 4"):
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels.*stride 4"):
         vae.encode(torch.zeros(1, *size, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("values", [{"channels": 0}, {"widths": ()}, {"widths": (12,)}, {"widths": (0, 8)}])
 def test_bad_sizes_are_refused(values):
-    with pytest.raises(UserError, match=r"FrameVAEConfig.*(multiple of 8|must be)"):
+    with pytest.raises(ValueError, match=r"FrameVAEConfig.*(multiple of 8|must be)"):
         FrameVAEConfig(**values)

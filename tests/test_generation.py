@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from nova_fixtures import ROOT
-from par_agent.errors import UserError
-from par_agent.modeling.config import DiffusionConfig
+from par_agent.modeling.config import DiffusionConfig, GenerationConfig
 from par_agent.modeling.diffusion import NoiseProcess, noise_process
-from par_agent.modeling.nova.generation import GenerationConfig, RandomNoise, generate_clip, guide, mask_schedule
+from par_agent.modeling.nova.generation import RandomNoise, generate_clip, guide, mask_schedule
 from par_agent.modeling.nova.model import NOVA
 
 FLOW, DDPM = DiffusionConfig("flow", shift=2.0), DiffusionConfig("ddpm")
@@ -68,13 +67,13 @@ def test_a_given_first_frame_is_kept_and_changes_the_next(nova):
 
 
 def test_bad_numbers_of_frames_and_steps_are_refused(nova):
-    with pytest.raises(UserError, match="mask_steps is 0"):
+    with pytest.raises(ValueError, match="GenerationConfig.mask_steps is 0"):
         GenerationConfig(mask_steps=0)
-    with pytest.raises(UserError, match="temperature is 2"):
+    with pytest.raises(ValueError, match="temperature is 2"):
         GenerationConfig(temperature=2.0)
-    with pytest.raises(UserError, match="2000 denoising steps"):
+    with pytest.raises(ValueError, match="2000 denoising steps"):
         generate(nova, diffusion_steps=2000)
-    with pytest.raises(UserError, match="0 frames"):
+    with pytest.raises(ValueError, match="0 frames"):
         next(generate_clip(nova, torch.zeros(1, 8, 64), 0, RandomNoise(torch.Generator()), GenerationConfig()))
 
 
@@ -144,7 +143,7 @@ def test_noising_keeps_the_variance_and_training_times_stay_in_range(config):
 def test_schedulers_that_mean_something_else_are_refused():
     from diffusers import DDIMScheduler, DDPMScheduler
 
-    with pytest.raises(UserError, match="DDIMScheduler is not known"):
+    with pytest.raises(ValueError, match="DDIMScheduler is not known"):
         NoiseProcess(DDIMScheduler())
-    with pytest.raises(UserError, match="clip_sample=True"):
+    with pytest.raises(ValueError, match="clip_sample=True"):
         NoiseProcess(DDPMScheduler())

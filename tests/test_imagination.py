@@ -12,8 +12,8 @@ from torch import nn
 
 from par_agent import PARPolicy
 from par_agent.errors import UserError
-from par_agent.modeling.action_detokenizer import CrossAttention
-from par_agent.modeling.nova.generation import GenerationConfig
+from par_agent.modeling.blocks import CrossAttention
+from par_agent.modeling.config import GenerationConfig
 from test_policy import observation, roll
 from tiny import LENGTH, SIZE, tiny_checkpoint
 

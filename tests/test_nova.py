@@ -11,12 +11,12 @@ import torch
 
 from nova_fixtures import ROOT, damaged, full_keys, reference, write_nova
 from par_agent.cli.check_nova import compare_all
+from par_agent.cli.parity.nova import STAGES, transformer_outputs
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
 from par_agent.modeling.diffusion import noise_process
 from par_agent.modeling.nova.config import diffusion_config, nova_config
 from par_agent.modeling.nova.model import NOVA
-from par_agent.modeling.nova.reference import STAGES, transformer_outputs
 
 FOLDER = ROOT / "nova_tiny" / "transformer"
 DESCRIPTION = json.loads((ROOT / "nova_tiny_io.json").read_text())
@@ -159,10 +159,10 @@ def test_a_released_folder_brings_its_own_scheduler(tmp_path):
     (tmp_path / "scheduler").mkdir()
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}))
-    assert NOVA.from_pretrained(tmp_path).config.diffusion == DiffusionConfig("flow", shift=2.0, sampling_steps=25)
+    assert NOVA.from_pretrained(tmp_path).config.diffusion == DiffusionConfig("flow", shift=2.0)
     known = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
     path.write_text(json.dumps({**known, "steps_offset": 1}))
-    assert NOVA.from_pretrained(tmp_path).config.diffusion == DiffusionConfig("ddpm", sampling_steps=25)
+    assert NOVA.from_pretrained(tmp_path).config.diffusion == DiffusionConfig("ddpm")
     path.write_text(json.dumps(known))
     diffusion = NOVA.from_pretrained(tmp_path).config.diffusion
     assert noise_process(diffusion).sampler(4).times == (750, 500, 250, 0)
@@ -233,5 +233,5 @@ def test_missing_left_over_misshapen_and_nan_tensors_are_all_named_at_once(tmp_p
 
 
 def test_frames_of_the_wrong_size_are_refused(nova):
-    with pytest.raises(UserError, match="4 channels of 8x12"):
+    with pytest.raises(ValueError, match="4 channels of 8x12"):
         nova.encode_frame(torch.zeros(1, 4, 8, 8), torch.zeros(1, 6, 64), torch.zeros(1, 0, dtype=torch.long))

@@ -173,7 +173,7 @@ def test_configurations_that_this_version_cannot_read_are_refused_by_name(tmp_pa
 
 @pytest.mark.parametrize("shape", [(1, 3, 30, 48), (1, 4, 32, 48), (3, 32, 48), (1, 3, 0, 32, 48)])
 def test_frames_of_the_wrong_size_are_refused(vae, shape):
-    with pytest.raises(UserError, match="multiples of 8"):
+    with pytest.raises(ValueError, match="multiples of 8"):
         vae.encode(torch.zeros(shape))
 
 

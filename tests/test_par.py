@@ -12,9 +12,9 @@ from torch import Tensor
 
 from par_agent.errors import UserError
 from par_agent.modeling import PARModel
-from par_agent.modeling.config import PARConfig
+from par_agent.modeling.config import GenerationConfig, PARConfig
 from par_agent.modeling.frame_loss import draw_known_patches
-from par_agent.modeling.nova.generation import GenerationConfig, RandomNoise
+from par_agent.modeling.nova.generation import RandomNoise
 from par_agent.modeling.par import PhysicalTokens, Targets
 from par_agent.modeling.presets import preset
 from tiny import LENGTH, SIZE, tiny_config, tiny_features, tiny_inputs, tiny_model
@@ -195,11 +195,11 @@ def test_action_sampling_is_a_function_of_its_noise() -> None:
     model = tiny_model()
     z = torch.randn(3, LENGTH, 32, generator=torch.Generator().manual_seed(0))
     start = torch.zeros(3, LENGTH, SIZE)
-    chunks = model.sample_actions(z, start)
+    chunks = model.sample_actions(z, start, 4)
     assert chunks.shape == (3, LENGTH, SIZE)
-    torch.testing.assert_close(chunks, model.sample_actions(z, start), rtol=0, atol=0)
-    torch.testing.assert_close(chunks[1:2], model.sample_actions(z[1:2], start[:1]), rtol=0, atol=1e-5)
-    assert not torch.allclose(chunks, model.sample_actions(z, start + 1))
+    torch.testing.assert_close(chunks, model.sample_actions(z, start, 4), rtol=0, atol=0)
+    torch.testing.assert_close(chunks[1:2], model.sample_actions(z[1:2], start[:1], 4), rtol=0, atol=1e-5)
+    assert not torch.allclose(chunks, model.sample_actions(z, start + 1, 4))
 
 
 @LAYOUTS
@@ -257,7 +257,7 @@ def test_configuration_round_trip_and_newer_version() -> None:
     assert PARConfig.from_json(config.to_json()) == config
     with pytest.raises(UserError, match="format version 99"):
         PARConfig.from_json({**config.to_json(), "version": 99})
-    with pytest.raises(UserError, match="unknown preset 'par-huge'; known: mini"):
+    with pytest.raises(ValueError, match="unknown preset 'par-huge'; known: mini"):
         preset("par-huge")
 
 

@@ -26,7 +26,7 @@ LENGTH, SIZE, JOINTS = 4, 8, 9
 
 
 def tiny_config(nova_layout: bool = False) -> PARConfig:
-    """The layout of the preset ``mini``, or that of NOVA (slot 0, motion, mixer, absolute time), in a few thousand numbers."""
+    """The layout of the preset ``mini``, or that of NOVA (slot 0, motion, mixer, absolute time), tiny."""
     encoder = EncoderConfig(2, 32, 1, branch_start=1.0 if nova_layout else 0.1)
     nova = NOVAConfig(
         latent_channels=2,
@@ -47,7 +47,7 @@ def tiny_config(nova_layout: bool = False) -> PARConfig:
         bos_slot=nova_layout,
         mixer_rank=4 if nova_layout else None,
         stem_widths=() if nova_layout else (8, 16),
-        diffusion=DiffusionConfig("ddpm" if nova_layout else "flow", sampling_steps=4),
+        diffusion=DiffusionConfig("ddpm" if nova_layout else "flow"),
     )
     action = ActionConfig(
         chunk_length=LENGTH,
@@ -56,7 +56,6 @@ def tiny_config(nova_layout: bool = False) -> PARConfig:
         depth=2,
         heads=2,
         conditions="actions" if nova_layout else "token",
-        diffusion=DiffusionConfig("flow", sampling_steps=4),
     )
     return PARConfig("tiny", nova, action)
 

@@ -44,7 +44,7 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
         if checkpoint is not None:
             raise UserError("--policy-checkpoint does not reach a model server; give the checkpoint to the server")
         return model_server_source(reference, options)
-    if reference in NAMES + ABLATIONS or (reference == "par-mini" and checkpoint is not None):
+    if reference in (*NAMES, *ABLATIONS, "mini") or (reference == "par-mini" and checkpoint is not None):
         folder = checkpoint or Path("runs") / reference / "policy"
         if not folder.is_dir():
             raise UserError(f"no policy {reference!r}: {folder} does not exist; train it with: {_command(reference)}")
@@ -58,7 +58,7 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
     if ":" in reference:
         return PolicySource(reference, options, device, checkpoint)
     if checkpoint is not None:
-        known = ", ".join(("par-mini", *ABLATIONS, *NAMES))
+        known = ", ".join(("mini", "par-mini", *ABLATIONS, *NAMES))
         raise UserError(f"--policy-checkpoint goes with module:Class or one of {known}, not with --policy {reference}")
     if (method := _method(Path(reference))) is not None:
         return PolicySource(_POLICY, options, device, Path(reference), method)

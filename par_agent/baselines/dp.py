@@ -33,7 +33,7 @@ from par_agent.baselines.common import (
     repeated,
     weighted_mean,
 )
-from par_agent.modeling.adaln import TIME_FREQUENCIES, Projection, timestep_frequencies
+from par_agent.modeling.adaln import TimestepEmbedding
 from par_agent.modeling.blocks import KeysAndValues
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.random_numbers import integers, normal
@@ -76,7 +76,7 @@ class DP(Method):
             self.sampling = DDIMScheduler.from_config(self.noising.config, clip_sample_range=CLIP)
             self.sampling.set_timesteps(config.sampling_steps)
         width = config.width
-        self.time = Projection(2 * TIME_FREQUENCIES, width)
+        self.time = TimestepEmbedding(width)
         self.condition_positions = learned(config.frames * config.frame_tokens + 2, width)
         self.condition_mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
         self.actions = nn.Linear(config.action_size, width)
@@ -113,7 +113,7 @@ class DP(Method):
 
     def _noise(self, x: Tensor, time: Tensor, observed: KeysAndValues) -> Tensor:
         """Predicted noise (M, H, A) of noised actions (M, H, A) at diffusion times (M,)."""
-        embedded = self.time(timestep_frequencies(time).to(self.positions))[:, None]
+        embedded = self.time(time)[:, None]
         timed = keys_and_values(self.decoder, self.condition_mlp(embedded + self.condition_positions[:1]))
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         x = self.actions(x) + self.positions

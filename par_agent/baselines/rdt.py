@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from par_agent.baselines.common import History, Method, MethodConfig, recent, repeated, weighted_mean
 from par_agent.errors import UserError
-from par_agent.modeling.adaln import TIME_FREQUENCIES, Projection, timestep_frequencies
+from par_agent.modeling.adaln import TimestepEmbedding
 from par_agent.modeling.attention import attention
 from par_agent.modeling.blocks import MLP, KeysAndValues
 from par_agent.modeling.embeddings import learned
@@ -129,7 +129,7 @@ class RDT(Method):
                 clip_sample=False,
             )
         width = config.width
-        self.time = Projection(2 * TIME_FREQUENCIES, width)
+        self.time = TimestepEmbedding(width)
         self.text, self.state, self.images = (_adaptor(width, width, width) for _ in range(3))
         self.image_positions = learned(config.frames * (config.frame_tokens - 1), width)
         self.text_positions = learned(config.text_length, width)
@@ -191,7 +191,7 @@ class RDT(Method):
 
     def _clean(self, x: Tensor, time: Tensor, state: Tensor, observed: KeysAndValues) -> Tensor:
         """Clean actions (M, H, A) of noised ones at diffusion times (M,)."""
-        embedded = self.time(timestep_frequencies(time).to(state))[:, None]
+        embedded = self.time(time)[:, None]
         x = torch.cat([embedded, state, self.actions(x)], 1) + self.positions
         for block, (k, v) in zip(self.blocks, observed, strict=True):
             x = block(x, k, v)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from par_agent.modeling.adaln import TIME_FREQUENCIES, Modulation, Projection, modulate, timestep_frequencies
+from par_agent.modeling.adaln import Modulation, TimestepEmbedding, modulate
 from par_agent.modeling.blocks import MLP, Attention, CrossAttention, KeysAndValues
 from par_agent.modeling.config import ActionConfig
 from par_agent.modeling.diffusion import NoiseProcess, Sampler
@@ -46,7 +46,7 @@ class ActionDetokenizer(nn.Module):
         self.config = config
         self.condition_proj = nn.Linear(condition_width, width)
         self.action_proj = nn.Linear(config.action_size, width)
-        self.time_proj = Projection(2 * TIME_FREQUENCIES, width)
+        self.time_proj = TimestepEmbedding(width)
         self.blocks = nn.ModuleList(ActionBlock(width, config.heads) for _ in range(config.depth))
         self.norm = Modulation(width, 2)
         self.head = nn.Linear(width, config.action_size)
@@ -75,9 +75,8 @@ class ActionDetokenizer(nn.Module):
             time: (B,) diffusion time in network units (0 to 1000).
             conditions: from :meth:`conditions`.
         """
-        weight = self.head.weight
-        embedded = self.time_proj(timestep_frequencies(time).to(weight))
-        x = self.action_proj(x.to(weight))
+        embedded = self.time_proj(time)
+        x = self.action_proj(x.to(self.head.weight))
         x = x + sincos(torch.arange(x.shape[1], device=x.device), x.shape[2] // 2).to(x)
         for block, (k, v) in zip(self.blocks, conditions, strict=True):
             x = block(x, embedded, k, v)

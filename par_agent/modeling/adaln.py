@@ -32,6 +32,17 @@ class Projection(nn.Module):
         return self.fc2(F.silu(self.fc1(x)))
 
 
+class TimestepEmbedding(Projection):
+    """Projected frequencies of a diffusion time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(2 * TIME_FREQUENCIES, width)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Embeddings (..., width) of diffusion times (...)."""
+        return super().forward(timestep_frequencies(time).to(self.fc1.weight))
+
+
 class Modulation(nn.Module):
     """Linear layer that turns a condition into ``parts`` vectors of the token's width: scale, shift and perhaps
     gate."""

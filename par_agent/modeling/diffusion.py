@@ -73,9 +73,7 @@ class NoiseProcess:
     def __init__(self, scheduler: Any) -> None:
         name = type(scheduler).__name__
         if name not in ("FlowMatchEulerDiscreteScheduler", "DDPMScheduler"):
-            raise ValueError(
-                f"scheduler {name} is unknown; expected FlowMatchEulerDiscreteScheduler or DDPMScheduler"
-            )
+            raise ValueError(f"{name} is not known; expected FlowMatchEulerDiscreteScheduler or DDPMScheduler")
         self.kind = "ddpm" if name == "DDPMScheduler" else "flow"
         config = scheduler.config
         if self.kind == "ddpm" and (config.prediction_type != "epsilon" or config.clip_sample or config.thresholding):

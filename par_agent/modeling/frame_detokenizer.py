@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from par_agent.modeling.adaln import TIME_FREQUENCIES, Modulation, Projection, modulate, timestep_frequencies
+from par_agent.modeling.adaln import Modulation, Projection, TimestepEmbedding, modulate
 from par_agent.modeling.embeddings import PatchEmbedding
 
 
@@ -29,13 +29,13 @@ class TimeConditionEmbedding(nn.Module):
 
     def __init__(self, condition_width: int, width: int) -> None:
         super().__init__()
-        self.timestep_proj = Projection(2 * TIME_FREQUENCIES, width)
+        self.timestep_proj = TimestepEmbedding(width)
         self.condition_proj = Projection(condition_width, width)
 
     def forward(self, time: Tensor, condition: Tensor) -> Tensor:
         """Embeddings (B, n, W) of times (B,) or (B, n) and conditions (B, n, D)."""
         time = time[:, None] if time.ndim == 1 else time
-        return self.condition_proj(condition) + self.timestep_proj(timestep_frequencies(time).to(condition))
+        return self.condition_proj(condition) + self.timestep_proj(time)
 
 
 class FrameDetokenizer(nn.Module):

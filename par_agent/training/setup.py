@@ -220,11 +220,12 @@ def _index(
 def _for_robot(model: PARModel, transforms: Transforms, *, fresh: bool) -> PARModel:
     """The model with action parts of the data's sizes; new ones if they differ or ``fresh`` ones are wanted."""
     action = model.config.action
-    sizes = {"action_size": transforms.action_size, "proprioception_size": transforms.proprioception_size}
-    if not fresh and dataclasses.replace(action, **sizes) == action:
+    sizes = transforms.action_size, transforms.proprioception_size
+    if sizes == (action.action_size, action.proprioception_size) and not fresh:
         return model
+    config = model.config.with_action(action_size=sizes[0], proprioception_size=sizes[1])
     video = {name: value for name, value in model.state_dict().items() if not name.startswith("action_")}
-    return PARModel.from_weights(model.config.with_action(**sizes), video)
+    return PARModel.from_weights(config, video)
 
 
 def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache: bool) -> LatentSource:

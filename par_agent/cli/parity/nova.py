@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from par_agent.cli.parity.vae import recorded
+from par_agent.modeling.adaln import timestep_frequencies
 from par_agent.modeling.attention_mask import block_causal_mask
 from par_agent.modeling.config import GenerationConfig
 from par_agent.modeling.diffusion import NoiseProcess, Sampler
 from par_agent.modeling.embeddings import space_embedding
-from par_agent.modeling.frame_detokenizer import timestep_frequencies
 from par_agent.modeling.frame_loss import FrameNoise, frame_loss
 from par_agent.modeling.nova.generation import denoise, generate_clip, mask_schedule
 from par_agent.modeling.nova.model import DEFAULT_FPS, NOVA
