@@ -23,7 +23,7 @@ from par_agent.cli.options import run_script
 from par_agent.modeling.config import GenerationConfig
 from par_agent.modeling.nova.generation import mask_schedule
 from par_agent.modeling.par import PARModel, PARStream, PhysicalTokens
-from par_agent.modeling.presets import find_preset
+from par_agent.modeling.presets import PRESETS, preset
 from par_agent.modeling.vae.frame_encoder import make_frame_encoder
 from par_agent.utils.checked import Checked, Count, Length, Positive, Size
 
@@ -62,7 +62,7 @@ class LatencyConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.presets:
-            find_preset(name)  # which refuses unknown ones
+            preset(name)  # which refuses unknown ones
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def main(config: LatencyConfig) -> None:
     print("| model | batch | case | p50 ms | p95 ms | GFLOP | GB | floor ms |\n|---|---|---|---|---|---|---|---|")
     for name in config.presets:
         with torch.device("meta"):
-            plan = PARModel(find_preset(name).model()).to(dtype)
+            plan = PARModel(preset(name)).to(dtype)
         model = plan.to_empty(device=device).eval()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -196,7 +196,7 @@ def cases(config: LatencyConfig, model: PARModel, batch: int) -> list[Case]:
 def encoder_row(config: LatencyConfig, name: str, model: PARModel, batch: int, peak: Peak) -> str:
     """The frozen frame encoder on one frame per environment."""
     device = model.nova.device
-    fields = find_preset(name).frame_encoder
+    fields = {"_class_name": PRESETS[name].frame_encoder}
     encoder = make_frame_encoder(fields).eval().to(device, DTYPES[config.dtype])
     with torch.device("meta"):
         shadow = make_frame_encoder(fields).eval().to(DTYPES[config.dtype])

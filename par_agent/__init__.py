@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from par_agent.modeling import PARModel
+    from par_agent.modeling.par import PARModel
     from par_agent.policy.par_policy import PARPolicy
     from par_agent.simulation.environment import make_env
 
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 __all__ = ["PARModel", "PARPolicy", "__version__", "make_env"]
 
 _LAZY = {
-    "PARModel": "par_agent.modeling",
+    "PARModel": "par_agent.modeling.par",
     "PARPolicy": "par_agent.policy.par_policy",
     "make_env": "par_agent.simulation.environment",
 }

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from par_agent.modeling.attention import SHORT, attention
 from par_agent.modeling.attention_mask import physical_token_mask
+from par_agent.modeling.blocks import SHORT, attention
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from par_agent.modeling import PARModel
 from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss, sample_actions
-from par_agent.modeling.diffusion import noise_process, sampler
-from par_agent.modeling.frame_loss import FrameNoise, frame_loss
+from par_agent.modeling.diffusion import noise_process
+from par_agent.modeling.frame_loss import frame_errors
+from par_agent.modeling.par import PARModel
 from tiny import LENGTH, SIZE, tiny_features, tiny_inputs, tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("nova_layout", [False, True], ids=["mini", "nova"])]
@@ -54,7 +54,7 @@ def test_a_step_with_the_cache_past_its_window(model: PARModel) -> None:
 
 
 def test_drawing_a_chunk(model: PARModel) -> None:
-    head, reverse = model.action_detokenizer, sampler(model.config.action.diffusion, 4)
+    head, reverse = model.action_detokenizer, noise_process(model.config.action.diffusion).sampler(4)
     assert isinstance(head, ActionDetokenizer)
     z, start = torch.randn(2, LENGTH, 32), torch.randn(2, LENGTH, SIZE)
     close(compiled(sample_actions)(head, z, reverse, start), sample_actions(head, z, reverse, start))
@@ -70,11 +70,11 @@ def test_the_action_loss(model: PARModel) -> None:
 
 def test_the_frame_loss(model: PARModel) -> None:
     process, known = noise_process(model.config.nova.diffusion), torch.tensor([[0, 1], [3, 2]])
-    noise = FrameNoise.draw((8, 16, 8), process, torch.device("cpu"), None)
-    latents, z = torch.randn(2, 2, 1, 8, 8), torch.randn(2, model.frame_tokens, 32, requires_grad=True)
+    noise, index = torch.randn(8, 16, 8), process.draw_index((8, 16), None, torch.device("cpu"))
+    latents, z = torch.randn(2, 2, 8, 8), torch.randn(2, model.frame_tokens, 32, requires_grad=True)
 
     def loss(condition: Tensor) -> Tensor:
-        return frame_loss(model.nova, latents, condition, known, process, noise).total
+        return frame_errors(model.nova, latents, condition, known, process, noise, index)[0].sum()
 
     total = compiled(loss)(z)
     close(total, loss(z))

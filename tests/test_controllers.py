@@ -74,13 +74,13 @@ def test_data_of_another_controller_than_the_checkpoints_is_refused_by_name(tmp_
     check_conventions([first, second], unknown, "the policy")
 
 
-def test_checkpoints_that_do_not_say_their_controller_are_read_as_before() -> None:
+def test_transforms_that_do_not_say_their_controller_are_refused_and_unknown_ones_fit_any_task() -> None:
     content = tiny_transforms().to_json()
-    del content["control_mode"]
-    assert Transforms.from_json(content) == tiny_transforms()
-    other = Transforms.from_json(content | {"relative": [False] * SIZE})
-    assert other.control_mode == UNKNOWN_CONTROLLER
+    other = Transforms.from_json(content | {"control_mode": UNKNOWN_CONTROLLER, "relative": [False] * SIZE})
     check_task(dataclasses.replace(other, image_size=None), get_task("PushCube"))
+    del content["control_mode"]
+    with pytest.raises(UserError, match="missing fields in Transforms: control_mode"):
+        Transforms.from_json(content)
 
 
 def test_a_new_camera_leaves_the_controller_as_it_was() -> None:

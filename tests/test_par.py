@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.modeling import PARModel
 from par_agent.modeling.config import GenerationConfig, PARConfig
 from par_agent.modeling.frame_loss import draw_known_patches
 from par_agent.modeling.nova.generation import RandomNoise
-from par_agent.modeling.par import PhysicalTokens, Targets
+from par_agent.modeling.par import PARModel, PhysicalTokens, Targets
 from par_agent.modeling.presets import preset
 from tiny import LENGTH, SIZE, tiny_config, tiny_features, tiny_inputs, tiny_model
 
@@ -241,7 +240,7 @@ def test_the_meta_device_needs_neither_numbers_nor_a_compiler() -> None:
     """Built in a fresh process: drawing random numbers there would first import torch's compiler, for seconds."""
     code = """
 import sys, torch
-from par_agent.modeling import PARModel
+from par_agent.modeling.par import PARModel
 from par_agent.modeling.presets import preset
 with torch.device("meta"):
     model = PARModel(preset("par-nova-0.6b"))

@@ -41,7 +41,7 @@ def test_an_instruction_of_more_words_than_are_read_is_refused_and_it_may_be_emp
     with pytest.raises(UserError, match=r"'one two three four' has 4 words; this model reads at most 3: shorten it"):
         encoder.encode("one two three four")
     assert encoder.encode(" ... ").shape == (0, 8)
-    with pytest.raises(UserError, match="dim=0"):
+    with pytest.raises(ValueError, match="dim=0"):
         HashTextEncoder(dim=0, length=3)
 
 

@@ -38,7 +38,7 @@ def test_frames_follow_each_other_and_nothing_else_is_read(tmp_path: Path) -> No
 
 
 def test_a_policy_grows_out_of_a_model_of_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "tiny", Preset(tiny_config, {"_class_name": "FrameVAE"}, "hash"))
+    monkeypatch.setitem(PRESETS, "tiny", Preset(tiny_config()))
     save_frame_encoder(tiny_checkpoint().encoder, tmp_path / "vae")
     videos = tiny_dataset(tmp_path / "videos", episodes=21, stride=3, actions=False)
     config = tiny_run(

@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from par_agent.baselines.common import History, Method, MethodConfig, recent, repeated, weighted_mean
 from par_agent.errors import UserError
 from par_agent.modeling.adaln import TimestepEmbedding
-from par_agent.modeling.attention import attention
-from par_agent.modeling.blocks import MLP, KeysAndValues
+from par_agent.modeling.blocks import MLP, KeysAndValues, attention
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.random_numbers import integers, normal, uniform
 

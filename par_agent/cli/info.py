@@ -68,7 +68,8 @@ def describe(name_or_folder: str) -> Description:
             f"checkpoint {folder}: {_training(policy)}",
         )
     if (found := PRESETS.get(name_or_folder)) is not None:
-        return Description(found.model(), found.frame_encoder, found.text_encoder, f"preset {name_or_folder}")
+        encoder = {"_class_name": found.frame_encoder}
+        return Description(found.model, encoder, found.text_encoder, f"preset {name_or_folder}")
     raise UserError(
         f"no model {name_or_folder!r}; presets: {', '.join(PRESETS)}; bundled checkpoints: "
         f"{', '.join(bundled_checkpoints())}; or give a checkpoint's folder"

@@ -1,6 +1,6 @@
 """Action de-tokenizer (paper section 4.2.3): a diffusion transformer over the chunk's actions, the Action-DiT.
 
-Every block attends among the ``L`` noisy actions, then to the conditions ``Z^A`` of the causal transformer, then runs
+Every block attends among the noisy actions, then to the conditions ``Z^A`` of the causal transformer, then runs
 an MLP; all three branches are modulated and gated by the diffusion time (adaLN; Peebles & Xie 2023).
 """
 
@@ -35,10 +35,7 @@ class ActionBlock(nn.Module):
 
 
 class ActionDetokenizer(nn.Module):
-    """Predicts the noise (or velocity) of a noised chunk from its conditions.
-
-    Letters: B chunks, L actions a chunk, A numbers per action, D width of the conditions.
-    """
+    """Predicts the noise (or velocity) of a noised chunk, foresight included, from its conditions."""
 
     def __init__(self, config: ActionConfig, condition_width: int) -> None:
         super().__init__()
@@ -68,10 +65,10 @@ class ActionDetokenizer(nn.Module):
         return [block.cross_attn.keys_and_values(z) for block in self.blocks]  # type: ignore[union-attr, operator]
 
     def forward(self, x: Tensor, time: Tensor, conditions: KeysAndValues) -> Tensor:
-        """Noise or velocity (B, L, A).
+        """Noise or velocity (B, L + K, A).
 
         Args:
-            x: (B, L, A) noised chunks.
+            x: (B, L + K, A) noised chunks.
             time: (B,) diffusion time in network units (0 to 1000).
             conditions: from :meth:`conditions`.
         """
@@ -98,8 +95,8 @@ def action_loss(
     Args:
         head: the Action-DiT.
         z: (B, S, D) conditions, as many as there are.
-        actions: (B, L, A) clean normalised chunks.
-        weights: (B, L) float, 0 for padding.
+        actions: (B, L + K, A) clean normalised chunks.
+        weights: (B, L + K) float, 0 for padding.
         process: noise process.
         repeat: draws of noise and time per chunk (``R``); the conditions are computed once.
         generator: source of random numbers.
@@ -119,13 +116,13 @@ def action_loss(
 def sample_actions(
     head: ActionDetokenizer, z: Tensor, sampler: Sampler, start: Tensor, fresh: torch.Generator | None = None
 ) -> Tensor:
-    """Draws normalised chunks (B, L, A) float32.
+    """Draws normalised chunks (B, L + K, A) float32.
 
     Args:
         head: the Action-DiT.
         z: (B, S, D) conditions, as many as there are.
         sampler: steps of the reverse process.
-        start: (B, L, A) noise to start from; zeros give the deterministic policy.
+        start: (B, L + K, A) noise to start from; zeros give the deterministic policy.
         fresh: source of the noise that a stochastic (DDPM) step adds; None: no such noise.
     """
     conditions, x = head.conditions(z), start.float()

@@ -12,10 +12,7 @@ from par_agent.modeling.embeddings import learned
 
 
 class ActionTokenizer(nn.Module):
-    """Chunks of actions and joint positions to tokens of the causal transformer.
-
-    Letters: L actions a chunk, A numbers per action, P joint positions, D token width.
-    """
+    """Chunks of actions and joint positions to tokens of the causal transformer."""
 
     def __init__(self, config: ActionConfig, width: int) -> None:
         super().__init__()

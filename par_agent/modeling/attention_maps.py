@@ -1,8 +1,6 @@
 """Attention weights of the causal transformer (the paper's Figure 5), computed beside the fast path.
 
 Fused attention never holds its weights; here they are computed once more from the same queries and keys.
-
-Letters: B batch, S keys (the prefix, then the cache's slots), F frame tokens, L actions a chunk, C latent channels.
 """
 
 from __future__ import annotations

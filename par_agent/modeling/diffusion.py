@@ -84,6 +84,7 @@ class NoiseProcess:
             )
         self.train_steps: int = config.num_train_timesteps
         self._scheduler = scheduler
+        self._samplers: dict[int, Sampler] = {}
         table = scheduler.alphas_cumprod if self.kind == "ddpm" else scheduler.sigmas
         self.table: Tensor = table.detach().to("cpu", torch.float32)
 
@@ -118,22 +119,27 @@ class NoiseProcess:
         return Noised(sigma * noise + (1 - sigma) * clean, self.train_steps * level, noise - clean)
 
     def sampler(self, steps: int) -> Sampler:
-        """The reverse process in ``steps`` steps.
+        """The reverse process in ``steps`` steps; made once, since making its tables can take longer than using them.
 
         Raises:
             ValueError: fewer than 1 or more than the training table has.
         """
         if not 1 <= steps <= self.train_steps:
             raise ValueError(f"{steps} denoising steps were asked for; allowed: 1 to {self.train_steps}")
-        with torch.device("cpu"):
-            scheduler = copy.deepcopy(self._scheduler)  # from_config drops what was given by position
-            scheduler.set_timesteps(steps)
-        times = tuple(scheduler.timesteps.tolist())
-        if self.kind == "ddpm":
-            return _ddpm_sampler(scheduler)
-        sigmas = scheduler.sigmas.double().tolist()
-        differences = tuple(b - a for a, b in pairwise(sigmas))
-        return Sampler(times, (1.0,) * steps, differences, (0.0,) * steps, tuple(sigmas))
+        if steps not in self._samplers:
+            with torch.device("cpu"):
+                scheduler = copy.deepcopy(self._scheduler)  # from_config drops what was given by position
+                scheduler.set_timesteps(steps)
+            self._samplers[steps] = _ddpm_sampler(scheduler) if self.kind == "ddpm" else _flow_sampler(scheduler)
+        return self._samplers[steps]
+
+
+def _flow_sampler(scheduler: Any) -> Sampler:
+    """Euler steps along the predicted velocity."""
+    sigmas = scheduler.sigmas.double().tolist()
+    differences = tuple(after - before for before, after in pairwise(sigmas))
+    count = len(differences)
+    return Sampler(tuple(scheduler.timesteps.tolist()), (1.0,) * count, differences, (0.0,) * count, tuple(sigmas))
 
 
 def _ddpm_sampler(scheduler: Any) -> Sampler:
@@ -176,13 +182,3 @@ def noise_process(config: DiffusionConfig) -> NoiseProcess:
                 steps_offset=config.steps_offset,
             )
         )
-
-
-@cache
-def sampler(config: DiffusionConfig, steps: int) -> Sampler:
-    """The reverse process of a configuration; made once, since making its tables can take longer than using them.
-
-    Raises:
-        ValueError: see :meth:`NoiseProcess.sampler`.
-    """
-    return noise_process(config).sampler(steps)

@@ -33,7 +33,7 @@ class TimeConditionEmbedding(nn.Module):
         self.condition_proj = Projection(condition_width, width)
 
     def forward(self, time: Tensor, condition: Tensor) -> Tensor:
-        """Embeddings (B, n, W) of times (B,) or (B, n) and conditions (B, n, D)."""
+        """Embeddings (B, k, width) of times (B,) or (B, k) and conditions (B, k, D)."""
         time = time[:, None] if time.ndim == 1 else time
         return self.condition_proj(condition) + self.timestep_proj(time)
 
@@ -61,12 +61,12 @@ class FrameDetokenizer(nn.Module):
         self.head = nn.Linear(width, size)
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
-        """Noise or velocity (B, n, p p C) in patch vector order.
+        """Noise or velocity (B, k, p p C) in patch vector order.
 
         Args:
-            x: (B, n, p p C) noised patch vectors, of any floating point type; results have the type of ``z``.
-            time: (B,) or (B, n) diffusion time in network units (0 to 1000).
-            z: (B, n, D) conditions.
+            x: (B, k, p p C) noised patch vectors, of any floating point type; results have the type of ``z``.
+            time: (B,) or (B, k) diffusion time in network units (0 to 1000).
+            z: (B, k, D) conditions.
         """
         # A convolution whose kernel is its stride is a linear layer on patch vectors (channel fastest).
         proj = self.patch_embed.proj

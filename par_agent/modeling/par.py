@@ -4,9 +4,7 @@ The sequence is ``prefix, O_0, BOA, O_1, A_1, …`` (paper sections 3 and 4). Ou
 are the conditions ``Z_{n+1}``: the frame path of :class:`~par_agent.modeling.nova.model.NOVA` draws ``O_{n+1}`` from
 one, the Action-DiT draws ``A_{n+1}``, the chunk executed between the two frames, from the other half or from both.
 
-Letters: B batch, N steps, C latent channels of h x w, F frame tokens a step (joint positions included), L actions a
-chunk, T actions predicted together (the chunk's and those of foresight), A numbers per action, P numbers of
-proprioception (joint positions first), D width, S prefix tokens.
+Letters of shapes: see :mod:`par_agent.modeling`.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss
 from par_agent.modeling.action_tokenizer import ActionTokenizer
 from par_agent.modeling.attention_mask import limit_context, physical_token_mask
 from par_agent.modeling.config import GenerationConfig, PARConfig
-from par_agent.modeling.diffusion import noise_process, sampler
+from par_agent.modeling.diffusion import noise_process
 from par_agent.modeling.embeddings import space_embedding
 from par_agent.modeling.frame_loss import draw_known_patches, frame_loss
 from par_agent.modeling.kv_cache import KVCache
@@ -52,10 +50,9 @@ class Targets:
     """What teacher forcing compares the predictions with."""
 
     actions: Tensor | None
-    """(B, N, T, A) normalised actions after each frame: the chunk executed, then those of the model's foresight; None:
-    no action loss."""
+    """(B, N, L + K, A) normalised actions after each frame: the chunk's, then the foresight's; None: no action loss."""
     action_weights: Tensor
-    """(B, N, T) float; 0 for padding."""
+    """(B, N, L + K) float; 0 for padding."""
     latents: Tensor | None
     """(B, N, C, h, w) next frames; None: no frame loss."""
     frame_weights: Tensor | None
@@ -297,29 +294,17 @@ class PARModel(nn.Module):
             masked = (~self.nova.known_mask(known)).float()
             return regression_loss(prediction, self.nova.patchify(latents), masked)
         repeat = self.config.noise_samples
-        return frame_loss(self.nova, latents[:, :, None], condition, known, repeat=repeat, generator=generator).total
+        return frame_loss(self.nova, latents, condition, known, repeat, generator)
 
     # --- inference ------------------------------------------------------------------------------------------------
 
     def start(self, features: list[Tensor], slots: int) -> PARStream:
         """Reads the prefix of each row; the stream remembers up to ``slots`` physical tokens."""
-        config, prefix = self.config.nova.video_encoder, self.prefix(features)
-        batch, length, _ = prefix.shape
-        cache = KVCache(
-            config.depth,
-            batch,
-            config.heads,
-            config.width // config.heads,
-            length,
-            slots,
-            self.block,
-            prefix.device,
-            prefix.dtype,
-        )
+        nova, prefix = self.config.nova, self.prefix(features)
         rotation = None
-        if self.config.nova.rotary and self.config.nova.bos_slot:
-            rotation = self.nova.slot_rotation(length - self.config.nova.video_tokens, 0, 1, prefix.device)
-        outputs = self.nova.video_encoder.prefill(prefix, rotation, cache)
+        if nova.bos_slot:
+            rotation = self.nova.slot_rotation(prefix.shape[1] - nova.video_tokens, 0, 1, prefix.device)
+        outputs, cache = self.nova.video_encoder.prefill(prefix, rotation, slots, self.block)
         return PARStream(cache, outputs)
 
     def step(self, stream: PARStream, inputs: PhysicalTokens, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -357,7 +342,7 @@ class PARModel(nn.Module):
         """
         if isinstance(self.action_detokenizer, RegressionHead):
             return self.action_detokenizer(z_action).float()
-        reverse = sampler(self.config.action.diffusion, steps)
+        reverse = noise_process(self.config.action.diffusion).sampler(steps)
         targets = sample_actions(self.action_detokenizer, z_action, reverse, start, generator)  # (B, L + K, A)
         return targets[:, : self.config.action.chunk_length]
 

@@ -12,12 +12,12 @@ from par_agent.modeling.rope import Rotation
 
 
 def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """Rows ``ids`` (B, k) int64 of tokens (B, N, D): (B, k, D)."""
+    """Rows ``ids`` (B, k) int64 of tokens (B, M, D): (B, k, D)."""
     return x.gather(1, ids[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def scatter_tokens(x: Tensor, ids: Tensor, values: Tensor) -> Tensor:
-    """Tokens (B, N, D) with rows ``ids`` (B, k) replaced by ``values`` (B, k, D)."""
+    """Tokens (B, M, D) with rows ``ids`` (B, k) replaced by ``values`` (B, k, D)."""
     return x.scatter(1, ids[..., None].expand(-1, -1, x.shape[-1]), values.to(x.dtype))
 
 
@@ -42,13 +42,13 @@ class SpatialEncoder(nn.Module):
         known_ids: Tensor,
         rotation: Rotation | None = None,
     ) -> Tensor:
-        """Outputs (B, N, D).
+        """Outputs (B, M, D).
 
         Args:
-            x: (B, N, D) patch embeddings, masked ones replaced by the mask token, positions added.
-            condition: (B, M, D) condition tokens of the frame.
+            x: (B, M, D) patch embeddings, masked ones replaced by the mask token, positions added.
+            condition: (B, F, D) condition tokens of the frame.
             known_ids: (B, k) int64, known patches; their order matters for nothing but rotary positions.
-            rotation: cosines and sines (N, head_dim / 2) of the patches' rotary positions.
+            rotation: cosines and sines (M, head_dim / 2) of the patches' rotary positions.
         """
         prefix, half = condition.shape[1], len(self.blocks) // 2
         first, second = _rotations(rotation, prefix, known_ids)

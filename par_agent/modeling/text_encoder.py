@@ -79,12 +79,12 @@ class HashTextEncoder:
         length: most words per instruction, at least 1.
 
     Raises:
-        UserError: ``dim`` or ``length`` is below 1.
+        ValueError: ``dim`` or ``length`` is below 1.
     """
 
     def __init__(self, dim: int, length: int) -> None:
         if dim < 1 or length < 1:
-            raise UserError(f"HashTextEncoder needs dim >= 1 and length >= 1; got dim={dim}, length={length}")
+            raise ValueError(f"HashTextEncoder needs dim >= 1 and length >= 1; got dim={dim}, length={length}")
         self.dim = dim
         self.length = length
 
@@ -116,18 +116,18 @@ class StoredTextEncoder:
         length: most vectors per instruction.
 
     Raises:
-        UserError: features of another width, or of more vectors.
+        ValueError: features of another width, or of more vectors.
     """
 
     def __init__(self, features: dict[str, torch.Tensor], dim: int, length: int) -> None:
         for instruction, value in features.items():
             if value.ndim != 2 or value.shape[1] != dim or len(value) > length:
-                raise UserError(
+                raise ValueError(
                     f"the stored features of {instruction!r} have shape {tuple(value.shape)}; expected at most "
                     f"{length} rows of {dim} numbers"
                 )
             if not value.is_floating_point() or not value.isfinite().all():
-                raise UserError(f"the stored features of {instruction!r} are {value.dtype}, NaN or infinite")
+                raise ValueError(f"the stored features of {instruction!r} are {value.dtype}, NaN or infinite")
         self.features = {normalised(instruction): value.float() for instruction, value in features.items()}
         self.dim = dim
         self.length = length
@@ -215,25 +215,15 @@ class PhiTextEncoder:
             return torch.zeros(0, self.dim, dtype=torch.float32)
         path = None if self._cache is None else self._cache / f"{self._key(instruction)}.safetensors"
         if path is not None and path.exists():
-            return self._read(path)
+            advice = "delete it and encode again"
+            return self._checked(read_tensors(path, advice).get("features"), str(path), advice)
         features = self._run_phi(instruction)
         if path is not None:
-            self._write(path, features, instruction)
+            write_tensors(path, {"features": features}, {"model_id": self._model_id, "instruction": instruction})
         return features
 
     def _key(self, instruction: str) -> str:
         return hashlib.sha256(f"{self._model_id}\n{self.length}\n{instruction}".encode()).hexdigest()[:32]
-
-    def _read(self, path: Path) -> torch.Tensor:
-        features = read_tensors(path, "delete it and encode again").get("features")
-        if features is None or not features.is_floating_point():
-            raise UserError(f"{path} holds no text features; delete it and encode again")
-        features = features.float()
-        self._check_width(features, str(path))
-        return features
-
-    def _write(self, path: Path, features: torch.Tensor, instruction: str) -> None:
-        write_tensors(path, {"features": features}, {"model_id": self._model_id, "instruction": instruction})
 
     def _run_phi(self, instruction: str) -> torch.Tensor:
         if self._model is None:
@@ -247,14 +237,7 @@ class PhiTextEncoder:
             raise _too_long(instruction, ids.shape[1], "tokens", self.length)
         with torch.inference_mode():
             hidden = phi(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
-        features = hidden[0].float().cpu().clone()
-        if not features.isfinite().all():
-            raise UserError(
-                f"Phi in {self._model} gives NaN or infinite features for {instruction!r}; its weights are damaged: "
-                "download them again"
-            )
-        self._check_width(features, str(self._model))
-        return features
+        return self._checked(hidden[0].cpu().clone(), f"Phi in {self._model} for {instruction!r}", "download it again")
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -282,10 +265,13 @@ class PhiTextEncoder:
             self._loaded = tokenizer, phi.float().to(self._device).eval()
         return self._loaded
 
-    def _check_width(self, features: torch.Tensor, origin: str) -> None:
+    def _checked(self, features: torch.Tensor | None, origin: str, advice: str) -> torch.Tensor:
+        if features is None or not features.is_floating_point():
+            raise UserError(f"{origin} holds no text features; {advice}")
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise UserError(
                 f"{origin} gives text features of shape {tuple(features.shape)}; expected (tokens, {self.dim})"
             )
         if not features.isfinite().all():
-            raise UserError(f"{origin} gives text features that are NaN or infinite; delete or download it again")
+            raise UserError(f"{origin} gives text features that are NaN or infinite; {advice}")
+        return features.float()

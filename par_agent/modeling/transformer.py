@@ -27,7 +27,7 @@ class Mixer(nn.Module):
         self.proj = nn.Linear(rank if rank > 0 else width, 2 * width)
 
     def forward(self, first: Tensor, later: Tensor) -> Tensor:
-        """Condition of ``later``'s shape (..., M, D) from slot 0's output ``first``, which broadcasts to it."""
+        """Condition of ``later``'s shape (..., F, D) from slot 0's output ``first``, which broadcasts to it."""
         scale, shift = self.proj(self.lora(F.silu(later))).chunk(2, -1)
         return first * (1 + scale) + shift
 
@@ -56,12 +56,21 @@ class CausalTransformer(nn.Module):
         attend."""
         return self.norm(run_blocks(self.blocks, x, mask, rotation, self.recompute))
 
-    def prefill(self, x: Tensor, rotation: Rotation | None, cache: KVCache) -> Tensor:
-        """Outputs (B, P, D) of the prefix, which sees only itself; its keys and values go into ``cache``."""
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            x = block.prefill(x, rotation, cache, layer)
-        return self.norm(x)
+    def prefill(self, x: Tensor, rotation: Rotation | None, slots: int, block: int) -> tuple[Tensor, KVCache]:
+        """Outputs (B, S, D) of the prefix, which sees only itself, and a cache that holds its keys and values.
+
+        Args:
+            x: (B, S, D) the prefix.
+            rotation: its cosines and sines.
+            slots: physical tokens that the cache is to remember.
+            block: tokens of one physical token.
+        """
+        (batch, length, width), heads = x.shape, self.config.heads
+        cache = KVCache(len(self.blocks), batch, heads, width // heads, length, slots, block, x.device, x.dtype)
+        for layer, module in enumerate(self.blocks):
+            assert isinstance(module, Block)
+            x = module.prefill(x, rotation, cache, layer)
+        return self.norm(x), cache
 
     def step(self, x: Tensor, inside: Tensor, rotation: Rotation | None, cache: KVCache) -> Tensor:
         """Outputs (B, block, D) of one physical token against the cached past.

@@ -20,10 +20,16 @@ from par_agent.modeling.attention_mask import block_causal_mask
 from par_agent.modeling.config import GenerationConfig
 from par_agent.modeling.diffusion import NoiseProcess, Sampler
 from par_agent.modeling.embeddings import space_embedding
-from par_agent.modeling.frame_loss import FrameNoise, frame_loss
+from par_agent.modeling.frame_loss import frame_errors
 from par_agent.modeling.nova.generation import denoise, generate_clip, mask_schedule
 from par_agent.modeling.nova.model import DEFAULT_FPS, NOVA
 from par_agent.modeling.spatial_encoder import scatter_tokens
+
+STAGES = (
+    "text", "motion", "prefix", "video", "video_kv", "image", "decoder", "denoise", "denoise_ddpm", "denoise_cfg",
+    "loss_fm", "loss_ddpm", "loss_fm_nomixer", "loss_t1", "gen", "gen_nocfg", "gen_ddpm", "gen_i2v",
+)  # fmt: skip
+"""Methods of :class:`Stages`, each of which gives the outputs whose names start with its own."""
 
 
 @torch.inference_mode()
@@ -40,12 +46,13 @@ def transformer_outputs(
     """
     stages = Stages(nova, inputs, description)
     results: dict[str, Tensor | Exception] = {}
-    for stage, method in STAGES.items():
+    for stage in STAGES:
         wanted = [name for name in names if name.split(".")[0] == stage]
         if not wanted:
             continue
         try:
-            results |= method(stages)
+            outputs = getattr(stages, stage)()
+            results |= {f"{stage}.{name}" if name else stage: value for name, value in outputs.items()}
         except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, StopIteration) as error:
             results |= dict.fromkeys(wanted, error)
     return results
@@ -55,9 +62,10 @@ class ReplayedNoise:
     """Noise of a reference run.
 
     Args:
-        start: (S, B, C, h, w), one block per set of patches that was drawn.
-        step: (S * blocks, B, C, h, w), the blocks of each set in the order of its denoising steps; None: no such noise.
-        order: (B, F) int64, the order in which patches were drawn.
+        start: (sets, B, C, h, w), one block per set of patches that was drawn.
+        step: (sets * steps, B, C, h, w), the blocks of each set in the order of its denoising steps; None: no such
+            noise.
+        order: (B, M) int64, the order in which patches were drawn.
     """
 
     def __init__(self, start: Tensor, step: Tensor | None = None, order: Tensor | None = None) -> None:
@@ -86,17 +94,18 @@ class Stages:
 
     def __init__(self, nova: NOVA, inputs: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
         self.nova, self.inputs, self.description = nova, inputs, description
+        self.motion_inputs = inputs.get("motion.flow"), inputs.get("motion.fps")
 
     # --- shared results ---
 
     @cached_property
     def latents(self) -> Tensor:
-        """(B, C, T, h, w)."""
+        """(B, C, N, h, w)."""
         return self.inputs["latents"].to(self.nova.dtype)
 
     @cached_property
     def frames(self) -> Tensor:
-        """(B T, C, h, w), sample-major."""
+        """(B N, C, h, w), sample-major."""
         return self.latents.transpose(1, 2).flatten(0, 1)
 
     @cached_property
@@ -106,10 +115,6 @@ class Stages:
     @cached_property
     def null_features(self) -> list[Tensor]:
         return [feature[:0] for feature in self.features]
-
-    @cached_property
-    def motion_inputs(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.inputs.get("motion.flow"), self.inputs.get("motion.fps")
 
     @cached_property
     def prefix_tokens(self) -> Tensor:
@@ -152,99 +157,84 @@ class Stages:
     def text(self) -> dict[str, Tensor]:
         embed = self.nova.text_embed
         padded, null = embed.pad(self.features), embed.pad(self.null_features)
-        return {
-            "text.padded": padded,
-            "text.tokens": embed(padded),
-            "text.null_padded": null,
-            "text.null_tokens": embed(null),
-        }
+        return {"padded": padded, "tokens": embed(padded), "null_padded": null, "null_tokens": embed(null)}
 
     def motion(self) -> dict[str, Tensor]:
         text = self.nova.config.text_length
         default = self.nova.prefix(self.features, None, torch.full_like(self.inputs["motion.fps"], DEFAULT_FPS))
-        return {"motion.tokens": self.prefix_tokens[:, text:], "motion.tokens_default": default[:, text:]}
+        return {"tokens": self.prefix_tokens[:, text:], "tokens_default": default[:, text:]}
 
     def prefix(self) -> dict[str, Tensor]:
-        return {"prefix": self.prefix_tokens}
+        return {"": self.prefix_tokens}
 
     def video(self) -> dict[str, Tensor]:
         nova, (batch, _, total) = self.nova, self.latents.shape[:3]
         encoder, (rows, columns) = nova.video_encoder, nova.config.video_grid
         patches = encoder.patch_embed(self.latents[:, :, :-1].transpose(1, 2).flatten(0, 1))
         slots = nova.slot_tokens(self.latents[:, :, :-1], batch, 0, total)
-        length = self.prefix_tokens.shape[1]
-        with recorded({f"video.block{i}": block for i, block in enumerate(encoder.blocks)}) as blocks:
+        with recorded({f"block{i}": block for i, block in enumerate(encoder.blocks)}) as blocks:
             outputs = nova.encode_video(self.latents, self.prefix_tokens)
         results = {
-            "video.patch": patches.unflatten(0, (batch, total - 1)),
-            "video.in": slots,
-            "video.attn_allowed": block_causal_mask(length, total, rows * columns).to(torch.uint8),
-            "video.out": outputs,
-            "video.mixed": nova.mix(outputs),
+            "patch": patches.unflatten(0, (batch, total - 1)),
+            "in": slots,
+            "attn_allowed": block_causal_mask(self.prefix_tokens.shape[1], total, rows * columns).to(torch.uint8),
+            "out": outputs,
+            "mixed": nova.mix(outputs),
             **blocks,
         }
         if nova.config.absolute_space:
-            results["video.space_embed"] = space_embedding(rows, columns, slots.shape[-1])
+            results["space_embed"] = space_embedding(rows, columns, slots.shape[-1])
         if nova.video_pos_embed is not None:
-            results["video.time_embed"] = nova.time_embedding(0, total, total)[:, None]
+            results["time_embed"] = nova.time_embedding(0, total, total)[:, None]
         return results
 
     def video_kv(self) -> dict[str, Tensor]:
         first, stream = self.nova.start(self.prefix_tokens, self.latents.shape[2])
         outputs = [first, *(self.nova.advance(frame, stream)[1] for frame in self.latents.unbind(2)[:-1])]
         length = stream.cache.prefix + int(stream.cache.filled[0].sum()) * stream.cache.block
-        return {"video_kv.out": torch.stack(outputs, 1), "video_kv.cache_len": torch.tensor([length])}
+        return {"out": torch.stack(outputs, 1), "cache_len": torch.tensor([length])}
 
     def image(self) -> dict[str, Tensor]:
         nova, encoder = self.nova, self.nova.image_encoder
-        rows, columns = nova.config.image_grid
         known = nova.known_mask(self.known_ids)
-        with recorded({f"image.block{i}": block for i, block in enumerate(encoder.blocks)}) as blocks:
+        with recorded({f"block{i}": block for i, block in enumerate(encoder.blocks)}) as blocks:
             outputs = nova.encode_frame(self.frames, self.condition, self.known_ids)
         results = {
-            "image.cond": self.condition,
-            "image.patch": encoder.patch_embed(self.frames),
-            "image.patchified": nova.patchify(self.frames),
-            "image.mask": (~known)[..., None].to(self.frames.dtype),
-            "image.masked": nova.mask_patches(self.frames, known),
-            "image.out": outputs,
-            "image.out_first": nova.encode_frame(self.frames, self.condition, self.known_ids[:, :0]),
-            **dict(blocks),
+            "cond": self.condition,
+            "patch": encoder.patch_embed(self.frames),
+            "patchified": nova.patchify(self.frames),
+            "mask": (~known)[..., None].to(self.frames.dtype),
+            "masked": nova.mask_patches(self.frames, known),
+            "out": outputs,
+            "out_first": nova.encode_frame(self.frames, self.condition, self.known_ids[:, :0]),
+            **blocks,
         }
         if nova.config.absolute_space:
-            results["image.space_embed"] = space_embedding(rows, columns, outputs.shape[-1])
+            results["space_embed"] = space_embedding(*nova.config.image_grid, outputs.shape[-1])
         return results
 
     def decoder(self) -> dict[str, Tensor]:
         decoder, z, time = self.nova.image_decoder, self.image_outputs, self.inputs["decoder.t"]
-        x = self.nova.patchify(self.inputs["decoder.x_t"])
+        x, ids = self.nova.patchify(self.inputs["decoder.x_t"]), self.pred_ids
         output = decoder(x, time, z)
-        ids = self.pred_ids
         kept = scatter_tokens(x, ids, output.gather(1, ids[..., None].expand(-1, -1, x.shape[-1])))
         return {
-            "decoder.time_freq": timestep_frequencies(time),
-            "decoder.time_cond": decoder.time_cond_embed(time, z),
-            "decoder.out": output,
-            "decoder.out_tok": decoder(x, self.inputs["decoder.t_tok"], z),
-            "decoder.out_pred_ids": kept,
-            "decoder.out_pred_ids_latent": self.nova.unpatchify(kept),
+            "time_freq": timestep_frequencies(time),
+            "time_cond": decoder.time_cond_embed(time, z),
+            "out": output,
+            "out_tok": decoder(x, self.inputs["decoder.t_tok"], z),
+            "out_pred_ids": kept,
+            "out_pred_ids_latent": self.nova.unpatchify(kept),
         }
 
     def denoise(self) -> dict[str, Tensor]:
         x, sampler = self._denoise(self.flow_process, None)
-        return {
-            "denoise.out": x,
-            "denoise.sigmas": torch.tensor(sampler.sigmas),
-            "denoise.timesteps": torch.tensor(sampler.times),
-        }
+        return {"out": x, "sigmas": torch.tensor(sampler.sigmas), "timesteps": torch.tensor(sampler.times)}
 
     def denoise_ddpm(self) -> dict[str, Tensor]:
         x, sampler = self._denoise(self.ddpm_process, self.inputs["denoise_ddpm.step_noise"])
-        return {
-            "denoise_ddpm.out": x,
-            "denoise_ddpm.timesteps": torch.tensor(sampler.times).long(),
-            "denoise_ddpm.alphas_cumprod": self.ddpm_process.table,
-        }
+        timesteps = torch.tensor(sampler.times).long()
+        return {"out": x, "timesteps": timesteps, "alphas_cumprod": self.ddpm_process.table}
 
     def denoise_cfg(self) -> dict[str, Tensor]:
         batch, _, total = self.latents.shape[:3]
@@ -256,41 +246,36 @@ class Stages:
         sampler = self.flow_process.sampler(self.description["steps"])
         noise = ReplayedNoise(self.inputs["denoise_cfg.noise"][None])
         x = denoise(self.nova, z, sampler, noise, ids, self.description["cfg_scale"])
-        return {"denoise_cfg.cond": condition, "denoise_cfg.z": z, "denoise_cfg.out": x[:batch]}
+        return {"cond": condition, "z": z, "out": x[:batch]}
 
     def loss_fm(self) -> dict[str, Tensor]:
-        return self._loss("loss_fm", self.flow_process, self.latents, self.condition, self.known_ids, "loss")
+        return self._loss(self.flow_process, self.latents, self.condition, self.known_ids)
 
     def loss_ddpm(self) -> dict[str, Tensor]:
-        return self._loss("loss_ddpm", self.ddpm_process, self.latents, self.condition, self.known_ids, "loss")
+        return self._loss(self.ddpm_process, self.latents, self.condition, self.known_ids)
 
     def loss_fm_nomixer(self) -> dict[str, Tensor]:
-        condition = self.slot_outputs.flatten(0, 1)
-        return self._loss("loss_fm_nomixer", self.flow_process, self.latents, condition, self.known_ids, "loss")
+        return self._loss(self.flow_process, self.latents, self.slot_outputs.flatten(0, 1), self.known_ids)
 
     def loss_t1(self) -> dict[str, Tensor]:
-        total = self.latents.shape[2]
-        latents = self.latents[:, :, :1]
-        condition = self.nova.encode_video(latents, self.prefix_tokens).flatten(0, 1)
-        return self._loss("loss_t1", self.flow_process, latents, condition, self.known_ids[::total], "loss_t1")
+        total, first = self.latents.shape[2], self.latents[:, :, :1]
+        condition = self.nova.encode_video(first, self.prefix_tokens).flatten(0, 1)
+        return self._loss(self.flow_process, first, condition, self.known_ids[::total], "loss_t1")
 
     def gen(self) -> dict[str, Tensor]:
-        guidance = self.description["gen_cfg_scale"]
-        latents = self._generate(self.flow_process, guidance, self.inputs["gen.noise"])
-        return {"gen.prefix": self._generation_prefix(guided=True), "gen.latents": latents}
+        latents = self._generate(self.flow_process, self.description["gen_cfg_scale"])
+        return {"prefix": self._generation_prefix(guided=True), "latents": latents}
 
     def gen_nocfg(self) -> dict[str, Tensor]:
-        return {"gen_nocfg.latents": self._generate(self.flow_process, 1.0, self.inputs["gen.noise"])}
+        return {"latents": self._generate(self.flow_process, 1.0)}
 
     def gen_ddpm(self) -> dict[str, Tensor]:
         step, guidance = self.inputs["gen_ddpm.step_noise"], self.description["gen_cfg_scale"]
-        return {"gen_ddpm.latents": self._generate(self.ddpm_process, guidance, self.inputs["gen.noise"], step)}
+        return {"latents": self._generate(self.ddpm_process, guidance, step)}
 
     def gen_i2v(self) -> dict[str, Tensor]:
         first, guidance = self.latents[:, :, 0], self.description["gen_cfg_scale"]
-        return {
-            "gen_i2v.latents": self._generate(self.flow_process, guidance, self.inputs["gen.noise"], first_frame=first)
-        }
+        return {"latents": self._generate(self.flow_process, guidance, first_frame=first)}
 
     # --- helpers ---
 
@@ -300,65 +285,31 @@ class Stages:
         return denoise(self.nova, self.image_outputs, sampler, noise, self.pred_ids), sampler
 
     def _loss(
-        self, name: str, process: NoiseProcess, latents: Tensor, condition: Tensor, known_ids: Tensor, source: str
+        self, process: NoiseProcess, latents: Tensor, condition: Tensor, known_ids: Tensor, source: str = "loss"
     ) -> dict[str, Tensor]:
-        noise = FrameNoise(self.inputs[f"{source}.noise"], self.inputs[f"{source}.t_index"])
-        result = frame_loss(self.nova, latents, condition, known_ids, process, noise, self.description["repeat"])
-        tensors = {
-            "total": result.total,
-            "x_t": self.nova.unpatchify(result.noised.x),
-            "timestep": result.noised.time,
-            "pred": result.prediction,
-        }
-        if result.first is None or result.later is None:
-            tensors["loss"] = result.total
-        else:
-            tensors |= {"loss_t2i": result.first, "loss_i2i": result.later}
-        return {f"{name}.{key}": value[None] if value.ndim == 0 else value for key, value in tensors.items()}
+        """NOVA's loss of clips, whose first frame (text to image) weighs as much as the later ones (image to image)."""
+        total, frames = latents.shape[2], latents.transpose(1, 2).flatten(0, 1)
+        noise, index = self.inputs[f"{source}.noise"], self.inputs[f"{source}.t_index"]
+        errors, noised, prediction = frame_errors(self.nova, frames, condition, known_ids, process, noise, index)
+        results = {"x_t": self.nova.unpatchify(noised.x), "timestep": noised.time, "pred": prediction}
+        if total == 1:
+            return {**results, "loss": errors.sum()[None], "total": errors.sum()[None]}
+        by_frame = errors.unflatten(0, (-1, total)).sum((0, 2))
+        first, later = by_frame[:1] * total, by_frame[1:].sum(0, keepdim=True) * (total / (total - 1))
+        return {**results, "loss_t2i": first, "loss_i2i": later, "total": first + later}
 
     def _generation_prefix(self, guided: bool) -> Tensor:
         flow = self.inputs.get("motion.flow")
-        prefixes = [self.nova.prefix(self.features, flow)]
-        prefixes += [self.nova.prefix(self.null_features, flow)] if guided else []
-        return torch.cat(prefixes)
+        prompts = [self.features, self.null_features] if guided else [self.features]
+        return torch.cat([self.nova.prefix(features, flow) for features in prompts])
 
     def _generate(
-        self,
-        process: NoiseProcess,
-        guidance: float,
-        start: Tensor,
-        step: Tensor | None = None,
-        first_frame: Tensor | None = None,
+        self, process: NoiseProcess, guidance: float, step: Tensor | None = None, first_frame: Tensor | None = None
     ) -> Tensor:
+        start = self.inputs["gen.noise"]
         config = GenerationConfig(self.description["K"], self.description["steps"], guidance)
         prefix = self._generation_prefix(config.guided)
         sets = len(mask_schedule(self.nova.config.image_tokens, config.mask_steps))
         noise = ReplayedNoise(start[:, :sets].flatten(0, 1), step, self.inputs["gen.pred_ids"][..., 0])
         clip = generate_clip(self.nova, prefix, len(start), noise, config, process, first_frame)
         return torch.stack(list(clip), 2)
-
-
-STAGES = {
-    method.__name__: method
-    for method in (
-        Stages.text,
-        Stages.motion,
-        Stages.prefix,
-        Stages.video,
-        Stages.video_kv,
-        Stages.image,
-        Stages.decoder,
-        Stages.denoise,
-        Stages.denoise_ddpm,
-        Stages.denoise_cfg,
-        Stages.loss_fm,
-        Stages.loss_ddpm,
-        Stages.loss_fm_nomixer,
-        Stages.loss_t1,
-        Stages.gen,
-        Stages.gen_nocfg,
-        Stages.gen_ddpm,
-        Stages.gen_i2v,
-    )
-}
-"""Which method gives the outputs whose names start so."""

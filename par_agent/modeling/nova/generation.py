@@ -29,7 +29,7 @@ class NoiseSource(Protocol):
         ...
 
     def order(self, batch: int, patches: int) -> Tensor:
-        """(B, F) int64: the order in which a frame's patches are drawn."""
+        """(B, M) int64: the order in which a frame's patches are drawn."""
         ...
 
 
@@ -79,7 +79,7 @@ def denoise(
 
     Args:
         nova: the model.
-        z: (B, F, D) spatial encoder outputs; (2 B, F, D) with guidance, the rows with prompt first.
+        z: (B, M, D) spatial encoder outputs; (2 B, M, D) with guidance, the rows with prompt first.
         sampler: steps of the reverse process.
         noise: random numbers.
         ids: (B, n) int64, the patches to draw.
@@ -87,7 +87,7 @@ def denoise(
         temperature: scale of the noise.
 
     Returns:
-        (B, F, p p C) patch vectors, float32 or finer. Those outside ``ids`` hold nothing of use: for them the process
+        (B, M, p p C) patch vectors, float32 or finer. Those outside ``ids`` hold nothing of use: for them the process
         runs with the sample in place of the network's output, as in the published model.
     """
     copies = 1 if guidance is None else 2
@@ -117,9 +117,9 @@ def generate_frame(
 
     Args:
         nova: the model.
-        condition: (B, M, D) condition tokens of the frame; with guidance (2 B, M, D), those with prompt first.
+        condition: (B, F, D) condition tokens of the frame; with guidance (2 B, F, D), those with prompt first.
         noise: random numbers.
-        order: (B, F) int64, the order in which patches are drawn.
+        order: (B, M) int64, the order in which patches are drawn.
         config: numbers of steps, guidance and temperature.
         process: noise process; None: the model's own.
     """
@@ -156,7 +156,7 @@ def generate_clip(
 
     Args:
         nova: the model.
-        prefix: (B, P, D) from ``nova.prefix``; with guidance (2 B, P, D), the null prompts last.
+        prefix: (B, S, D) from ``nova.prefix``; with guidance (2 B, S, D), the null prompts last.
         frames: latent frames to generate, the first included.
         noise: random numbers; one order of patches serves all frames.
         config: numbers of steps and guidance.

@@ -46,7 +46,7 @@ class VideoStream:
     cache: KVCache
     """Keys and values of the prefix, slot 0 and the frames so far."""
     first: Tensor
-    """Output (B, M, D) of slot 0, which the mixer builds every later condition from."""
+    """Output (B, F, D) of slot 0, which the mixer builds every later condition from."""
     slot: int
     """Next slot: the number of frames that are known."""
     total: int
@@ -54,11 +54,7 @@ class VideoStream:
 
 
 class NOVA(nn.Module):
-    """Text-to-video model over VAE latents.
-
-    Letters: B batch, C latent channels, T latent frames of h x w, M condition tokens a frame, F patches a frame, D
-        width.
-    """
+    """Text-to-video model over VAE latents. A clip's N frames are what physical steps are in PAR."""
 
     image_encoder: SpatialEncoder
     image_decoder: FrameDetokenizer
@@ -111,11 +107,10 @@ class NOVA(nn.Module):
         load_weights(model, tensors, path, dtype)
         return model.eval().to(device)
 
-    # --- text and motion
-    # -------------------------------------------------------------------------------------------------
+    # --- text and motion ---------------------------------------------------------------------------------------------
 
     def prefix(self, features: list[Tensor], flow: Tensor | None = None, fps: Tensor | None = None) -> Tensor:
-        """Prefix tokens (B, P, D): text, then flow and fps where the model has them and one of them is given.
+        """Prefix tokens (B, S, D): text, then flow and fps where the model has them and one of them is given.
 
         Args:
             features: per sample (length_i, text_dim) text features; a (0, text_dim) tensor is the null prompt.
@@ -129,11 +124,10 @@ class NOVA(nn.Module):
         fps = text.new_full((len(text),), DEFAULT_FPS) if fps is None else fps
         return torch.cat([text, self.motion_embed(flow, fps)], 1)
 
-    # --- causal transformer
-    # ----------------------------------------------------------------------------------------------
+    # --- causal transformer ------------------------------------------------------------------------------------------
 
     def slot_tokens(self, latents: Tensor | None, batch: int, first: int, total: int) -> Tensor:
-        """Tokens (B, n, M, D) of consecutive frame slots, with absolute positions.
+        """Tokens (B, n, F, D) of consecutive frame slots, with absolute positions.
 
         Slot ``t`` holds frame ``t - 1`` and conditions frame ``t``; slot 0 holds the begin-of-video token.
 
@@ -175,11 +169,11 @@ class NOVA(nn.Module):
         return frame_rotation(positions, self.config.video_encoder.width // self.config.video_encoder.heads)
 
     def encode_video(self, latents: Tensor, prefix: Tensor) -> Tensor:
-        """Outputs (B, T, M, D) of all slots at once (teacher forcing); slot ``t`` sees the frames before ``t``.
+        """Outputs (B, N, F, D) of all slots at once (teacher forcing); slot ``t`` sees the frames before ``t``.
 
         Args:
-            latents: (B, C, T, h, w) scaled latents; the last frame is only predicted.
-            prefix: (B, P, D) from :meth:`prefix`.
+            latents: (B, C, N, h, w) scaled latents; the last frame is only predicted.
+            prefix: (B, S, D) from :meth:`prefix`.
         """
         batch, total, length = len(latents), latents.shape[2], prefix.shape[1]
         slots = self.slot_tokens(latents[:, :, :-1], batch, 0, total)
@@ -189,33 +183,24 @@ class NOVA(nn.Module):
         return self.video_encoder(sequence, mask, rotation)[:, length:].unflatten(1, (total, -1))
 
     def mix(self, outputs: Tensor) -> Tensor:
-        """Conditions (B, T, M, D) of all frames from the slots' outputs: the mixer's where the model has one."""
+        """Conditions (B, N, F, D) of all frames from the slots' outputs: the mixer's where the model has one."""
         if self.video_encoder.mixer is None or outputs.shape[1] == 1:
             return outputs
         first, later = outputs[:, :1], outputs[:, 1:]
         return torch.cat([first, self.video_encoder.mixer(first, later)], 1)
 
     def start(self, prefix: Tensor, total: int) -> tuple[Tensor, VideoStream]:
-        """Reads the prefix and slot 0: the condition (B, M, D) of frame 0, and the stream to go on with."""
-        config, (batch, length, _) = self.config.video_encoder, prefix.shape
-        slot = self.slot_tokens(None, batch, 0, total).flatten(1, 2)
-        cache = KVCache(
-            config.depth,
-            batch,
-            config.heads,
-            config.width // config.heads,
-            length + slot.shape[1],
-            max(total - 1, 1),
-            slot.shape[1],
-            prefix.device,
-            prefix.dtype,
-        )
+        """Reads the prefix and slot 0: the condition (B, F, D) of frame 0, and the stream to go on with."""
+        batch, length, _ = prefix.shape
+        slot = self.slot_tokens(None, batch, 0, total).flatten(1, 2)  # (B, F, D)
         rotation = self.slot_rotation(length, 0, 1, prefix.device)
-        first = self.video_encoder.prefill(torch.cat([prefix, slot], 1), rotation, cache)[:, length:]
+        sequence = torch.cat([prefix, slot], 1)
+        outputs, cache = self.video_encoder.prefill(sequence, rotation, max(total - 1, 1), slot.shape[1])
+        first = outputs[:, length:]
         return first, VideoStream(cache, first, 1, total)
 
     def advance(self, latent: Tensor, stream: VideoStream) -> tuple[Tensor, Tensor]:
-        """Reads one more frame (B, C, h, w): the next frame's condition (B, M, D), and the slot's output before the
+        """Reads one more frame (B, C, h, w): the next frame's condition (B, F, D), and the slot's output before the
         mixer."""
         slot = self.slot_tokens(latent[:, :, None], len(latent), stream.slot, stream.total)[:, 0]
         inside = torch.ones(slot.shape[1], slot.shape[1], dtype=torch.bool, device=slot.device)
@@ -225,15 +210,14 @@ class NOVA(nn.Module):
         mixer = self.video_encoder.mixer
         return output if mixer is None else mixer(stream.first, output), output
 
-    # --- one frame
-    # -------------------------------------------------------------------------------------------------------
+    # --- one frame ---------------------------------------------------------------------------------------------------
 
     def encode_frame(self, latents: Tensor, condition: Tensor, known_ids: Tensor) -> Tensor:
-        """Spatial encoder's outputs (B, F, D), which condition the de-tokenizer.
+        """Spatial encoder's outputs (B, M, D), which condition the de-tokenizer.
 
         Args:
             latents: (B, C, h, w) frames; what is not known is not looked at.
-            condition: (B, M, D) condition tokens.
+            condition: (B, F, D) condition tokens.
             known_ids: (B, k) int64 numbers of the known patches.
         """
         x = self.mask_patches(latents, self.known_mask(known_ids))
@@ -248,17 +232,17 @@ class NOVA(nn.Module):
         return self.image_encoder(x, condition, known_ids, rotation)
 
     def known_mask(self, known_ids: Tensor) -> Tensor:
-        """(B, F) bool, True where a patch is among ``known_ids`` (B, k)."""
+        """(B, M) bool, True where a patch is among ``known_ids`` (B, k)."""
         mask = torch.zeros(len(known_ids), self.config.image_tokens, dtype=torch.bool, device=known_ids.device)
         return mask.scatter(1, known_ids, True)
 
     def mask_patches(self, latents: Tensor, known: Tensor) -> Tensor:
-        """Patch embeddings (B, F, D) of latents (B, C, h, w), the mask token where ``known`` (B, F) is False."""
+        """Patch embeddings (B, M, D) of latents (B, C, h, w), the mask token where ``known`` (B, M) is False."""
         x = self.image_encoder.patch_embed(self.check_latents(latents))
         return torch.where(known[..., None], x, self.mask_embed.mask_token.to(x))
 
     def patchify(self, latents: Tensor) -> Tensor:
-        """Patch vectors (B, F, p p C) of latents (B, C, h, w)."""
+        """Patch vectors (B, M, p p C) of latents (B, C, h, w)."""
         return patchify(latents, self.config.image_patch)
 
     def unpatchify(self, vectors: Tensor) -> Tensor:
@@ -281,7 +265,7 @@ class NOVA(nn.Module):
         return self.config.image_patch**2 * self.config.latent_channels
 
     def check_latents(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, [T,] h, w) in the weights' type.
+        """Latents (B, C, [N,] h, w) in the weights' type.
 
         Raises:
             ValueError: other channels or sizes than the model's.

@@ -27,10 +27,7 @@ FRAMES_AT_ONCE = 4
 
 
 class VideoFrameEncoder(nn.Module):
-    """NOVA's video VAE with the interface of :class:`FrameVAE`: every frame is an image of its own.
-
-    Letters: B frames of H x W pixels, latents of h x w with ``h = H / stride``.
-    """
+    """NOVA's video VAE with the interface of :class:`FrameVAE`: every frame is an image of its own."""
 
     def __init__(self, vae: AutoencoderKLOpenSora) -> None:
         super().__init__()

@@ -41,10 +41,7 @@ class FrameVAEConfig:
 
 
 class FrameVAE(nn.Module):
-    """Frames to latents that are standardised per channel, and back.
-
-    Letters: B frames of H x W pixels, latents of h x w with ``h = H / stride``.
-    """
+    """Frames (H, W) to latents (h, w) that are standardised per channel, ``h = H / stride``, and back."""
 
     latent_mean: Tensor
     latent_std: Tensor

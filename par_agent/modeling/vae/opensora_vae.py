@@ -109,7 +109,7 @@ def _dims(field: str, name: str, prefix: str) -> int:
 
 @dataclass(frozen=True)
 class LatentDistribution:
-    """Diagonal Gaussian over unscaled latents (B, C, [T,] h, w)."""
+    """Diagonal Gaussian over unscaled latents (B, C, [N,] h, w)."""
 
     mean: Tensor
     """Mean."""
@@ -146,7 +146,7 @@ class VAEEncoder(nn.Module):
         self.conv_out = convolution(3, channels[-1], 2 * config.latent_channels, 3)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """(B, 3, T, H, W) to (B, 2 C, T', h, w)."""
+        """(B, 3, N, H, W) to (B, 2 C, N', h, w)."""
         frames = clip.shape[2]
         x = self.conv_in(clip.transpose(1, 2).flatten(0, 1))
         for block in self.down_blocks:
@@ -171,7 +171,7 @@ class VAEDecoder(nn.Module):
         self.conv_out = convolution(3, channels[-1], config.out_channels, 3)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, T', h, w) to (B, 3, T, H, W)."""
+        """(B, C, N', h, w) to (B, 3, N, H, W)."""
         x = self.mid_block(self.conv_in(latents))
         for block in self.up_blocks:
             x = block(x)
@@ -224,7 +224,7 @@ class AutoencoderKLOpenSora(nn.Module):
         frames after the last whole chunk are dropped. Use 1 + 16 k frames there.
 
         Args:
-            pixels: (B, 3, H, W) or (B, 3, T, H, W) float in [-1, 1]; H and W multiples of 8.
+            pixels: (B, 3, H, W) or (B, 3, N, H, W) float in [-1, 1]; H and W multiples of 8.
 
         Raises:
             ValueError: another shape.
@@ -237,7 +237,7 @@ class AutoencoderKLOpenSora(nn.Module):
         return LatentDistribution(mean, logvar.clamp(-30.0, 20.0))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Frames (B, 3, [T,] H, W), about [-1, 1], of *unscaled* latents (B, C, [T',] h, w).
+        """Frames (B, 3, [N,] H, W), about [-1, 1], of *unscaled* latents (B, C, [N',] h, w).
 
         Raises:
             ValueError: another shape.
@@ -261,12 +261,12 @@ class AutoencoderKLOpenSora(nn.Module):
             multiple = f", H and W multiples of {factor}" if factor > 1 else ""
             raise ValueError(
                 f"{what} have shape {tuple(x.shape)}; expected (B, {channels}, H, W) or "
-                f"(B, {channels}, T, H, W){multiple}"
+                f"(B, {channels}, N, H, W){multiple}"
             )
 
 
 def _in_chunks(module: nn.Module, x: Tensor, size: int) -> Tensor:
-    """Runs (B, C, T, H, W) in chunks of ``size`` frames that share one, and drops the shared frame of later results."""
+    """Runs (B, C, N, H, W) in chunks of ``size`` frames that share one, and drops the shared frame of later results."""
     if x.shape[2] <= size:
         return module(x)
     starts = range(0, x.shape[2] - size + 1, size - 1)

@@ -1,6 +1,6 @@
 """Building blocks of the video VAE: causal convolutions, residual blocks, per-frame attention, resampling.
 
-Tensors are (B, C, H, W) in two-dimensional stages, where clips are folded into the batch sample-major, and (B, C, T,
+Tensors are (B, C, H, W) in two-dimensional stages, where clips are folded into the batch sample-major, and (B, C, N,
 H, W) in three-dimensional ones. Module names are those of the published checkpoints.
 """
 
@@ -29,7 +29,7 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size, stride, (0, padding, padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B, C', T', H', W')."""
+        """(B, C, N, H, W) to (B, C', N', H', W')."""
         if x.shape[2] == 1:
             # Every tap in time sees the same frame: one 2-D convolution with the summed kernel is the same, 3 times
             # cheaper.
@@ -76,7 +76,7 @@ class FrameAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to the same shape."""
+        """(B, C, N, H, W) to the same shape."""
         b, c, t, h, w = x.shape
         tokens = self.group_norm(x).permute(0, 2, 3, 4, 1).reshape(b * t, 1, h * w, c)
         out = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
@@ -96,7 +96,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width, in 3-D also time: T becomes (T - 1) // 2 + 1.
+    """Halves height and width, in 3-D also time: N becomes (N - 1) // 2 + 1.
 
     One zero is padded on the right and at the bottom, none on the left and at the top.
     """
@@ -110,14 +110,14 @@ class Downsample(nn.Module):
             self.conv = CausalConv3d(channels, channels, (3, 3, 3), stride=2)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """Unfolds (B T, C, H, W) into ``frames`` frames where a 3-D stage follows a 2-D one."""
+        """Unfolds (B N, C, H, W) into ``frames`` frames where a 3-D stage follows a 2-D one."""
         if x.ndim == 4 and isinstance(self.conv, CausalConv3d):
             x = x.unflatten(0, (-1, frames)).transpose(1, 2)
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Doubles height and width, and time unless ``space_only``: the first frame stays one frame, T becomes 2 T - 1."""
+    """Doubles height and width, and time unless ``space_only``: the first frame stays one frame, N becomes 2 N - 1."""
 
     def __init__(self, channels: int, space_only: bool) -> None:
         super().__init__()
