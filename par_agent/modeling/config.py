@@ -38,6 +38,11 @@ class EncoderConfig:
         if self.width % self.heads:
             raise ValueError(f"EncoderConfig.heads is {self.heads}; it must divide the width {self.width}")
 
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
 
 @dataclass(frozen=True)
 class DiffusionConfig:

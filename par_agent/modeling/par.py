@@ -56,7 +56,7 @@ class Targets:
     latents: Tensor | None
     """(B, N, C, h, w) next frames; None: no frame loss."""
     frame_weights: Tensor | None
-    """(B, N) bool; False: there is no next frame. They are counted: on the CPU, nothing has to wait for a GPU."""
+    """(B, N) bool; False: there is no next frame. Keep it on the CPU: counting it would wait for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ class PARStream:
     cache: KVCache
     """Keys and values of the prefix and of the physical tokens so far."""
     prefix: Tensor
-    """(B, S, D) outputs at the prefix: the mixer builds conditions from slot 0's, the ablation NoAR acts on the text's.
-    """
+    """(B, S, D) outputs at the prefix. The mixer reads those of slot 0, the ablation NoAR those of the text."""
 
 
 class PARModel(nn.Module):
@@ -146,14 +145,14 @@ class PARModel(nn.Module):
         """Tokens (B, N, F + L, D) of physical tokens at steps (B, N)."""
         nova = self.nova
         patches = nova.video_encoder.patch_embed(nova.check_latents(inputs.latents.flatten(0, 1)))
-        frames = patches.unflatten(0, inputs.latents.shape[:2])
-        actions = self.action_tokenizer(inputs.actions.to(nova.dtype), inputs.actions_known)
+        frames = patches.unflatten(0, inputs.latents.shape[:2])  # (B, N, patches, D)
+        actions = self.action_tokenizer(inputs.actions.to(nova.dtype), inputs.actions_known)  # (B, N, L, D)
         if self.config.nova.absolute_space:
             frames = frames + space_embedding(*self.config.nova.video_grid, frames.shape[-1], frames.device).to(frames)
         parts = [frames]
         if self.action_tokenizer.proprioception is not None:
             parts.append(self.action_tokenizer.proprioception(inputs.proprioception.to(nova.dtype))[:, :, None])
-        x = torch.cat([*parts, actions], 2)
+        x = torch.cat([*parts, actions], 2)  # (B, N, F + L, D)
         if nova.video_pos_embed is not None:
             # One slot is one frame of the clip that absolute time was trained on; slot 0 is NOVA's begin-of-video.
             x = x + nova.video_pos_embed(steps + int(self.config.nova.bos_slot))[:, :, None]
@@ -167,21 +166,20 @@ class PARModel(nn.Module):
         config = self.config.nova
         if not config.rotary:
             return None
-        head_dim = config.video_encoder.width // config.video_encoder.heads
-        rows, columns = config.video_grid
-        slots = (steps + int(config.bos_slot)).float()
+        head_dim, (rows, columns), length = (
+            config.video_encoder.head_dim,
+            config.video_grid,
+            self.config.action.chunk_length,
+        )
+        slots = (steps + int(config.bos_slot)).float()[:, :, None]  # (B, N, 1)
         places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(slots)
         if self.action_tokenizer.proprioception is not None:
-            places = torch.cat([places, places.new_tensor([[rows, columns]])])
-        positions = torch.cat(
-            [slots[:, :, None, None].expand(-1, -1, len(places), 1), places.expand(*steps.shape, -1, 2)], -1
-        )
-        length = self.config.action.chunk_length
-        fraction = (torch.arange(length, device=slots.device) / length).expand(*steps.shape, length)
+            places = torch.cat([places, places.new_tensor([[rows, columns]])])  # (F, 2)
+        times = slots[..., None].expand(-1, -1, len(places), 1)
+        positions = torch.cat([times, places.expand(*steps.shape, -1, 2)], -1)  # (B, N, F, 3)
+        fraction = (torch.arange(length, device=slots.device) / length).expand(*steps.shape, length)  # (B, N, L)
         frames = frame_rotation(positions, head_dim)
-        actions = action_rotation(
-            slots[:, :, None].expand_as(fraction), fraction, head_dim, self.config.action.rotary_base
-        )
+        actions = action_rotation(slots.expand_as(fraction), fraction, head_dim, self.config.action.rotary_base)
         cos, sin = (torch.cat([f, a], 2).flatten(1, 2) for f, a in zip(frames, actions, strict=True))
         return cos, sin
 
@@ -192,8 +190,8 @@ class PARModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Conditions ``(Z^O, Z^A)`` of the next steps under teacher forcing: (B, N, F, D) and (B, N, L, D).
 
-        In place of the latter, a model whose Action-DiT attends to whole physical tokens has (B, N, F + L, D), and the
-        ablation NoAR (B, N, text length + F, D), the raw text and frame tokens.
+        ``Z^A`` is (B, N, F + L, D) where the Action-DiT attends to whole physical tokens, and (B, N, text length + F,
+        D), the raw text and frame tokens, in the ablation NoAR.
 
         Args:
             features: per row (length, text_dim) text features.
@@ -203,7 +201,7 @@ class PARModel(nn.Module):
         """
         prefix = self.prefix(features)
         batch, count = steps.shape
-        x = torch.cat([prefix, self.tokens(inputs, steps).flatten(1, 2)], 1)
+        x = torch.cat([prefix, self.tokens(inputs, steps).flatten(1, 2)], 1)  # (B, S + N (F + L), D)
         length, device = prefix.shape[1], x.device
         mask = physical_token_mask(length, count, self.frame_tokens, self.config.action.chunk_length, device)
         if context is not None:
@@ -217,11 +215,14 @@ class PARModel(nn.Module):
             return None
         cos, sin = rotation
         ones, zeros = cos.new_ones(batch, length, cos.shape[-1]), sin.new_zeros(batch, length, sin.shape[-1])
-        if self.config.nova.bos_slot:
-            slot = self.nova.slot_rotation(length - self.config.nova.video_tokens, 0, 1, cos.device)
-            assert slot is not None
+        if (slot := self._prefix_rotation(length, cos.device)) is not None:
             ones, zeros = slot[0].expand_as(ones), slot[1].expand_as(zeros)
         return torch.cat([ones, cos], 1), torch.cat([zeros, sin], 1)
+
+    def _prefix_rotation(self, length: int, device: torch.device) -> Rotation | None:
+        """Rotation (S, head_dim / 2) of a prefix of ``length`` tokens; None: nothing in it is turned."""
+        nova = self.config.nova
+        return self.nova.slot_rotation(length - nova.video_tokens, 0, 1, device) if nova.bos_slot else None
 
     def _conditions(self, outputs: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
         """Splits block outputs (B, N, F + L, D) and applies NOVA's mixer to the patches' part."""
@@ -300,10 +301,8 @@ class PARModel(nn.Module):
 
     def start(self, features: list[Tensor], slots: int) -> PARStream:
         """Reads the prefix of each row; the stream remembers up to ``slots`` physical tokens."""
-        nova, prefix = self.config.nova, self.prefix(features)
-        rotation = None
-        if nova.bos_slot:
-            rotation = self.nova.slot_rotation(prefix.shape[1] - nova.video_tokens, 0, 1, prefix.device)
+        prefix = self.prefix(features)
+        rotation = self._prefix_rotation(prefix.shape[1], prefix.device)
         outputs, cache = self.nova.video_encoder.prefill(prefix, rotation, slots, self.block)
         return PARStream(cache, outputs)
 

@@ -65,8 +65,8 @@ class CausalTransformer(nn.Module):
             slots: physical tokens that the cache is to remember.
             block: tokens of one physical token.
         """
-        (batch, length, width), heads = x.shape, self.config.heads
-        cache = KVCache(len(self.blocks), batch, heads, width // heads, length, slots, block, x.device, x.dtype)
+        config, (batch, length, _) = self.config, x.shape
+        cache = KVCache(config.depth, batch, config.heads, config.head_dim, length, slots, block, x.device, x.dtype)
         for layer, module in enumerate(self.blocks):
             assert isinstance(module, Block)
             x = module.prefill(x, rotation, cache, layer)

@@ -127,10 +127,10 @@ def nova_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], diffus
         if not rotary and given != grid:
             raise ValueError(f"{name} has {given} rows and columns; image_size {height}x{width} gives {grid} tokens")
     for encoder in (config.video_encoder, config.image_encoder):
-        sizes = axis_sizes(encoder.width // encoder.heads)
+        sizes = axis_sizes(encoder.head_dim)
         if rotary and (0 in sizes or any(size % 2 for size in sizes)):
             raise ValueError(
-                f"rotary positions turn pairs of numbers; heads of {encoder.width // encoder.heads} numbers split into "
+                f"rotary positions turn pairs of numbers; heads of {encoder.head_dim} numbers split into "
                 f"{sizes} for time, row and column, and each must be even"
             )
     return config

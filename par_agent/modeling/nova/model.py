@@ -166,7 +166,7 @@ class NOVA(nn.Module):
         axes = (torch.arange(first, first + slots), torch.arange(rows), torch.arange(columns))
         positions = torch.cartesian_prod(*axes).to(device)
         positions = torch.cat([positions.new_zeros(prefix, 3), positions])
-        return frame_rotation(positions, self.config.video_encoder.width // self.config.video_encoder.heads)
+        return frame_rotation(positions, self.config.video_encoder.head_dim)
 
     def encode_video(self, latents: Tensor, prefix: Tensor) -> Tensor:
         """Outputs (B, N, F, D) of all slots at once (teacher forcing); slot ``t`` sees the frames before ``t``.
@@ -228,7 +228,7 @@ class NOVA(nn.Module):
         if self.config.rotary:
             axes = (torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
             positions = torch.cartesian_prod(*axes).to(x.device)
-            rotation = frame_rotation(positions, x.shape[-1] // self.config.image_encoder.heads)
+            rotation = frame_rotation(positions, self.config.image_encoder.head_dim)
         return self.image_encoder(x, condition, known_ids, rotation)
 
     def known_mask(self, known_ids: Tensor) -> Tensor:
