@@ -189,7 +189,7 @@ class ActionConfig:
     foresight: tuple[int, ...] = ()
     """Control steps past the chunk, counted from its start, whose actions are predicted with it and never executed.
 
-    They teach the model to see from afar where a demonstration leads: what the next ``L`` actions hardly show yet.
+    They teach the model where a demonstration leads, which the next ``L`` actions hardly show.
     """
     tokenizer_widths: tuple[int, ...] = (576,)
     """Hidden widths of the action tokenizer's MLP."""

@@ -166,11 +166,8 @@ class PARModel(nn.Module):
         config = self.config.nova
         if not config.rotary:
             return None
-        head_dim, (rows, columns), length = (
-            config.video_encoder.head_dim,
-            config.video_grid,
-            self.config.action.chunk_length,
-        )
+        head_dim, (rows, columns) = config.video_encoder.head_dim, config.video_grid
+        length = self.config.action.chunk_length
         slots = (steps + int(config.bos_slot)).float()[:, :, None]  # (B, N, 1)
         places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(slots)
         if self.action_tokenizer.proprioception is not None:

@@ -1,8 +1,8 @@
 """Random numbers that are the same on every device: generators of the CPU draw them, then they are moved.
 
-A seed so means the same noise, order and dropped steps wherever a model runs. All of the package's draws go through
-this file, and no generator of another device is ever made. ``generator=None`` draws from torch's own generator of the
-CPU. (Dropout inside the benchmark's baselines is torch's, and drawn where the activations are.)
+One seed therefore gives the same noise, order and dropped steps wherever a model runs. All draws of the package go
+through this file. ``generator=None`` draws from torch's own generator of the CPU. (Only dropout inside the baselines is
+drawn on the device.)
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class RegressionHead(nn.Module):
     def forward(self, z: Tensor, ahead: int = 0) -> Tensor:
         """Values (..., S + ahead, size) of conditions (..., S, D), ``D`` even.
 
-        Those ahead (foresight) are asked of the last condition, with their place behind it added.
+        Those ahead (foresight) are read off the last condition, to which an embedding of their place is added.
         """
         if ahead:
             places = sincos(torch.arange(1, ahead + 1, device=z.device), z.shape[-1] // 2).to(z)
@@ -39,6 +39,6 @@ class RegressionHead(nn.Module):
 
 
 def regression_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean squared error (scalar) of values (..., size) over those that count; ``weights`` (...) float, 0: not."""
+    """Mean squared error (scalar) of values (..., size), weighted by ``weights`` (...) float; 0: padding."""
     errors = (prediction.float() - target.float()).square().mean(-1)
     return (errors * weights).sum() / weights.sum().clamp(min=1.0)
