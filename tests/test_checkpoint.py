@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from nova_fixtures import ROOT
 from par_agent.errors import UserError
 from par_agent.modeling.text_encoder import PhiTextEncoder, StoredTextEncoder
-from par_agent.modeling.vae.frame_encoder import VideoFrameEncoder, load_frame_encoder
+from par_agent.modeling.vae.frame_encoder import VideoFrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.policy.checkpoint import Checkpoint
 from tiny import tiny_checkpoint
@@ -145,8 +145,7 @@ def test_a_text_encoder_that_must_be_loaded_at_inference_is_not_saved(tmp_path: 
 
 
 def test_a_trained_frame_vae_keeps_its_record_out_of_its_sizes(tmp_path: Path) -> None:
-    from par_agent.modeling.weights import save_module
-
     vae = FrameVAE(FrameVAEConfig(channels=2, widths=(8,)))
-    save_module(vae, {"channels": 2, "widths": [8], "metrics": {"psnr_db": 30.0}}, tmp_path)
+    save_frame_encoder(vae, tmp_path, {"psnr_db": 30.0})
+    assert json.loads((tmp_path / "config.json").read_text())["metrics"] == {"psnr_db": 30.0}
     assert load_frame_encoder(tmp_path).channels == 2

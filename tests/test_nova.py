@@ -179,7 +179,7 @@ def test_a_released_folder_brings_its_own_scheduler(tmp_path):
     ],
 )
 def test_schedulers_that_mean_something_else_are_refused(fields, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         diffusion_config(fields)
 
 

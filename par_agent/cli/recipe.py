@@ -27,7 +27,7 @@ class RecipeConfig(Checked):
     """Prints the commands of a recipe, then runs them one after the other; what is finished is not made again."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """par-mini, par-mini-native, row-par-mini, row-act, ..., demonstrations; a wrong name lists all."""
+    """par-mini, par-mini-native, row-mini, row-act, ..., demonstrations; a wrong name lists all."""
     data_root: Path = Path("data")
     """Folder of demonstrations and rendered datasets."""
     out: Path = Path("runs")

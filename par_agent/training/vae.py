@@ -17,8 +17,8 @@ from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_epi
 from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import seeded_generator
+from par_agent.modeling.vae.frame_encoder import save_frame_encoder
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
-from par_agent.modeling.weights import save_module
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
 from par_agent.training.state import latest_training_state, load_training_state, save_training_state, saved_steps
 from par_agent.utils.checked import Checked, Count, Minutes, NonNegative, Pixels, Range, Seed, Size, Strength
@@ -211,8 +211,7 @@ def finish(vae: FrameVAE, options: VAETraining, train: list[Path], held: list[Pa
     quality = psnr(shown.cpu(), frames.cpu())
     metrics = {"psnr_db": round(quality, 2), "steps": options.steps, "held_out_episodes": len(held)}
     picture(frames[:4].cpu().numpy(), shown[:4].cpu().numpy(), options.out / "reconstructions.png")
-    config = {**dataclasses.asdict(options.model), "metrics": metrics}
-    save_module(vae, config, options.out / "vae")
+    save_frame_encoder(vae, options.out / "vae", metrics)
     return metrics
 
 

@@ -103,10 +103,11 @@ def load_frame_encoder(folder: Path) -> FrameEncoder:
     return encoder
 
 
-def save_frame_encoder(encoder: FrameEncoder, folder: Path) -> None:
-    """Writes what :func:`load_frame_encoder` reads."""
-    module = _weights(encoder)
-    save_module(module, {"_class_name": type(module).__name__, **dataclasses.asdict(encoder.config)}, folder)
+def save_frame_encoder(encoder: FrameEncoder, folder: Path, metrics: dict[str, Any] | None = None) -> None:
+    """Writes what :func:`load_frame_encoder` reads, and for the record the metrics of training."""
+    module, record = _weights(encoder), {} if metrics is None else {"metrics": metrics}
+    config = {"_class_name": type(module).__name__, **dataclasses.asdict(encoder.config), **record}
+    save_module(module, config, folder)
 
 
 def describe_frame_encoder(encoder: FrameEncoder) -> str:
