@@ -20,7 +20,6 @@ from par_agent.simulation.variations import VARIATIONS
 from par_agent.tasks import PAPER_TASKS
 
 ROWS = {
-    "mini": "PAR-Full",
     "par-mini": "PAR-Full",
     "par-noar": "PAR-NoAR",
     "par-discrete": "PAR-Discrete",

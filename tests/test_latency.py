@@ -16,7 +16,7 @@ def test_every_case_has_a_row_and_the_cache_saves_work(nova_layout: bool) -> Non
     config = latency.LatencyConfig(step=6, repeats=1, denoising_steps=2, mask_steps=2, diffusion_steps=2, device="cpu")
     peak = latency.Peak(flops=1e9, bandwidth=1e9)
     model = tiny_model(nova_layout)
-    cells = [[cell.strip() for cell in row.split("|")] for row in latency.rows(config, "par-mini", model, 2, peak)]
+    cells = [[cell.strip() for cell in row.split("|")] for row in latency.rows(config, "mini", model, 2, peak)]
     names = [row[3] for row in cells]
     assert names == ["act, cached", "act, history recomputed", "act, cached, and next frame", "frame encoder"]
     cases = {case.name: case for case in latency.cases(config, model, 2)}
@@ -30,7 +30,7 @@ def test_every_case_has_a_row_and_the_cache_saves_work(nova_layout: bool) -> Non
 
 def test_slow_cases_can_be_left_out() -> None:
     config = latency.LatencyConfig(step=2, repeats=1, denoising_steps=1, frames=False, recompute=False, device="cpu")
-    rows = latency.rows(config, "par-mini", tiny_model(), 1, latency.Peak(1e9, 1e9))
+    rows = latency.rows(config, "mini", tiny_model(), 1, latency.Peak(1e9, 1e9))
     assert [row.split("|")[3].strip() for row in rows] == ["act, cached", "frame encoder"]
 
 

@@ -50,7 +50,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
     The CPU's own way of short attention is left out, so that equal kernels compute what is compared.
     """
     AcceleratorState._reset_state(True)
-    monkeypatch.setattr("par_agent.modeling.attention.SHORT", 0)
+    monkeypatch.setattr("par_agent.modeling.blocks.SHORT", 0)
     yield lambda: virtual_cuda(monkeypatch)
     AcceleratorState._reset_state(True)
 
