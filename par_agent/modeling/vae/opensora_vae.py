@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.vae.opensora_vae_blocks import NORM_EPS, CausalConv3d, DownBlock, MidBlock, UpBlock, convolution
-from par_agent.modeling.weights import find_weights, load_weights, read_config, read_tensors
+from par_agent.modeling.weights import load_module, read_config
 from par_agent.utils.files import naming
 from par_agent.utils.json_fields import MOST_BLOCKS, build, check_sizes
 
@@ -211,10 +211,9 @@ class AutoencoderKLOpenSora(nn.Module):
         fields = read_config(folder)
         with naming(Path(folder) / "config.json"):
             config = build(OpenSoraVAEConfig, fields)
-        path = find_weights(folder)
         with torch.device("meta"):
             model = cls(config)
-        load_weights(model, read_tensors(path), path, dtype)
+        load_module(model, Path(folder), dtype)
         return model.requires_grad_(False).eval().to(device)
 
     def encode(self, pixels: Tensor) -> LatentDistribution:
