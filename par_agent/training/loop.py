@@ -28,7 +28,7 @@ from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.config import FinetuneConfig, TrainingConfig
-from par_agent.training.monitor import Monitor, StepReport
+from par_agent.training.monitor import Monitor
 from par_agent.training.objective import Objective
 from par_agent.training.optimisation import (
     EMA,
@@ -165,9 +165,8 @@ class TrainingLoop(abc.ABC):
         with self._batches() as batches, Monitor(config, progress.step, windows, main) as monitor:
             self._counted, self._processor = time.monotonic(), time.process_time()
             while progress.step < config.steps:
-                report, due, told = self._step(batches, interrupts)
+                due, told = self._step(batches, interrupts, monitor)
                 self._count_time()
-                monitor.stepped(progress.step - 1, report)
                 last = progress.step == config.steps
                 measured = last or progress.step % config.logging.validate_every == 0
                 rolled_out = self._rollout_every and (last or progress.step % self._rollout_every == 0)
@@ -203,8 +202,10 @@ class TrainingLoop(abc.ABC):
 
         return prefetch(numbered, 0, (self.config.steps - self.progress.step) * self.config.accumulation)
 
-    def _step(self, batches: Iterator[tuple[int, Windows]], interrupts: Interrupts) -> tuple[StepReport, bool, bool]:
-        """One optimiser step; also tells whether to save the training state, and whether the run is to end.
+    def _step(
+        self, batches: Iterator[tuple[int, Windows]], interrupts: Interrupts, monitor: Monitor
+    ) -> tuple[bool, bool]:
+        """Makes one optimiser step; tells whether to save the training state, and whether the run is to end.
 
         The main process's clock decides the one, any process the other, so that all of them end after the same step.
         """
@@ -232,9 +233,10 @@ class TrainingLoop(abc.ABC):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, progress.step)
+        monitor.stepped(progress.step, action=action, frame=frame, gradient_norm=norm, learning_rate=rate, wait=waited)
         progress.step += 1
         progress.batches += self.batches_per_step
-        return StepReport(action, frame, norm, rate, waited), due, told
+        return due, told
 
     def _agree(self, losses: Tensor, interrupts: Interrupts) -> tuple[float, float, bool, bool]:
         """Losses (2,) averaged over processes, whether it is time to save, and whether to end."""

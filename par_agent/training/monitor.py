@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,6 @@ from par_agent.utils.hashes import hash_bytes
 
 SHOWN_EVERY = 10
 """Steps between two updates of the losses shown."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimiser step was like."""
-
-    action: float
-    """Action loss, averaged over the step's batches."""
-    frame: float
-    """Frame loss, likewise."""
-    gradient_norm: float
-    """Norm of the averaged gradient before clipping."""
-    learning_rate: float
-    """Rate of the step."""
-    waited: float
-    """Seconds that the main process waited for data."""
 
 
 class Monitor:
@@ -74,26 +57,19 @@ class Monitor:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def stepped(self, step: int, report: StepReport) -> None:
-        """Shows optimiser step ``step`` (from 0)."""
+    def stepped(self, step: int, *, wait: float, **values: float) -> None:
+        """Shows optimiser step ``step`` (from 0): its losses, norm and rate, and the seconds it waited for data."""
         self._bar.update(1)
-        self._waited += report.waited
+        self._waited += wait
         self._steps += 1
         if step % SHOWN_EVERY:
             return
         seconds = max(time.monotonic() - self._since, 1e-9)
-        values = {
-            "action": report.action,
-            "frame": report.frame,
-            "gradient_norm": report.gradient_norm,
-            "learning_rate": report.learning_rate,
-            "samples_per_second": self._steps * self._windows / seconds,
-            "data_wait": self._waited / seconds,
-        }
+        values |= {"samples_per_second": self._steps * self._windows / seconds, "data_wait": self._waited / seconds}
         self.log("train", values, step)
         self._show(
-            action=f"{report.action:.3f}",
-            frame=f"{report.frame:.3f}",
+            action=f"{values['action']:.3f}",
+            frame=f"{values['frame']:.3f}",
             rate=f"{values['samples_per_second']:.1f} samples/s",
             data_wait=f"{values['data_wait']:.0%}",
         )
