@@ -140,6 +140,15 @@ def test_regression_learns_from_foresight_what_it_does_not_execute() -> None:
     assert not torch.equal(near, far), "further actions are told apart by their places alone"
 
 
+def test_a_policy_names_frames_that_its_encoder_cannot_read() -> None:
+    checkpoint = tiny_checkpoint()
+    assert checkpoint.transforms is not None
+    transforms = dataclasses.replace(checkpoint.transforms, crop=(4, 8, 15, 15))
+    agent = PARPolicy(dataclasses.replace(checkpoint, transforms=transforms), "push the cube")
+    with pytest.raises(UserError, match="frames of 15x15 pixels do not divide into latents of stride 2"):
+        agent.act(observation(2))
+
+
 @ABLATIONS
 def test_ablated_policies_act_and_survive_saving(ablation: str, tmp_path: Path) -> None:
     model = model_of(ablation).eval()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.common import History
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 from par_agent.modeling.random_numbers import normal_rows
 from par_agent.policy.episode import checked_seed, chosen_rows, next_seed, reseed, row_generator
 from par_agent.policy.observations import camera_images, check_task, proprioception
@@ -172,7 +172,9 @@ class BaselinePolicy:
         if len(rows):
             images = camera_images(obs, self.transforms.camera, len(measured))[rows.to(measured.device)]
             frames = self.transforms.frames(images).to(self.device)
-            self._plan(state, rows, self.encoder.encode(frames), measured.to(self.device)[rows])
+            with user_errors():
+                latents = self.encoder.encode(frames)
+            self._plan(state, rows, latents, measured.to(self.device)[rows])
         action = state.queue[torch.arange(len(state.used)), state.used]
         state.used += 1
         return action.to(measured.device)

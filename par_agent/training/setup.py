@@ -25,7 +25,7 @@ from par_agent.data.latent_cache import CachedLatents
 from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec
 from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.presets import preset
 from par_agent.modeling.text_encoder import TextEncoder
@@ -232,6 +232,7 @@ def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache
     """Where windows of a dataset get their latents from."""
 
     def encode(frames: Tensor) -> Tensor:
-        return encoder.encode(frames.to(next(encoder.parameters()).device))
+        with user_errors():
+            return encoder.encode(frames.to(next(encoder.parameters()).device))
 
     return CachedLatents(index, spec, encode) if cache else EncodedFrames(index, spec, encode)
