@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from par_agent.data.trajectory import StateDict
@@ -25,7 +24,6 @@ def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, An
     Raises:
         UserError: it cannot be made so, or not here.
     """
-    os.environ.setdefault("LP_NUM_THREADS", "1")
     import gymnasium
 
     if ":" in env_id:  # Gymnasium would import what stands before it

@@ -40,7 +40,7 @@ class WorkerSetup:
     """One of :data:`par_agent.simulation.variations.VARIATIONS`."""
     measurements: tuple[Measurement, ...] = ()
     """What is measured beside success."""
-    folder: str = ""
+    module_folder: str = ""
     """Folder in which modules of ``module:Class`` references are looked for, too."""
     fingerprint: str | None = None
     """Hash that the policy's files have to have; None: not compared."""
@@ -104,8 +104,8 @@ class RolloutWorker:
         import logging
 
         logging.getLogger("mani_skill").setLevel(logging.ERROR)
-        if setup.folder:
-            search_folder(setup.folder)
+        if setup.module_folder:
+            search_folder(setup.module_folder)
         if setup.fingerprint is not None:
             check_versions("the policy", {"files": setup.fingerprint}, {"files": setup.policy.fingerprint()})
         self._setup, self._folder = setup, folder

@@ -135,7 +135,7 @@ class BenchmarkRun:
             config.num_envs,
             config.variation,
             config.measurements,
-            folder=os.getcwd(),
+            module_folder=os.getcwd(),
             fingerprint=None if config.cluster is None else self.info.fingerprint,
         )
         workers = config.workers if config.backend == "cpu" else 1
