@@ -1,19 +1,17 @@
 """Commands that hold still at a chosen moment until they are stopped or let go: signals meet them there, not by chance.
 
-As a program, `python tests/held.py PROGRAM ...` runs `par-agent` or a script in a process that holds at the moment that
+As a program, `python tests/held.py par-agent ...` runs a subcommand in a process that holds at the moment that
 :class:`Held` has put into the environment; so do the worker processes that it starts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib
 import itertools
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -52,7 +50,7 @@ class Held:
     """A command that is stopped at a moment; a context manager, which ends it.
 
     Args:
-        words: `par-agent` or a script's path, and its arguments.
+        words: `par-agent` and its arguments.
         moment: where it holds; None: nowhere.
         marks: a folder to make for notes.
         launcher: what starts several processes of it, as arguments of Python.
@@ -215,12 +213,7 @@ if __name__ in ("__main__", "__mp_main__"):  # the second: a worker process, whi
         (_hold_after_call if planned.function else _hold_before_change)(planned, Path(plan["marks"]))
 
 if __name__ == "__main__":
-    program, sys.argv = sys.argv[1], sys.argv[1:]
-    if program == "par-agent":
-        from par_agent.cli import main
+    from par_agent.cli import main
 
-        sys.exit(main())
-    with contextlib.suppress(ValueError):
-        sys.path.remove(str(Path(__file__).parent))
-    sys.path.insert(0, str(Path(program).parent))
-    runpy.run_path(program, run_name="__main__")
+    sys.argv = sys.argv[1:]
+    sys.exit(main())

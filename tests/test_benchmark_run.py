@@ -71,7 +71,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(demos: Path, out: Path, workers: int) -> list[str]:
     """Eight rollouts; those of PickCube's second state raise an exception."""
     return [
-        *(sys.executable, str(REPOSITORY / "benchmarks" / "run.py"), "--tasks", *TASKS, "--track", "paper"),
+        *("par-agent", "benchmark", "--tasks", *TASKS, "--track", "paper"),
         *("--policy", "harness_policies:ReplayPolicy", "--policy-seeds", "2", "--workers", str(workers)),
         *("--policy-kwargs", f"demos={demos}", "noise=0.001", f"fail_seed={STATE_SEED + 1}"),
         *("--state-seed", str(STATE_SEED), "--num-states", "2", "--out", str(out)),
@@ -79,7 +79,8 @@ def command(demos: Path, out: Path, workers: int) -> list[str]:
 
 
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(arguments, cwd=REPOSITORY / "tests", stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "par_agent", *arguments[1:]]
+    return subprocess.Popen(command, cwd=REPOSITORY / "tests", stdout=subprocess.DEVNULL)
 
 
 def records_in(out: Path) -> list[dict[str, Any]]:
@@ -154,7 +155,7 @@ def test_the_commit_is_that_of_the_runs_start(tmp_path: Path, monkeypatch: pytes
 def held(demos: Path, out: Path, marks: Path, records: int) -> Held:
     """The run, held when it has written some records more."""
     moment = Moment("par_agent.evaluation.records:RunFolder.append", number=records)
-    return Held(command(demos, out, workers=1)[1:], moment, marks, cwd=REPOSITORY / "tests")
+    return Held(command(demos, out, workers=1), moment, marks, cwd=REPOSITORY / "tests")
 
 
 def test_a_run_stopped_by_ctrl_c_and_by_kill_ends_with_the_same_records_whatever_the_number_of_workers(

@@ -100,7 +100,7 @@ def finetune_lora(folder: Path) -> list[str]:
 def benchmark(folder: Path) -> list[str]:
     policy = ["--policy", "harness_policies:PlainResetPolicy", "--tasks", "harness_task:NUDGE_CUBE", "--workers", "1"]
     states = ["--state-seed", "777000", "--num-states", "3", "--policy-seeds", "2"]
-    return [str(ROOT / "benchmarks" / "run.py"), *policy, *states, "--out", str(folder)]
+    return ["par-agent", "benchmark", *policy, *states, "--out", str(folder)]
 
 
 CHANGES = {False: ("", 0), True: ("", 0)}
