@@ -7,14 +7,12 @@ Nothing heavy is imported here: `par-agent benchmark` only looks names up.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.utils.files import read_object
-from par_agent.utils.references import search_folder
 from par_agent.vla_eval.client import PREFIX, model_server_source
 
 NAMES = ("act", "bc-t", "dp", "icrt", "rdt")
@@ -28,7 +26,7 @@ _POLICY = "par_agent.baselines.policy:BaselinePolicy"
 
 def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint: Path | None = None) -> PolicySource:
     """What ``--policy`` names: a row of the paper's tables, a folder of any checkpoint, ``module:Class``, or a model
-    server as ``vla-eval:ws://HOST:PORT``. Modules are looked for in the current folder, too.
+    server as ``vla-eval:ws://HOST:PORT``.
 
     Args:
         reference: as given.
@@ -39,7 +37,6 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
     Raises:
         UserError: the checkpoint was not trained yet, or is of another method; or no model server answers.
     """
-    search_folder(os.getcwd())
     if reference.startswith(PREFIX):
         if checkpoint is not None:
             raise UserError("--policy-checkpoint does not reach a model server; give the checkpoint to the server")

@@ -27,15 +27,11 @@ class FailuresConfig(Checked):
 
 def main(config: FailuresConfig) -> int:
     """Draws what is not drawn yet, and writes the section of the report."""
-    import os
-
     from tqdm import tqdm
 
     from par_agent.utils.files import only_process, writing
-    from par_agent.utils.references import search_folder
     from par_agent.visualization.failures import FailedRun, count_causes, write_section
 
-    search_folder(os.getcwd())
     run = FailedRun(config.run, config.policy, config.device)
     for task in run.without_rules:
         print(f"{task}: there are no rules for why it fails; its failures are left out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from par_agent.policy.interface import Policy, check_policy
 from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec
 from par_agent.utils.files import read_object
 from par_agent.utils.hashes import hash_files
-from par_agent.utils.references import load_object, search_folder
+from par_agent.utils.references import load_object
 from par_agent.utils.strict_json import parse_options
 
 
@@ -39,12 +38,11 @@ class PolicySource:
 
     @classmethod
     def from_options(cls, reference: str, options: Sequence[str], device: str) -> PolicySource:
-        """What the command line names, its options as ``key=value``; modules are looked for in the current folder, too.
+        """What the command line names, its options as ``key=value``.
 
         Raises:
             UserError: options that are not of this form.
         """
-        search_folder(os.getcwd())
         return cls(reference, parse_options(options), device)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.measurements import Measurement
 from par_agent.evaluation.policies import PolicySource
 from par_agent.tasks import resolve_task
-from par_agent.utils.references import search_folder
 from par_agent.utils.versions import check_versions
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class WorkerSetup:
     measurements: tuple[Measurement, ...] = ()
     """What is measured beside success."""
     module_folder: str = ""
-    """Folder in which modules of ``module:Class`` references are looked for, too."""
+    """The current folder of the process that asks, which holds modules of ``module:Class`` references; empty: this."""
     fingerprint: str | None = None
     """Hash that the policy's files have to have; None: not compared."""
 
@@ -104,8 +104,8 @@ class RolloutWorker:
         import logging
 
         logging.getLogger("mani_skill").setLevel(logging.ERROR)
-        if setup.module_folder:
-            search_folder(setup.module_folder)
+        if os.path.isdir(setup.module_folder):
+            os.chdir(setup.module_folder)
         if setup.fingerprint is not None:
             check_versions("the policy", {"files": setup.fingerprint}, {"files": setup.policy.fingerprint()})
         self._setup, self._folder = setup, folder

@@ -5,26 +5,33 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any
 
 from par_agent.errors import UserError
 
 
-def search_folder(folder: str) -> None:
-    """Lets :func:`load_object` find modules in a folder too, here and in worker processes started from here.
+class _CurrentFolder(MetaPathFinder):
+    """Finds modules in the current folder, which worker processes share, after all that is installed."""
 
-    What is installed comes first: a worker must not import another copy of a package than the process that started it.
-    """
-    if os.path.isdir(folder) and folder not in sys.path:
-        sys.path.append(folder)
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [os.getcwd()]) if path is None else None
+
+
+_FINDER = _CurrentFolder()
 
 
 def load_object(reference: str) -> Any:
-    """Imports ``module:NAME``.
+    """Imports ``module:NAME``, from the current folder if no such module is installed.
 
     Raises:
         UserError: the module cannot be imported or has no such name.
     """
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.append(_FINDER)
     module_name, _, name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)

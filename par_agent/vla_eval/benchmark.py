@@ -6,7 +6,6 @@ vla-eval run --config benchmarks/vla-eval/paper.yaml
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from par_agent.simulation.environment import TaskEnvironment
 from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec, check_track, resolve_tasks
 from par_agent.utils.json_fields import is_count
-from par_agent.utils.references import search_folder
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.interface import action_interface, observation_interface
 from par_agent.vla_eval.messages import read_actions, to_message
@@ -67,7 +65,6 @@ class ManiSkill3Benchmark(StepBenchmark):
         frame_every: int = 1,
     ) -> None:
         super().__init__()
-        search_folder(os.getcwd())
         _check_options(track, variation, states, frame_every)
         self._specs = _specs(tasks)
         self._states = {name: protocol_states(spec, states) for name, spec in self._specs.items()}
