@@ -6,6 +6,7 @@ is appended to one file; the ten are spread over the run. Both main and worker p
 
 from __future__ import annotations
 
+import json
 import signal
 import statistics
 from collections import defaultdict
@@ -19,7 +20,6 @@ import pytest
 
 from held import Held, Moment, gone, until
 from par_agent.cli import main
-from par_agent.evaluation.records import read_records
 from par_agent.evaluation.rollout import TIMING_FIELDS
 from recordings import require_renderer
 from rendered import write_dataset
@@ -66,11 +66,14 @@ def weights(folder: Path) -> dict[str, bytes]:
     }
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a benchmark run, without times."""
+def records(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """What a benchmark run recorded of each rollout, without times; one that was done twice ended alike."""
     (path,) = folder.glob("*/rollouts.jsonl")
-    found = [{k: v for k, v in record.items() if k not in TIMING_FIELDS} for record in read_records(path)]
-    return sorted(found, key=lambda record: (record["state"], record["policy_seed"]))
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        record = {name: value for name, value in json.loads(line).items() if name not in TIMING_FIELDS}
+        assert found.setdefault((record["state"], record["policy_seed"]), record) == record
+    return found
 
 
 def demos(folder: Path) -> list[str]:
