@@ -17,8 +17,8 @@ from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.common import History
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.random_numbers import normal_rows
-from par_agent.policy.episode import checked_seed, chosen_rows, next_seed, reseed, row_generator
 from par_agent.policy.observations import camera_images, check_task, proprioception
+from par_agent.policy.rows import checked_seed, chosen_rows, next_seed, reseed, row_generator
 from par_agent.tasks import TaskSpec
 from par_agent.utils.json_fields import check
 

@@ -17,24 +17,11 @@ from par_agent.errors import UserError, user_errors
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
 from par_agent.modeling.config import GenerationConfig
 from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
-from par_agent.policy.episode import (
-    EpisodeState,
-    Imagination,
-    Plan,
-    begin,
-    checked_seed,
-    chosen_rows,
-    forget,
-    imagine,
-    next_frames,
-    next_inputs,
-    next_seed,
-    plan_chunks,
-    reseed,
-)
+from par_agent.policy.episode import EpisodeState, Imagination, Plan
 from par_agent.policy.folders import checkpoint_folder
 from par_agent.policy.instructions import Instructions
 from par_agent.policy.observations import camera_images, check_environment, check_task, proprioception
+from par_agent.policy.rows import checked_seed, chosen_rows, next_seed, reseed
 from par_agent.tasks import TaskSpec
 from par_agent.utils.device import usable_device, use_tf32
 
@@ -45,7 +32,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _in_turn(method: Callable[Concatenate[PARPolicy, P], R]) -> Callable[Concatenate[PARPolicy, P], R]:
+def _one_thread(method: Callable[Concatenate[PARPolicy, P], R]) -> Callable[Concatenate[PARPolicy, P], R]:
     """Runs a method without gradients, and refuses a call that comes while another thread's is not over."""
 
     @functools.wraps(method)
@@ -209,7 +196,7 @@ class PARPolicy:
     def instruction(self, instruction: str | Sequence[str]) -> None:
         self.reset(instruction=instruction)
 
-    @_in_turn
+    @_one_thread
     def reset(
         self,
         env_idx: Tensor | Sequence[int] | int | None = None,
@@ -245,10 +232,10 @@ class PARPolicy:
             return
         self._seen = state
         features = None if instruction is None else [told.features[row] for row in rows.tolist()]
-        forget(self.checkpoint, self.inference, state, rows, features)
+        state.reset(rows, features)
         reseed(state.generators, rows, seed)
 
-    @_in_turn
+    @_one_thread
     def act(self, obs: dict[str, Any]) -> Tensor:
         """The next action of every environment.
 
@@ -273,7 +260,7 @@ class PARPolicy:
         state.used += 1
         return action.to(measured.device)
 
-    @_in_turn
+    @_one_thread
     def plan(self, obs: dict[str, Any], frames: bool = False, generation: GenerationConfig | None = None) -> Plan:
         """What every environment would do from here on if it planned now; what :meth:`act` does is not changed by it.
 
@@ -295,10 +282,10 @@ class PARPolicy:
         if not frames:
             return Plan(state.queue.clone(), None)
         # The noise comes from a copy's generators: imagining from this plan begins with the same frames.
-        latents = next_frames(self.checkpoint, state.copy(), generation)
+        latents = state.copy().next_frames(generation)
         return Plan(state.queue.clone(), self.checkpoint.encoder.decode(latents))
 
-    @_in_turn
+    @_one_thread
     def imagine(self, n: int, generation: GenerationConfig | None = None) -> Imagination:
         """Rolls the model forward on its own predictions for ``n`` chunks, from the frame that :meth:`act` or
         :meth:`plan` read last; acting goes on as if nothing had been imagined.
@@ -309,7 +296,7 @@ class PARPolicy:
 
         Returns:
             Frames (B, n, H, W, 3) uint8 and chunks (B, n, L, A) float32 in the controller's units, on the policy's
-            device; see :func:`par_agent.policy.episode.imagine`.
+            device; see :meth:`par_agent.policy.episode.EpisodeState.imagine`.
 
         Raises:
             UserError: nothing was read yet, ``n`` is below 1, or the model predicts no frames.
@@ -318,9 +305,9 @@ class PARPolicy:
             raise UserError(
                 "there is nothing to imagine from: no frame was read since reset(); call act() or plan() first"
             )
-        return imagine(self.checkpoint, self.inference, self._seen, n, generation)
+        return self._seen.imagine(n, generation)
 
-    @_in_turn
+    @_one_thread
     def attention(self, obs: dict[str, Any]) -> AttentionMaps:
         """Where :meth:`act` would attend if it read this observation and planned now; acting is not changed by it.
 
@@ -332,9 +319,8 @@ class PARPolicy:
         """
         positions = proprioception(obs, self.transforms).to(self.device)
         state = self._state_for(len(positions))
-        frames = self.transforms.frames(camera_images(obs, self.transforms.camera, len(positions)).to("cpu"))
-        latents = self._encode(frames)
-        inputs = next_inputs(self.transforms, self.inference, state, latents, positions, torch.arange(len(positions)))
+        rows = torch.arange(len(positions), device=self.device)
+        inputs = state.inputs(self._latents(obs, len(positions), rows), positions, rows)
         with user_errors():
             return step_attention(self.checkpoint.model, state.stream, inputs)
 
@@ -344,7 +330,7 @@ class PARPolicy:
         """The episodes so far, or new ones."""
         if self._state is None:
             features = self._told.for_rows(batch).features
-            return begin(self.checkpoint, self.inference, list(features), self._seed)
+            return EpisodeState.start(self.checkpoint, self.inference, list(features), self._seed)
         if len(self._state.used) != batch:
             raise UserError(
                 f"the observation has {batch} environments, the last one had {len(self._state.used)}; call reset() "
@@ -355,12 +341,12 @@ class PARPolicy:
     def _read(self, state: EpisodeState, obs: dict[str, Any], positions: Tensor, due: Tensor) -> None:
         """Reads the frame of the rows that are due (B,) bool, and plans their next chunk."""
         rows = due.nonzero()[:, 0]
-        frames = self.transforms.frames(camera_images(obs, self.transforms.camera, len(positions))[rows.to("cpu")])
-        latents = self._encode(frames)
-        plan_chunks(self.checkpoint, self.inference, state, latents, positions[rows], rows)
+        state.plan(self._latents(obs, len(positions), rows), positions[rows], rows)
         self._seen = state
 
-    def _encode(self, frames: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) of frames (B, H, W, 3) uint8."""
+    def _latents(self, obs: dict[str, Any], batch: int, rows: Tensor) -> Tensor:
+        """Latents (k, C, h, w) of the images of ``rows`` (k,)."""
+        images = camera_images(obs, self.transforms.camera, batch)[rows.to("cpu")]
+        frames = self.transforms.frames(images).to(self.device)
         with user_errors():
-            return self.checkpoint.encoder.encode(frames.to(self.device))
+            return self.checkpoint.encoder.encode(frames)
