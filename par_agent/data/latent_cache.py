@@ -13,7 +13,12 @@ that lack this proof are encoded, again or for the first time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
+import itertools
+import os
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +29,9 @@ from tqdm import tqdm
 
 from par_agent.data.episodes import damaged_episode
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latent_file import STORED, LatentFile, Shape, file_fits
 from par_agent.data.latents import Encoder, LatentSpec, changes, check_camera, encode_frames
 from par_agent.errors import UserError
-from par_agent.utils.files import check_writable, only_process, read_content, read_object, write_json, writing
+from par_agent.utils.files import check_writable, only_process, read_content, read_object, remedy, write_json, writing
 from par_agent.utils.interrupts import deferred_interrupts
 from par_agent.utils.json_fields import check
 
@@ -36,6 +40,12 @@ MADE = 2
 
 SAVED_EVERY = 50
 """Episodes between two writings of what is done."""
+
+Shape = tuple[int, int, int, int, int]
+"""Variants V, frames N, channels C, height h and width w."""
+
+STORED = np.dtype("<f2")
+"""Type of the numbers."""
 
 Proofs = dict[str, tuple[str, str]]
 """Name of an episode file -> hash of its bytes, hash of its latents."""
@@ -186,3 +196,117 @@ class _Cache:
 
 def _hash(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+class LatentFile:
+    """An open ``.npy`` file of (V, N, C, h, w) float16 that :func:`file_fits`, read and written piece by piece.
+
+    It is not mapped into memory: where a disk is full or broken, or another program has cut the file, the system ends a
+    process that touches mapped memory, without a word. Here that is an error.
+
+    Args:
+        path: the file.
+        shape: what it holds.
+        writable: whether it is opened for :meth:`write` too.
+    """
+
+    def __init__(self, path: Path, shape: Shape, *, writable: bool = False) -> None:
+        self.path, self.shape = path, shape
+        self._file = open(path, "r+b" if writable else "rb", buffering=0)  # noqa: SIM115 it is closed with this object
+        self._start, self._frame = len(_header(shape)), STORED.itemsize * prod(shape[2:])
+
+    @classmethod
+    def create(cls, path: Path, shape: Shape) -> LatentFile:
+        """A new file, whose space on the disk is reserved.
+
+        Raises:
+            UserError: there is not as much space.
+        """
+        header = _header(shape)
+        size = len(header) + STORED.itemsize * prod(shape)
+        try:
+            with open(path, "wb", buffering=0) as file:
+                _reserve(file.fileno(), size)
+                file.write(header)
+                file.truncate(size)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot reserve the {size / 1e9:.2g} GB of {path}: {error.strerror}; {remedy(error)}, or train "
+                "without latents on disk: --no-cache"
+            ) from None
+        return cls(path, shape, writable=True)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, place: tuple[int, np.ndarray]) -> np.ndarray:
+        """Latents (n, C, h, w) of one variant of frames ``rows`` (n,) int64, ascending.
+
+        Raises:
+            UserError: the file has been cut.
+            OSError: the disk cannot be read.
+        """
+        variant, rows = place
+        latents = np.empty((len(rows), *self.shape[2:]), STORED)
+        cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        for first, last in itertools.pairwise(cuts):
+            self._read(variant, int(rows[first]), latents[first:last])
+        return latents
+
+    def read(self, rows: range) -> np.ndarray:
+        """Latents (V, n, C, h, w) of all variants of consecutive frames; errors as of ``[]``."""
+        latents = np.empty((len(self), len(rows), *self.shape[2:]), STORED)
+        for variant, values in enumerate(latents):
+            self._read(variant, rows.start, values)
+        return latents
+
+    def write(self, rows: range, latents: np.ndarray) -> None:
+        """Replaces all variants of consecutive frames by (V, n, C, h, w).
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        for variant, values in enumerate(np.ascontiguousarray(latents, STORED)):
+            content, place = values.data.cast("B"), self._place(variant, rows.start)
+            while content:
+                written = os.pwrite(self._file.fileno(), content, place)
+                content, place = content[written:], place + written
+
+    def _read(self, variant: int, row: int, latents: np.ndarray) -> None:
+        content, place = latents.data.cast("B"), self._place(variant, row)
+        while content:
+            count = os.preadv(self._file.fileno(), [content], place)
+            if not count:
+                raise UserError(f"{self.path} was cut while it was in use; run the same command again")
+            content, place = content[count:], place + count
+
+    def _place(self, variant: int, row: int) -> int:
+        return self._start + self._frame * (variant * self.shape[1] + row)
+
+
+def file_fits(path: Path, shape: Shape) -> bool:
+    """Whether a file is one of such latents, as far as its header and its length tell."""
+    header = _header(shape)
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(header)) == header and path.stat().st_size == len(header) + 2 * prod(shape)
+    except OSError:
+        return False
+
+
+def _reserve(file: int, size: int) -> None:
+    """Reserves space on the disk where the file system can; elsewhere a full disk shows when it is written to."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+def _header(shape: Shape) -> bytes:
+    """What an ``.npy`` file begins with."""
+    buffer = io.BytesIO()
+    content = {"descr": STORED.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, content)
+    return buffer.getvalue()
