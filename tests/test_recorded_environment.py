@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from par_agent.cli import main
-from par_agent.data.recorded_environment import check_states, make_recorded_environment
 from par_agent.errors import UserError
+from par_agent.simulation.recorded_environment import check_states, make_recorded_environment
 from recordings import require_renderer, run_in_this_process
 
 JOINTS = {"control_mode": "pd_joint_pos"}

@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 
 from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, read_episode, write_episode
-from par_agent.data.recorded_environment import check_states, make_recorded_environment
 from par_agent.data.render_spec import RenderSpec
 from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.jobs.runner import DoJob
 from par_agent.policy.transforms import crop_and_resize
+from par_agent.simulation.recorded_environment import (
+    camera_images,
+    check_states,
+    extra_observations,
+    make_recorded_environment,
+    set_state,
+)
 from par_agent.tasks import PROTOCOL_SEED, get_task
 
 
@@ -52,49 +58,11 @@ class Renderer:
         """Name of the robot's articulation in state dictionaries."""
         return self.base.agent.robot.name
 
-    def set_state(self, states: dict[str, dict[str, np.ndarray]], step: int) -> None:
-        """Puts the simulator into row ``step`` of recorded states."""
-        import torch
-
-        self.base.set_state_dict(
-            {
-                kind: {name: torch.from_numpy(rows[step : step + 1]) for name, rows in actors.items()}
-                for kind, actors in states.items()
-            }
-        )
-
     def frames(self) -> dict[str, np.ndarray]:
         """Camera -> (H, W, 3) uint8 RGB of the present state, cropped and resized as the spec says."""
-        images: dict[str, np.ndarray] = {}
-        if "render_camera" in self.spec.cameras:
-            images["render_camera"] = self.base.render_rgb_array("render_camera")[0].cpu().numpy()
-        if sensors := [camera for camera in self.spec.cameras if camera != "render_camera"]:
-            images.update(self._sensor_images(sensors))
+        images = camera_images(self.base, self.spec.cameras)
         self._sizes = image_size_attributes(images)
         return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
-
-    def _sensor_images(self, cameras: list[str]) -> dict[str, np.ndarray]:
-        """What ManiSkill's observation shows of these cameras, without rendering the others."""
-        for hidden in self.base._hidden_objects:
-            hidden.hide_visual()
-        self.base.scene.update_render(update_sensors=True, update_human_render_cameras=False)
-        images = {}
-        for camera in cameras:
-            sensor = self.base.scene.sensors[camera]
-            sensor.capture()
-            observed = sensor.get_obs(rgb=True, depth=False, position=False, segmentation=False)
-            images[camera] = observed["rgb"][0].cpu().numpy()
-        return images
-
-    def extra(self) -> dict[str, np.ndarray]:
-        """Extra observation -> (n,) float32 of the present state; what tells of contacts needs a step and is not known
-        here."""
-        if not self.spec.extra:
-            return {}
-        observed = self.base._get_obs_extra(self.base.get_info())
-        return {
-            name: observed[name][0].reshape(-1).float().cpu().numpy() for name in self.spec.extra if name in observed
-        }
 
     def render_demonstration(self, demonstration: Demonstration) -> Episode:
         """Renders an episode of the trajectory file at its chunk boundaries.
@@ -110,8 +78,8 @@ class Renderer:
         steps = frame_steps(demonstration.num_steps, self.spec.stride, self.spec.phase)
         images, extra = [], []
         for step in range(demonstration.num_steps + 1) if self.spec.extra else steps:
-            self.set_state(demonstration.states, int(step))
-            extra.append(self.extra())
+            set_state(self.base, demonstration.states, int(step))
+            extra.append(extra_observations(self.base, self.spec.extra))
             if step in steps:
                 images.append(self.frames())
         attributes = _attributes(self.spec, info.seed, info.episode_id, self.base.control_mode) | self._sizes
@@ -135,7 +103,7 @@ class Renderer:
         images, extra, positions = [], [], np.zeros((self.spec.motion_steps + 1, dof), np.float32)
         for step in range(self.spec.motion_steps + 1):
             positions[step] = self.base.agent.robot.get_qpos()[0].cpu().numpy()
-            extra.append(self.extra())
+            extra.append(extra_observations(self.base, self.spec.extra))
             if step in steps:
                 images.append(self.frames())
             if step < self.spec.motion_steps:

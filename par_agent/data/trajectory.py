@@ -9,15 +9,10 @@ from typing import Any, TypedDict
 import numpy as np
 
 from par_agent.errors import UserError
+from par_agent.simulation.recorded_environment import StateDict
 from par_agent.utils.files import read_json
 from par_agent.utils.hdf5 import FLOATS, HDF5Reader
 from par_agent.utils.json_fields import check
-
-StateDict = dict[str, dict[str, np.ndarray]]
-"""``{"actors": {name: (T + 1, 13)}, "articulations": {name: (T + 1, 13 + 2 * dof)}}``, float32.
-
-A row is position (3, metres), quaternion (4, w first), linear and angular velocity (6), then joint positions and
-velocities."""
 
 POSE = 13
 """Numbers in a state before the joints'."""

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from par_agent.data.trajectory import StateDict
+import numpy as np
+
 from par_agent.errors import UserError
 from par_agent.simulation.environment import open_environment
+
+StateDict = dict[str, dict[str, np.ndarray]]
+"""``{"actors": {name: (T + 1, 13)}, "articulations": {name: (T + 1, 13 + 2 * dof)}}``, float32.
+
+A row is position (3, metres), quaternion (4, w first), linear and angular velocity (6), then joint positions and
+velocities."""
 
 CHOSEN_ANEW = (
     *("obs_mode", "render_mode", "reward_mode", "num_envs", "parallel_in_single_scene"),
@@ -61,6 +68,45 @@ def _without_shaders(cameras: dict[str, Any]) -> dict[str, Any]:
         for name, value in cameras.items()
         if name not in ("shader_pack", "shader_config")
     }
+
+
+def set_state(env: Any, states: StateDict, step: int) -> None:
+    """Puts ManiSkill's own environment ``env`` into row ``step`` of recorded states."""
+    import torch
+
+    row = {
+        kind: {name: torch.from_numpy(rows[step : step + 1]) for name, rows in group.items()}
+        for kind, group in states.items()
+    }
+    env.set_state_dict(row)
+
+
+def camera_images(env: Any, cameras: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Camera -> (H, W, 3) uint8 RGB of the present state; cameras that are not named are not rendered."""
+    images = {}
+    if "render_camera" in cameras:
+        images["render_camera"] = env.render_rgb_array("render_camera")[0].cpu().numpy()
+    if sensors := [camera for camera in cameras if camera != "render_camera"]:
+        for hidden in env._hidden_objects:
+            hidden.hide_visual()
+        env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        for camera in sensors:
+            sensor = env.scene.sensors[camera]
+            sensor.capture()
+            observed = sensor.get_obs(rgb=True, depth=False, position=False, segmentation=False)
+            images[camera] = observed["rgb"][0].cpu().numpy()
+    return images
+
+
+def extra_observations(env: Any, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Extra observation -> (n,) float32 of the present state, of those among ``names`` that the task has.
+
+    What tells of contacts needs a step and is not known here.
+    """
+    if not names:
+        return {}
+    observed = env._get_obs_extra(env.get_info())
+    return {name: observed[name][0].reshape(-1).float().cpu().numpy() for name in names if name in observed}
 
 
 def check_states(env: Any, states: StateDict, where: str) -> None:
