@@ -36,8 +36,7 @@ from par_agent.policy.checkpoint import Checkpoint
 from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import TASKS
 from par_agent.training.optimisation import EMA, clip_and_step, make_optimizer
-from par_agent.training.progress import Progress
-from par_agent.training.state import load_training_state, save_training_state
+from par_agent.training.state import Progress, load_training_state, save_training_state
 from par_agent.utils.files import naming, read_object, write_json
 from par_agent.utils.json_fields import build
 from par_agent.vla_eval.messages import episode_seed, from_message, read_actions

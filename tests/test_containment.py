@@ -76,7 +76,7 @@ def test_templates_of_the_format_are_filled() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [lerobot.INFO, lerobot.OURS, lerobot.TASKS, lerobot.numbered(lerobot.EPISODES, 0), DATA, VIDEO]
+    "name", [lerobot.INFO, lerobot.EXPORT_RECORD, lerobot.TASKS, lerobot.numbered(lerobot.EPISODES, 0), DATA, VIDEO]
 )
 def test_a_link_that_leads_out_of_the_folder_is_refused(dataset: Path, name: str) -> None:
     path = dataset / name

@@ -155,7 +155,7 @@ def test_many_episodes_go_into_several_files(
 def foreign(exported: Path, folder: Path, **changes: object) -> Path:
     """The export as if another tool had written it."""
     shutil.copytree(exported, folder)
-    (folder / lerobot.OURS).unlink()
+    (folder / lerobot.EXPORT_RECORD).unlink()
     info = json.loads((folder / lerobot.INFO).read_text())
     (folder / lerobot.INFO).write_text(json.dumps(info | {"robot_type": "so101"} | changes))
     return folder
@@ -274,12 +274,12 @@ def test_picked_episodes_of_an_export_keep_what_belongs_to_them(
 
 def test_an_export_that_was_changed_later_is_refused(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "changed")
-    ours = json.loads((tmp_path / "changed" / lerobot.OURS).read_text())
-    (tmp_path / "changed" / lerobot.OURS).write_text(json.dumps(ours | {"episodes": ours["episodes"][:3]}))
+    record = json.loads((tmp_path / "changed" / lerobot.EXPORT_RECORD).read_text())
+    (tmp_path / "changed" / lerobot.EXPORT_RECORD).write_text(json.dumps(record | {"episodes": record["episodes"][:3]}))
     with pytest.raises(UserError, match=r"par_agent\.json describes 3 episodes, the dataset has episode 4: .*delete"):
         LeRobotFolder(tmp_path / "changed")
-    ours["spec"]["cameras"] = ["hand_camera"]
-    (tmp_path / "changed" / lerobot.OURS).write_text(json.dumps(ours))
+    record["spec"]["cameras"] = ["hand_camera"]
+    (tmp_path / "changed" / lerobot.EXPORT_RECORD).write_text(json.dumps(record))
     with pytest.raises(UserError, match="lacks its camera 'hand_camera'; copy or export the dataset again"):
         bring(tmp_path / "changed", tmp_path / "out")
 

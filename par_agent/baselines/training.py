@@ -30,7 +30,7 @@ from par_agent.training.finetune import make_accelerator
 from par_agent.training.loop import SavedPolicy, TrainingLoop, channels_last
 from par_agent.training.monitor import Monitor
 from par_agent.training.setup import open_samplers
-from par_agent.training.state import whole
+from par_agent.training.state import full_tensor
 from par_agent.training.validation import action_metrics, held_out_windows
 from par_agent.utils.checked import Strength
 from par_agent.utils.json_fields import build
@@ -185,7 +185,7 @@ class BaselineTraining(TrainingLoop):
 
     def policy(self) -> BaselineCheckpoint:
         setup = self.setup
-        tensors = {name: whole(value) for name, value in (self.model.state_dict() | self.average.tensors).items()}
+        tensors = {name: full_tensor(value) for name, value in (self.model.state_dict() | self.average.tensors).items()}
         with torch.device("meta"):
             model = type(setup.model)(setup.model.config)
         model.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)

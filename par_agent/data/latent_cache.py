@@ -35,10 +35,10 @@ from par_agent.utils.files import check_writable, only_process, read_content, re
 from par_agent.utils.interrupts import deferred_interrupts
 from par_agent.utils.json_fields import check
 
-MADE = 2
+FORMAT = 2
 """Goes up when latents are made in another way."""
 
-SAVED_EVERY = 50
+EPISODES_PER_SAVE = 50
 """Episodes between two writings of what is done."""
 
 Shape = tuple[int, int, int, int, int]
@@ -76,7 +76,7 @@ class CachedLatents:
         return torch.from_numpy(stored).float()
 
 
-class _Held(NamedTuple):
+class _Verified(NamedTuple):
     """A file of latents and the episodes of it that are proven."""
 
     file: LatentFile | None
@@ -97,9 +97,9 @@ def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> La
     check_camera(dataset, spec.camera)
     path = dataset.folder / "latents" / f"{spec.name(dataset)}.npy"
     cache = _Cache(index, spec, path)
-    held = cache.held(path, path.with_suffix(".json"))
-    if held.file is not None and len(held.proofs) == len(dataset):
-        return held.file
+    verified = cache.verified(path, path.with_suffix(".json"))
+    if verified.file is not None and len(verified.proofs) == len(dataset):
+        return verified.file
     try:
         check_writable(path.parent)
     except UserError as error:
@@ -119,21 +119,21 @@ class _Cache:
         paths = tqdm(index.dataset.paths, desc=f"check {index.dataset.folder.name}", unit="episode", delay=2)
         self.contents = {file.name: _hash(read_content(file)) for file in paths}
 
-    def held(self, path: Path, record: Path) -> _Held:
+    def verified(self, path: Path, record: Path) -> _Verified:
         """What a file holds for certain, by its record."""
         if not file_fits(path, self.shape):
-            return _Held(None, {})
+            return _Verified(None, {})
         file, known, proofs = LatentFile(path, self.shape), self._read(record), {}
         for number, name in enumerate(self.contents):
             content, latents = known.get(name, ("", ""))
             if content == self.contents[name] and latents == _hash(file.read(self.index.frames_of(number)).data):
                 proofs[name] = (content, latents)
-        return _Held(file, proofs)
+        return _Verified(file, proofs)
 
     def compute(self, encode: Encoder) -> None:
         """Encodes what no file holds."""
         partial, progress = self.path.with_suffix(".partial"), self.path.with_suffix(".progress.json")
-        older, begun = self.held(self.path, self.path.with_suffix(".json")), self.held(partial, progress)
+        older, begun = self.verified(self.path, self.path.with_suffix(".json")), self.verified(partial, progress)
         done = begun.proofs
         file = None if begun.file is None else LatentFile(partial, self.shape, writable=True)
         paths = tqdm(self.index.dataset.paths, desc=f"latents of {self.index.dataset.folder.name}", unit="episode")
@@ -151,7 +151,7 @@ class _Cache:
                     file = file or LatentFile.create(partial, self.shape)
                     file.write(rows, latents)
                     done[path.name] = (self.contents[path.name], _hash(latents.data))
-                    if len(done) % SAVED_EVERY == 0:
+                    if len(done) % EPISODES_PER_SAVE == 0:
                         self._write(progress, done)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -180,7 +180,7 @@ class _Cache:
             progress.unlink(missing_ok=True)
 
     def _write(self, record: Path, done: Proofs) -> None:
-        write_json(record, {"made": MADE, "encoder": self.spec.encoder_config, "episodes": done})
+        write_json(record, {"made": FORMAT, "encoder": self.spec.encoder_config, "episodes": done})
 
     def _read(self, record: Path) -> Proofs:
         """What a record says; nothing where it is damaged or of another encoder: then the latents are made anew."""
@@ -189,7 +189,7 @@ class _Cache:
             check("episodes", content.get("episodes"), dict[str, tuple[str, ...]])
         except UserError:
             return {}
-        if (content.get("made"), content.get("encoder")) != (MADE, self.spec.encoder_config):
+        if (content.get("made"), content.get("encoder")) != (FORMAT, self.spec.encoder_config):
             return {}
         return {name: (hashes[0], hashes[1]) for name, hashes in content["episodes"].items() if len(hashes) == 2}
 

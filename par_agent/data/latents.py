@@ -23,7 +23,7 @@ from par_agent.utils.hashes import hash_bytes
 Encoder = Callable[[Tensor], Tensor]
 """Frames (B, H, W, 3) uint8 to scaled latents (B, C, h, w)."""
 
-AT_ONCE = 64
+ENCODE_BATCH = 64
 """Frames that are encoded together."""
 
 
@@ -128,7 +128,7 @@ def encode_frames(frames: np.ndarray, spec: LatentSpec, encode: Encoder) -> Tens
     Raises:
         UserError: they have another shape than the model reads.
     """
-    parts = torch.from_numpy(np.ascontiguousarray(frames)).split(AT_ONCE)
+    parts = torch.from_numpy(np.ascontiguousarray(frames)).split(ENCODE_BATCH)
     latents = torch.cat([encode(part).cpu() for part in parts])
     if tuple(latents.shape[1:]) != spec.shape:
         raise UserError(

@@ -22,7 +22,7 @@ from typing import Any
 from par_agent.errors import UserError
 
 VERSION = "v3.0"
-INFO, STATS, TASKS, OURS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/par_agent.json"
+INFO, STATS, TASKS, EXPORT_RECORD = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/par_agent.json"
 NUMBERED = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 EPISODES, DATA = f"meta/episodes/{NUMBERED}.parquet", f"data/{NUMBERED}.parquet"
 VIDEO = f"videos/{{video_key}}/{NUMBERED}.mp4"

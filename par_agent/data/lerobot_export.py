@@ -181,7 +181,7 @@ class _Writer:
         totals = {name: _measures(statistics, self.rows, name) for name, statistics in self.total.items()}
         write_json(self.folder / lerobot.INFO, info)
         write_json(self.folder / lerobot.STATS, totals)
-        write_json(self.folder / lerobot.OURS, {"spec": self.dataset.spec, "episodes": self.attributes})
+        write_json(self.folder / lerobot.EXPORT_RECORD, {"spec": self.dataset.spec, "episodes": self.attributes})
         parquet.write_table(_tasks_table(self.tasks), self.folder / lerobot.TASKS, write_page_checksum=True)
         path = self.folder / lerobot.numbered(lerobot.EPISODES, 0)
         path.parent.mkdir(parents=True)

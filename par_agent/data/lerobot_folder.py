@@ -71,7 +71,7 @@ class _Version2:
 
     def __init__(self, folder: Path, info: dict[str, Any]) -> None:
         self._folder = folder
-        self._chunk = max(1, whole(info.get("chunks_size", 1000), f"{folder / lerobot.INFO}: chunks_size"))
+        self._chunk = max(1, whole_number(info.get("chunks_size", 1000), f"{folder / lerobot.INFO}: chunks_size"))
 
     def tasks(self) -> list[dict[str, Any]]:
         rows = list(self._lines("meta/tasks.jsonl"))
@@ -132,7 +132,7 @@ class _Version3:
 
     def _numbers(self, record: dict[str, Any], prefix: str, where: str) -> dict[str, int | str]:
         keys = ("chunk_index", "file_index")
-        return {key: whole(record.get(f"{prefix}/{key}"), f"{prefix}/{key} of {where}") for key in keys}
+        return {key: whole_number(record.get(f"{prefix}/{key}"), f"{prefix}/{key} of {where}") for key in keys}
 
 
 class LeRobotFolder:
@@ -168,10 +168,10 @@ class LeRobotFolder:
         self.unreadable: list[UserError] = []
         """What is wrong with the other rows."""
         self._read_episodes()
-        self.ours: _Ours | None = None
+        self.export_record: _ExportRecord | None = None
         """What this package's own export says besides; None: another tool wrote the dataset."""
-        if (folder / lerobot.OURS).is_file():
-            self.ours = self._read_ours(inside(folder, lerobot.OURS))
+        if (folder / lerobot.EXPORT_RECORD).is_file():
+            self.export_record = self._read_export_record(inside(folder, lerobot.EXPORT_RECORD))
 
     def _read_episodes(self) -> None:
         found = []
@@ -179,7 +179,7 @@ class LeRobotFolder:
             try:
                 if isinstance(row, UserError):
                     raise row
-                number = whole(row.get("episode_index"), f"episode_index of an episode of {self.folder}")
+                number = whole_number(row.get("episode_index"), f"episode_index of an episode of {self.folder}")
                 found.append((number, {**row, "episode_index": number}))
             except UserError as error:
                 self.unreadable.append(error)
@@ -187,9 +187,9 @@ class LeRobotFolder:
         if len(self.records) < len(found):
             raise UserError(f"{self.folder} lists an episode twice in its table of episodes; {ADVICE}")
 
-    def _read_ours(self, path: Path) -> _Ours:
-        ours = read_object(path, _Ours)
-        names = {name for about in ours["episodes"] for name in about if not name.startswith(IMAGE_SIZE)}
+    def _read_export_record(self, path: Path) -> _ExportRecord:
+        record = read_object(path, _ExportRecord)
+        names = {name for about in record["episodes"] for name in about if not name.startswith(IMAGE_SIZE)}
         if unknown := sorted(names - set(get_type_hints(Attributes))):
             raise UserError(f"{path} tells {unknown[0]!r} of an episode, which is not known; {ADVICE}")
         stats = self.folder / lerobot.STATS
@@ -197,12 +197,12 @@ class LeRobotFolder:
             lost := sorted(set(read_object(inside(self.folder, lerobot.STATS))) - set(self.info["features"]))
         ):
             raise UserError(f"{self.folder / lerobot.INFO} lacks the feature {lost[0]}, which {stats} has; {ADVICE}")
-        if len(ours["episodes"]) <= max(self.records, default=-1):
+        if len(record["episodes"]) <= max(self.records, default=-1):
             raise UserError(
-                f"{path} describes {len(ours['episodes'])} episodes, the dataset has episode {max(self.records)}: it "
+                f"{path} describes {len(record['episodes'])} episodes, the dataset has episode {max(self.records)}: it "
                 "was changed since par_agent exported it; delete that file to read it as any other dataset"
             )
-        return ours
+        return record
 
     @cached_property
     def tasks(self) -> dict[int, str]:
@@ -214,7 +214,7 @@ class LeRobotFolder:
         where = f"the table of tasks of {self.folder}"
         tasks: dict[int, str] = {}
         for row in self._layout.tasks():
-            number = whole(row.get("task_index"), f"task_index in {where}")
+            number = whole_number(row.get("task_index"), f"task_index in {where}")
             check(f"task {number} in {where}", row.get("task"), str)
             if tasks.setdefault(number, row["task"]) != row["task"]:
                 raise UserError(f"{where} has task {number} twice; {ADVICE}")
@@ -231,7 +231,7 @@ class LeRobotFolder:
             UserError: the rows are missing, repeated or damaged.
         """
         record, where = self.records[number], self.name(number)
-        length = whole(record.get("length"), f"length of {where}")
+        length = whole_number(record.get("length"), f"length of {where}")
         if length < 2:
             raise UserError(f"{where} has {length} rows; an episode needs 2 to show what an action leads to")
         path = self._file("data_path", self._layout.rows(record, where))
@@ -289,14 +289,14 @@ class LeRobotFolder:
         return holders
 
 
-class _Ours(TypedDict):
+class _ExportRecord(TypedDict):
     """What :mod:`par_agent.data.lerobot_export` writes beside LeRobot's files."""
 
     spec: dict[str, Any]
     episodes: list[Attributes]
 
 
-def whole(value: Any, key: str) -> int:
+def whole_number(value: Any, key: str) -> int:
     """A count or an index, which some tools store as a decimal number.
 
     Raises:

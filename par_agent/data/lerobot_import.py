@@ -84,10 +84,12 @@ def _episode(plan: ImportPlan, number: int, frames: dict[str, CameraFrames]) -> 
     if lerobot.IS_NEW in rows.table:
         told = np.flatnonzero(rows.table.values(lerobot.IS_NEW, bool))
         if not np.array_equal(told, steps):
-            raise rows.table.damaged(f"it has frames at rows {told.tolist()}; {lerobot.OURS} says {steps.tolist()}")
+            raise rows.table.damaged(
+                f"it has frames at rows {told.tolist()}; {lerobot.EXPORT_RECORD} says {steps.tolist()}"
+            )
     taken = {camera: reader.take(number, rows.table, steps) for camera, reader in frames.items()}
     sizes = image_size_attributes(taken)
-    if source.ours is None:
+    if source.export_record is None:
         taken = {
             camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in images])
             for camera, images in taken.items()
@@ -98,7 +100,7 @@ def _episode(plan: ImportPlan, number: int, frames: dict[str, CameraFrames]) -> 
         "source": source.folder.name,
         "source_episode": number,
         "control_mode": plan.control_mode,
-        **(sizes if source.ours is None else dict(source.ours["episodes"][number])),
+        **(sizes if source.export_record is None else dict(source.export_record["episodes"][number])),
         "instruction": rows.instruction,
     }
     actions = None if rows.action is None else rows.action[:-1]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from par_agent.data import lerobot
 from par_agent.data.conventions import joint_targets
 from par_agent.data.lerobot_features import CONTROL_MODES, Feature, Keys, choose_keys
-from par_agent.data.lerobot_folder import LeRobotFolder, whole
+from par_agent.data.lerobot_folder import LeRobotFolder, whole_number
 from par_agent.data.render_spec import RenderSpec, wordings
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.tables import Table
@@ -125,12 +125,12 @@ def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
             state_key=request.state_key,
             action_key=request.action_key,
             cameras=request.cameras,
-            video=source.ours is not None,
+            video=source.export_record is not None,
         )
     _check_options(source, request, keys)
     if not request.instruction:
         _ = source.tasks  # without which no episode can be read
-    seen = _Seen()
+    survey = _Survey()
     if source.unreadable and request.episodes is None and not request.skip_corrupt:
         raise UserError(f"{source.unreadable[0]}; or leave such episodes out: --skip-corrupt")
     for error in source.unreadable:
@@ -150,14 +150,14 @@ def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
         list(source.records),
         selection,
         lambda number: read(number).succeeded,
-        lambda number: seen.add(read(number), keys),
+        lambda number: survey.add(read(number), keys),
     )
-    mode = _control_mode(source, request, keys, follows=seen.misses <= seen.spread)
-    spec = _spec(source, request, keys, taken, seen.instructions)
-    return ImportPlan(source, request, keys, spec, mode, taken, seen.rows, seen.instructions)
+    mode = _control_mode(source, request, keys, follows=survey.misses <= survey.spread)
+    spec = _spec(source, request, keys, taken, survey.instructions)
+    return ImportPlan(source, request, keys, spec, mode, taken, survey.rows, survey.instructions)
 
 
-class _Seen:
+class _Survey:
     """What the episodes' numbers tell."""
 
     def __init__(self) -> None:
@@ -180,7 +180,7 @@ class _Seen:
 def _check_options(source: LeRobotFolder, request: LeRobotRequest, keys: Keys) -> None:
     """Compares options with the dataset's features."""
     fixed = ("crop", "size", "stride", "control_mode", "image_key", "state_key", "action_key")
-    if source.ours is not None and any(getattr(request, name) for name in fixed):
+    if source.export_record is not None and any(getattr(request, name) for name in fixed):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise UserError(
             f"{source.folder} was exported by par_agent and knows its frames and actions: leave {options} out"
@@ -201,8 +201,9 @@ def _control_mode(source: LeRobotFolder, request: LeRobotRequest, keys: Keys, *,
     """What the actions are; ``follows``: they lie near the joints that are called alike, as targets do."""
     if request.control_mode is not None or not keys.action:
         return request.control_mode or UNKNOWN_CONTROLLER
-    if source.ours is not None:
-        return next((about.get("control_mode") for about in source.ours["episodes"]), None) or UNKNOWN_CONTROLLER
+    if source.export_record is not None:
+        modes = (about.get("control_mode") for about in source.export_record["episodes"])
+        return next(modes, None) or UNKNOWN_CONTROLLER
     if keys.called_like_joints and follows:
         return "pd_joint_pos"
     reason = f"action: {_described(keys.action)}; state: {_described(keys.state)}"
@@ -219,16 +220,17 @@ def _spec(
 ) -> RenderSpec:
     """The spec of the imported dataset: the original one, where this package exported it."""
     all_taken = taken == tuple(source.records)
-    if source.ours is not None:
-        original = RenderSpec.from_json(source.ours["spec"], str(source.folder / lerobot.OURS))
+    if source.export_record is not None:
+        original = RenderSpec.from_json(source.export_record["spec"], str(source.folder / lerobot.EXPORT_RECORD))
         cameras = request.cameras or original.cameras
         if lacking := [camera for camera in cameras if camera not in keys.cameras]:
             raise UserError(f"{source.folder} lacks its camera {lacking[0]!r}; copy or export the dataset again")
         if all_taken:
             return dataclasses.replace(original, cameras=cameras)
-        own = source.ours["episodes"]
+        own = source.export_record["episodes"]
         chosen = [
-            whole(own[number].get("source_episode"), f"source_episode of {source.name(number)}") for number in taken
+            whole_number(own[number].get("source_episode"), f"source_episode of {source.name(number)}")
+            for number in taken
         ]
         return dataclasses.replace(
             original, cameras=cameras, num_episodes=len(taken), source_episodes=format_numbers(chosen)
@@ -275,9 +277,9 @@ def read_rows(
     """
     success = None if request.include_failures else keys.success
     features = (*keys.state, *keys.action, *keys.extra.values())
-    task = [] if request.instruction or source.ours is not None else ["task_index"]
+    task = [] if request.instruction or source.export_record is not None else ["task_index"]
     columns = [feature.name for feature in (*features, *images, *([success] if success else []))]
-    shown = [name for name in source.info["features"] if name == lerobot.IS_NEW and source.ours is not None]
+    shown = [name for name in source.info["features"] if name == lerobot.IS_NEW and source.export_record is not None]
     table = source.rows(number, [*columns, *task, *shown])
 
     def matrix(feature: Feature) -> np.ndarray:
@@ -305,10 +307,10 @@ def _instruction(source: LeRobotFolder, request: LeRobotRequest, number: int, ta
     """The instruction of an episode: that of all its rows, unless one is given."""
     if request.instruction:
         return wordings(request.instruction)
-    if source.ours is not None:
-        own = source.ours["episodes"][number].get("instruction", "")
+    if source.export_record is not None:
+        own = source.export_record["episodes"][number].get("instruction", "")
         return tuple(own) if isinstance(own, list) else str(own)
-    found = [whole(index, f"{table.path}: task_index") for index in table.matrix("task_index")[:, 0].tolist()]
+    found = [whole_number(index, f"{table.path}: task_index") for index in table.matrix("task_index")[:, 0].tolist()]
     for index in set(found) - set(source.tasks):
         raise UserError(f"its task_index is {index}, which the table of tasks lacks: give --instruction TEXT")
     texts = [source.tasks[index] for index in found]

@@ -16,7 +16,7 @@ from par_agent.utils.files import check_file
 CONTAINERS = {b"ftyp": (4, "mov"), b"\x1aE\xdf\xa3": (0, "matroska")}
 """What a video file has near its beginning -> where, and what ffmpeg calls the format."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
-DEEP = re.compile(r"I|F|I;16.*|gray(9|1\d|f).*")
+HIGH_BIT_DEPTH = re.compile(r"I|F|I;16.*|gray(9|1\d|f).*")
 """What Pillow and ffmpeg call pixels of more than 8 bits that they would cut to 8: depth, for example."""
 
 
@@ -34,7 +34,7 @@ def decode_image(content: bytes, origin: str) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
-            if not DEEP.fullmatch(image.mode):
+            if not HIGH_BIT_DEPTH.fullmatch(image.mode):
                 return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, LookupError, SyntaxError, ArithmeticError, Image.DecompressionBombError) as error:
         raise UserError(f"{origin} is damaged ({error}); expected {', '.join(IMAGE_FORMATS)}") from None
@@ -67,7 +67,7 @@ def video_frames(path: Path, fps: float | None = None) -> Generator[np.ndarray, 
             path.absolute(), format="ffmpeg", input_params=options, output_params=["-fps_mode", "passthrough"]
         )
         found = reader.get_meta_data()
-        if DEEP.fullmatch(str(found.get("pix_fmt"))):
+        if HIGH_BIT_DEPTH.fullmatch(str(found.get("pix_fmt"))):
             raise UserError(f"{path} has more than 8 bits a channel, as depth has; leave that camera out")
         if fps is not None and abs(found["fps"] - fps) > 0.01 * fps:
             raise UserError(f"{path} has {found['fps']:g} frames a second; expected {fps:g}, one each row")

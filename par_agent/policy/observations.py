@@ -15,7 +15,7 @@ from par_agent.tasks import UNKNOWN_CONTROLLER, check_camera
 if TYPE_CHECKING:
     from par_agent.tasks import TaskSpec
 
-LARGEST = 1e6
+MAX_OBSERVATION = 1e6
 """Joint positions and extra observations are smaller than this; what is not was not measured."""
 
 
@@ -161,15 +161,15 @@ def _measured(values: Tensor, where: str) -> Tensor:
     """The same values (B, n).
 
     Raises:
-        UserError: NaN, infinity or numbers of :data:`LARGEST` and more.
+        UserError: NaN, infinity or numbers of :data:`MAX_OBSERVATION` and more.
     """
-    wrong = ~(values.abs() < LARGEST).all(1)
+    wrong = ~(values.abs() < MAX_OBSERVATION).all(1)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         raise UserError(
             f"{where} of environments {wrong.nonzero()[:, 0].tolist()} holds NaN, infinity or numbers beyond "
-            f"{LARGEST:.0e} (environment {row}: {values[row].tolist()}): the simulation has come apart, or another "
-            "value was put there; reset these environments"
+            f"{MAX_OBSERVATION:.0e} (environment {row}: {values[row].tolist()}): the simulation has diverged, or "
+            "another value was put there; reset these environments"
         )
     return values
 

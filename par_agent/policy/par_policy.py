@@ -124,10 +124,10 @@ class PARPolicy:
                 'data, and write their height and width into policy.json ("image_size")',
                 stacklevel=2,
             )
-        self._told = Instructions.read(instruction, checkpoint.text_encoder, self.device)
+        self._instructions = Instructions.read(instruction, checkpoint.text_encoder, self.device)
         self._seed = checked_seed(seed)
         self._state: EpisodeState | None = None
-        self._seen: EpisodeState | None = None  # where imagining starts: acting's state, or that of a plan
+        self._last_read: EpisodeState | None = None  # where imagining starts: acting's state, or that of a plan
 
     @classmethod
     def from_pretrained(
@@ -190,7 +190,7 @@ class PARPolicy:
     def instruction(self) -> str | tuple[str, ...]:
         """What to do: one text for all environments, or one for each. Assigning it begins all episodes anew, as
         ``reset(instruction=...)`` does."""
-        return self._told.texts[0] if self._told.for_all else self._told.texts
+        return self._instructions.texts[0] if self._instructions.for_all else self._instructions.texts
 
     @instruction.setter
     def instruction(self, instruction: str | Sequence[str]) -> None:
@@ -216,22 +216,22 @@ class PARPolicy:
             UserError: a row that does not exist or is named twice, a mask of another length, another seed or
                 instruction; nothing has changed then.
         """
-        state, told = self._state, self._told
-        count = told.count if state is None else len(state.used)
+        state, instructions = self._state, self._instructions
+        count = instructions.count if state is None else len(state.used)
         rows = None if env_idx is None else chosen_rows(env_idx, count, self.device)
         if instruction is not None:
             new = Instructions.read(instruction, self.checkpoint.text_encoder, self.device)
-            told = new if rows is None else told.with_rows(rows.tolist(), new, count)
+            instructions = new if rows is None else instructions.with_rows(rows.tolist(), new, count)
         if seed is not None:
             self._seed = seed = checked_seed(seed)
         elif state is not None and rows is None:
             self._seed = next_seed(state.generators)
-        self._told = told
+        self._instructions = instructions
         if rows is None or state is None:
-            self._state = self._seen = None
+            self._state = self._last_read = None
             return
-        self._seen = state
-        features = None if instruction is None else [told.features[row] for row in rows.tolist()]
+        self._last_read = state
+        features = None if instruction is None else [instructions.features[row] for row in rows.tolist()]
         state.reset(rows, features)
         reseed(state.generators, rows, seed)
 
@@ -301,11 +301,11 @@ class PARPolicy:
         Raises:
             UserError: nothing was read yet, ``n`` is below 1, or the model predicts no frames.
         """
-        if self._seen is None:
+        if self._last_read is None:
             raise UserError(
                 "there is nothing to imagine from: no frame was read since reset(); call act() or plan() first"
             )
-        return self._seen.imagine(n, generation)
+        return self._last_read.imagine(n, generation)
 
     @_one_thread
     def attention(self, obs: dict[str, Any]) -> AttentionMaps:
@@ -329,7 +329,7 @@ class PARPolicy:
     def _state_for(self, batch: int) -> EpisodeState:
         """The episodes so far, or new ones."""
         if self._state is None:
-            features = self._told.for_rows(batch).features
+            features = self._instructions.for_rows(batch).features
             return EpisodeState.start(self.checkpoint, self.inference, list(features), self._seed)
         if len(self._state.used) != batch:
             raise UserError(
@@ -342,7 +342,7 @@ class PARPolicy:
         """Reads the frame of the rows that are due (B,) bool, and plans their next chunk."""
         rows = due.nonzero()[:, 0]
         state.plan(self._latents(obs, len(positions), rows), positions[rows], rows)
-        self._seen = state
+        self._last_read = state
 
     def _latents(self, obs: dict[str, Any], batch: int, rows: Tensor) -> Tensor:
         """Latents (k, C, h, w) of the images of ``rows`` (k,)."""

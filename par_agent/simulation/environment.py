@@ -211,7 +211,7 @@ class TaskEnvironment:
         # Both reset() and step() end with get_obs(), which would render the sensor cameras: observe() calls it instead.
         self._base.get_obs = lambda info=None, unflattened=False: {}
         self._info: dict[str, Any] = {}
-        self._late: deque[torch.Tensor | None] = deque()
+        self._pending: deque[torch.Tensor | None] = deque()
         """Actions that have not taken effect yet; None: hold still."""
         _check_environment(self._base, spec, track)
 
@@ -237,7 +237,7 @@ class TaskEnvironment:
         self._env.reset(seed=seeds, options={"reconfigure": True})
         _check_objects(self.spec, together, self._base.get_state_dict())
         self._variation.change(self._base)
-        self._late = deque([None] * self._variation.delay)
+        self._pending = deque([None] * self._variation.delay)
         _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
 
     def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
@@ -260,8 +260,8 @@ class TaskEnvironment:
         Args:
             action: (B, action_size) float32, in the units of the task's controller.
         """
-        self._late.append(action)
-        due = self._late.popleft()
+        self._pending.append(action)
+        due = self._pending.popleft()
         if due is None:
             _hold_still(self._base)
         _, reward, _, _, self._info = self._env.step(due)

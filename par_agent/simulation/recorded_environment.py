@@ -15,7 +15,7 @@ StateDict = dict[str, dict[str, np.ndarray]]
 A row is position (3, metres), quaternion (4, w first), linear and angular velocity (6), then joint positions and
 velocities."""
 
-CHOSEN_ANEW = (
+OVERRIDDEN_OPTIONS = (
     *("obs_mode", "render_mode", "reward_mode", "num_envs", "parallel_in_single_scene"),
     *("sim_backend", "render_backend", "shader_dir", "viewer_camera_configs"),
 )
@@ -35,7 +35,7 @@ def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, An
 
     if ":" in env_id:  # Gymnasium would import what stands before it
         raise UserError(f"the trajectory file's JSON names the environment {env_id!r}; expected a plain name")
-    options = {name: value for name, value in recorded.items() if name not in CHOSEN_ANEW}
+    options = {name: value for name, value in recorded.items() if name not in OVERRIDDEN_OPTIONS}
     for cameras in ("sensor_configs", "human_render_camera_configs"):
         options[cameras] = {**_without_shaders(options.get(cameras) or {}), "shader_pack": SHADER}
     try:
@@ -53,7 +53,7 @@ def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, An
             "and robots by their names"
         ) from None
     except (gymnasium.error.Error, *_FAULTS) as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in recorded.items() if name not in CHOSEN_ANEW)
+        given = ", ".join(f"{name}={value!r}" for name, value in recorded.items() if name not in OVERRIDDEN_OPTIONS)
         raise UserError(
             f"ManiSkill cannot make {env_id} here as it was when it was recorded ({type(error).__name__}: {error}); "
             f"the trajectory file's JSON tells the options {given or 'none'} in env_kwargs, and `par-agent doctor` "

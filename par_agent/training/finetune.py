@@ -25,7 +25,7 @@ from par_agent.utils.device import use_tf32
 
 __all__ = ["FinetuneConfig", "finetune"]
 
-LONGEST_WAIT = timedelta(hours=12)
+PROCESS_TIMEOUT = timedelta(hours=12)
 """How long processes wait for the main one, which alone computes latents and measures."""
 
 
@@ -84,7 +84,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation),
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True),  # NOVA's motion tokens, among others
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
         ],
     )
     if config.device == "cuda":

@@ -38,9 +38,15 @@ from par_agent.training.optimisation import (
     trained_weights,
 )
 from par_agent.training.pictures import draw
-from par_agent.training.progress import Progress
 from par_agent.training.setup import Setup
-from par_agent.training.state import latest_training_state, load_training_state, save_training_state, saved_steps, whole
+from par_agent.training.state import (
+    Progress,
+    full_tensor,
+    latest_training_state,
+    load_training_state,
+    save_training_state,
+    saved_steps,
+)
 from par_agent.training.trainable import merged, save_adapter
 from par_agent.training.validation import predict_episode, validate
 from par_agent.utils.files import naming
@@ -223,7 +229,7 @@ class TrainingLoop(abc.ABC):
                 accelerator.backward(loss.total)
             losses += torch.stack([loss.action, loss.frame]).detach() / config.accumulation
             seen.append((loss.total.detach(), windows.episodes))
-        norm = float(whole(accelerator.clip_grad_norm_(self.objective.parameters(), config.optimiser.clip)))
+        norm = float(full_tensor(accelerator.clip_grad_norm_(self.objective.parameters(), config.optimiser.clip)))
         action, frame, due, told = self._agree(losses, interrupts)
         total = action + frame
         limit = math.inf if progress.loss is None else EXPLOSION_FACTOR * max(progress.loss, LOSS_FLOOR)
@@ -347,7 +353,7 @@ class Training(TrainingLoop):
 
     def policy(self) -> Checkpoint:
         setup = self.setup
-        tensors = {name: whole(value) for name, value in (self.model.state_dict() | self.average.tensors).items()}
+        tensors = {name: full_tensor(value) for name, value in (self.model.state_dict() | self.average.tensors).items()}
         with torch.device("meta"):
             model = PARModel(self.model.config)
         model.load_state_dict(merged(tensors, self.config), assign=True)
@@ -375,6 +381,6 @@ class Training(TrainingLoop):
     def save_policy(self) -> None:
         super().save_policy()
         if self.config.train == "lora":
-            adapter = {name: whole(value) for name, value in self.average.tensors.items()}
+            adapter = {name: full_tensor(value) for name, value in self.average.tensors.items()}
             if self.accelerator.is_main_process:
                 save_adapter(self.config.out / "adapter", adapter, self.config)

@@ -16,7 +16,7 @@ from par_agent.training.batches import perturb_proprioception, tensors
 from par_agent.training.config import FinetuneConfig
 from par_agent.utils.device import moved
 
-MOST_STEPS = 48
+MAX_FIRST_STEP = 48
 """Windows are placed at random rollout steps below this, so that long rollouts are nothing new."""
 
 
@@ -49,7 +49,7 @@ class Objective(nn.Module):
         dropped = uniform(shape, device, generator) < config.loss.past_action_dropout
         alone = uniform(shape, device, generator) < config.loss.single_step
         context = integers(1, config.window + 1, shape, device, generator)
-        offset = integers(0, MOST_STEPS, (shape[0], 1), device, generator)
+        offset = integers(0, MAX_FIRST_STEP, (shape[0], 1), device, generator)
         inputs = dataclasses.replace(
             inputs,
             proprioception=inputs.proprioception + spread * noise,

@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,6 +26,26 @@ from torch import Tensor
 from par_agent.errors import UserError
 from par_agent.modeling.weights import read_tensors, tensor_faults, write_tensors
 from par_agent.utils.files import read_object, remedy, write_json
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that a training state holds beside tensors."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    batches: int = 0
+    """Batches drawn, by all processes together."""
+    loss: float | None = None
+    """Running mean of the loss, which an exploding one is told by."""
+    best: float | None = None
+    """Lowest error measured on held-out episodes so far."""
+    base: str | None = None
+    """Hash of the weights that the run started from, where training states do not hold them."""
+    seconds: float = 0.0
+    """Time that the steps took."""
+    processor_seconds: float = 0.0
+    """Processor time that they took in the main process, all of its threads together."""
 
 
 class _State(TypedDict):
@@ -150,7 +171,7 @@ def _check_state(state: dict[str, Any], path: Path) -> None:
             raise UserError(f"{name} in state.json is {value}; it must be 0 or more")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor, gathered where FSDP has sharded it (a DTensor): then every process has to call this."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered
@@ -169,7 +190,7 @@ def _sharded_like(value: Tensor, like: Tensor) -> Tensor:
 
 def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Whole tensors on the CPU; gathered, then dropped unless ``keep``."""
-    gathered = ((name, whole(value.detach())) for name, value in tensors.items())
+    gathered = ((name, full_tensor(value.detach())) for name, value in tensors.items())
     return {name: value.cpu() for name, value in gathered if keep}
 
 

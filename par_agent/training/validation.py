@@ -21,11 +21,11 @@ from par_agent.policy.transforms import Transforms
 from par_agent.training.batches import tensors
 from par_agent.utils.image_quality import psnr
 
-WINDOWS = 16
+MAX_WINDOWS = 16
 """Windows measured per dataset, spread over its held-out episodes."""
-FRAMES = 8
+MAX_FRAMES = 8
 """Frames drawn per dataset, which cost far more than actions; as many are shown of an episode."""
-LONGEST = 16
+MAX_EPISODE_WINDOWS = 16
 """Windows of an episode that are shown at most."""
 
 
@@ -65,7 +65,7 @@ def held_out_windows(sampler: WindowSampler, limit: int) -> Windows:
 
 @torch.inference_mode()
 def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, actions: bool) -> dict[str, float]:
-    windows = held_out_windows(sampler, WINDOWS)
+    windows = held_out_windows(sampler, MAX_WINDOWS)
     z_frame, z_action = _conditions(policy, windows, device, actions)
     metrics: dict[str, float] = {}
     if actions:
@@ -75,7 +75,7 @@ def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, a
         blind = _chunks(policy, other, _conditions(policy, other, device, actions)[1])
         metrics = action_metrics(chunks, blind, windows, policy.transforms)
     if policy.model.config.imagination:
-        rows = torch.arange(min(FRAMES, len(windows.steps)))
+        rows = torch.arange(min(MAX_FRAMES, len(windows.steps)))
         last = (windows.action_weights[rows, :, 0] > 0).sum(1) - 1
         predicted = _frames(policy, z_frame[rows, last])
         true, still = (
@@ -135,7 +135,7 @@ def predict_episode(
     first = sampler.sample(0, 1, augment=False)
     name = first.episodes[0].split("+")[0]
     parts = [first]
-    for number in range(1, min(LONGEST, len(sampler))):
+    for number in range(1, min(MAX_EPISODE_WINDOWS, len(sampler))):
         part = sampler.sample(number, 1, augment=False)
         if name not in part.episodes[0].split("+"):
             break
@@ -146,7 +146,7 @@ def predict_episode(
     places = np.unique(steps, return_index=True)[1][int((steps < 0).any()) :]  # windows may overlap
     true_frames = frames = true_actions = predicted = None
     if policy.model.config.imagination:
-        shown = places[np.linspace(0, len(places) - 1, min(FRAMES, len(places))).round().astype(int)]
+        shown = places[np.linspace(0, len(places) - 1, min(MAX_FRAMES, len(places))).round().astype(int)]
         frames = _frames(policy, z_frame.flatten(0, 1)[shown]).numpy()
         latents = windows.next_latents.flatten(0, 1)[shown]
         true_frames = policy.encoder.decode(latents.to(device)).cpu().numpy()
