@@ -34,7 +34,7 @@ from par_agent.modeling.par import PARModel
 from par_agent.modeling.vae.frame_encoder import describe_frame_encoder
 from par_agent.modeling.weights import find_weights
 from par_agent.policy.checkpoint import Checkpoint
-from par_agent.training.batches import tensors
+from par_agent.training.objective import tensors
 from par_agent.training.optimisation import make_optimizer
 from par_agent.utils.checked import Checked, Count, Length, Share, Size, SmallCount
 from par_agent.utils.hashes import hash_file

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from par_agent.data.windows import Windows
-from par_agent.training.batches import perturb_proprioception
 from par_agent.training.config import FinetuneConfig
-from par_agent.training.objective import Objective
+from par_agent.training.objective import Objective, perturb_proprioception
 from par_agent.training.setup import prepare
 from par_agent.utils.checked import with_options
 from tiny import LENGTH, tiny_run

@@ -13,7 +13,7 @@ from par_agent.data.prefetch import prefetch
 
 
 def running() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_batches_come_in_order():

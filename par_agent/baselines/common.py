@@ -227,7 +227,7 @@ class Method(nn.Module, abc.ABC):
         return context_length > 0
 
     def history(self, inputs: PhysicalTokens, features: list[Tensor], context_length: Tensor) -> History:
-        """Reads a batch of windows; arguments as :func:`par_agent.training.batches.tensors` gives them."""
+        """Reads a batch of windows; arguments as :func:`par_agent.training.objective.tensors` gives them."""
         tokens = self.stem(inputs.latents, inputs.proprioception)
         return History(tokens, inputs.actions, inputs.actions_known, context_length, self.stem.text(features))
 

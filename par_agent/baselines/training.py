@@ -24,11 +24,11 @@ from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.policy.transforms import Transforms
-from par_agent.training.batches import perturb_proprioception, tensors
 from par_agent.training.config import TrainingConfig
 from par_agent.training.finetune import make_accelerator
 from par_agent.training.loop import SavedPolicy, TrainingLoop, channels_last
 from par_agent.training.monitor import Monitor
+from par_agent.training.objective import perturb_proprioception, tensors
 from par_agent.training.setup import open_samplers
 from par_agent.training.state import full_tensor
 from par_agent.training.validation import action_metrics, held_out_windows

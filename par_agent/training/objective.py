@@ -1,18 +1,17 @@
-"""The loss of a batch of windows, with all that makes training harder than acting."""
+"""From windows to the loss: inputs, targets, and the noise and dropout that training adds."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from par_agent.data.windows import Windows
-from par_agent.modeling.par import PARLoss, PARModel
+from par_agent.modeling.par import PARLoss, PARModel, PhysicalTokens, Targets
 from par_agent.modeling.random_numbers import integers, normal, seeded_generator, uniform
 from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.policy.transforms import Transforms
-from par_agent.training.batches import perturb_proprioception, tensors
 from par_agent.training.config import FinetuneConfig
 from par_agent.utils.device import moved
 
@@ -66,3 +65,83 @@ class Objective(nn.Module):
             frame_fraction=config.loss.frame_fraction,
             generator=generator,
         )
+
+
+def tensors(
+    windows: Windows, transforms: Transforms | None, text_encoder: TextEncoder, device: torch.device
+) -> tuple[PhysicalTokens, Targets, list[torch.Tensor]]:
+    """A batch as the model reads it: inputs, targets and text features, on ``device`` (:attr:`Targets.frame_weights`
+    apart).
+
+    Without transforms, windows are videos: joint positions are zero, no chunk is known, none is to be predicted.
+    """
+    proprioception, past_actions, target_actions = windows.proprioception, windows.past_actions, None
+    if transforms is not None:
+        proprioception = transforms.normalise_proprioception(windows.proprioception)
+        past_actions = transforms.normalise_actions(windows.past_actions, windows.past_proprioception)
+        target_actions = transforms.normalise_actions(windows.target_actions, windows.proprioception)
+    read = windows.latents, proprioception, past_actions, windows.past_actions_known
+    inputs = PhysicalTokens(*(moved(value, device) for value in read))
+    targets = Targets(
+        None if target_actions is None else moved(target_actions, device),
+        moved(windows.action_weights, device),
+        moved(windows.next_latents, device),
+        windows.action_weights[..., 0] > 0,
+    )
+    features = {text: moved(text_encoder.encode(text), device) for text in set(windows.instructions)}
+    return inputs, targets, [features[text] for text in windows.instructions]
+
+
+DRIFT_CORRELATION = 0.8
+"""Correlation of the perturbations of consecutive steps."""
+
+
+def perturb_proprioception(
+    windows: Windows, transforms: Transforms, length: int, spread: float, generator: torch.Generator | None
+) -> Windows:
+    """Windows in which the robot has drifted a little beside where it was, and its targets are where they were.
+
+    The displacement wanders from step to step, and the chunks executed before lead from one to the next: the past
+    looks as if the robot had been told to go there, so that only the image says where it should be. Joints that actions
+    do not move relative to their positions stay.
+
+    Args:
+        windows: as they were demonstrated.
+        transforms: tell the joints, and how far a chunk moves them.
+        length: actions a chunk, ``L``.
+        spread: displacement in standard deviations of a chunk's last targets.
+        generator: source of the noise; None: torch's own.
+    """
+    scale = torch.zeros(windows.proprioception.shape[-1])
+    shared = min(transforms.action_size, len(scale))
+    relative = torch.tensor(transforms.relative[:shared])
+    scale[:shared] = spread * torch.tensor(transforms.action_std[length - 1][:shared]) * relative
+    drift = scale * _drift(windows.context_length, len(scale), generator)
+    earlier, now = drift[:, :-1], drift[:, 1:]
+    share = (torch.arange(length) + 1)[:, None] / length
+    past_actions = windows.past_actions.clone()
+    past_actions[..., :shared] += torch.lerp(earlier[:, :, None], now[:, :, None], share)[..., :shared]
+    return dataclasses.replace(
+        windows,
+        proprioception=windows.proprioception + now,
+        past_actions=past_actions,
+        past_proprioception=windows.past_proprioception + earlier,
+    )
+
+
+def _drift(context_length: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    """Noise (B, N + 1, size) of unit variance that wanders within each episode, from the step before the window on.
+
+    Args:
+        context_length: (B, N) as in :class:`Windows`.
+        size: numbers a step.
+        generator: source of the noise; None: torch's own.
+    """
+    fresh = normal((len(context_length), context_length.shape[1] + 1, size), context_length.device, generator)
+    drift = [fresh[:, 0]]
+    for step in range(context_length.shape[1]):
+        # before an episode's first step no chunk is known, so that it does not matter what that step's drift follows
+        follows = (context_length[:, step : step + 1] > 1) | (step == 0)
+        wandered = DRIFT_CORRELATION * drift[-1] + (1 - DRIFT_CORRELATION**2) ** 0.5 * fresh[:, step + 1]
+        drift.append(torch.where(follows, wandered, fresh[:, step + 1]))
+    return torch.stack(drift, 1)

@@ -18,7 +18,7 @@ from par_agent.modeling.nova.generation import RandomNoise
 from par_agent.modeling.random_numbers import seeded_generator
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.transforms import Transforms
-from par_agent.training.batches import tensors
+from par_agent.training.objective import tensors
 from par_agent.utils.image_quality import psnr
 
 MAX_WINDOWS = 16
