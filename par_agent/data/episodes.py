@@ -194,7 +194,7 @@ def read_frames(path: Path, camera: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def _problem(episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None:
-    """What does not fit in an episode with frames of these shapes per camera; None: all does."""
+    """The first fault of an episode with frames of these shapes per camera; None: it has none."""
     steps, total = episode.frame_steps, len(episode.proprioception) - 1
     for name, values in episode.extra.items():
         if len(values) != total + 1:
@@ -275,7 +275,7 @@ class RenderedDataset:
         return episode
 
     def _mismatch(self, episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None:
-        """What of an episode, with frames of these shapes per camera, is not as the dataset says; None: nothing."""
+        """The first way in which an episode differs from what the dataset says; None: it does not."""
         total = len(episode.proprioception) - 1
         expected = frame_steps(total, self._spec.stride, self._spec.phase)
         if not np.array_equal(episode.frame_steps, expected):
@@ -299,7 +299,7 @@ class RenderedDataset:
         return None
 
     def _damaged(self) -> list[Path]:
-        """Those files that cannot be read to their end; each is reported."""
+        """Files that cannot be read; each is reported."""
         found = []
         with tqdm(self.paths, desc=f"check {self.folder.name}", unit="episode") as progress:
             for path in progress:

@@ -1,4 +1,4 @@
-"""What a dataset's episodes hold at their chunk boundaries, in memory; frames stay on disk.
+"""Joint positions and chunks of a dataset at its chunk boundaries, in memory; frames stay on disk.
 
 Letters: K usable chunk boundaries of an episode, L actions a chunk, A numbers per action, P numbers of proprioception:
 joint positions, then extra observations.
@@ -82,7 +82,7 @@ class EpisodeIndex:
         self.columns = {name: np.concatenate(columns.pop(name)) for name in COLUMNS}
         """Name -> values of all boundaries; see :class:`par_agent.data.windows.Windows`."""
         self.offsets = np.concatenate([[0], np.cumsum(self.boundaries)])
-        """First boundary of every episode, and their number."""
+        """First boundary of every episode, then the number of all boundaries."""
         self._frames = np.array(frames)
 
     @property
@@ -106,7 +106,7 @@ class EpisodeIndex:
         return self.dataset.paths[number], int(self._frames[number])
 
     def frames_of(self, episode: int) -> range:
-        """Rows of the dataset that the frames of an episode, by its number, are."""
+        """Rows of an episode's frames in the dataset."""
         return range(*self._frames[[episode, episode + 1]].tolist())
 
     def split(self, demos: int | None = None) -> tuple[list[int], list[int]]:
@@ -128,11 +128,11 @@ class EpisodeIndex:
         return train[:demos], numbers[::HELD_OUT]
 
     def rows(self, episodes: list[int]) -> np.ndarray:
-        """Rows of :attr:`columns` that episodes have."""
+        """Rows of episodes in :attr:`columns`."""
         return np.concatenate([np.arange(*self.offsets[[episode, episode + 1]]) for episode in episodes])
 
     def _check(self, path: Path, episode: Episode, columns: dict[str, list[np.ndarray]]) -> None:
-        """Compares an episode with what the others are like."""
+        """Compares an episode with the ones before it."""
         if episode.actions is None:
             raise damaged_episode(path, "it holds no actions")
         if columns["target_actions"]:

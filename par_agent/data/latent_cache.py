@@ -1,13 +1,12 @@
-"""The cache of latents, which proves what it holds.
+"""A cache of latents on disk, with two hashes of every episode.
 
 ::
 
     dataset/latents/<camera>-<VAE hash>-<variants>x<shift>.npy   (variants, frames, C, h, w) float16
-                                                          .json  of which bytes: two hashes an episode
+                                                          .json  hashes of each episode's file and latents
 
-The first hash of an episode is that of its file, whose frames and seed decide the latents; the second is that of the
-latents. Both are compared before every run, which costs a small part of what reading the frames would. Only episodes
-that lack this proof are encoded, again or for the first time.
+Both hashes are compared before every run, which costs far less than reading the frames. Episodes whose hashes are
+missing or differ are encoded.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from par_agent.utils.interrupts import deferred_interrupts
 from par_agent.utils.json_fields import check
 
 FORMAT = 2
-"""Goes up when latents are made in another way."""
+"""Version of the cache; goes up when latents are computed differently."""
 
 EPISODES_PER_SAVE = 50
 """Episodes between two writings of what is done."""
@@ -77,14 +76,14 @@ class CachedLatents:
 
 
 class _Verified(NamedTuple):
-    """A file of latents and the episodes of it that are proven."""
+    """A file of latents, and hashes of those episodes in it that are as recorded."""
 
     file: LatentFile | None
     proofs: Proofs
 
 
 def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> LatentFile:
-    """Latents of all episodes' frames; those that are missing, or are not proven, are computed.
+    """Latents of all episodes' frames; computes those that are missing or whose hashes differ.
 
     Computing resumes where it was stopped; the file has its final name only when complete.
 
@@ -111,7 +110,7 @@ def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> La
 
 
 class _Cache:
-    """A cache that is compared with its dataset, and completed."""
+    """Compares a cache with its dataset and completes it."""
 
     def __init__(self, index: EpisodeIndex, spec: LatentSpec, path: Path) -> None:
         self.index, self.spec, self.path = index, spec, path
@@ -120,7 +119,7 @@ class _Cache:
         self.contents = {file.name: _hash(read_content(file)) for file in paths}
 
     def verified(self, path: Path, record: Path) -> _Verified:
-        """What a file holds for certain, by its record."""
+        """Compares a file of latents with its record of hashes."""
         if not file_fits(path, self.shape):
             return _Verified(None, {})
         file, known, proofs = LatentFile(path, self.shape), self._read(record), {}
@@ -172,7 +171,7 @@ class _Cache:
         return latents.reshape(spec.variants, len(frames), *spec.shape)
 
     def _keep(self, partial: Path, progress: Path, done: Proofs) -> None:
-        """Leaves what is done for the next time; nothing where that is nothing."""
+        """Keeps what is done for the next run."""
         if done:
             self._write(progress, done)
         else:
@@ -183,7 +182,7 @@ class _Cache:
         write_json(record, {"made": FORMAT, "encoder": self.spec.encoder_config, "episodes": done})
 
     def _read(self, record: Path) -> Proofs:
-        """What a record says; nothing where it is damaged or of another encoder: then the latents are made anew."""
+        """Hashes in a record; empty where it is damaged or of another encoder."""
         try:
             content: dict[str, Any] = read_object(record)
             check("episodes", content.get("episodes"), dict[str, tuple[str, ...]])
@@ -286,7 +285,7 @@ class LatentFile:
 
 
 def file_fits(path: Path, shape: Shape) -> bool:
-    """Whether a file is one of such latents, as far as its header and its length tell."""
+    """Whether a file has the header and the length of such latents."""
     header = _header(shape)
     try:
         with open(path, "rb") as file:

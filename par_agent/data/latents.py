@@ -1,7 +1,7 @@
 """Frozen-VAE latents of rendered frames: kept on disk (:mod:`par_agent.data.latent_cache`), or encoded when needed.
 
-Variant 0 holds the frames as they are; in every further variant each episode is changed at random
-(:mod:`par_agent.data.augmentation`), all of its frames alike. Without the cache every window is changed anew.
+Variant 0 holds the frames as they are. In every other variant each episode is augmented at random, all of its frames
+alike. Without the cache every window is augmented anew.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LatentSpec:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How far the others are changed."""
     encoder_config: str = ""
-    """What beside its weights decides what the encoder does."""
+    """The encoder's configuration."""
 
     def __post_init__(self) -> None:
         if self.variants < 1:
@@ -63,7 +63,7 @@ class LatentSource(Protocol):
     """Where training windows get their latents from."""
 
     def prepare(self) -> None:
-        """Makes what is missing on disk; comes before the first reading."""
+        """Computes what is missing on disk; call it before the first :meth:`read`."""
 
     def read(self, rows: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
         """What is stored of frames ``rows`` (n,) int64, ascending, of one episode: an array with leading dimension n.
@@ -99,7 +99,7 @@ class EncodedFrames:
 
 
 def changes(seed: int, spec: LatentSpec) -> list[Change]:
-    """The change of every variant of the episode of an environment seed; the first is none."""
+    """The change in every variant of an episode with this environment seed; variant 0 is unchanged."""
     augmentation = spec.augmentation
     moves = np.random.default_rng([seed, augmentation.shift])
     shifts = moves.integers(-augmentation.shift, augmentation.shift + 1, (spec.variants, 2)).tolist()

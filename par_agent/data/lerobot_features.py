@@ -1,7 +1,7 @@
 """What the features of a LeRobotDataset mean: which are cameras, which are the robot's state and its actions.
 
 Tools call them differently: ``observation.images.wrist``, ``observation.state`` and ``action`` in LeRobot's own data
-sets, ``wrist_image``, ``state`` and ``actions`` in others. What is not plain has to be said with an option.
+sets, ``wrist_image``, ``state`` and ``actions`` in others. What names do not tell is given with an option.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from par_agent.errors import UserError
 from par_agent.tasks import UNKNOWN_CONTROLLER
 
 STATES, ACTIONS, SUCCESSES = (lerobot.STATE, "state"), (lerobot.ACTION, "actions"), ("next.success", "success")
-"""What state, actions and success are called without being told."""
+"""Usual names of state, actions and success."""
 NONE = "none"
 """Key of actions of a dataset that has none."""
 CONTROL_MODES = (
@@ -34,7 +34,7 @@ CONTROL_MODES = (
 )
 """What actions may be: ManiSkill's controllers, or something else."""
 COUNTERS = {"timestamp", "frame_index", "episode_index", "index", "task_index", lerobot.DONE, lerobot.IS_NEW}
-"""Features that every dataset has; nobody needs to hear of them."""
+"""Features that every dataset has and that are not reported as unused."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Images and videos of somebody else, decoded from their own bytes alone."""
+"""Decodes images and videos from untrusted files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from par_agent.errors import UserError
 from par_agent.utils.files import check_file
 
 CONTAINERS = {b"ftyp": (4, "mov"), b"\x1aE\xdf\xa3": (0, "matroska")}
-"""What a video file has near its beginning -> where, and what ffmpeg calls the format."""
+"""Magic bytes of a video file -> their place, and ffmpeg's name of the format."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 HIGH_BIT_DEPTH = re.compile(r"I|F|I;16.*|gray(9|1\d|f).*")
-"""What Pillow and ffmpeg call pixels of more than 8 bits that they would cut to 8: depth, for example."""
+"""Pillow's and ffmpeg's names of pixels of more than 8 bits, such as depth, which they would cut to 8."""
 
 
 def decode_image(content: bytes, origin: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which episodes of a source become training data: those asked for, that succeeded, that are whole."""
+"""Selects the episodes of a source that become training data: asked for, successful, undamaged."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def format_numbers(numbers: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user wants of a source's episodes."""
+    """Which episodes of a source to take."""
 
     numbers: tuple[int, ...] | None = None
     """Episode numbers, in the order in which they are taken; None: all."""
@@ -74,7 +74,7 @@ def select(
         source: its name, for messages.
         available: numbers of its episodes, in their order.
         selection: what the user wants.
-        succeeded: whether an episode ended in success; None: nobody knows, and it is taken.
+        succeeded: whether an episode ended in success; None: unknown, and it is taken.
         check: raises a UserError for an episode that cannot be used.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Parquet tables of somebody else, read with nothing taken on trust."""
+"""Reads untrusted Parquet tables."""
 
 from __future__ import annotations
 

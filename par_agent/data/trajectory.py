@@ -251,7 +251,7 @@ class TrajectoryFile:
         return f"traj_{number}"
 
     def _check_ages(self, name: str, rows: int, steps: np.ndarray) -> None:
-        """Refuses images that repeat older ones, as where a policy was recorded that was not about to look."""
+        """Refuses images that repeat older ones, which a wrapped environment gives between two looks of a policy."""
         if name not in self._file:
             return
         old = steps[self._file.array(name, np.int32, (rows,), rows=steps) > 0]

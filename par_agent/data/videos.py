@@ -10,9 +10,9 @@ from par_agent.errors import UserError
 
 
 class VideoIndex(EpisodeIndex):
-    """Which frames follow each other in a dataset; joint positions and actions are left out, where there are any.
+    """Pairs of consecutive frames of a dataset; joint positions and actions are left out.
 
-    Windows of it hold consecutive frames. Their numbers are all zero, ``past_actions_known`` is False everywhere, and
+    Proprioception and actions of its windows are all zero, ``past_actions_known`` is False everywhere, and
     ``action_weights`` are 1 except in padding steps.
 
     Args:

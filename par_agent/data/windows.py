@@ -42,16 +42,16 @@ class Windows:
     """(B, N, T, A) float32 chunk executed after each boundary, then the actions of the foresight; the episode's last
     action repeats past its end."""
     action_weights: Tensor
-    """(B, N, T) float32, 0 in padding steps and for the chunk's actions past the episode's end; foresight sees the
-    end as where the robot stays."""
+    """(B, N, T) float32, 0 in padding steps and for actions of the chunk past the episode's end; actions of the
+    foresight count there, since the robot stays where it is."""
     steps: Tensor
     """(B, N) int64 number of each boundary in its episode."""
     context_length: Tensor
-    """(B, N) int64 steps of the same episode in the window so far, the step itself included: what it may look at."""
+    """(B, N) int64 steps that a step may attend to: those of its episode in the window so far, itself included."""
     instructions: tuple[str, ...]
     """(B) language instructions, each in one of its episode's wordings."""
     episodes: tuple[str, ...]
-    """(B) file names, to name what a faulty batch was made of; several in a packed window, joined by ``+``."""
+    """(B) names of episode files, for messages; several of a packed window are joined by ``+``."""
 
 
 class Piece(NamedTuple):
@@ -71,7 +71,7 @@ class _Read(NamedTuple):
     columns: dict[str, np.ndarray]
     """Name -> values (n, ...)."""
     stored: np.ndarray
-    """What the latent source gave for the frames."""
+    """The frames as the latent source read them."""
     frames: np.ndarray
     """(2, n) positions in ``stored`` of the frames at the boundaries and of the next ones."""
 
@@ -121,7 +121,7 @@ class WindowSampler:
 
     @property
     def padding(self) -> float:
-        """Share of the windows' steps that hold nothing."""
+        """Share of padding in the windows."""
         return 1 - self._steps / (self._count * self.window)
 
     def sample(self, first: int, count: int, *, augment: bool = True) -> Windows:
@@ -182,7 +182,7 @@ class WindowSampler:
         return values[np.minimum(np.arange(self.window), len(values) - 1)]
 
     def _wording(self, number: int, episode: int, augment: bool) -> str:
-        """The wording that window ``number`` shows; the first where nothing varies."""
+        """The wording that window ``number`` shows; the first one without augmentation."""
         wordings = self.index.instructions[episode]
         if len(wordings) == 1 or not augment:
             return wordings[0]

@@ -1,4 +1,4 @@
-"""Policy checkpoints: everything that is needed to act, in one folder.
+"""Checkpoints: everything that a policy needs, in one folder.
 
 ::
 
@@ -51,7 +51,7 @@ class InferenceConfig:
     past_actions: bool = False
     """Whether executed chunks enter the context; otherwise begin-of-action takes their place."""
     execute: int | None = None
-    """Actions of a chunk that are executed before the next frame is looked at; None: all of it."""
+    """Actions of a chunk to execute before the next frame is read; None: all."""
     denoising_steps: int = 10
     """Steps of the Action-DiT's sampler."""
     random_start: bool = False

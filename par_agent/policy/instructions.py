@@ -1,4 +1,4 @@
-"""What a policy is told to do: one instruction for all of its environments, or one for each."""
+"""Language instructions of a policy: one for all of its environments, or one for each."""
 
 from __future__ import annotations
 

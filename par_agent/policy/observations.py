@@ -1,4 +1,4 @@
-"""What a policy reads out of ManiSkill's observations, and whether it fits a task."""
+"""Reads ManiSkill's observations for a policy, and checks that a policy fits a task."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from par_agent.tasks import TaskSpec
 
 MAX_OBSERVATION = 1e6
-"""Joint positions and extra observations are smaller than this; what is not was not measured."""
+"""Larger joint positions and extra observations are refused."""
 
 
 AGE = "age"
-"""Where an observation may say, beside a camera's ``rgb``, how many control steps old the image is: (B,) int32."""
+"""Key beside a camera's ``rgb``: (B,) int32, how many control steps old the image is; optional."""
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """A tensor, array or list of numbers as a tensor, also an array that torch does not take as it lies in memory.
+    """Converts a tensor, array (in any memory layout) or list of numbers to a tensor.
 
     Raises:
         UserError: it holds no numbers; ``name`` says whose value it is.

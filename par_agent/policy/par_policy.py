@@ -37,7 +37,7 @@ def _one_thread(method: Callable[Concatenate[PARPolicy, P], R]) -> Callable[Conc
 
     @functools.wraps(method)
     def call(self: PARPolicy, *args: P.args, **kwargs: P.kwargs) -> R:
-        # setdefault is one step, of which other threads see nothing or all.
+        # setdefault is atomic
         mine = threading.get_ident()
         if self.__dict__.setdefault("_thread", mine) != mine:
             raise UserError(
@@ -127,7 +127,7 @@ class PARPolicy:
         self._instructions = Instructions.read(instruction, checkpoint.text_encoder, self.device)
         self._seed = checked_seed(seed)
         self._state: EpisodeState | None = None
-        self._last_read: EpisodeState | None = None  # where imagining starts: acting's state, or that of a plan
+        self._last_read: EpisodeState | None = None  # where imagining starts: after act() or plan()
 
     @classmethod
     def from_pretrained(
@@ -188,8 +188,7 @@ class PARPolicy:
 
     @property
     def instruction(self) -> str | tuple[str, ...]:
-        """What to do: one text for all environments, or one for each. Assigning it begins all episodes anew, as
-        ``reset(instruction=...)`` does."""
+        """One text for all environments, or one for each. Assigning it resets all episodes."""
         return self._instructions.texts[0] if self._instructions.for_all else self._instructions.texts
 
     @instruction.setter
@@ -262,7 +261,7 @@ class PARPolicy:
 
     @_one_thread
     def plan(self, obs: dict[str, Any], frames: bool = False, generation: GenerationConfig | None = None) -> Plan:
-        """What every environment would do from here on if it planned now; what :meth:`act` does is not changed by it.
+        """Plans the next chunk of every environment without changing what :meth:`act` does.
 
         Args:
             obs: a ManiSkill observation with the camera's image.

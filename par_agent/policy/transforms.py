@@ -1,4 +1,4 @@
-"""What happens to pixels, joint positions and actions on their way into and out of the model.
+"""Transforms pixels, joint positions and actions on their way into and out of the model.
 
 One :class:`Transforms` object serves training and the policy, and is saved in the checkpoint.
 """

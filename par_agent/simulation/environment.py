@@ -33,12 +33,12 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "cpu": {"sim_backend": "physx_cpu", "render_backend": "cpu"},
     "gpu": {"sim_backend": "physx_cuda", "render_backend": "gpu"},
 }
-"""What simulates and renders, in ManiSkill's words."""
+"""ManiSkill's options of each backend."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one control step led to, per environment."""
+    """Result of one control step, per environment."""
 
     success: tuple[bool, ...]
     """(B) whether the task is solved after the step."""
@@ -212,14 +212,14 @@ class TaskEnvironment:
         self._base.get_obs = lambda info=None, unflattened=False: {}
         self._info: dict[str, Any] = {}
         self._pending: deque[torch.Tensor | None] = deque()
-        """Actions that have not taken effect yet; None: hold still."""
+        """Delayed actions, oldest first; None: hold still."""
         _check_environment(self._base, spec, track)
 
     def reset(self, states: Sequence[InitialState]) -> None:
         """Rebuilds the scene and puts every environment into an initial state.
 
-        The environment's own reset with the same seeds comes first: it makes what is not part of the simulator's
-        state, such as PegInsertionSide's peg of random length.
+        The environment's own reset with the same seeds comes first: it makes what the simulator's state does
+        not hold, such as PegInsertionSide's peg of random length.
 
         Args:
             states: (B) one per environment.

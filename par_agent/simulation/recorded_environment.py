@@ -1,4 +1,4 @@
-"""The ManiSkill environment that a trajectory file was recorded in, made anew to show its states."""
+"""Makes the ManiSkill environment of a trajectory file again, and shows recorded states in it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ OVERRIDDEN_OPTIONS = (
     *("obs_mode", "render_mode", "reward_mode", "num_envs", "parallel_in_single_scene"),
     *("sim_backend", "render_backend", "shader_dir", "viewer_camera_configs"),
 )
-"""Options of a recorded environment that do not decide what its cameras show of a state."""
+"""Options of a recorded environment that do not change what its cameras show; they are chosen here."""
 SHADER = "minimal"
 _FAULTS = (ImportError, OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
-"""What ManiSkill raises for options that they do not take, and where they do not work."""
+"""What ManiSkill raises for options that it does not take, and where it does not work."""
 
 
 def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, Any]) -> Any:
     """The environment as it was when it was ``recorded``, its robot for example, on the CPU and with cheap shading.
 
     Raises:
-        UserError: it cannot be made so, or not here.
+        UserError: it cannot be made with these options, or not on this machine.
     """
     import gymnasium
 
@@ -115,11 +115,11 @@ def check_states(env: Any, states: StateDict, where: str) -> None:
     Args:
         env: ManiSkill's own, reset to the episode.
         states: what was recorded.
-        where: they are, for messages.
+        where: the recording, for messages.
 
     Raises:
-        UserError: one is in none of both, or has other joints. Objects that do not move by themselves may be absent of
-            the recording; they stay where the reset puts them.
+        UserError: an object is missing on one side, or has other joints. Objects that never move may be missing in the
+            recording; they stay where the reset puts them.
     """
     expected, registry = env.get_state_dict(), env.scene.state_dict_registry.actors
     for kind in sorted({*expected, *states}):

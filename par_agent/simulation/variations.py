@@ -1,4 +1,4 @@
-"""Robustness: a task with one thing changed that a policy was not trained for.
+"""Variations of a task for measuring robustness: one thing differs from training.
 
 Geometry, physics and success stay the task's own; what changes is what is seen, or when an action takes effect.
 """

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, on the main process: progress bar, TensorBoard, Weights & Biases."""
+"""Shows the progress of a run on the main process: progress bar, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_EVERY = 10
 
 
 class Monitor:
-    """Shows one run; a context manager. Does nothing where it is not ``enabled``.
+    """Shows one run; a context manager. It does nothing unless ``enabled``.
 
     Args:
         config: the run's options.

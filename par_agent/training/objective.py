@@ -73,7 +73,7 @@ def tensors(
     """A batch as the model reads it: inputs, targets and text features, on ``device`` (:attr:`Targets.frame_weights`
     apart).
 
-    Without transforms, windows are videos: joint positions are zero, no chunk is known, none is to be predicted.
+    Without transforms, windows are videos: joint positions are zero, past actions are unknown, no chunk is predicted.
     """
     proprioception, past_actions, target_actions = windows.proprioception, windows.past_actions, None
     if transforms is not None:
@@ -99,17 +99,16 @@ DRIFT_CORRELATION = 0.8
 def perturb_proprioception(
     windows: Windows, transforms: Transforms, length: int, spread: float, generator: torch.Generator | None
 ) -> Windows:
-    """Windows in which the robot has drifted a little beside where it was, and its targets are where they were.
+    """Perturbs joint positions, as if the robot had drifted; the absolute targets of its actions stay.
 
-    The displacement wanders from step to step, and the chunks executed before lead from one to the next: the past
-    looks as if the robot had been told to go there, so that only the image says where it should be. Joints that actions
-    do not move relative to their positions stay.
+    The perturbation is a random walk over the steps. Past actions are perturbed alike, as if they had commanded it, so
+    that only the image tells where the robot should be. Joints without relative targets stay.
 
     Args:
         windows: as they were demonstrated.
         transforms: tell the joints, and how far a chunk moves them.
         length: actions a chunk, ``L``.
-        spread: displacement in standard deviations of a chunk's last targets.
+        spread: size of the perturbation in standard deviations of a chunk's last targets.
         generator: source of the noise; None: torch's own.
     """
     scale = torch.zeros(windows.proprioception.shape[-1])
@@ -140,7 +139,7 @@ def _drift(context_length: Tensor, size: int, generator: torch.Generator | None)
     fresh = normal((len(context_length), context_length.shape[1] + 1, size), context_length.device, generator)
     drift = [fresh[:, 0]]
     for step in range(context_length.shape[1]):
-        # before an episode's first step no chunk is known, so that it does not matter what that step's drift follows
+        # the drift before an episode's first step has no effect: no past chunk is known there
         follows = (context_length[:, step : step + 1] > 1) | (step == 0)
         wandered = DRIFT_CORRELATION * drift[-1] + (1 - DRIFT_CORRELATION**2) ** 0.5 * fresh[:, step + 1]
         drift.append(torch.where(follows, wandered, fresh[:, step + 1]))

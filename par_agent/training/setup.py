@@ -1,4 +1,4 @@
-"""What a run trains and what it trains on: loaded, checked and ready."""
+"""Loads and checks the model and the data of a run."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
 
 
 def _inference_config(config: FinetuneConfig, start: Checkpoint) -> InferenceConfig:
-    """As the start acts, within the windows of training; on past chunks if training shows them, executed whole."""
+    """The start's, with a context within the training windows; past actions are read if training shows whole chunks."""
     inference = dataclasses.replace(start.inference, context=min(start.inference.context, config.window))
     if not config.has_actions:
         return inference
@@ -137,7 +137,7 @@ def open_samplers(
     ]
     mixed = MixedSampler(train, list(config.dataset.weights) or [1.0] * len(train), batch_size)
     for source in latents:
-        source.prepare()  # the long work; all that can be refused has been
+        source.prepare()  # long; everything else was checked before
     return mixed, held
 
 
@@ -159,7 +159,7 @@ def _start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
 
 
 def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARModel:
-    """The same weights predicting other actions beside the chunk; None: as it was."""
+    """The model with the same weights and another foresight; None: unchanged."""
     if foresight is None or foresight == model.config.action.foresight:
         return model
     return PARModel.from_weights(model.config.with_action(foresight=foresight), model.state_dict())

@@ -37,7 +37,7 @@ class Progress:
     batches: int = 0
     """Batches drawn, by all processes together."""
     loss: float | None = None
-    """Running mean of the loss, which an exploding one is told by."""
+    """Running mean of the loss; a loss far above it counts as exploding."""
     best: float | None = None
     """Lowest error measured on held-out episodes so far."""
     base: str | None = None
@@ -121,7 +121,7 @@ def latest_training_state(folder: Path) -> Path | None:
 
 
 def saved_steps(folder: Path) -> str:
-    """What to tell the user of an interrupted run."""
+    """Tells the user how far an interrupted run is saved."""
     found = latest_training_state(folder)
     if found is None:
         return "no step is saved yet: the same command begins anew"
@@ -161,7 +161,7 @@ def load_training_state(
 
 
 def _check_state(state: dict[str, Any], path: Path) -> None:
-    """Compares what is known of a training state with what it may be."""
+    """Checks the ranges of a training state's numbers."""
     if path.name != f"step_{state['step']:08d}":
         raise UserError(f"its state is of step {state['step']}")
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""Measurements on held-out episodes, and what is predicted of one of them from its beginning to its end.
+"""Measurements on held-out episodes, and predictions of a whole one.
 
 Letters: B windows, N steps, L actions a chunk, A numbers per action, F frame tokens, D width, K chunk boundaries of an
 episode, H x W pixels a frame.
@@ -24,9 +24,9 @@ from par_agent.utils.image_quality import psnr
 MAX_WINDOWS = 16
 """Windows measured per dataset, spread over its held-out episodes."""
 MAX_FRAMES = 8
-"""Frames drawn per dataset, which cost far more than actions; as many are shown of an episode."""
+"""Frames predicted per dataset, which costs far more than actions; also the frames shown of an episode."""
 MAX_EPISODE_WINDOWS = 16
-"""Windows of an episode that are shown at most."""
+"""Windows shown of an episode."""
 
 
 def validate(
@@ -58,7 +58,7 @@ def validate(
 
 
 def held_out_windows(sampler: WindowSampler, limit: int) -> Windows:
-    """Up to so many unchanged windows, spread over a dataset's held-out episodes."""
+    """Up to ``limit`` windows without augmentation, spread over a dataset's held-out episodes."""
     numbers = torch.linspace(0, len(sampler) - 1, min(limit, len(sampler))).long().tolist()
     return concatenate([sampler.sample(number, 1, augment=False) for number in numbers])
 
