@@ -14,10 +14,9 @@ import torch
 from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions, fit_transforms, joint_targets
 from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
-from par_agent.data.index import EpisodeIndex
+from par_agent.data.index import EpisodeIndex, VideoIndex
 from par_agent.data.latent_cache import CachedLatents, cached_latents
 from par_agent.data.latents import EncodedFrames, LatentSpec
-from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
 from par_agent.utils.files import read_json, write_json

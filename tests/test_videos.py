@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from par_agent import PARPolicy
 from par_agent.data.episodes import RenderedDataset, read_episode
-from par_agent.data.videos import VideoIndex
+from par_agent.data.index import VideoIndex
 from par_agent.errors import UserError
 from par_agent.modeling.presets import PRESETS, Preset
 from par_agent.modeling.vae.frame_encoder import save_frame_encoder

@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 import numpy as np
 
@@ -50,30 +50,15 @@ class _Info(_Robot):
     features: dict[str, _Feature]
 
 
-class _Layout(Protocol):
-    """Where a format keeps things."""
-
-    def tasks(self) -> list[dict[str, Any]]:
-        """Rows of the table of tasks: ``task_index``, ``task``."""
-
-    def episodes(self) -> Iterator[dict[str, Any] | UserError]:
-        """Rows of the table of episodes, or why some cannot be read."""
-
-    def rows(self, record: dict[str, Any], where: str) -> dict[str, int | str]:
-        """What makes an episode's file of rows out of ``data_path``; ``where`` is for messages."""
-
-    def frames(self, record: dict[str, Any], feature: str, where: str) -> tuple[dict[str, int | str], float]:
-        """What makes an episode's video out of ``video_path``, and the second at which the episode begins in it."""
-
-
 class _Version2:
-    """Tables are lines of JSON; an episode has files of its own."""
+    """Formats v2.0 and v2.1: tables are lines of JSON, and every episode has its own files."""
 
     def __init__(self, folder: Path, info: dict[str, Any]) -> None:
         self._folder = folder
         self._chunk = max(1, whole_number(info.get("chunks_size", 1000), f"{folder / lerobot.INFO}: chunks_size"))
 
     def tasks(self) -> list[dict[str, Any]]:
+        """Rows of the table of tasks: ``task_index``, ``task``."""
         rows = list(self._lines("meta/tasks.jsonl"))
         for row in rows:
             if isinstance(row, UserError):
@@ -81,13 +66,16 @@ class _Version2:
         return rows
 
     def episodes(self) -> Iterator[dict[str, Any] | UserError]:
+        """Rows of the table of episodes, or why some cannot be read."""
         return self._lines("meta/episodes.jsonl")
 
     def rows(self, record: dict[str, Any], where: str) -> dict[str, int | str]:
+        """Fields of ``data_path`` for an episode; ``where`` is for messages."""
         number = record["episode_index"]
         return {"episode_chunk": number // self._chunk, "episode_index": number}
 
     def frames(self, record: dict[str, Any], feature: str, where: str) -> tuple[dict[str, int | str], float]:
+        """Fields of ``video_path`` for an episode, and the second at which the episode begins in that video."""
         return {**self.rows(record, where), "video_key": feature}, 0.0
 
     def _lines(self, name: str) -> Iterator[Any]:
@@ -103,7 +91,7 @@ class _Version2:
 
 
 class _Version3:
-    """Tables are Parquet files; files hold several episodes."""
+    """Format v3.0, with the methods of v2: tables are Parquet files, and files hold several episodes."""
 
     def __init__(self, folder: Path, info: dict[str, Any]) -> None:
         self._folder = folder
@@ -162,7 +150,9 @@ class LeRobotFolder:
             self.features = [Feature.read(name, content) for name, content in self.info["features"].items()]
         if self.fps <= 0:
             raise UserError(f"{path}: fps is {self.fps:g}; it must be above 0")
-        self._layout: _Layout = (_Version2 if self.version.startswith("v2.") else _Version3)(folder, self.info)
+        self._layout: _Version2 | _Version3 = (_Version2 if self.version.startswith("v2.") else _Version3)(
+            folder, self.info
+        )
         self.records: dict[int, dict[str, Any]] = {}
         """Rows of the table of episodes by the episode's number, ascending."""
         self.unreadable: list[UserError] = []

@@ -20,10 +20,9 @@ from par_agent.data.conventions import (
     image_size,
 )
 from par_agent.data.episodes import RenderedDataset
-from par_agent.data.index import EpisodeIndex
+from par_agent.data.index import EpisodeIndex, VideoIndex
 from par_agent.data.latent_cache import CachedLatents
 from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec
-from par_agent.data.videos import VideoIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.par import PARModel
