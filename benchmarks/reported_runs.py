@@ -155,9 +155,7 @@ def write_rollouts(path: Path, rollouts: Mapping[str, list[Record]]) -> None:
     Raises:
         UserError: a record has what the columns cannot hold; nothing is written then.
     """
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = _pyarrow()
     rows = [{RUN_COLUMN: name, **_row(record)} for name in sorted(rollouts) for record in rollouts[name]]
     try:
         table = pyarrow.Table.from_pylist(rows, schema=_schema())
@@ -177,9 +175,7 @@ def read_rollouts(path: Path) -> dict[str, list[Record]]:
     Raises:
         UserError: the file is missing or damaged, or has other columns.
     """
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = _pyarrow()
     content = pyarrow.BufferReader(read_content(path))
     try:
         table = parquet.read_table(content, page_checksum_verification=True)
@@ -191,9 +187,22 @@ def read_rollouts(path: Path) -> dict[str, list[Record]]:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _schema() -> pyarrow.Schema:
-    import pyarrow
+def _pyarrow() -> tuple[Any, Any]:
+    """The packages pyarrow and pyarrow.parquet.
 
+    Raises:
+        UserError: they are not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError("reported runs need pyarrow; install it with: pip install 'par-agent[lerobot]'") from None
+    return pyarrow, parquet
+
+
+def _schema() -> pyarrow.Schema:
+    pyarrow, _ = _pyarrow()
     types = {str: pyarrow.string(), bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64()}
     columns = [(RUN_COLUMN, pyarrow.string())]
     for name in RECORD_FIELDS:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compare import CompareConfig, comparison_table
 from report import AddConfig, ExportConfig, MakeConfig, main
 from reported_runs import DEVELOPMENT_FILE, REPORTED, ROLLOUTS_FILE, RUNS_FILE, add_run, read_finished, read_reported
 from tables import by_policy, curves, methods_page, methods_table, of_group
@@ -152,6 +153,7 @@ def test_a_run_that_is_added_is_exported_as_it_was_and_shown_until_its_records_c
         assert main(ExportConfig(name, out, kept)) == 0
         exported, recorded = ((folder / "rollouts.jsonl").read_text().splitlines() for folder in (out, first))
         assert list(map(json.loads, exported)) == list(map(json.loads, recorded))
+        assert comparison_table(CompareConfig(Path(name), first, kept)).row_count == len(PAPER_TASKS)
     assert (tmp_path / "rows/par-mini/run.json").read_bytes() == (first / "run.json").read_bytes()
     assert read_finished(tmp_path / "rows/par-mini", "a") == read_finished(first, "a")
     assert (main(check), main(make), main(check)) == (1, 0, 0)
@@ -185,6 +187,16 @@ def test_runs_that_are_not_finished_or_damaged_are_not_added(tmp_path: Path) -> 
     with pytest.raises(UserError, match="'a/b' has a slash"):
         main(AddConfig(folder, "rows", "a/b", reported=kept))
     assert not kept.exists()
+
+
+def test_a_run_counts_when_it_was_added_to_the_end(tmp_path: Path) -> None:
+    report(tmp_path, "rows/a", "par-mini", 3)
+    before = (tmp_path / RUNS_FILE).read_bytes()
+    report(tmp_path, "rows/b", "dp", 3)
+    (tmp_path / RUNS_FILE).write_bytes(before)  # as if it was stopped between its two files
+    assert list(read_reported(tmp_path)) == ["rows/a"]
+    report(tmp_path, "rows/b", "dp", 2)
+    assert read_reported(tmp_path)["rows/b"].results["PushCube"].successes == 4
 
 
 def test_a_damaged_or_missing_file_of_the_reported_runs_is_named(tmp_path: Path) -> None:
