@@ -37,16 +37,7 @@ FIELDS: dict[str, Any] = {
     "versions": dict,
 }
 """Types of a record's fields; those of the run's measurements are there besides."""
-MEASURED = (
-    "success_at_end",
-    "steps",
-    "steps_to_success",
-    "reward",
-    "renders",
-    "actions_sha256",
-    "plan_ms",
-    "seconds",
-)
+MEASURED = tuple(name for name, kind in FIELDS.items() if isinstance(None, kind) and name != "error")
 """Fields that are None after an exception."""
 
 

@@ -23,15 +23,8 @@ from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.utils.files import atomic_path, only_process, read_content, read_object, write_json, writing
 from par_agent.utils.strict_json import parse_json
 
-__all__ = [
-    "MADE_STATES",
-    "Record",
-    "RecordKey",
-    "RunFolder",
-    "read_records",
-    "read_run",
-    "record_key",
-]
+__all__ = ["MADE_STATES", "Record", "RecordKey", "RunFolder", "read_records", "read_run", "record_key"]
+
 
 RUN_FILE, RECORDS_FILE = "run.json", "rollouts.jsonl"
 EXTENT, MADE_STATES = "extent", "made_states"

@@ -31,11 +31,6 @@ PREFIX = "vla-eval:"
 IMAGE_FORMATS = ("raw", "png", "jpeg")
 """How images travel; ``jpeg`` alone changes them."""
 _RESUME = "start it, wait until it has loaded its model, and give the same command: it goes on where it stopped"
-_SETTLED = {
-    "url": "it is what follows vla-eval: in --policy",
-    "task": "it is that of --tasks",
-    "server": "it is what the server says of itself",
-}
 
 
 def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource:
@@ -53,7 +48,7 @@ def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource
     """
     url = reference.removeprefix(PREFIX)
     if given := [name for name in ("url", "task", "server") if name in options]:
-        raise UserError(f"policy option {given[0]!r} is not to be given: {_SETTLED[given[0]]}")
+        raise UserError(f"policy option {given[0]!r} is not to be given: the benchmark sets it")
     connection = _Connection(url, options.get("timeout", 60))
     try:
         identity, server = connection.identity, connection.server
