@@ -15,7 +15,14 @@ from reported_runs import read_rollouts, write_rollouts
 from par_agent.data.render_spec import RenderSpec
 from par_agent.data.selection import format_numbers, parse_numbers
 from par_agent.evaluation.record_checks import FIELDS
-from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
+from par_agent.modeling.config import (
+    ActionConfig,
+    DiffusionConfig,
+    EncoderConfig,
+    GenerationConfig,
+    NOVAConfig,
+    PARConfig,
+)
 from par_agent.policy.transforms import Transforms
 
 WORDS = st.text(min_size=1, max_size=12)
@@ -44,7 +51,6 @@ DIFFUSION = st.builds(
     kind=st.sampled_from(["flow", "ddpm"]),
     train_steps=st.integers(100, 1000),
     shift=ABOVE_0,
-    sampling_steps=sizes(100),
     steps_offset=st.integers(0, 1),
 )
 NOVA = st.builds(
@@ -82,6 +88,9 @@ CONFIGS = st.builds(
     noise_samples=sizes(),
     detokenizers=st.sampled_from(["diffusion", "regression"]),
     imagination=st.booleans(),
+    generation=st.builds(
+        GenerationConfig, mask_steps=sizes(), diffusion_steps=sizes(), guidance=FINITE, temperature=st.floats(0, 1)
+    ),
 )
 RENDER_SPECS = st.builds(
     RenderSpec,
