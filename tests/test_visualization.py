@@ -132,7 +132,7 @@ def test_failures_are_repeated_to_the_bit_drawn_once_and_reported(failed_run: Pa
 def test_rollouts_are_computed_with_one_thread_as_in_the_benchmark(failed_run: Path, torch_threads: Any) -> None:
     run = FailedRun(failed_run)
     torch_threads(2)
-    with RolloutSession(NUDGE_CUBE, run.source, states_file=run.states_file(NUDGE_CUBE)):
+    with RolloutSession(NUDGE_CUBE, run.source, states_file=run.states_file):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
 

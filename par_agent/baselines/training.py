@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from par_agent.baselines.checkpoint import METHODS, BaselineCheckpoint, Prompt
 from par_agent.baselines.common import Method, MethodConfig
 from par_agent.data.conventions import fit_transforms, image_size
-from par_agent.data.episodes import RenderedDataset
+from par_agent.data.episodes import open_datasets
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.windows import MixedSampler, Windows, WindowSampler
 from par_agent.errors import UserError
@@ -119,7 +119,7 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     if config.vae is None:
         raise UserError("a baseline needs --vae FOLDER, made by `par-agent train-vae`")
     encoder = load_frame_encoder(config.vae).to(device)
-    datasets = [RenderedDataset(folder, skip_corrupt=config.dataset.skip_corrupt) for folder in config.folders()]
+    datasets = open_datasets(config.folders(), skip_corrupt=config.dataset.skip_corrupt)
     asked = config.sizes()
     indices = [EpisodeIndex(dataset, asked.chunk_length, asked.foresight) for dataset in datasets]
     camera = config.dataset.camera

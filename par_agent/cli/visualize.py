@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -59,7 +60,7 @@ def open_session(config: VisualizedRollout) -> RolloutSession:
 
     source = PolicySource.from_options(config.policy or BUNDLED[config.track], config.policy_kwargs, config.device)
     spec = resolve_task(config.task)
-    return RolloutSession(spec, source, config.track, _states_file(config, spec))
+    return RolloutSession(spec, source, config.track, partial(_states_file, config))
 
 
 def file_stem(config: VisualizedRollout) -> str:
@@ -67,8 +68,8 @@ def file_stem(config: VisualizedRollout) -> str:
     return f"{config.task.rpartition(':')[2]}_state{config.state:02d}_seed{config.seed}"
 
 
-def _states_file(config: VisualizedRollout, spec: TaskSpec) -> Path | None:
-    """File of the initial states of a task of one's own, made where it is missing; None: the protocol's has them.
+def _states_file(config: VisualizedRollout, spec: TaskSpec) -> Path:
+    """File of the task's initial states; those of a task of one's own are made where they are missing.
 
     Raises:
         UserError: its states cannot be made.
@@ -77,7 +78,7 @@ def _states_file(config: VisualizedRollout, spec: TaskSpec) -> Path | None:
     from par_agent.evaluation.protocol import protocol_file, protocol_seeds
 
     if protocol_file(spec).exists():
-        return None
+        return protocol_file(spec)
     count = max(config.state, 0) + 1
     path = config.out / "states" / f"{spec.name}-{count}.safetensors"
     make_missing_states({path: config.task}, protocol_seeds()[:count])

@@ -21,7 +21,7 @@ start a chunk of any length.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -227,6 +227,18 @@ def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
 def damaged_episode(path: Path, error: Exception | str) -> UserError:
     """What to tell the user of an episode file that cannot be read."""
     return UserError(f"{path} is damaged ({error}); {ADVICE}")
+
+
+def open_datasets(folders: Sequence[Path], *, skip_corrupt: bool = False) -> list[RenderedDataset]:
+    """Opens the datasets of a training run; see :class:`RenderedDataset`.
+
+    Raises:
+        UserError: a dataset is given twice, or one cannot be used.
+    """
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise UserError(f"the dataset {twice[0]} is given twice; name each once")
+    return [RenderedDataset(folder, skip_corrupt=skip_corrupt) for folder in folders]
 
 
 class RenderedDataset:

@@ -104,6 +104,8 @@ class RunFolder:
         states: initial states per task; of all commands that wrote to the folder, the largest number is remembered.
         policy_seeds: policy seeds per initial state; likewise.
 
+    A block that fails before the first record leaves no files of these behind.
+
     Raises:
         UserError: (on entering) the folder belongs to another run, holds records that are none of this run, or another
             process writes to it.
@@ -161,7 +163,10 @@ class RunFolder:
             with writing(self.path):
                 write_json(self.path / RUN_FILE, run)
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is not None and not self.records:  # it failed before its first rollout
+            for name in (RECORDS_FILE, RUN_FILE):
+                (self.path / name).unlink(missing_ok=True)
         self._opened.close()
 
     def claim_states(self, checksums: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ from par_agent.data.conventions import (
     fit_transforms,
     image_size,
 )
-from par_agent.data.episodes import RenderedDataset
+from par_agent.data.episodes import RenderedDataset, open_datasets
 from par_agent.data.index import EpisodeIndex, VideoIndex
 from par_agent.data.latent_cache import CachedLatents
 from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec
@@ -62,7 +62,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
             unknown LoRA target.
     """
     torch.manual_seed(config.seed)
-    datasets = [RenderedDataset(folder, skip_corrupt=config.dataset.skip_corrupt) for folder in config.folders()]
+    datasets = open_datasets(config.folders(), skip_corrupt=config.dataset.skip_corrupt)
     start, encoder_folder = _start(config)
     indices, transforms = _index(config, datasets, start)
     model = start.model

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode
+from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode, open_datasets
 from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import seeded_generator
@@ -140,7 +140,7 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
             full disk.
         Interrupted: the process was told to end; the step in hand is done and saved.
     """
-    datasets = [RenderedDataset(folder) for folder in options.data]
+    datasets = open_datasets(options.data)
     check_frames(datasets, options)
     with (
         only_process(options.out / ".lock", f"trains in {options.out}", within=options.out),

@@ -134,8 +134,8 @@ class FailedRun:
     ) -> list[Failure]:
         failures: list[Failure] = []
         variation = self.identity["variation"]
-        states = self.states_file(spec)
-        with RolloutSession(spec, self.source, self.identity["track"], states, variation=variation) as session:
+        track = self.identity["track"]
+        with RolloutSession(spec, self.source, track, self.states_file, variation=variation) as session:
             for group in groups:
                 first = group[0]
                 seeds = tuple(record["policy_seed"] for record in group)

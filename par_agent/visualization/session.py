@@ -32,7 +32,7 @@ class RolloutSession:
         spec: the task.
         source: where the policy comes from.
         track: ``paper`` or ``native``.
-        states_file: initial states; None: the protocol's.
+        states_file: gives the file of initial states, once the policy is known to fit.
         variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
 
     Raises:
@@ -45,19 +45,19 @@ class RolloutSession:
         spec: TaskSpec,
         source: PolicySource,
         track: str = "paper",
-        states_file: Path | None = None,
+        states_file: Callable[[TaskSpec], Path] = protocol_file,
         *,
         variation: str = "none",
     ) -> None:
         logging.getLogger("mani_skill").setLevel(logging.ERROR)
         self.spec = spec = source.task(spec)
-        self.states = load_states(states_file or protocol_file(spec), spec)
         policy: Any = source.build(spec, track)
         if not isinstance(policy, PARPolicy):
             raise UserError(f"policy {type(policy).__name__} is no PAR checkpoint, and only these can be drawn")
         self.policy = policy
         self.env = TaskEnvironment(spec, track, variation=variation)
         check_simulation(policy, self.env.simulation)
+        self.states = load_states(states_file(spec), spec)
 
     def __enter__(self) -> RolloutSession:
         self._threads = torch.get_num_threads()
