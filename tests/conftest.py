@@ -84,6 +84,15 @@ def torch_threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.fixture
+def without_workers(monkeypatch: pytest.MonkeyPatch, torch_threads: Callable[[int], None]) -> None:
+    """Benchmark runs do without worker processes."""
+    from this_process import ThisProcess
+
+    torch_threads(1)
+    monkeypatch.setattr("par_agent.evaluation.runner.WorkerPool", ThisProcess)
+
+
+@pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
     """Headless Chromium."""
     webdriver = pytest.importorskip("selenium.webdriver")

@@ -89,6 +89,7 @@ def test_every_plan_is_compared_as_far_as_the_rollout_went(traced: Any) -> None:
     assert len(found["encoder_psnr_db"]) == 4
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_the_benchmark_reports_it_where_asked_to(tmp_path: Path) -> None:
     task_checkpoint().save(tmp_path / "policy")
     source = PolicySource(str(tmp_path / "policy"))
@@ -110,6 +111,7 @@ def test_the_benchmark_reports_it_where_asked_to(tmp_path: Path) -> None:
     assert (runs[1].folder / page.xpath("//img/@src")[0]).stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_what_imagines_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     source = PolicySource("harness_policies:PlainResetPolicy")
     config = RunConfig(

@@ -82,6 +82,7 @@ def test_a_cell_with_a_video_is_a_link_to_it(tmp_path: Path) -> None:
     assert (run.folder / link.get("href")) == video
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_click_on_a_cell_shows_the_rollout_and_plays_its_video(tmp_path: Path, browser: Any) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -12,12 +12,15 @@ import sys
 import time
 import urllib.request
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from par_agent.cli import main
 
 vla_eval = pytest.importorskip("vla_eval", reason="needs vla-eval: pip install 'par-agent[vla-eval]'")
 
@@ -57,10 +60,28 @@ def small_server(python: str | Path = sys.executable) -> list[Any]:
     return [python, "-I", Path(__file__).with_name("small_model_server.py")]
 
 
-def our_harness(policy: str, out: Path, *options: str, task: str = NUDGE) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--policy", policy]
-    command += ["--tasks", task, "--states", "1", "--out", str(out), *options]
-    return subprocess.run(command, cwd=ROOT / "tests", env=ENVIRONMENT, capture_output=True, text=True)
+@dataclass
+class Run:
+    """A command that has ended."""
+
+    status: int
+    output: str
+    errors: str
+
+
+OurHarness = Callable[..., Run]
+
+
+@pytest.fixture
+def our_harness(without_workers: None, capsys: pytest.CaptureFixture[str]) -> OurHarness:
+    """Rolls a policy out from one initial state, in this process."""
+
+    def run(policy: str, out: Path, *options: str, task: str = NUDGE) -> Run:
+        words = ["--policy", policy, "--tasks", task, "--states", "1", "--workers", "1", "--out", str(out)]
+        status = main(["benchmark", *words, *options])
+        return Run(status, *capsys.readouterr())
+
+    return run
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -70,22 +91,24 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 def their_harness(url: str, out: Path, config: str, task: str = NUDGE) -> list[dict[str, Any]]:
     """Episodes of one initial state with two policy seeds."""
-    main = "import sys; from vla_eval.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", main, "run", "--config", str(CONFIGS / config), "--server-url", url]
-    command += ["--output-dir", str(out), "--param", f"tasks=['{task}']", "--param", "states=1"]
-    command += ["--benchmark-field", "episodes_per_task=2"]
-    subprocess.run(command, check=True, cwd=ROOT / "tests", env=ENVIRONMENT)
+    from vla_eval.cli.main import main
+
+    words = ["vla-eval", "run", "--config", str(CONFIGS / config), "--server-url", url, "--output-dir", str(out)]
+    words += ["--param", f"tasks=['{task}']", "--param", "states=1", "--benchmark-field", "episodes_per_task=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        main()
     (file,) = out.glob("*_aggregate.json")
     episodes: list[dict[str, Any]] = json.loads(file.read_text())["tasks"][0]["episodes"]
     return episodes
 
 
-def test_par_acts_alike_alone_and_served_to_either_harness(tmp_path: Path) -> None:
-    seeds = ("--policy-seeds", "2", "--workers", "1")
+def test_par_acts_alike_alone_and_served_to_either_harness(our_harness: OurHarness, tmp_path: Path) -> None:
+    seeds = ("--policy-seeds", "2")
     config = ["--config", str(CONFIGS / "par-mini.yaml")]
     with served([sys.executable, "-m", "par_agent.vla_eval.server", *config], free_address()) as url:
         runs = [our_harness(policy, tmp_path / policy[:3], *seeds) for policy in ("par-mini", f"vla-eval:{url}")]
-        assert [run.returncode for run in runs] == [0, 0], [run.stderr for run in runs]
+        assert [run.status for run in runs] == [0, 0], [run.errors for run in runs]
         episodes = their_harness(url, tmp_path / "theirs", "paper.yaml")
     alone, ours = (records(tmp_path / name) for name in ("par", "vla"))
     assert [(record["error"], record["steps"], record["renders"]) for record in ours] == [(None, 12, 2)] * 2
@@ -96,24 +119,26 @@ def test_par_acts_alike_alone_and_served_to_either_harness(tmp_path: Path) -> No
     assert [e["metrics"]["success"] for e in episodes] == [record["success_once"] for record in alone] == [False] * 2
 
 
-def test_a_server_that_dies_stops_the_run_which_goes_on_when_it_is_back(tmp_path: Path) -> None:
+def test_a_server_that_dies_stops_the_run_which_goes_on_when_it_is_back(
+    our_harness: OurHarness, tmp_path: Path
+) -> None:
     address, options = free_address(), {"frame_every": 12, "chunk_size": 12, "length": 12}
-    policy, four = f"vla-eval:ws://{address}", ("--policy-seeds", "4", "--workers", "1", "--policy-kwargs", "name=x")
+    policy, four = f"vla-eval:ws://{address}", ("--policy-seeds", "4", "--policy-kwargs", "name=x")
     with served(small_server(), address, dies=3, **options):
         run = our_harness(policy, tmp_path, *four)
-    assert run.returncode == 2 and "it goes on where it stopped" in run.stderr and "Traceback" not in run.stderr
+    assert run.status == 2 and "it goes on where it stopped" in run.errors and "Traceback" not in run.errors
     assert [(record["policy_seed"], record["error"]) for record in records(tmp_path)] == [(0, None), (1, None)]
     assert not list(tmp_path.glob("*/results.json"))
     with served(small_server(), address, **options):
         run = our_harness(policy, tmp_path, *four)
-    assert run.returncode == 0 and "2 of 4 rollouts are on disk already" in run.stdout
+    assert run.status == 0 and "2 of 4 rollouts are on disk already" in run.output
     assert [(record["policy_seed"], record["error"]) for record in records(tmp_path)] == [(n, None) for n in range(4)]
 
 
-def test_a_run_of_which_every_rollout_ends_with_an_exception_fails(tmp_path: Path) -> None:
+def test_a_run_of_which_every_rollout_ends_with_an_exception_fails(our_harness: OurHarness, tmp_path: Path) -> None:
     with served(small_server(), free_address(), size=7) as url:
-        run = our_harness(f"vla-eval:{url}", tmp_path, "--policy-seeds", "1", "--workers", "1")
-    assert run.returncode == 1 and "every rollout of NudgeCube ended with an exception" in run.stderr
+        run = our_harness(f"vla-eval:{url}", tmp_path, "--policy-seeds", "1")
+    assert run.status == 1 and "every rollout of NudgeCube ended with an exception" in run.errors
     assert [record["success_once"] for record in records(tmp_path)] == [False]
 
 
@@ -161,12 +186,14 @@ def other_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_both_harnesses_roll_a_server_of_another_environment_out_alike(other_environment: Path, tmp_path: Path) -> None:
+def test_both_harnesses_roll_a_server_of_another_environment_out_alike(
+    our_harness: OurHarness, other_environment: Path, tmp_path: Path
+) -> None:
     options = {"chunk_size": 40, "length": 40, "frame_every": 40, "needs": "base_camera"}
     with served(small_server(other_environment), free_address(), **options) as url:
-        native = ("--track", "native", "--policy-seeds", "2", "--workers", "2")
+        native = ("--track", "native", "--policy-seeds", "2")
         run = our_harness(f"vla-eval:{url}", tmp_path / "ours", *native, task="PushCube")
-        assert run.returncode == 0, run.stderr
+        assert run.status == 0, run.errors
         episodes = their_harness(url, tmp_path / "theirs", "native.yaml", task="PushCube")
     found = records(tmp_path / "ours")
     assert [(record["error"], record["steps"], record["renders"]) for record in found] == [(None, 400, 10)] * 2
