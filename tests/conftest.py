@@ -85,10 +85,15 @@ def torch_threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def without_workers(monkeypatch: pytest.MonkeyPatch, torch_threads: Callable[[int], None]) -> None:
-    """Benchmark runs do without worker processes."""
+    """Benchmark runs and `par-agent render` do without processes of their own."""
+    from recordings import worker_threads
     from this_process import ThisProcess
 
     torch_threads(1)
+    monkeypatch.setattr("par_agent.cli.render.worker_processes", worker_threads)
+    monkeypatch.setattr(
+        "par_agent.evaluation.initial_states.call_in_process", lambda work, *arguments: work(*arguments)
+    )
     monkeypatch.setattr("par_agent.evaluation.runner.WorkerPool", ThisProcess)
 
 

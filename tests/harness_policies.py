@@ -21,18 +21,22 @@ class ReplayPolicy:
         demos: folder with one ``<task>-<seed>.npz`` of ``qpos`` (9,) and ``actions`` (T, 8) per demonstration.
         noise: standard deviation of noise on the joint targets, radians.
         fail_seed: raise after ten steps of the demonstration of this environment seed.
+        blind: look at no image.
     """
 
     action_size = 8
 
-    def __init__(self, task: TaskSpec, demos: str, noise: float = 0.0, fail_seed: int | None = None) -> None:
+    def __init__(
+        self, task: TaskSpec, demos: str, noise: float = 0.0, fail_seed: int | None = None, blind: bool = False
+    ) -> None:
         self._demos = [(path, dict(np.load(path))) for path in sorted(Path(demos).glob(f"{task.name}-*.npz"))]
         self._noise = noise
         self._fail_seed = fail_seed
+        self._blind = blind
 
     @property
     def needs_frame(self) -> bool:
-        return self._step % CHUNK == 0
+        return not self._blind and self._step % CHUNK == 0
 
     def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
         self._step = 0

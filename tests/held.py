@@ -106,6 +106,22 @@ class Held:
         """Waits until a process that holds has noticed a signal, or the command has ended."""
         until(lambda: self._found("told") or not self.running)
 
+    def interrupt(self) -> None:
+        """Sends Ctrl-C while it holds; it ends with its workers and says how it goes on."""
+        self.until_held()
+        workers = self.workers()
+        self.tell(signal.SIGINT)
+        assert self.status() == 130, self.output
+        assert "the same command resumes" in self.output and "Traceback" not in self.output
+        gone(workers)
+
+    def kill(self) -> None:
+        """Kills it while it holds; its workers end too."""
+        self.until_held()
+        workers = self.workers()
+        self.process.kill()
+        gone(workers)
+
     def let_go(self) -> None:
         """Lets what holds go on."""
         (self._marks / "let go").touch()

@@ -15,7 +15,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from held import Held, Moment, gone
+from held import Held, Moment
+from par_agent.cli import main
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.provenance import provenance
@@ -27,6 +28,7 @@ from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.utils.strict_json import parse_options
 from par_agent.utils.versions import PACKAGE_FOLDER, source_files
+from this_process import ThisProcess
 
 REPOSITORY = Path(__file__).parents[1]
 STATE_SEED = 777000
@@ -68,19 +70,13 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(demos: Path, out: Path, workers: int) -> list[str]:
+def options(demos: Path, out: Path, *more: str) -> list[str]:
     """Eight rollouts; those of PickCube's second state raise an exception."""
     return [
-        *("par-agent", "benchmark", "--tasks", *TASKS, "--track", "paper"),
-        *("--policy", "harness_policies:ReplayPolicy", "--policy-seeds", "2", "--workers", str(workers)),
-        *("--policy-kwargs", f"demos={demos}", "noise=0.001", f"fail_seed={STATE_SEED + 1}"),
-        *("--state-seed", str(STATE_SEED), "--num-states", "2", "--out", str(out)),
+        *("--tasks", *TASKS, "--policy", "harness_policies:ReplayPolicy", "--policy-seeds", "2", "--out", str(out)),
+        *("--state-seed", str(STATE_SEED), "--num-states", "2"),
+        *("--policy-kwargs", f"demos={demos}", "noise=0.001", f"fail_seed={STATE_SEED + 1}", *more),
     ]
-
-
-def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "par_agent", *arguments[1:]]
-    return subprocess.Popen(command, cwd=REPOSITORY / "tests", stdout=subprocess.DEVNULL)
 
 
 def records_in(out: Path) -> list[dict[str, Any]]:
@@ -93,11 +89,18 @@ def records_in(out: Path) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: json.dumps(record))
 
 
+def run_here(words: list[str]) -> None:
+    """Runs the benchmark to its end in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("par_agent.evaluation.runner.WorkerPool", ThisProcess)
+        assert main(["benchmark", *words]) == 0
+
+
 @pytest.fixture(scope="module")
 def finished(demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run with two workers."""
+    """An uninterrupted run."""
     out = tmp_path_factory.mktemp("finished")
-    assert start(command(demos, out, workers=2)).wait() == 0
+    run_here(options(demos, out))
     return out
 
 
@@ -152,17 +155,20 @@ def test_the_commit_is_that_of_the_runs_start(tmp_path: Path, monkeypatch: pytes
     assert provenance(begun.info)["git_commit"] == "first"
 
 
-def held(demos: Path, out: Path, marks: Path, records: int) -> Held:
-    """The run, held when it has written some records more."""
+def held(words: list[str], marks: Path, records: int, workers: int) -> Held:
+    """The benchmark, held when it has written some records more."""
     moment = Moment("par_agent.evaluation.records:RunFolder.append", number=records)
-    return Held(command(demos, out, workers=1), moment, marks, cwd=REPOSITORY / "tests")
+    command = ["par-agent", "benchmark", *words, "--workers", str(workers)]
+    return Held(command, moment, marks, cwd=REPOSITORY / "tests")
 
 
 def test_a_run_stopped_by_ctrl_c_and_by_kill_ends_with_the_same_records_whatever_the_number_of_workers(
-    demos: Path, finished: Path, tmp_path: Path
+    demos: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    with held(demos, out, tmp_path / "interrupted", records=2) as interrupted:
+    """Without images, which take a worker long to get ready for."""
+    out, blind = tmp_path / "out", "blind=true"
+    words = options(demos, out, blind)
+    with held(words, tmp_path / "interrupted", records=2, workers=2) as interrupted:
         interrupted.until_held()
         interrupted.tell(signal.SIGINT)
         interrupted.let_go()
@@ -171,18 +177,16 @@ def test_a_run_stopped_by_ctrl_c_and_by_kill_ends_with_the_same_records_whatever
     (path,) = out.glob("*/rollouts.jsonl")
     before = path.read_bytes()
     assert before.count(b"\n") == 2
-    with held(demos, out, tmp_path / "killed", records=1) as killed:
-        killed.until_held()
-        workers = killed.workers()
-        killed.process.kill()
-        gone(workers)
+    with held(words, tmp_path / "killed", records=1, workers=1) as killed:
+        killed.kill()
     assert path.read_bytes().startswith(before) and path.read_bytes().count(b"\n") == 3
     before = path.read_bytes()
     path.write_bytes(before + b'{"task": "PushC')  # what a line cut off by a crash looks like
     # Videos asked for later repeat rollouts that are on disk and leave their records as they are.
-    assert start([*command(demos, out, workers=2), "--video", "1"]).wait() == 0
+    run_here([*words, "--video", "1"])
     assert path.read_bytes().startswith(before)
-    assert records_in(out) == records_in(finished)
+    run_here(options(demos, tmp_path / "at once", blind))
+    assert records_in(out) == records_in(tmp_path / "at once")
     (video,) = out.glob("*/videos/PushCube_state00_seed0.mp4")
     (record,) = (r for r in records_in(out) if (r["task"], r["state"], r["policy_seed"]) == ("PushCube", 0, 0))
     assert imageio.imread(video).shape == (record["steps"] + 1, 512, 512, 3)
@@ -201,8 +205,21 @@ def run(config: RunConfig) -> tuple[BenchmarkRun, list[dict[str, Any]]]:
 
 def test_a_worker_process_that_dies_is_replaced_and_its_rollout_tried_again(tmp_path: Path) -> None:
     once = {"died": str(tmp_path / "died")}
-    _, (record,) = run(config(tmp_path, "harness_policies:DyingPolicy", tasks=NUDGE, policy_options=once))
+    _, (record,) = run(config(tmp_path, "harness_policies:DyingOncePolicy", tasks=NUDGE, policy_options=once))
     assert (record["error"], record["steps"]) == (None, 12)
+
+
+def test_a_run_that_fails_before_its_first_rollout_leaves_nothing(
+    without_workers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise UserError("the initial states cannot be made")
+
+    monkeypatch.setattr("par_agent.evaluation.runner.make_missing_states", fail)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="cannot be made"):
+        run(config(out, "harness_policies:PlainResetPolicy", tasks=NUDGE))
+    assert not out.exists()
 
 
 @pytest.mark.slow
@@ -214,6 +231,7 @@ def test_a_rollout_whose_worker_dies_every_time_is_recorded_as_an_error(tmp_path
     assert len(run(retried)[1]) == 1
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_task_and_a_policy_of_ones_own_run_to_the_end(tmp_path: Path) -> None:
     own: dict[str, Any] = {"policy": "harness_policies:PlainResetPolicy", "tasks": NUDGE, "run_to_end": True}
     benchmark, first = run(config(tmp_path / "one", **own, states=2, track="native"))

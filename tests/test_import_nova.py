@@ -99,7 +99,11 @@ def test_an_imported_checkpoint_refuses_to_act_and_acts_after_training(imported:
 
 
 def test_the_printed_commands_lead_from_the_released_folder_to_a_policy(
-    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    released: Path,
+    tmp_path: Path,
+    without_workers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As they stand, on the CPU and for two steps: the miniature has frames of 64x32 pixels and weights in float16."""
     require_renderer()

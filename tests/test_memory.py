@@ -18,6 +18,8 @@ from par_agent.data.windows import WindowSampler
 from par_agent.utils.files import write_json
 
 SPEC = LatentSpec("render_camera", "abc", (3, 64, 64), variants=2, augmentation=Augmentation(2))
+COUNTS = (20, 200)
+"""Episodes."""
 
 
 def write_dataset(folder: Path, episodes: int) -> Path:
@@ -51,9 +53,15 @@ def peak_of_an_epoch(folder: Path, cache: bool) -> int:
     return peak
 
 
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One dataset for each of the counts."""
+    folder = tmp_path_factory.mktemp("datasets")
+    return [write_dataset(folder / str(count), count) for count in COUNTS]
+
+
 @pytest.mark.parametrize("cache", [True, False])
-def test_memory_hardly_grows_with_the_dataset(tmp_path: Path, cache: bool) -> None:
-    counts = (20, 320)
-    small, large = (peak_of_an_epoch(write_dataset(tmp_path / str(count), count), cache) for count in counts)
-    frames = (counts[1] - counts[0]) * 4 * 64 * 64 * 3
+def test_memory_hardly_grows_with_the_dataset(datasets: list[Path], cache: bool) -> None:
+    small, large = (peak_of_an_epoch(dataset, cache) for dataset in datasets)
+    frames = (COUNTS[1] - COUNTS[0]) * 4 * 64 * 64 * 3
     assert large - small < 0.08 * frames

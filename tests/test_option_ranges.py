@@ -217,11 +217,13 @@ REFUSED = [
     ("export-lerobot", "--data nowhere", "nowhere"),
     ("train-vae", "--data nowhere", "nowhere"),
     ("train-vae", "--data", "data is empty"),
+    ("train-vae", "--data data data", "data is given twice"),
     ("train-vae", "--data data --camera nope", "has no camera 'nope'"),
     ("train-vae", "--data data --patch 512", "512"),
     ("finetune", f"--data nowhere --init {MINI}", "nowhere"),
     ("finetune", "--data data --vae nowhere", "nowhere"),
     ("finetune", "--data data --init nowhere", "nowhere"),
+    ("finetune", f"--data data data --init {MINI}", "data is given twice"),
     ("finetune", "--task nope", "unknown task 'nope'"),
     ("finetune", f"--data data --init {MINI} --preset nope", "unknown preset 'nope'"),
     ("finetune", f"--data data --init {MINI} --foresight 3", "foresight is"),
@@ -229,7 +231,9 @@ REFUSED = [
     ("finetune", f"--data data --init {MINI} --camera nope", "nope"),
     ("generate", "--model nowhere --prompt p", "nowhere"),
     ("visualize rollout", "--policy nope", "no checkpoint 'nope'"),
+    ("visualize rollout", "--task harness_task:NUDGE_CUBE --policy nope", "no checkpoint 'nope'"),
     ("visualize rollout", "--task nope", "unknown task 'nope'"),
+    ("visualize attention", "--task harness_task:NUDGE_CUBE --policy nope", "no checkpoint 'nope'"),
     ("visualize attention", "--policy-kwargs nope", "'nope' is not of the form key=value"),
     ("visualize failures", "nowhere", "nowhere"),
     ("visualize gallery", "--attention nope 1", "unknown task 'nope'"),
@@ -260,6 +264,10 @@ REFUSED = [
     ("training_step.py", "--preset nope", "unknown preset 'nope'"),
     ("train-baseline", "--method nope --data data", "method is 'nope'"),
 ]
+
+
+def test_every_command_is_refused_something() -> None:
+    assert COMMANDS.keys() - {command for command, _, _ in REFUSED} == {"doctor"}  # nothing it takes can be wrong
 
 
 @pytest.mark.parametrize(("command", "words", "message"), REFUSED)

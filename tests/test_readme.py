@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from pages import filled
 from reported_runs import REPORTED, read_finished, read_reported
 
@@ -43,16 +44,23 @@ def test_success_by_context_length_is_in_order_of_the_length(tmp_path: Path) -> 
     assert lines[4:6] == ["| 4 | 9/25 | 9/25 | 9/25 |", "| 16 | 7/25 | 7/25 | 7/25 |"]
 
 
-def test_the_examples_of_a_policy_and_a_task_of_ones_own_run_as_written(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_workers")
+def test_the_examples_of_a_policy_and_a_task_of_ones_own_run_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the folder of the command is added
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for section, module in (("Your own policy", "my_policy"), ("Your own task", "my_task")):
         content = text.split(f"## {section}\n")[1].split("\n## ")[0]
         assert f"`{module}.py`" in content
         (tmp_path / f"{module}.py").write_text(content.split("```python\n")[1].split("```")[0])
         command = shlex.split(content.split("\n    python ")[1].split("\n")[0])
-        command[0] = str(ROOT / command[0])
         options = ["--states", "1", "--policy-seeds", "1", "--workers", "1"]
-        subprocess.run([sys.executable, *command, *options], cwd=tmp_path, check=True)
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+        assert not ended.value.code
     records = [json.loads(path.read_text()) for path in tmp_path.glob("benchmarks/results/*/rollouts.jsonl")]
     found = {(record["task"], record["steps"], record["error"]) for record in records}
     assert found == {("PushCube", 400, None), ("NudgeCube", 12, None)}

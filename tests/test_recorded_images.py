@@ -69,6 +69,7 @@ def test_frames_actions_and_joints_are_the_files_own(tmp_path: Path, monkeypatch
     assert (index.action_size, index.joint_count) == (6, 6)
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_what_was_recorded_is_what_is_rendered(tmp_path: Path) -> None:
     """ManiSkill's own recording of its own observation, with the states beside it: both ways give the same frames."""
     require_renderer()

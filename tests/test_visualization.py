@@ -67,6 +67,7 @@ def test_every_cause_has_its_rule(task: str, found: ObjectTrace, cause: str) -> 
     assert propose_cause(found, GOALS[task]) == cause
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_rollout_is_drawn_as_strip_and_video(tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("skimage", reason="needs par-agent[viz]")
     task_checkpoint().save(tmp_path / "policy")

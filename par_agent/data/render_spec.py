@@ -101,12 +101,6 @@ class RenderSpec:
 
 
 def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:
-    """An instruction as it is stored: one text, or a tuple of several that differ; empty where none is given.
-
-    Raises:
-        UserError: one of them has no words.
-    """
-    if not all(text.strip() for text in instructions):
-        raise UserError("an --instruction is empty; the policy would understand nothing")
+    """An instruction as it is stored: one text, or a tuple of several that differ; empty where none is given."""
     texts = tuple(dict.fromkeys(instructions))
     return texts if len(texts) > 1 else "".join(texts)
