@@ -31,7 +31,10 @@ class Interval:
 
 
 def distinct_rollouts(records: Iterable[Record]) -> list[Record]:
-    """Without those that repeat another's actions from the same initial state; errors repeat nothing."""
+    """Without those that repeat another's actions from the same initial state; errors repeat nothing.
+
+    Actions are compared by their hashes: of processors that differ in the last bits, no rollout repeats another's.
+    """
     found: dict[Hashable, Record] = {}
     for record in records:
         found.setdefault(_distinct_key(record), record)
