@@ -85,16 +85,13 @@ def torch_threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def without_workers(monkeypatch: pytest.MonkeyPatch, torch_threads: Callable[[int], None]) -> None:
-    """Benchmark runs and `par-agent render` do without processes of their own."""
-    from recordings import worker_threads
-    from this_process import ThisProcess
+    """Rollouts, rendering and making initial states need no worker processes, which import and compile all again."""
+    from recordings import run_in_this_process
 
     torch_threads(1)
-    monkeypatch.setattr("par_agent.cli.render.worker_processes", worker_threads)
-    monkeypatch.setattr(
-        "par_agent.evaluation.initial_states.call_in_process", lambda work, *arguments: work(*arguments)
-    )
-    monkeypatch.setattr("par_agent.evaluation.runner.WorkerPool", ThisProcess)
+    for module in ("cli.render", "evaluation.runner"):
+        monkeypatch.setattr(f"par_agent.{module}.open_runner", run_in_this_process)
+    monkeypatch.setattr("par_agent.evaluation.initial_states.local_runner", run_in_this_process)
 
 
 @pytest.fixture

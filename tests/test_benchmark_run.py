@@ -28,7 +28,7 @@ from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.utils.strict_json import parse_options
 from par_agent.utils.versions import PACKAGE_FOLDER, source_files
-from this_process import ThisProcess
+from recordings import run_in_this_process
 
 REPOSITORY = Path(__file__).parents[1]
 STATE_SEED = 777000
@@ -92,7 +92,7 @@ def records_in(out: Path) -> list[dict[str, Any]]:
 def run_here(words: list[str]) -> None:
     """Runs the benchmark to its end in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("par_agent.evaluation.runner.WorkerPool", ThisProcess)
+        patch.setattr("par_agent.evaluation.runner.open_runner", run_in_this_process)
         assert main(["benchmark", *words]) == 0
 
 
