@@ -29,6 +29,7 @@ from par_agent.visualization import causes
 from par_agent.visualization.causes import GOALS, ObjectTrace, propose_cause
 from par_agent.visualization.failures import FailedRun
 from par_agent.visualization.session import RolloutSession
+from recordings import run_in_this_process
 from tiny import task_checkpoint
 
 STEPS = 100
@@ -96,7 +97,9 @@ def failed_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         options: dict[str, Any] = {"states": 2, "policy_seeds": 2, "variation": variation}
         source = PolicySource(str(folder / "policy"))
         run = BenchmarkRun(RunConfig(("harness_task:NUDGE_CUBE",), source, folder / "out", **options))
-        records = run.run(lambda found: None, lambda record: None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("par_agent.evaluation.runner.open_runner", run_in_this_process)
+            records = run.run(lambda found: None, lambda record: None)
         write_results(run.info, records)
         return run.folder
 
