@@ -241,6 +241,7 @@ REFUSED = [
     ("play", "--policy nope", "no checkpoint 'nope'|needs gradio"),
     ("play", "--host nope.invalid", "cannot listen on nope.invalid|needs gradio"),
     ("info", "nope", "no model 'nope'"),
+    ("recipe", "nope", "nope"),
     ("check-nova", "--io nowhere", "nowhere"),
     ("import-nova", "nowhere", "nowhere"),
     ("benchmark", "--policy nope", "no checkpoint 'nope'"),
