@@ -8,7 +8,8 @@ from torch import Tensor
 
 from par_agent.modeling.diffusion import Noised, NoiseProcess, noise_process
 from par_agent.modeling.nova.model import NOVA
-from par_agent.modeling.random_numbers import normal, orders, uniform
+from par_agent.modeling.random_numbers import normal, orders, permutation, uniform
+from par_agent.utils.device import moved
 
 WEIGHT_EPS = 1e-5
 
@@ -63,6 +64,18 @@ def frame_errors(
     errors = (prediction.float() - noised.target.float()).square().mean(-1)
     weights = (~nova.known_mask(known_ids)).float().repeat(repeat, 1)
     return errors * weights / (weights.sum() + WEIGHT_EPS), noised, prediction
+
+
+def draw_frames(candidates: Tensor, fraction: float, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Numbers (k,) int64 of the frames that enter the loss, among those where ``candidates`` (B, N) bool is True.
+
+    ``fraction`` of them, at least one, are drawn; none if there is no candidate.
+    """
+    numbers = candidates.cpu().flatten().nonzero()[:, 0]
+    if len(numbers) == 0:
+        return moved(numbers, device)
+    order = permutation(len(numbers), generator)
+    return moved(numbers[order[: max(1, round(fraction * len(numbers)))]], device)
 
 
 def draw_known_patches(rows: int, patches: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -20,15 +20,12 @@ from par_agent.modeling.action_tokenizer import ActionTokenizer
 from par_agent.modeling.attention_mask import limit_context, physical_token_mask
 from par_agent.modeling.config import GenerationConfig, PARConfig
 from par_agent.modeling.diffusion import noise_process
-from par_agent.modeling.embeddings import space_embedding
-from par_agent.modeling.frame_loss import draw_known_patches, frame_loss
+from par_agent.modeling.frame_loss import draw_frames, draw_known_patches, frame_loss
 from par_agent.modeling.kv_cache import KVCache
 from par_agent.modeling.nova.generation import NoiseSource, generate_frame
 from par_agent.modeling.nova.model import NOVA
-from par_agent.modeling.random_numbers import permutation
 from par_agent.modeling.regression import RegressionHead, regression_loss
-from par_agent.modeling.rope import Rotation, action_rotation, frame_rotation
-from par_agent.utils.device import moved
+from par_agent.modeling.rope import Rotation, physical_token_rotation
 
 
 @dataclass(frozen=True)
@@ -144,11 +141,8 @@ class PARModel(nn.Module):
     def tokens(self, inputs: PhysicalTokens, steps: Tensor) -> Tensor:
         """Tokens (B, N, F + L, D) of physical tokens at steps (B, N)."""
         nova = self.nova
-        patches = nova.video_encoder.patch_embed(nova.check_latents(inputs.latents.flatten(0, 1)))
-        frames = patches.unflatten(0, inputs.latents.shape[:2])  # (B, N, patches, D)
+        frames = nova.embed_frames(inputs.latents)  # (B, N, patches, D)
         actions = self.action_tokenizer(inputs.actions.to(nova.dtype), inputs.actions_known)  # (B, N, L, D)
-        if self.config.nova.absolute_space:
-            frames = frames + space_embedding(*self.config.nova.video_grid, frames.shape[-1], frames.device).to(frames)
         parts = [frames]
         if self.action_tokenizer.proprioception is not None:
             parts.append(self.action_tokenizer.proprioception(inputs.proprioception.to(nova.dtype))[:, :, None])
@@ -159,26 +153,18 @@ class PARModel(nn.Module):
         return x
 
     def rotation(self, steps: Tensor) -> Rotation | None:
-        """Rotation (B, N (F + L), head_dim / 2) of physical tokens at steps (B, N); None without rotary positions.
-
-        Joint positions sit one row and one column past the frame's last patch.
-        """
-        config = self.config.nova
-        if not config.rotary:
+        """Rotation (B, N (F + L), head_dim / 2) of physical tokens at steps (B, N); None without rotary positions."""
+        nova, action = self.config.nova, self.config.action
+        if not nova.rotary:
             return None
-        head_dim, (rows, columns) = config.video_encoder.head_dim, config.video_grid
-        length = self.config.action.chunk_length
-        slots = (steps + int(config.bos_slot)).float()[:, :, None]  # (B, N, 1)
-        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(slots)
-        if self.action_tokenizer.proprioception is not None:
-            places = torch.cat([places, places.new_tensor([[rows, columns]])])  # (F, 2)
-        times = slots[..., None].expand(-1, -1, len(places), 1)
-        positions = torch.cat([times, places.expand(*steps.shape, -1, 2)], -1)  # (B, N, F, 3)
-        fraction = (torch.arange(length, device=slots.device) / length).expand(*steps.shape, length)  # (B, N, L)
-        frames = frame_rotation(positions, head_dim)
-        actions = action_rotation(slots.expand_as(fraction), fraction, head_dim, self.config.action.rotary_base)
-        cos, sin = (torch.cat([f, a], 2).flatten(1, 2) for f, a in zip(frames, actions, strict=True))
-        return cos, sin
+        return physical_token_rotation(
+            steps + int(nova.bos_slot),
+            nova.video_grid,
+            action.proprioception_size > 0,
+            action.chunk_length,
+            nova.video_encoder.head_dim,
+            action.rotary_base,
+        )
 
     # --- whole sequences ------------------------------------------------------------------------------------------
 
@@ -279,11 +265,9 @@ class PARModel(nn.Module):
     ) -> Tensor:
         if targets.latents is None or targets.frame_weights is None or not self.config.imagination:
             return z_frame.new_zeros(())
-        candidates = targets.frame_weights.cpu().flatten().nonzero()[:, 0]
-        if len(candidates) == 0:
+        chosen = draw_frames(targets.frame_weights, fraction, z_frame.device, generator)
+        if len(chosen) == 0:
             return z_frame.new_zeros(())
-        order = permutation(len(candidates), generator)
-        chosen = moved(candidates[order[: max(1, round(fraction * len(candidates)))]], z_frame.device)
         latents = targets.latents.flatten(0, 1)[chosen].to(self.nova.dtype)
         known = draw_known_patches(len(chosen), self.config.nova.image_tokens, generator, chosen.device)
         condition = z_frame.flatten(0, 1)[chosen]

@@ -57,6 +57,36 @@ def action_rotation(step: Tensor, fraction: Tensor, head_dim: int, base: float) 
     return angles.cos(), angles.sin()
 
 
+def physical_token_rotation(
+    slots: Tensor, grid: tuple[int, int], proprioception: bool, chunk_length: int, head_dim: int, base: float
+) -> Rotation:
+    """Rotation (B, N (F + L), head_dim / 2) of physical tokens.
+
+    Joint positions sit one row and one column past the frame's last patch.
+
+    Args:
+        slots: (B, N) time of each step.
+        grid: rows and columns of a frame's patches.
+        proprioception: whether a token of joint positions follows the patches.
+        chunk_length: actions per chunk, ``L``.
+        head_dim: width of one attention head.
+        base: base of the action frequencies.
+    """
+    slots = slots.float()[:, :, None]  # (B, N, 1)
+    places = torch.cartesian_prod(*map(torch.arange, grid)).to(slots)
+    if proprioception:
+        places = torch.cat([places, places.new_tensor([grid])])  # (F, 2)
+    times = slots[..., None].expand(-1, -1, len(places), 1)
+    positions = torch.cat([times, places.expand(*slots.shape[:2], -1, 2)], -1)  # (B, N, F, 3)
+    fraction = (torch.arange(chunk_length, device=slots.device) / chunk_length).expand(
+        *slots.shape[:2], -1
+    )  # (B, N, L)
+    frames = frame_rotation(positions, head_dim)
+    actions = action_rotation(slots.expand_as(fraction), fraction, head_dim, base)
+    cos, sin = (torch.cat([f, a], 2).flatten(1, 2) for f, a in zip(frames, actions, strict=True))
+    return cos, sin
+
+
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turns adjacent pairs of the last axis: a product of complex numbers, in one pass over memory.
 

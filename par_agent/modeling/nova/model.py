@@ -126,6 +126,13 @@ class NOVA(nn.Module):
 
     # --- causal transformer ------------------------------------------------------------------------------------------
 
+    def embed_frames(self, latents: Tensor) -> Tensor:
+        """Tokens (B, N, patches, D) of frames (B, N, C, h, w), with absolute positions in space but not in time."""
+        x = self.video_encoder.patch_embed(self.check_latents(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
+        if self.config.absolute_space:
+            x = x + space_embedding(*self.config.video_grid, x.shape[-1], x.device).to(x)
+        return x
+
     def slot_tokens(self, latents: Tensor | None, batch: int, first: int, total: int) -> Tensor:
         """Tokens (B, n, F, D) of consecutive frame slots, with absolute positions.
 
