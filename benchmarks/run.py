@@ -10,20 +10,11 @@ python benchmarks/run.py --policy my_package.my_module:MyPolicy --policy-kwargs 
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from par_agent.cli.benchmark import BenchmarkConfig, main
 from par_agent.cli.options import run_script
 
-
-@dataclass(frozen=True)
-class ScriptConfig(BenchmarkConfig):
-    """The options of `par-agent benchmark`."""
-
-    out: Path = Path("benchmarks/results")
-    """Folder under which the run gets its own folder."""
-
-
 if __name__ == "__main__":
-    sys.exit(run_script("benchmarks/run.py", main, ScriptConfig, __doc__, resumes=True))
+    out = Path("benchmarks/results")
+    sys.exit(run_script("benchmarks/run.py", main, BenchmarkConfig, __doc__, resumes=True, out=out))

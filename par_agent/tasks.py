@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from par_agent.errors import UserError
 from par_agent.utils.references import load_object
@@ -23,7 +24,8 @@ PROTOCOL_POLICY_SEEDS = 5
 UNKNOWN_CONTROLLER = "unknown"
 """Stands in place of a control mode that data does not tell."""
 
-TRACKS = ("paper", "native")
+Track = Literal["paper", "native"]
+TRACKS: tuple[Track, ...] = get_args(Track)
 """What the policy sees: ``paper`` is the image of the task's render camera and the joint positions, ``native`` is what
 ManiSkill itself gives for ``obs_mode="rgb"``."""
 

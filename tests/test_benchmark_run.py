@@ -331,7 +331,7 @@ def test_another_policy_option_or_track_starts_another_folder(tmp_path: Path) ->
         )
     ]
     assert len({run.folder for run in runs}) == len(runs)
-    more = BenchmarkRun(config(tmp_path, states=25, policy_seeds=5, workers=7, videos=2))
+    more = BenchmarkRun(config(tmp_path, states=25, policy_seeds=5, workers=7, video=2))
     assert more.folder == runs[0].folder
 
 

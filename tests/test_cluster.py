@@ -84,7 +84,7 @@ def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(
 
     died = tmp_path / "died"
     benchmark, distributed = run(
-        tmp_path / "cluster", died=died, cluster=local_cluster.address, on_record=take_a_node_away, videos=1
+        tmp_path / "cluster", died=died, cluster=local_cluster.address, on_record=take_a_node_away, video=1
     )
     assert died.exists()  # the policy killed its worker with SIGKILL
     assert benchmark.info.workers == 2

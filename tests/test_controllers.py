@@ -99,7 +99,7 @@ def test_a_policys_task_has_its_controller_and_is_not_called_the_protocols(tmp_p
     for name in ("joints", "changes"):
         source = PolicySource(str(tmp_path / name))
         source.build(source.task(push))
-        config = RunConfig(("PushCube",), source, tmp_path / "out", states=PROTOCOL_STATES)
+        config = RunConfig(tasks=("PushCube",), policy=source, out=tmp_path / "out", states=PROTOCOL_STATES)
         runs[name] = BenchmarkRun(config)
     assert runs["joints"].info.specs == {"PushCube": push}
     assert runs["joints"].config.is_protocol and runs["joints"].config.protocol_label == "the protocol"

@@ -86,7 +86,7 @@ def test_a_cell_with_a_video_is_a_link_to_it(tmp_path: Path) -> None:
 def test_a_click_on_a_cell_shows_the_rollout_and_plays_its_video(tmp_path: Path, browser: Any) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    run = make_run(tmp_path / "out", tasks=("harness_task:NUDGE_CUBE",), states=1, videos=1)
+    run = make_run(tmp_path / "out", tasks=("harness_task:NUDGE_CUBE",), states=1, video=1)
     page(run, run.run(lambda found: None, lambda record: None))
     browser.get((run.folder / "report.html").as_uri())
     with_video, without = browser.find_elements("css selector", "[data-rollout]")

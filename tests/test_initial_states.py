@@ -166,14 +166,18 @@ def test_states_of_other_objects_than_the_scenes_are_refused() -> None:
 
 def config(out: Path, state_seed: int | None = None) -> RunConfig:
     source = PolicySource("harness_policies:PlainResetPolicy")
-    return RunConfig(("harness_task:NUDGE_CUBE",), source, out, states=1, policy_seeds=1, state_seed=state_seed)
+    return RunConfig(
+        tasks=("harness_task:NUDGE_CUBE",), policy=source, out=out, states=1, policy_seeds=1, state_seed=state_seed
+    )
 
 
 def test_a_run_begins_with_no_changed_states_and_its_name_tells_them_apart(
     stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("par_agent.evaluation.protocol.STATES_FOLDER", tmp_path)
-    asked = RunConfig(("PushCube",), PolicySource("harness_policies:PlainResetPolicy"), tmp_path / "out")
+    asked = RunConfig(
+        tasks=("PushCube",), policy=PolicySource("harness_policies:PlainResetPolicy"), out=tmp_path / "out"
+    )
     first = BenchmarkRun(asked)
     assert first.info.identity["initial_states"] == {"PushCube.safetensors": states_checksum(stored)}
     moved = load_states(stored, PUSH_CUBE)

@@ -244,6 +244,7 @@ REFUSED = [
     ("recipe", "nope", "nope"),
     ("check-nova", "--io nowhere", "nowhere"),
     ("import-nova", "nowhere", "nowhere"),
+    ("recipe", "nope", "unknown recipe 'nope'"),
     ("benchmark", "--policy nope", "no checkpoint 'nope'"),
     ("benchmark", "--tasks nope", "unknown task 'nope'"),
     ("benchmark", "--tasks PushCube PushCube", "given twice"),

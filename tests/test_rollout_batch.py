@@ -177,7 +177,7 @@ def test_the_gpu_backend_rolls_all_states_of_a_seed_out_at_once_and_resumes(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(runner, "open_runner", StandInRunner())
-    run = BenchmarkRun(config(tmp_path, videos=0))
+    run = BenchmarkRun(config(tmp_path, video=0))
     assert run.folder != BenchmarkRun(config(tmp_path, backend="cpu")).folder
     StandInRunner.jobs.clear()
     StandInRunner.rollouts_left = 60
@@ -233,7 +233,7 @@ def test_on_a_gpu_every_environment_starts_from_its_stored_state(task: str, trac
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_run_is_recorded_like_any_other(tmp_path: Path) -> None:
-    arguments = {"states": 3, "policy_seeds": 1, "videos": 1, "tasks": ("harness_task:NUDGE_CUBE",)}
+    arguments = {"states": 3, "policy_seeds": 1, "video": 1, "tasks": ("harness_task:NUDGE_CUBE",)}
     policy = PolicySource("harness_speed:SwayPolicy")
     run = BenchmarkRun(RunConfig(policy=policy, out=tmp_path, backend="gpu", **arguments))
     records = run.run(lambda found: None, lambda record: None)

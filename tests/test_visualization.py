@@ -96,7 +96,7 @@ def failed_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         task_checkpoint().save(folder / "policy")
         options: dict[str, Any] = {"states": 2, "policy_seeds": 2, "variation": variation}
         source = PolicySource(str(folder / "policy"))
-        run = BenchmarkRun(RunConfig(("harness_task:NUDGE_CUBE",), source, folder / "out", **options))
+        run = BenchmarkRun(RunConfig(tasks=("harness_task:NUDGE_CUBE",), policy=source, out=folder / "out", **options))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("par_agent.evaluation.runner.open_runner", run_in_this_process)
             records = run.run(lambda found: None, lambda record: None)

@@ -6,11 +6,10 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -19,22 +18,20 @@ from par_agent.errors import UserError
 from par_agent.evaluation.alignment import Alignment
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.report import terminal_tables, write_results
-from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.run_config import RunConfig, RunOptions
 from par_agent.evaluation.runner import BenchmarkRun
-from par_agent.tasks import BUNDLED, PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES
-from par_agent.utils.checked import Checked, ClusterAddress, Count, Length, NonNegative, Range, Seed, SmallCount
+from par_agent.tasks import BUNDLED
+from par_agent.utils.checked import Checked, Range
 from par_agent.utils.strict_json import parse_options
 from par_agent.vla_eval.client import PREFIX
 
 EXIT_ALL_ERRORS = 1
 
 
-@dataclass(frozen=True)
-class BenchmarkConfig(Checked):
-    """Rolls a policy out under the paper's protocol. The same command resumes where an earlier one was stopped."""
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions(Checked):
+    """Which policy acts, what it is told, and where it runs."""
 
-    tasks: tuple[str, ...] = PAPER_TASKS
-    """Tasks by name, or module:NAME for a TaskSpec of your own."""
     policy: str | None = None
     """A bundled checkpoint's name, a checkpoint folder, module:Class, a vla-eval model server as vla-eval:ws://HOST:PORT,
     or a row of the table of methods: act, bc-t, dp, icrt, rdt, par-noar, par-discrete, par-noimagine. Default: the
@@ -44,35 +41,16 @@ class BenchmarkConfig(Checked):
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value: for a checkpoint those of PARPolicy.from_pretrained, else the class's. For a
     model server those of par_agent.vla_eval.client.ModelServerPolicy, and name=... for tables and folders."""
-    track: Literal["paper", "native"] = "paper"
-    """What the policy sees: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
-    variation: Literal["none", "camera", "dim", "bright", "color", "delay", "shader"] = "none"
-    """One thing that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
-    colour, every action one control step late, ManiSkill's default shader (which has a grey background)."""
-    states: Annotated[Count, tyro.conf.arg(aliases=["--num-states"])] = PROTOCOL_STATES
-    """How many initial states per task: the first of the protocol's, or of those of --state-seed."""
-    policy_seeds: Length = PROTOCOL_POLICY_SEEDS
-    """Policy seeds per initial state."""
-    state_seed: Seed | None = None
-    """First environment seed of other initial states than the protocol's (for development); below 20241201."""
-    workers: SmallCount | None = None
-    """Worker processes. Default: one per core."""
-    backend: Literal["cpu", "gpu"] = "cpu"
-    """What simulates: one environment per worker process, or ManiSkill's vectorised GPU simulation of all states."""
-    cluster: ClusterAddress | None = None
-    """Address of a Ray cluster whose nodes do the rollouts; auto: the one that this machine belongs to."""
     device: str | None = None
     """Device that checkpoints are loaded on. Default: cuda for --backend gpu, else cpu."""
-    run_to_end: bool = False
-    """Go on after the first success until the step limit, to measure success at the end too (slow)."""
-    video: NonNegative = 0
-    """Save an MP4 of each task's first N rollouts. These render every control step and take several times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(RunOptions, PolicyOptions):  # dataclasses put the fields of the last base first
+    """Rolls a policy out under the paper's protocol. The same command resumes where an earlier one was stopped."""
+
     alignment: Annotated[int, Range(0, 1024)] = 0
     """In every plan, let the policy imagine N chunks ahead and compare that with what happens (slow; par-agent[viz])"""
-    retry_errors: bool = False
-    """Run rollouts again that an earlier run recorded with an exception."""
-    out: Path = Path("benchmark-results")
-    """Folder under which the run gets its own folder."""
 
 
 def run_config(config: BenchmarkConfig) -> RunConfig:
@@ -87,23 +65,10 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
         raise UserError(
             "a model server has a device of its own and acts in one environment: no --device or --backend gpu"
         )
-    return RunConfig(
-        tasks=config.tasks,
-        policy=find_policy(policy, parse_options(config.policy_kwargs), device, config.policy_checkpoint),
-        out=config.out,
-        track=config.track,
-        variation=config.variation,
-        states=config.states,
-        state_seed=config.state_seed,
-        policy_seeds=config.policy_seeds,
-        backend=config.backend,
-        cluster=config.cluster,
-        workers=len(os.sched_getaffinity(0)) if config.workers is None else config.workers,
-        run_to_end=config.run_to_end,
-        videos=config.video,
-        retry_errors=config.retry_errors,
-        measurements=(Alignment(config.alignment),) if config.alignment else (),
-    )
+    options = {field.name: getattr(config, field.name) for field in fields(RunOptions)}
+    options["workers"] = len(os.sched_getaffinity(0)) if config.workers is None else config.workers
+    source = find_policy(policy, parse_options(config.policy_kwargs), device, config.policy_checkpoint)
+    return RunConfig(**options, policy=source, measurements=(Alignment(config.alignment),) if config.alignment else ())
 
 
 class ProgressDisplay:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from par_agent.data.episodes import RenderedDataset
 from par_agent.errors import UserError
-from par_agent.tasks import TASKS, TRACKS, find_task
+from par_agent.tasks import TASKS, TRACKS, Track, find_task
 from par_agent.training.finetune import FinetuneConfig, finetune
 from par_agent.training.loop import Rollouts
 from par_agent.utils.files import writing
@@ -68,7 +68,7 @@ def _task_of(folder: Path) -> str:
     return task.name
 
 
-def _track_of(camera: str, tasks: tuple[str, ...]) -> str:
+def _track_of(camera: str, tasks: tuple[str, ...]) -> Track:
     """The track on which policies see this camera."""
     for track in TRACKS:
         if all(camera in TASKS[task].cameras(track) for task in tasks):

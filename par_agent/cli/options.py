@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -28,8 +29,8 @@ FILE_OPTION = "--config"
 """Names a JSON file of options, such as the one that a run writes into its folder."""
 
 
-def parse(cls: type[C], arguments: Sequence[str], prog: str, description: str) -> C:
-    """Makes a frozen dataclass ``cls`` from command-line arguments.
+def parse(cls: type[C], arguments: Sequence[str], prog: str, description: str, **defaults: Any) -> C:
+    """Makes a frozen dataclass ``cls`` from command-line arguments; ``defaults`` stand in for those of its options.
 
     --help shows its own options first, then those of each of its groups under the group's docstring.
 
@@ -43,9 +44,9 @@ def parse(cls: type[C], arguments: Sequence[str], prog: str, description: str) -
     _check_words(cls, words)
     options = _unchecked(cls)
     given: dict[str, Any] = {}
-    if file is not None:
-        required = dict.fromkeys(required_options(cls), tyro.MISSING)
-        given["default"] = from_options(options, required | read_options(cls, file))
+    if file is not None or defaults:
+        defaults = dict.fromkeys(required_options(cls), tyro.MISSING) | defaults
+        given["default"] = from_options(options, defaults | (read_options(cls, file) if file else {}))
     description = description.rstrip()
     description += "\n\n" if "\n" in description else " "
     description += f"Options may also come from a file: {FILE_OPTION} FILE.json, and those beside it win."
@@ -58,7 +59,12 @@ def parse(cls: type[C], arguments: Sequence[str], prog: str, description: str) -
 
 
 def run_script(
-    program: str, main: Callable[[Any], int | None], cls: type[Checked], description: str | None, resumes: bool = False
+    program: str,
+    main: Callable[[Any], int | None],
+    cls: type[Checked],
+    description: str | None,
+    resumes: bool = False,
+    **defaults: Any,
 ) -> int:
     """Runs a script of `benchmarks/` with the options of the command line; its exit status.
 
@@ -68,8 +74,10 @@ def run_script(
         cls: frozen dataclass of the options.
         description: what --help says first.
         resumes: whether the same command goes on where it was stopped.
+        defaults: of options, in place of those of ``cls``.
     """
-    return run_command(program, lambda: main(parse(cls, sys.argv[1:], program, description or "")), resumes)
+    read = partial(parse, cls, sys.argv[1:], program, description or "", **defaults)
+    return run_command(program, lambda: main(read()), resumes)
 
 
 def read_options(cls: type[Checked], path: Path) -> dict[str, Any]:

@@ -4,55 +4,65 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from par_agent.errors import UserError
 from par_agent.evaluation.measurements import Measurement
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import check_seeds, protocol_seeds
 from par_agent.simulation.variations import get_variation
-from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, check_track, resolve_tasks
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, Track, check_track, resolve_tasks
 from par_agent.utils.checked import Checked, ClusterAddress, Count, Length, NonNegative, Seed, SmallCount
 
 
-@dataclass(frozen=True)
-class RunConfig(Checked):
-    """What to roll out and where to write it."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Checked):
+    """What to roll out and where to write it: the options of a run but its policy."""
 
-    tasks: tuple[str, ...]
-    """Task names, or ``module:NAME`` for a TaskSpec of your own."""
+    tasks: tuple[str, ...] = PAPER_TASKS
+    """Tasks by name, or module:NAME for a TaskSpec of your own."""
+    track: Track = "paper"
+    """What the policy sees: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
+    variation: Literal["none", "camera", "dim", "bright", "color", "delay", "shader"] = "none"
+    """One thing that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
+    colour, every action one control step late, ManiSkill's default shader (which has a grey background)."""
+    states: Annotated[Count, tyro.conf.arg(aliases=["--num-states"])] = PROTOCOL_STATES
+    """How many initial states per task: the first of the protocol's, or of those of --state-seed."""
+    policy_seeds: Length = PROTOCOL_POLICY_SEEDS
+    """Policy seeds per initial state."""
+    state_seed: Seed | None = None
+    """First environment seed of other initial states than the protocol's (for development); below 20241201."""
+    workers: SmallCount | None = None
+    """Worker processes. Default: one per core."""
+    backend: Literal["cpu", "gpu"] = "cpu"
+    """What simulates: one environment per worker process, or ManiSkill's vectorised GPU simulation of all states."""
+    cluster: ClusterAddress | None = None
+    """Address of a Ray cluster whose nodes do the rollouts; auto: the one that this machine belongs to."""
+    run_to_end: bool = False
+    """Go on after the first success until the step limit, to measure success at the end too (slow)."""
+    video: NonNegative = 0
+    """Save an MP4 of each task's first N rollouts. These render every control step and take several times as long."""
+    retry_errors: bool = False
+    """Run rollouts again that an earlier run recorded with an exception."""
+    out: Path = Path("benchmark-results")
+    """Folder under which the run gets its own folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunOptions):
+    """A run: its options, its policy, and what is measured beside success."""
+
     policy: PolicySource
     """Where the policy comes from."""
-    out: Path
-    """Folder under which the run gets its own folder."""
-    track: str = "paper"
-    """``paper`` or ``native``."""
-    variation: str = "none"
-    """One of :data:`par_agent.simulation.variations.VARIATIONS`."""
-    states: Count = PROTOCOL_STATES
-    """Initial states per task, the protocol's first ones unless `state_seed` is given."""
-    state_seed: Seed | None = None
-    """First environment seed of other initial states than the protocol's."""
-    policy_seeds: Length = PROTOCOL_POLICY_SEEDS
-    """Policy seeds per initial state: 0, 1, ..."""
     workers: SmallCount = 1
     """Worker processes; the ``gpu`` backend uses one."""
-    backend: str = "cpu"
-    """``cpu``: one environment per worker process. ``gpu``: ManiSkill's vectorised simulation of all states at once."""
-    cluster: ClusterAddress | None = None
-    """Address of a Ray cluster whose nodes do the rollouts in place of worker processes of this machine."""
-    run_to_end: bool = False
-    """Go on after the first success until the step limit."""
-    videos: NonNegative = 0
-    """Rollouts per task to save as MP4."""
-    retry_errors: bool = False
-    """Run rollouts again that ended with an exception in an earlier run."""
     measurements: tuple[Measurement, ...] = ()
     """What is measured beside success."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.tasks:
-            raise UserError("no tasks given")
         check_track(self.track)
         get_variation(self.variation)
         if self.cluster is not None and (self.backend != "cpu" or self.policy.device != "cpu"):

@@ -152,7 +152,7 @@ class BenchmarkRun:
         for policy_seed in range(config.policy_seeds):
             for first in range(0, config.states, config.num_envs):
                 states = tuple(range(first, first + config.num_envs))
-                filmed = [state for state in states if policy_seed * config.states + state < config.videos]
+                filmed = [state for state in states if policy_seed * config.states + state < config.video]
                 for task, spec in info.specs.items():
                     videos = ((state, info.video_file(spec.name, state, policy_seed)) for state in filmed)
                     yield RolloutJob(

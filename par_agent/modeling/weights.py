@@ -70,16 +70,6 @@ def read_tensors(path: str | Path, advice: str = "download or copy it again") ->
     return tensors
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """What a safetensors file says of itself.
-
-    Raises:
-        UserError: see :func:`read_tensors`.
-    """
-    with _opened(Path(path)) as file:
-        return dict(file.metadata() or {})
-
-
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a safetensors file, which are not read themselves.
 
