@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,8 +65,6 @@ class BenchmarkRun:
             self._job_runner() as runner,
             RunFolder(self.folder, self.info.identity, **extent) as folder,
         ):
-            ((_, renderer),) = runner.run([RendererJob()])
-            self.info = replace(self.info, renderer=renderer, workers=runner.workers)
             if config.retry_errors:
                 folder.discard(lambda record: record["error"] is not None)
             jobs = list(self._jobs(self._checksums(folder)))
@@ -124,8 +122,9 @@ class BenchmarkRun:
             "versions": self.info.versions,
         }
 
-    def _job_runner(self) -> AbstractContextManager[JobRunner]:
-        """What does the rollouts."""
+    @contextmanager
+    def _job_runner(self) -> Iterator[JobRunner]:
+        """What does the rollouts; a policy that does not fit is noticed before the block begins."""
         config = self.config
         setup = WorkerSetup(
             config.tasks,
@@ -139,7 +138,10 @@ class BenchmarkRun:
             fingerprint=None if config.cluster is None else self.info.fingerprint,
         )
         workers = config.workers if config.backend == "cpu" else 1
-        return open_runner(RolloutWorker, setup, self.folder, workers, config.cluster)
+        with open_runner(RolloutWorker, setup, self.folder, workers, config.cluster) as runner:
+            ((_, renderer),) = runner.run([RendererJob()])
+            self.info = replace(self.info, renderer=renderer, workers=runner.workers)
+            yield runner
 
     def _jobs(self, checksums: dict[str, str]) -> Iterator[RolloutJob]:
         """Every rollout, tasks interleaved, so that the first results already speak of all tasks.
