@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nova_fixtures import ROOT, damaged, full_keys, reference, write_nova
-from par_agent.cli.check_nova import compare_all
+from par_agent.cli.check_nova import compare
 from par_agent.cli.parity.nova import STAGES, transformer_outputs
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
@@ -32,8 +32,8 @@ def nova() -> NOVA:
 def comparisons(nova) -> dict[str, Any]:
     io = reference("nova_tiny_io")
     inputs = {name[3:]: value for name, value in io.items() if name.startswith("in.")}
-    rows = compare_all(io, lambda names: transformer_outputs(nova, inputs, DESCRIPTION, names))
-    return {row.name: row for row in rows}
+    results = transformer_outputs(nova, inputs, DESCRIPTION, set(REFERENCE_NAMES))
+    return {name: compare(name, results.get(name), io[f"out.{name}"]) for name in REFERENCE_NAMES}
 
 
 @pytest.mark.parametrize("name", REFERENCE_NAMES)

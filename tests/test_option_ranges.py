@@ -241,7 +241,6 @@ REFUSED = [
     ("play", "--policy nope", "no checkpoint 'nope'|needs gradio"),
     ("play", "--host nope.invalid", "cannot listen on nope.invalid|needs gradio"),
     ("info", "nope", "no model 'nope'"),
-    ("recipe", "nope", "nope"),
     ("check-nova", "--io nowhere", "nowhere"),
     ("import-nova", "nowhere", "nowhere"),
     ("recipe", "nope", "unknown recipe 'nope'"),
