@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from par_agent.baselines.training import BaselineConfig
+from par_agent.baselines.config import BaselineConfig
 from par_agent.modeling.vae.frame_encoder import save_frame_encoder
 from par_agent.utils.checked import from_options
 from tiny import LENGTH, tiny_checkpoint, tiny_dataset

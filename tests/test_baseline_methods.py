@@ -9,8 +9,8 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from par_agent.baselines import NAMES
-from par_agent.baselines.checkpoint import METHODS
 from par_agent.baselines.common import History, keys_and_values, past_mask, recent
+from par_agent.baselines.methods import METHODS
 from tiny import LENGTH
 
 

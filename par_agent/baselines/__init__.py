@@ -16,7 +16,7 @@ from par_agent.utils.files import read_object
 from par_agent.vla_eval.client import PREFIX, model_server_source
 
 NAMES = ("act", "bc-t", "dp", "icrt", "rdt")
-"""The baselines, as ``--method`` and ``--policy`` call them: the names of ``checkpoint.METHODS``."""
+"""The baselines, as ``--method`` and ``--policy`` call them: the names of ``methods.METHODS``."""
 ABLATIONS = ("par-noar", "par-discrete", "par-noimagine")
 """Ablations of PAR, which are presets of `par-agent finetune`: the paper's two, and PAR without its frame path."""
 

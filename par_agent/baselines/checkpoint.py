@@ -19,12 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from par_agent.baselines.act import ACT
-from par_agent.baselines.bc_t import BCT
-from par_agent.baselines.common import Method
-from par_agent.baselines.dp import DP
-from par_agent.baselines.icrt import ICRT
-from par_agent.baselines.rdt import RDT
+from par_agent.baselines.methods import METHODS, Method
 from par_agent.errors import UserError
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
@@ -33,9 +28,6 @@ from par_agent.policy.transforms import Transforms
 from par_agent.utils.device import usable_device
 from par_agent.utils.files import naming, read_object, write_json
 from par_agent.utils.json_fields import build, check
-
-METHODS: dict[str, type[Method]] = {"act": ACT, "bc-t": BCT, "dp": DP, "icrt": ICRT, "rdt": RDT}
-"""By the names of :data:`par_agent.baselines.NAMES`."""
 
 ABOUT = "baseline.json"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from par_agent.data.demos import DemoRequest, make_demos
-from par_agent.jobs.local import DEFAULT_WORKERS
+from par_agent.jobs import DEFAULT_WORKERS
 from par_agent.utils.checked import Checked, ClusterAddress, Count, Seed, SmallCount
 
 

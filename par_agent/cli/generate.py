@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from par_agent.modeling.config import GenerationConfig
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
 
@@ -61,20 +60,21 @@ class GenerateConfig(Checked):
 def main(config: GenerateConfig) -> int:
     """Generates, decodes and writes one clip."""
     import torch
+    from tqdm import tqdm
 
     from par_agent.cli.nova_folder import folder_text_encoder, require_parts
     from par_agent.modeling.config import GenerationConfig
     from par_agent.modeling.diffusion import noise_process
+    from par_agent.modeling.nova.generation import RandomNoise, generate_clip
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.random_numbers import seeded_generator
     from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
-    from par_agent.utils.device import usable_device
     from par_agent.visualization.videos import check_video_path, write_video
 
     check_video_path(config.out, config.frames)
     with user_errors():
         steps = GenerationConfig(config.mask_steps, config.diffusion_steps, config.guidance, config.temperature)
-    device, dtype = usable_device(config.device), getattr(torch, config.dtype)
+    device, dtype = torch.device(config.device), getattr(torch, config.dtype)
     require_parts(config.model, config.text_cache)
     vae = AutoencoderKLOpenSora.from_pretrained(config.model / "vae", device=device, dtype=dtype)
     latent_frames = _latent_frames(config.frames, vae.config.time_factor)
@@ -89,7 +89,8 @@ def main(config: GenerateConfig) -> int:
         motion = [torch.full((len(prompts),), value, device=device) for value in (config.flow, config.fps)]
         prefix = nova.prefix(features, *motion)
         first = None if config.image is None else _first_frame(config.image, nova, vae, generator)
-        latents = _latents(nova, prefix, latent_frames, steps, generator, first)
+        clip = generate_clip(nova, prefix, latent_frames, RandomNoise(generator, device), steps, first_frame=first)
+        latents = torch.stack(list(tqdm(clip, total=latent_frames, desc="latent frames")), 2)
         pixels = vae.decode(vae.unscale(latents).to(dtype))[0]
     write_video(config.out, _to_uint8(pixels), config.fps)
     print(f"wrote {pixels.shape[1]} frames of {pixels.shape[2]}x{pixels.shape[3]} to {config.out}")
@@ -100,24 +101,6 @@ def _latent_frames(frames: int, factor: int) -> int:
     if frames < 1 or (frames - 1) % factor:
         raise UserError(f"--frames is {frames}; allowed: 1, {1 + factor}, {1 + 2 * factor}, ... (1 + {factor} k)")
     return 1 + (frames - 1) // factor
-
-
-def _latents(
-    nova: NOVA,
-    prefix: torch.Tensor,
-    frames: int,
-    steps: GenerationConfig,
-    generator: torch.Generator,
-    first: torch.Tensor | None,
-) -> torch.Tensor:
-    """Scaled latents (1, C, T, h, w), with a progress bar over frames."""
-    import torch
-    from tqdm import tqdm
-
-    from par_agent.modeling.nova.generation import RandomNoise, generate_clip
-
-    clip = generate_clip(nova, prefix, frames, RandomNoise(generator, nova.device), steps, first_frame=first)
-    return torch.stack(list(tqdm(clip, total=frames, desc="latent frames")), 2)
 
 
 def _first_frame(path: Path, nova: NOVA, vae: AutoencoderKLOpenSora, generator: torch.Generator) -> torch.Tensor:

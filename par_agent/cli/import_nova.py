@@ -14,10 +14,7 @@ from par_agent.utils.checked import Checked, Length, Seed
 from par_agent.utils.files import only_process, writing
 
 if TYPE_CHECKING:
-    import torch
-
     from par_agent.modeling.nova.model import NOVA
-    from par_agent.modeling.text_encoder import StoredTextEncoder
     from par_agent.modeling.vae.frame_encoder import FrameEncoder
 
 
@@ -53,7 +50,7 @@ def main(config: ImportNovaConfig) -> int:
 def _import(config: ImportNovaConfig) -> None:
     import torch
 
-    from par_agent.cli.nova_folder import require_parts
+    from par_agent.cli.nova_folder import folder_text_encoder, require_parts, stored_text_encoder
     from par_agent.modeling.config import ActionConfig, PARConfig
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.par import PARModel
@@ -69,8 +66,12 @@ def _import(config: ImportNovaConfig) -> None:
     require_parts(config.model, config.text_cache)
     nova = NOVA.from_pretrained(config.model)
     encoder = load_frame_encoder(config.model / "vae")
-    _check_sizes(nova, encoder)
-    text = _text_features(config, nova, device)
+    if encoder.channels != nova.config.latent_channels:
+        raise UserError(
+            f"the VAE gives latents of {encoder.channels} channels; the transformer reads {nova.config.latent_channels}"
+        )
+    phi = folder_text_encoder(config.model, config.text_cache, nova.config, device)
+    text = stored_text_encoder(phi, config.instructions)
     torch.manual_seed(config.seed)  # of the action parts' random weights
     par = PARConfig("par-nova", nova.config, ActionConfig(chunk_length=config.chunk_length))
     model = PARModel.from_weights(par, {f"nova.{name}": value for name, value in nova.state_dict().items()})
@@ -101,27 +102,3 @@ def next_commands(config: ImportNovaConfig, nova: NOVA, encoder: FrameEncoder) -
         f"  par-agent finetune --data data/rendered/NAME --init {config.out} --gradient-checkpointing --device cuda "
         "--out runs/NAME",
     ]
-
-
-def _check_sizes(nova: NOVA, encoder: FrameEncoder) -> None:
-    """Compares the transformer with the VAE.
-
-    Raises:
-        UserError: other latent channels. (The transformer's image size over its stride is the latents' size.)
-    """
-    if encoder.channels != nova.config.latent_channels:
-        raise UserError(
-            f"the VAE gives latents of {encoder.channels} channels; the transformer reads {nova.config.latent_channels}"
-        )
-
-
-def _text_features(config: ImportNovaConfig, nova: NOVA, device: torch.device) -> StoredTextEncoder:
-    from tqdm import tqdm
-
-    from par_agent.cli.nova_folder import folder_text_encoder
-    from par_agent.modeling.text_encoder import StoredTextEncoder
-
-    phi = folder_text_encoder(config.model, config.text_cache, nova.config, device)
-    progress = tqdm(config.instructions, desc="text features", unit="instruction")
-    features = {text: phi.encode(text) for text in progress}
-    return StoredTextEncoder(features, nova.config.text_dim, nova.config.text_length)

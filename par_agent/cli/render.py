@@ -25,8 +25,7 @@ from par_agent.data.rendering import (
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
-from par_agent.jobs import open_runner
-from par_agent.jobs.local import DEFAULT_WORKERS
+from par_agent.jobs import DEFAULT_WORKERS, open_runner
 from par_agent.tasks import TaskSpec, find_task, get_task
 from par_agent.utils.checked import (
     Checked,
@@ -166,8 +165,6 @@ class RenderConfig(Checked):
             else:
                 check_seed(spec, file.read(number).info)
 
-        if self.num is not None and self.num < 1:
-            raise UserError(f"num is {self.num}; it must be at least 1")
         if unlisted := file.unlisted:
             print(f"left out {len(unlisted)} episodes that the JSON does not list: {unlisted[0]}")
         numbers = None if self.episodes is None else parse_numbers(self.episodes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from par_agent.baselines.training import BaselineConfig, train
+from par_agent.baselines.config import BaselineConfig
+from par_agent.baselines.training import train
 from par_agent.utils.files import writing
 
 

@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from par_agent.jobs.local import local_runner
+from par_agent.jobs.local import DEFAULT_WORKERS, local_runner
 from par_agent.jobs.ray import ray_runner
 from par_agent.jobs.runner import JobRunner, Prepare
+
+__all__ = ["DEFAULT_WORKERS", "JobRunner", "open_runner"]
 
 
 def open_runner(

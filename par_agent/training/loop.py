@@ -122,6 +122,10 @@ class TrainingLoop(abc.ABC):
         """Tensors of a training state, by file."""
         return {"model": self.model.state_dict(), "ema": self.average.tensors}
 
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """The model's weights, averaged where they are trained; with FSDP every process has to call this."""
+        return {name: full_tensor(value) for name, value in (self.model.state_dict() | self.average.tensors).items()}
+
     @property
     def batches_per_step(self) -> int:
         """Batches of one optimiser step, on all processes together."""
@@ -353,10 +357,9 @@ class Training(TrainingLoop):
 
     def policy(self) -> Checkpoint:
         setup = self.setup
-        tensors = {name: full_tensor(value) for name, value in (self.model.state_dict() | self.average.tensors).items()}
         with torch.device("meta"):
             model = PARModel(self.model.config)
-        model.load_state_dict(merged(tensors, self.config), assign=True)
+        model.load_state_dict(merged(self.averaged_weights(), self.config), assign=True)
         model.eval().requires_grad_(False)
         return Checkpoint(model, setup.encoder, setup.transforms, setup.text_encoder, setup.inference, self.trained())
 

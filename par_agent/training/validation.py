@@ -7,6 +7,7 @@ episode, H x W pixels a frame.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +48,16 @@ def validate(
         ``frame_psnr``, how close predicted next frames are to the true ones as the frame encoder shows them, in dB, and
         ``still_psnr``, how close the frames before are to them, which is to be beaten.
     """
+    return over_datasets(samplers, lambda sampler: _measure(policy, sampler, device, actions))
+
+
+def over_datasets(
+    samplers: list[WindowSampler], measure: Callable[[WindowSampler], dict[str, float]]
+) -> dict[str, float]:
+    """Measurements averaged over datasets, and the errors of actions also per dataset, as ``NAME/DATASET``."""
     metrics: dict[str, float] = {}
     for sampler in samplers:
-        found = _measure(policy, sampler, device, actions)
+        found = measure(sampler)
         for name, value in found.items():
             metrics[name] = metrics.get(name, 0.0) + value / len(samplers)
         dataset = sampler.index.dataset.folder.name
