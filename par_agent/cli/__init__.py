@@ -28,7 +28,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "render": Subcommand("par_agent.cli.render:RenderConfig", "render a trajectory file into training data", True),
     "import-lerobot": Subcommand("par_agent.cli.import_lerobot:ImportLeRobotConfig", "read a LeRobot dataset", True),
     "export-lerobot": Subcommand("par_agent.cli.export_lerobot:ExportLeRobotConfig", "write a LeRobot dataset"),
-    "train-vae": Subcommand("par_agent.cli.train_vae:TrainVAEConfig", "train the small latent frame encoder", True),
+    "train-vae": Subcommand("par_agent.cli.train_vae:VAETraining", "train the small latent frame encoder", True),
     "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data", True),
     "train-baseline": Subcommand(
         "par_agent.cli.train_baseline:BaselineConfig", "train a method that PAR is compared with", True

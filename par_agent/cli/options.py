@@ -11,18 +11,10 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from par_agent.cli.entry import run_command
 from par_agent.errors import UserError
-from par_agent.utils.checked import (
-    Checked,
-    MayBeEmpty,
-    from_options,
-    is_group,
-    option_hints,
-    option_values,
-    required_options,
-)
+from par_agent.utils.checked import Checked, MayBeEmpty, from_options, is_group, option_hints, option_values
 from par_agent.utils.device import usable_device
 from par_agent.utils.files import check_writable, naming, read_object
-from par_agent.utils.json_fields import from_json
+from par_agent.utils.json_fields import from_json, required_fields
 
 C = TypeVar("C", bound=Checked)
 FILE_OPTION = "--config"
@@ -45,7 +37,7 @@ def parse(cls: type[C], arguments: Sequence[str], prog: str, description: str, *
     options = _unchecked(cls)
     given: dict[str, Any] = {}
     if file is not None or defaults:
-        defaults = dict.fromkeys(required_options(cls), tyro.MISSING) | defaults
+        defaults = dict.fromkeys(required_fields(cls), tyro.MISSING) | defaults
         given["default"] = from_options(options, defaults | (read_options(cls, file) if file else {}))
     description = description.rstrip()
     description += "\n\n" if "\n" in description else " "

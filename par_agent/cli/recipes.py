@@ -43,21 +43,20 @@ class Recipe:
 
 _TASKS = " ".join(PAPER_TASKS)
 _CROP = "--crop 192 112 320 320 --workers 2"
-_TRAJECTORY = "{{data}}/demos/{task}-v1/motionplanning/trajectory.none.pd_joint_pos.physx_cpu.h5"
+_TRAJECTORY = "{data}/demos/{task}-v1/motionplanning/trajectory.none.pd_joint_pos.physx_cpu.h5"
 _DATA = "--data-root {data}/rendered --task " + _TASKS
 
 
-def _for_tasks(*commands: str) -> list[Step]:
-    """The commands for each of the paper's tasks; ``{task}`` is its name."""
-    trajectory = [command.replace("{trajectory}", _TRAJECTORY) for command in commands]
-    return [Step(command.format(task=task)) for task in PAPER_TASKS for command in trajectory]
+def _for_tasks(command: str) -> list[Step]:
+    """The command for each of the paper's tasks; ``{task}`` is its name."""
+    return [Step(command.replace("{task}", task)) for task in PAPER_TASKS]
 
 
-DEMONSTRATIONS = _for_tasks("demos --task {task} --num 1000 --workers 2 --out {{data}}/demos")
-RENDERED = _for_tasks(f"render --trajectory {{trajectory}} {_CROP} --out {{{{data}}}}/rendered/{{task}}")
+DEMONSTRATIONS = _for_tasks("demos --task {task} --num 1000 --workers 2 --out {data}/demos")
+RENDERED = _for_tasks(f"render --trajectory {_TRAJECTORY} {_CROP} --out {{data}}/rendered/{{task}}")
 MOTION = _for_tasks(
     f"render --random-motion {{task}} --num 400 --motion-steps 24 --stride 12 {_CROP} "
-    "--out {{data}}/rendered/{task}-video"
+    "--out {data}/rendered/{task}-video"
 )
 _FRAMES = " ".join(f"{{data}}/rendered/{task} {{data}}/rendered/{task}-video" for task in PAPER_TASKS)
 FRAME_ENCODER = Step(f"train-vae --data {_FRAMES} --steps 2400 --out {{out}}/vae", "9 minutes")
@@ -72,43 +71,30 @@ def _par_mini() -> Iterable[Step]:
     early = f"{windows} {plain} --single-step 0.4 --past-action-dropout 0.4"
     short = f"{early} --steps 1000 --learning-rate 8e-4 --warmup 20 --ema 0.995"
     late = f"{windows} --past-action-dropout 0.3 --precision bfloat16"
-    yield from SEEN
-    scratch = "--foresight --variants 4 --shift 6 --steps 1600 --ema 0.995"
+    single = f"{late} --single-step 0.75"
+    first = f"{plain} --foresight --variants 4 --shift 6 --steps 1600 --ema 0.995"
+    ahead = f"{early} --foresight 15 23 31 47 --steps 2400 --warmup 50 --ema 0.998"
     start = "--vae {out}/vae/vae"
+    yield from SEEN
     for name, weights, options, note in (
-        ("mini1", "0.5 0.2 0.3", f"{plain} {scratch}", "46 minutes"),
-        (
-            "mini5",
-            "0.12 0.48 0.4",
-            f"{early} --foresight 15 23 31 47 --steps 2400 --warmup 50 --ema 0.998",
-            "30 minutes; the bundled one was stopped after 684 steps",
-        ),
+        ("mini1", "0.5 0.2 0.3", first, "46 minutes"),
+        ("mini5", "0.12 0.48 0.4", ahead, "30 minutes; the bundled one was stopped after 684 steps"),
         ("mini6", "0.12 0.48 0.4", short, "30 minutes"),
         ("mini7", "0.1 0.5 0.4", f"{short} --seed 1", "30 minutes"),
         (
             "mini8",
             "0.08 0.46 0.46",
-            f"{late} {plain} --single-step 0.6 --steps 6500 --learning-rate 1e-3 --warmup 100 --ema 0.998 --seed 2",
+            f"{late} {plain} --single-step 0.6 {_length(6500, '1e-3', 100, 0.998, 2)}",
             "45 minutes; the bundled one was stopped after 2,454 steps",
         ),
         (
             "mini9",
             "0.08 0.46 0.46",
-            f"{late} --single-step 0.75 --steps 3500 --learning-rate 1e-3 --warmup 50 --ema 0.997 --seed 3",
-            "65 minutes, from here on with recovery noise",
+            f"{single} {_length(3500, '1e-3', 50, 0.997, 3)}",
+            "65 minutes; recovery noise begins",
         ),
-        (
-            "mini10",
-            "0.2 0.42 0.38",
-            f"{late} --single-step 0.75 --steps 800 --learning-rate 6e-4 --warmup 20 --ema 0.995 --seed 4",
-            "12 minutes, with more of PushCube",
-        ),
-        (
-            "mini11",
-            "0.2 0.42 0.38",
-            f"{late} --single-step 0.75 --steps 2400 --learning-rate 1e-3 --warmup 50 --ema 0.997 --seed 5",
-            "53 minutes",
-        ),
+        ("mini10", "0.2 0.42 0.38", f"{single} {_length(800, '6e-4', 20, 0.995, 4)}", "12 minutes; more of PushCube"),
+        ("mini11", "0.2 0.42 0.38", f"{single} {_length(2400, '1e-3', 50, 0.997, 5)}", "53 minutes"),
     ):
         yield Step(f"finetune {_DATA} --weights {weights} {start} {options} --out {{out}}/{name}", note)
         start = f"--init {{out}}/{name}/policy"
@@ -117,6 +103,10 @@ def _par_mini() -> Iterable[Step]:
         ".save_pretrained(sys.argv[2], torch.float16)"
     )
     yield Step(f"python -c {shlex.quote(save)} {{out}}/mini11/policy {{out}}/par-mini", "weights in half precision")
+
+
+def _length(steps: int, rate: str, warmup: int, ema: float, seed: int) -> str:
+    return f"--steps {steps} --learning-rate {rate} --warmup {warmup} --ema {ema} --seed {seed}"
 
 
 def _par_mini_native() -> Iterable[Step]:
@@ -128,8 +118,8 @@ def _par_mini_native() -> Iterable[Step]:
     )
     yield from DEMONSTRATIONS
     yield from _for_tasks(
-        "render --trajectory {trajectory} --cameras base_camera --extra goal_pos --crop 46 24 80 80 --size 320 320 "
-        "--workers 2 --out {{data}}/native/{task}"
+        f"render --trajectory {_TRAJECTORY} --cameras base_camera --extra goal_pos --crop 46 24 80 80 --size 320 320 "
+        "--workers 2 --out {data}/native/{task}"
     )
     for name, options in (
         ("native1", "--new-camera --weights 0.2 0.36 0.44 --init {bundled}/par-mini --steps 1700 --ema 0.997 --seed 6"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from par_agent.training.vae import VAETraining, train_vae
 from par_agent.utils.files import writing
 
-TrainVAEConfig = VAETraining
-
 
 def main(config: VAETraining) -> int:
     """Trains, saves and prints the held-out reconstruction error."""

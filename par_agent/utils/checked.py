@@ -121,12 +121,6 @@ def option_hints(cls: type) -> dict[str, Any]:
     return found
 
 
-def required_options(cls: type) -> list[str]:
-    """Names of the options without a default; groups have none."""
-    missing = dataclasses.MISSING
-    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
-
-
 def option_values(config: Any) -> dict[str, Any]:
     """The values of all options of a dataclass and its groups, by the options' names."""
     found: dict[str, Any] = {}

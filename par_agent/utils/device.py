@@ -30,23 +30,18 @@ def usable_device(name: str | torch.device | None) -> torch.device:
         raise UserError(f"device {str(name)!r} cannot be used ({reason}); this machine has: {usable}") from None
 
 
-FLOATING_TYPES = ("float32", "float16", "bfloat16")
-
-
 def floating_type(name: str | torch.dtype) -> torch.dtype:
     """A type that models compute in, by its name or as it is.
 
     Raises:
-        UserError: none of :data:`FLOATING_TYPES`.
+        UserError: it is another than float32, float16 and bfloat16.
     """
     import torch
 
-    known = {text: getattr(torch, text) for text in FLOATING_TYPES}
-    if name in known.values():
-        return name  # type: ignore[return-value]
-    if name not in known:
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if (found := str(name).removeprefix("torch.")) not in known:
         raise UserError(f"dtype is {name!r}; allowed: {', '.join(known)}")
-    return known[str(name)]  # type: ignore[no-any-return]
+    return known[found]
 
 
 def computes_bfloat16() -> bool:

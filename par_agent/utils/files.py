@@ -285,18 +285,12 @@ def claimed_folder(
     try:
         yield
     except BaseException:
-        if not begun():
-            _restore(settings, older)
+        if not begun() and older is not None:
+            with atomic_path(settings) as temporary:
+                temporary.write_bytes(older)
+        elif not begun():
+            settings.unlink(missing_ok=True)
         raise
-
-
-def _restore(path: Path, content: bytes | None) -> None:
-    """Gives a file the content that it had; None: there was none."""
-    if content is None:
-        path.unlink(missing_ok=True)
-    else:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
 
 
 @contextlib.contextmanager

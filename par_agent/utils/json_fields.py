@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -45,14 +45,20 @@ def build(cls: type[T], content: Any, added: Collection[str] | None = None) -> T
             f"unknown fields in {name}: {', '.join(unknown)}; known: {', '.join(sorted(hints))}. If a newer version "
             "wrote them: update par_agent"
         )
-    fields = {f.name: _required(f) if added is None else f.name not in added for f in dataclasses.fields(cls)}
-    if missing := sorted(field for field, required in fields.items() if required and field not in content):
+    required = (
+        required_fields(cls) if added is None else [f.name for f in dataclasses.fields(cls) if f.name not in added]
+    )
+    if missing := sorted(field for field in required if field not in content):
         raise UserError(f"missing fields in {name}: {', '.join(missing)}")
-    values = {}
-    for field, value in content.items():
-        values[field] = from_json(f"{name}.{field}", value, hints[field], added)
+    values = {field: from_json(f"{name}.{field}", value, hints[field], added) for field, value in content.items()}
     with user_errors():
         return cls(**values)
+
+
+def required_fields(cls: type) -> list[str]:
+    """Names of a dataclass's fields without a default."""
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
 
 
 def from_json(name: str, value: Any, hint: Any, added: Collection[str] | None = None) -> Any:
@@ -85,8 +91,9 @@ def check(name: str, value: Any, hint: Any) -> None:
     Raises:
         UserError: they do not match; the message names the field inside ``value``.
     """
-    if get_origin(hint) in (Union, types.UnionType) and (found := list(filter(_has_entries, get_args(hint)))):
-        if value is not None or type(None) not in get_args(hint):
+    kind, parts = _parts(hint)
+    if kind is Union and (found := list(filter(_has_entries, parts))):
+        if value is not None or type(None) not in parts:
             check(name, value, found[0])
     elif _has_entries(hint):
         _check_entries(name, value, hint)
@@ -135,39 +142,35 @@ def is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What an annotation is of, without what ``Annotated`` adds, and its arguments; unions are all of one kind."""
+    if get_origin(hint) is Annotated:
+        return _parts(get_args(hint)[0])
+    kind = get_origin(hint) or hint
+    return Union if kind is types.UnionType else kind, get_args(hint)
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if kind is Annotated:
-        return _fits(value, parts[0])
-    if kind in (Union, types.UnionType):
+    kind, parts = _parts(hint)
+    if kind is Union:
         return any(_fits(value, part) for part in parts)
     if kind is Literal:
         return value in parts
     if kind is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        parts = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
-        return len(value) == len(parts) and all(map(_fits, value, parts))
+        return isinstance(value, list | tuple) and (
+            len(value) == len(_of_entries(value, parts)) and all(map(_fits, value, _of_entries(value, parts)))
+        )
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is Any:
         return True
-    kind = str if kind is Path else kind
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return isinstance(value, str if kind is Path else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _describe(hint: Any) -> str:
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if kind is Annotated:
-        return _describe(parts[0])
-    if kind in (Union, types.UnionType):
-        return " or ".join(map(_describe, parts))
-    if kind is Literal:
-        return " or ".join(map(repr, parts))
+    kind, parts = _parts(hint)
+    if kind in (Union, Literal):
+        return " or ".join(map(_describe if kind is Union else repr, parts))
     if kind is tuple and parts[-1] is Ellipsis:
         return f"a list, each entry {_describe(parts[0])}"
     if kind is tuple:
@@ -176,11 +179,14 @@ def _describe(hint: Any) -> str:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if kind is Annotated:
-        return _converted(value, parts[0])
-    if kind in (Union, types.UnionType):
+    kind, parts = _parts(hint)
+    if kind is Union:
         return _converted(value, next(part for part in parts if _fits(value, part)))
     if kind is tuple:
-        return tuple(map(_converted, value, parts[:1] * len(value) if parts[-1] is Ellipsis else parts))
+        return tuple(map(_converted, value, _of_entries(value, parts)))
     return Path(value) if kind is Path else value
+
+
+def _of_entries(values: Sequence[Any], parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The annotation of each entry of a tuple."""
+    return parts[:1] * len(values) if parts[-1] is Ellipsis else parts
