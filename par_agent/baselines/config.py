@@ -22,14 +22,14 @@ class BaselineConfig(TrainingConfig):
     method: str = "act"
     """What to train: act, bc-t, dp, icrt, rdt, or a method of your own (`benchmarks/baselines/README.md`)."""
     model: tuple[str, ...] = ()
-    """Sizes that differ from the method's own, as key=value: width=128 horizon=16."""
+    """Sizes of the model that differ from the method's defaults, as key=value: width=128 horizon=16."""
     proprioception_noise: Strength = 0.0
     """Noise on joint positions, in standard deviations of the data."""
     recovery_noise: Strength = 0.25
-    """Displacement of the joint positions that targets start from; see `par-agent finetune`."""
+    """Noise on the joint positions that a chunk starts from; see `par-agent finetune`."""
     compile: bool = False
-    """Compiles the transformer's blocks with torch.compile, which needs a C++ compiler: RDT trains nearly twice as fast
-    on a CPU."""
+    """Compiles the transformer's blocks with torch.compile, which needs a C++ compiler. RDT trains nearly twice as fast
+    with it on a CPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

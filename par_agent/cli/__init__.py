@@ -26,7 +26,7 @@ class Subcommand:
 SUBCOMMANDS: dict[str, Subcommand] = {
     "demos": Subcommand("par_agent.cli.demos:DemosConfig", "make demonstrations with ManiSkill's motion planner", True),
     "render": Subcommand("par_agent.cli.render:RenderConfig", "render a trajectory file into training data", True),
-    "import-lerobot": Subcommand("par_agent.cli.import_lerobot:ImportLeRobotConfig", "read a LeRobot dataset", True),
+    "import-lerobot": Subcommand("par_agent.cli.import_lerobot:ImportLeRobotConfig", "convert a LeRobot dataset", True),
     "export-lerobot": Subcommand("par_agent.cli.export_lerobot:ExportLeRobotConfig", "write a LeRobot dataset"),
     "train-vae": Subcommand("par_agent.cli.train_vae:VAETraining", "train the small latent frame encoder", True),
     "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data", True),
@@ -36,10 +36,10 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "benchmark": Subcommand(
         "par_agent.cli.benchmark:BenchmarkConfig", "roll a policy out under the paper's protocol", True
     ),
-    "recipe": Subcommand("par_agent.cli.recipe:RecipeConfig", "make a bundled checkpoint or a row of the table", True),
+    "recipe": Subcommand("par_agent.cli.recipe:RecipeConfig", "run the commands that made a checkpoint", True),
     "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
-    "visualize rollout": Subcommand("par_agent.cli.visualize:RolloutConfig", "draw imagined against executed"),
-    "visualize attention": Subcommand("par_agent.cli.visualize_attention:AttentionConfig", "draw what is attended to"),
+    "visualize rollout": Subcommand("par_agent.cli.visualize:RolloutConfig", "draw imagined against executed frames"),
+    "visualize attention": Subcommand("par_agent.cli.visualize_attention:AttentionConfig", "draw attention weights"),
     "visualize failures": Subcommand(
         "par_agent.cli.visualize_failures:FailuresConfig", "say why rollouts failed", True
     ),

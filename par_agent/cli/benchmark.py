@@ -33,24 +33,24 @@ class PolicyOptions(Checked):
     """Which policy acts, what it is told, and where it runs."""
 
     policy: str | None = None
-    """A bundled checkpoint's name, a checkpoint folder, module:Class, a vla-eval model server as vla-eval:ws://HOST:PORT,
-    or a row of the table of methods: act, bc-t, dp, icrt, rdt, par-noar, par-discrete, par-noimagine. Default: the
+    """Name of a bundled checkpoint, checkpoint folder, module:Class, vla-eval:ws://HOST:PORT of a model server, or row
+    of the table of methods: act, bc-t, dp, icrt, rdt, mini, par-noar, par-discrete, par-noimagine. Default: the
     track's bundled checkpoint, par-mini or par-mini-native."""
     policy_checkpoint: Path | None = None
     """Weights of a row of the table of methods (default: runs/NAME/policy) or of module:Class."""
     policy_kwargs: tuple[str, ...] = ()
-    """Options of the policy as key=value: for a checkpoint those of PARPolicy.from_pretrained, else the class's. For a
-    model server those of par_agent.vla_eval.client.ModelServerPolicy, and name=... for tables and folders."""
+    """Options of the policy as key=value. Checkpoints take those of PARPolicy.from_pretrained, a class takes its own,
+    model servers take those of par_agent.vla_eval.client.ModelServerPolicy and name=... for tables and folders."""
     device: str | None = None
-    """Device that checkpoints are loaded on. Default: cuda for --backend gpu, else cpu."""
+    """Device that the policy runs on. Default: cuda for --backend gpu, else cpu."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(RunOptions, PolicyOptions):  # dataclasses put the fields of the last base first
-    """Rolls a policy out under the paper's protocol. The same command resumes where an earlier one was stopped."""
+    """Rolls a policy out under the paper's protocol; the same command resumes a run that was stopped."""
 
     alignment: Annotated[int, Range(0, 1024)] = 0
-    """In every plan, let the policy imagine N chunks ahead and compare that with what happens (slow; par-agent[viz])"""
+    """Lets the policy imagine N chunks ahead in every plan and compares them with what follows (slow; needs [viz])."""
 
 
 def run_config(config: BenchmarkConfig) -> RunConfig:

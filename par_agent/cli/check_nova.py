@@ -25,18 +25,18 @@ less."""
 
 @dataclass(frozen=True)
 class CheckNovaConfig(Checked):
-    """Recomputes every `out.*` tensor of a reference file and compares."""
+    """Recomputes every `out.*` tensor of a reference file and compares the results."""
 
     io: Path
-    """Reference file (.safetensors) with `in.*` and `out.*` tensors; its description (.json) lies beside it."""
+    """Reference file (.safetensors) with `in.*` and `out.*` tensors; its description (.json) is in the same folder."""
     transformer: Path | None = None
-    """Folder of the transformer that the tensors belong to (config.json and safetensors weights)."""
+    """Folder of the transformer that produced the tensors (config.json and safetensors weights)."""
     vae: Path | None = None
-    """Folder of the VAE that the tensors belong to."""
+    """Folder of the VAE that produced the tensors."""
     device: str = "cpu"
     """Torch device to check, for example cuda."""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    """Type to compute in. The reference is float32; half types are compared with far wider tolerances."""
+    """Type to compute in. The reference is float32; half types are compared with much wider tolerances."""
 
 
 @dataclass(frozen=True)

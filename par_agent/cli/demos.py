@@ -15,19 +15,19 @@ class DemosConfig(Checked):
     """Makes successful demonstrations of one task with ManiSkill's own motion planner."""
 
     task: str
-    """One of the registered tasks, for example PushCube."""
+    """A registered task, for example PushCube."""
     num: Count = 1000
-    """Number of demonstrations; failed and too long attempts are not counted."""
+    """Number of demonstrations; attempts that fail or are too long do not count."""
     out: Path = Path("data/demos")
     """Output folder; the file is <out>/<environment>/motionplanning/trajectory.none.pd_joint_pos.physx_cpu.h5."""
     workers: SmallCount = DEFAULT_WORKERS
-    """Worker processes. The file does not depend on it."""
+    """Worker processes. Their number does not change the file."""
     cluster: ClusterAddress | None = None
-    """Address of a Ray cluster whose nodes plan instead of worker processes; auto: that of this machine."""
+    """Address of a Ray cluster whose nodes plan instead of worker processes; auto: the cluster of this machine."""
     first_seed: Seed = 0
-    """Environment seed of the first attempt; below the evaluation protocol's 20241201, as are all that follow."""
+    """Environment seed of the first attempt. All seeds must stay below 20241201, where the protocol's begin."""
     max_steps: Count = 200
-    """Solutions with more control steps are left out."""
+    """Attempts with more control steps are left out."""
 
 
 def main(config: DemosConfig) -> int:

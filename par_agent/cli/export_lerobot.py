@@ -13,16 +13,16 @@ from par_agent.utils.checked import Checked, Range
 
 @dataclass(frozen=True)
 class ExportLeRobotConfig(Checked):
-    """Writes a rendered dataset as a LeRobotDataset v3.0: a row a control step, with the newest frame of that step."""
+    """Writes a rendered dataset as a LeRobotDataset v3.0: a row per control step with the newest frame at that step."""
 
     data: Path
-    """Rendered dataset; with `par-agent render --stride 1` every row has a frame of its own."""
+    """Rendered dataset; after `par-agent render --stride 1` every row has its own frame."""
     out: Path
     """Folder to make."""
     fps: Annotated[int, Range(0, 1000, above=True)] = 20
-    """Control steps a second; ManiSkill's tasks have 20."""
+    """Control steps per second; ManiSkill's tasks have 20."""
     images: bool = False
-    """Stores frames exactly, as PNG images in the data files, instead of as videos."""
+    """Stores frames losslessly, as PNG images in the data files, instead of as videos."""
 
 
 def main(config: ExportLeRobotConfig) -> int:

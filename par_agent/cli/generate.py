@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerateConfig(Checked):
-    """Text (and image) to video."""
+    """Generates a video clip from a text prompt, and from a first image if given."""
 
     out_is_file: ClassVar[bool] = True
 
@@ -30,25 +30,25 @@ class GenerateConfig(Checked):
     out: Path
     """File to write: .mp4, .gif, or .png for one frame."""
     frames: Annotated[int, Range(1, 10_001)] = 9
-    """Frames to generate: 1 + 4 k, since the VAE's latent frames stand for four each after the first."""
+    """Frames to generate: 1 + 4 k, because each of the VAE's latent frames after the first stands for four frames."""
     image: Path | None = None
-    """Picture to start from; it is cropped at its centre and resized to the model's size."""
+    """First image; it is cropped at its centre and resized to the model's size."""
     negative_prompt: Annotated[str, MayBeEmpty] = ""
-    """What guidance leads away from; empty: NOVA's null prompt."""
+    """Prompt that guidance leads away from; empty: NOVA's null prompt."""
     guidance: Strength = 5.0
-    """Strength of classifier-free guidance; 1: none, and half the work."""
+    """Strength of classifier-free guidance; 1: no guidance, half the computation."""
     mask_steps: Length = 64
-    """Sets that the patches of a frame are drawn in, at most."""
+    """Largest number of sets in which the patches of a frame are drawn."""
     diffusion_steps: Length = 25
     """Denoising steps per set."""
     temperature: Share = 1.0
-    """Scale of the noise that frames are drawn from, 0 to 1; lower: closer to the likeliest frame."""
+    """Scale of the start noise, 0 to 1; a lower value gives frames closer to the likeliest one."""
     flow: Strength = 5.0
     """Strength of motion."""
     fps: Annotated[float, Range(0, 1000, above=True)] = 12.0
-    """Frames a second, of the file and as the model is told."""
+    """Frames per second of the file, and the value that the model gets."""
     text_cache: Path | None = None
-    """Folder of cached text features; prompts found there need no text encoder."""
+    """Folder of cached text features; prompts in it need no text encoder."""
     seed: Seed = 0
     """Seed of all random numbers."""
     device: str = "cpu"

@@ -16,7 +16,7 @@ from par_agent.utils.checked import Checked
 
 @dataclass(frozen=True, kw_only=True)
 class ImportLeRobotConfig(LeRobotRequest, Checked):
-    """Reads a LeRobotDataset, v2.0 to v3.0, into a dataset folder, as `par-agent render` makes them."""
+    """Converts a LeRobotDataset, v2.0 to v3.0, into a dataset folder like those of `par-agent render`."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder with `meta/info.json`."""

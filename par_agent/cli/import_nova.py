@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImportNovaConfig(Checked):
-    """Video weights in, policy checkpoint out; its action parts are random until `par-agent finetune --init OUT`."""
+    """Makes a policy checkpoint from NOVA's video weights; `par-agent finetune --init OUT` trains its action parts."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """NOVA folder in the diffusers layout: transformer, vae, scheduler, text_encoder, tokenizer."""
     out: Path
     """Checkpoint folder to write."""
     instructions: tuple[str, ...] = tuple(dict.fromkeys(spec.instruction for spec in TASKS.values()))
-    """Instructions whose text features the checkpoint holds; the policy understands no others."""
+    """Instructions whose text features are stored in the checkpoint; the policy accepts no others."""
     text_cache: Path | None = None
-    """Folder of cached text features; instructions found there need no text encoder."""
+    """Folder of cached text features; instructions in it need no text encoder."""
     chunk_length: Length = 8
     """Actions per chunk."""
     seed: Seed = 0
-    """Decides the random weights of the action parts."""
+    """Random seed of the action parts' initial weights."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Type that weights are stored in; the published ones are float16."""
+    """Type of the stored weights; the published ones are float16."""
     device: str = "cpu"
     """Torch device for the text encoder."""
 

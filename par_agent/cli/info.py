@@ -23,10 +23,10 @@ PHI_PARAMETERS = 2_648_560_640
 
 @dataclass(frozen=True)
 class InfoConfig(Checked):
-    """Parts and sizes of a preset or of a checkpoint."""
+    """Prints the parts and sizes of a preset or a checkpoint."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Preset (mini, par-nova-0.6b, ...), bundled checkpoint or checkpoint folder."""
+    """Preset (mini, par-nova-0.6b, ...), name of a bundled checkpoint, or checkpoint folder."""
 
 
 @dataclass(frozen=True)

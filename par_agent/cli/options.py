@@ -41,7 +41,7 @@ def parse(cls: type[C], arguments: Sequence[str], prog: str, description: str, *
         given["default"] = from_options(options, defaults | (read_options(cls, file) if file else {}))
     description = description.rstrip()
     description += "\n\n" if "\n" in description else " "
-    description += f"Options may also come from a file: {FILE_OPTION} FILE.json, and those beside it win."
+    description += f"{FILE_OPTION} FILE.json reads options from a file; those on the command line take precedence."
     found = tyro.cli(
         options, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **given
     )

@@ -11,7 +11,7 @@ from par_agent.utils.checked import Checked, NonNegative, Range
 
 @dataclass(frozen=True)
 class PlayConfig(Checked):
-    """Serves a page for this machine only; its address holds a random token, without which nobody gets in."""
+    """Serves a page for this machine only; its address holds a random token, and requests without it are refused."""
 
     task: str = "PickCube"
     """Task by name; others can be chosen on the page."""
@@ -24,7 +24,7 @@ class PlayConfig(Checked):
     device: str = "cpu"
     """Device that the policy runs on."""
     host: str = "127.0.0.1"
-    """Address to listen on; any other than 127.0.0.1 opens the page to the network, to those who have the token."""
+    """Address to listen on. Any other than 127.0.0.1 opens the page to everyone on the network who has the token."""
     port: Annotated[int, Range(0, 65_535)] = 7860
     """Port to listen on."""
 

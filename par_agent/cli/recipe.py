@@ -24,18 +24,18 @@ TRAINING = ("train-vae", "finetune", "train-baseline")
 
 @dataclass(frozen=True)
 class RecipeConfig(Checked):
-    """Prints the commands of a recipe, then runs them one after the other; what is finished is not made again."""
+    """Prints the commands of a recipe, then runs them one after the other; finished steps are not repeated."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """par-mini, par-mini-native, row-mini, row-act, ..., demonstrations; a wrong name lists all."""
+    """Recipe: par-mini, par-mini-native, row-mini, row-act, ..., demonstrations; an unknown name lists all."""
     data_root: Path = Path("data")
     """Folder of demonstrations and rendered datasets."""
     out: Path = Path("runs")
     """Folder of training runs."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where models are trained."""
+    """Device to train on."""
     dry_run: bool = False
-    """Prints the commands alone."""
+    """Only prints the commands."""
 
 
 def commands(config: RecipeConfig) -> list[tuple[list[str], str]]:

@@ -47,49 +47,49 @@ MOST_STEPS = 10**9
 
 @dataclass(frozen=True)
 class RenderConfig(Checked):
-    """Renders a ManiSkill trajectory file (or random arm motion, without actions) into a dataset folder."""
+    """Renders a ManiSkill trajectory file, or random arm motion without actions, into a dataset folder."""
 
     out: Path
     """Dataset folder to create or to continue."""
     trajectory: Path | None = None
-    """ManiSkill trajectory file (.h5 with its .json beside it)."""
+    """ManiSkill trajectory file: .h5, with its .json in the same folder."""
     random_motion: str | None = None
-    """Instead of a trajectory file: task of which to render random initial states and arm motion, without actions."""
+    """Task whose random initial states and arm motion to render, without actions, instead of a trajectory file."""
     recorded_images: bool = False
-    """Takes frames from the images inside the trajectory file (recorded with obs_mode rgb); needs no renderer."""
+    """Takes the images inside the trajectory file (recorded with obs_mode rgb) instead of rendering."""
     num: Count | None = None
-    """Episodes to render; if not given, all of the trajectory file, or 1000 of random motion."""
+    """Number of episodes to render. Default: all of the trajectory file, or 1000 of random motion."""
     episodes: str | None = None
-    """Numbers of the trajectory file's episodes to render, such as 0-99,120; all if not given."""
+    """Episodes of the trajectory file to render, by number, such as 0-99,120. Default: all."""
     include_failures: bool = False
-    """Renders the episodes, too, that did not end in success."""
+    """Also renders episodes that did not end in success."""
     skip_corrupt: bool = False
-    """Leaves out the trajectory file's episodes that are damaged or cannot be used otherwise, and names each."""
+    """Leaves out episodes of the trajectory file that are damaged or otherwise unusable, and names each."""
     cameras: tuple[str, ...] = ("render_camera",)
-    """`render_camera` and/or sensor cameras of the environment, for example base_camera; recorded images are of
-    these."""
+    """`render_camera`, sensor cameras of the environment such as base_camera, or both. With --recorded-images: cameras
+    of the trajectory file."""
     crop: tuple[Offset, Offset, Pixels, Pixels] | None = None
-    """Top, left, height, width in pixels of the rendered image (render_camera: 512x512)."""
+    """Top, left, height and width of the crop, in pixels of the rendered image (render_camera: 512x512)."""
     size: tuple[Pixels, Pixels] | None = None
-    """Height and width of the stored frames, shrunk by area averaging or enlarged linearly."""
+    """Height and width of the stored frames; they are shrunk by area averaging or enlarged linearly."""
     extra: tuple[str, ...] = ()
-    """Entries of ManiSkill's obs["extra"] that the policy is to read beside the joint positions, for example goal_pos;
-    those that the task has are stored. What tells of contacts (is_grasped) is right in recorded images only."""
+    """Entries of ManiSkill's obs["extra"] that the policy reads besides the joint positions, for example goal_pos;
+    entries that the task lacks are skipped. Entries about contacts (is_grasped) are correct in recorded images only."""
     stride: Length = 8
-    """Control steps between stored frames; the chunk length, or a divisor of it for more starting points."""
+    """Control steps between stored frames: the chunk length, or a divisor of it for more starting points."""
     phase: NonNegative = 0
     """Control step of the first stored frame, 0 to stride - 1."""
     first_seed: Seed = 1_000_000
     """Random motion: environment seed of the first episode."""
     motion_steps: NonNegative = 0
-    """Random motion: control steps after the initial state; 0 renders the initial states alone."""
+    """Random motion: control steps after the initial state; 0 renders only the initial states."""
     instruction: tuple[str, ...] = ()
-    """Language instruction, or several wordings of it, one of which a training window shows; the task's own if not
-    given. Tasks that this package does not know need one."""
+    """Language instruction, or several wordings of it; each training window uses one. Default: the task's own. Tasks
+    that this package does not know need one."""
     workers: SmallCount = DEFAULT_WORKERS
     """Worker processes."""
     cluster: ClusterAddress | None = None
-    """Address of a Ray cluster whose nodes render instead of worker processes; auto: that of this machine."""
+    """Address of a Ray cluster whose nodes render instead of worker processes; auto: the cluster of this machine."""
 
     def spec(self) -> RenderSpec:
         """Resolves the command line into the spec that is stored with the dataset; reads all episodes that it names."""

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VisualizedRollout(Checked):
-    """Which rollout of which policy is drawn, and where to."""
+    """Which rollout of which policy is drawn, and where the files go."""
 
     task: str = "PickCube"
     """Task by name, or module:NAME for a TaskSpec of your own."""
     state: NonNegative = 0
     """Number of the protocol's initial state, from 0."""
     seed: Seed = 0
-    """Policy seed; the rollout is the one that the benchmark makes of it."""
+    """Policy seed; the rollout equals the benchmark's with this state and seed."""
     policy: str | None = None
     """A bundled checkpoint's name or a checkpoint folder. Default: the track's bundled checkpoint."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value."""
     track: Literal["paper", "native"] = "paper"
-    """What the policy sees."""
+    """What the policy observes: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
     device: str = "cpu"
     """Device that the policy runs on."""
     out: Path = Path("visualizations")
@@ -41,11 +41,11 @@ class RolloutConfig(VisualizedRollout):
     """Rolls a policy out once and draws predicted frames above executed ones, aligned in time, with their actions."""
 
     imagine: SmallCount = 12
-    """Chunks imagined at the start."""
+    """Number of chunks that the policy imagines ahead from the start."""
     every: Count = 2
-    """Control steps between two images of the video; each is rendered, which takes most of the time."""
+    """Control steps between two frames of the video; rendering them takes most of the time."""
     video: bool = True
-    """Whether to write the video beside the strip."""
+    """Writes the video as well as the picture."""
 
 
 def open_session(config: VisualizedRollout) -> RolloutSession:

@@ -10,16 +10,16 @@ from par_agent.utils.checked import Length, NonNegative, SmallCount
 
 @dataclass(frozen=True)
 class AttentionConfig(VisualizedRollout):
-    """Rolls a policy out once and draws its attention; the weights are computed beside the fast path."""
+    """Rolls a policy out once and draws its attention weights."""
 
     layer: SmallCount | None = None
-    """Layer, from 1. Default: the last for the token maps, the mean over all for the overlays."""
+    """Layer, from 1. Default: the last one for the token maps, the mean of all for the overlays."""
     head: SmallCount | None = None
-    """Head of the overlays, from 1. Default: their mean."""
+    """Head of the overlays, from 1. Default: the mean of all."""
     look: NonNegative = 3
-    """Plan of the token maps, from 0: the policy reads a frame and plans."""
+    """Plan whose token maps are drawn, from 0; the policy reads a frame and makes a plan once per chunk."""
     context: Length | None = None
-    """Physical tokens that the policy remembers. Default: the checkpoint's own; par-mini's is 1, the current frame."""
+    """Physical tokens of context. Default: the checkpoint's own; par-mini has 1, the current frame."""
 
 
 def main(config: AttentionConfig) -> int:

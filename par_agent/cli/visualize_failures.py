@@ -13,14 +13,14 @@ from par_agent.utils.checked import Checked, Count
 
 @dataclass(frozen=True)
 class FailuresConfig(Checked):
-    """Repeats the failed rollouts of a run and says why they may have failed; report.html shows it."""
+    """Repeats the failed rollouts of a run and proposes a cause for each; report.html shows them."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run of `par-agent benchmark`."""
     policy: str | None = None
-    """The run's policy, where it is not any more where it was."""
+    """The run's policy, if it has moved since the run."""
     limit: Count | None = None
-    """Failures drawn per task. Default: all. Rollouts with equal actions count as one."""
+    """Number of failures to draw per task. Default: all. Rollouts with equal actions count as one."""
     device: str = "cpu"
     """Device that the policy runs on."""
 

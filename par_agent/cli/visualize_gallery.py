@@ -15,16 +15,16 @@ State = Annotated[int, Range(0, PROTOCOL_STATES - 1)]
 
 @dataclass(frozen=True)
 class GalleryConfig(Checked):
-    """Draws three tasks predicted against executed, one attention figure and one failure."""
+    """Draws predicted against executed frames of three tasks, one attention figure and one failure."""
 
     policy: str = "par-mini"
     """A bundled checkpoint's name or a checkpoint folder."""
     states: tuple[State, State, State] = (0, 0, 0)
-    """Initial states of PushCube, PickCube and StackCube that are shown."""
+    """Initial states of PushCube, PickCube and StackCube to show."""
     attention: tuple[str, State] = ("PushCube", 0)
     """Task and initial state of the attention figure."""
     context: Length = 3
-    """Physical tokens that the policy of the attention figure remembers, so that past frames are among them."""
+    """Physical tokens of context in the attention figure; more than 1 shows past frames."""
     failure: tuple[str, State] = ("PickCube", 8)
     """Task and initial state of a rollout that fails."""
     out: Path = Path("examples/gallery")

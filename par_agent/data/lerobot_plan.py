@@ -29,36 +29,35 @@ DEFAULT_STRIDE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class LeRobotRequest:
-    """What of a LeRobot dataset to take, and how."""
+    """Which parts of a LeRobot dataset to read, and how."""
 
     episodes: str | None = None
-    """Numbers of the episodes to read, such as 0-99,120; all if not given."""
+    """Episodes to read, by number, such as 0-99,120. Default: all."""
     include_failures: bool = False
     """Also reads episodes in which the feature `next.success` or `success` is never true."""
     skip_corrupt: bool = False
     """Leaves out episodes that cannot be read, and names each."""
     stride: Length | None = None
-    """Rows between stored frames; the chunk length, or a divisor of it for more starting points. 8 if not given."""
+    """Rows between stored frames: the chunk length, or a divisor of it for more starting points. Default: 8."""
     cameras: tuple[str, ...] = ()
-    """Cameras by name, without `observation.images.`; all that show colours if not given."""
+    """Cameras by name, without `observation.images.`. Default: all colour cameras."""
     crop: tuple[Offset, Offset, Pixels, Pixels] | None = None
-    """Top, left, height, width in pixels of the images."""
+    """Top, left, height and width of the crop, in pixels of the images."""
     size: tuple[Pixels, Pixels] | None = None
     """Height and width of the stored frames, resized by area averaging."""
     instruction: tuple[str, ...] = ()
-    """Language instruction, or several wordings of it, of all episodes, in place of the dataset's tasks."""
+    """Language instruction of all episodes, or several wordings of it. Default: the dataset's tasks."""
     control_mode: str | None = None
-    """What an action is: `pd_joint_pos` if its numbers are target positions of the joints in the state, in the same
-    order (they are then learnt relative to where the joints are); another of ManiSkill's controllers, for example
-    `pd_ee_delta_pose`, or `unknown`, and they are learnt as they are. Found by the features' names where they tell."""
+    """Meaning of an action. `pd_joint_pos`: target positions of the joints in the state, in the same order; they are
+    learned relative to the measured joint positions. Another of ManiSkill's controllers, for example
+    `pd_ee_delta_pose`, or `unknown`: actions are learned unchanged. Default: derived from the features' names."""
     image_key: tuple[str, ...] = ()
     """Features of the cameras, each as `NAME=FEATURE` or `FEATURE`, for example `wrist=wrist_image`."""
     state_key: tuple[str, ...] = ()
-    """Feature of the joint positions, or several that follow one another; `observation.state` or `state` if not given.
-    """
+    """Feature of the joint positions, or several to concatenate. Default: `observation.state` or `state`."""
     action_key: tuple[str, ...] = ()
-    """Feature of the actions, or several that follow one another; `action` or `actions` if not given. `none`: reads
-    videos without actions."""
+    """Feature of the actions, or several to concatenate. Default: `action` or `actions`. `none`: reads videos without
+    actions."""
 
 
 @dataclass(frozen=True)

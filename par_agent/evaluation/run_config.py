@@ -24,30 +24,30 @@ class RunOptions(Checked):
     tasks: tuple[str, ...] = PAPER_TASKS
     """Tasks by name, or module:NAME for a TaskSpec of your own."""
     track: Track = "paper"
-    """What the policy sees: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
+    """What the policy observes: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
     variation: Literal["none", "camera", "dim", "bright", "color", "delay", "shader"] = "none"
-    """One thing that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
+    """One change that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
     colour, every action one control step late, ManiSkill's default shader (which has a grey background)."""
     states: Annotated[Count, tyro.conf.arg(aliases=["--num-states"])] = PROTOCOL_STATES
-    """How many initial states per task: the first of the protocol's, or of those of --state-seed."""
+    """Number of initial states per task: the first ones of the protocol, or of --state-seed."""
     policy_seeds: Length = PROTOCOL_POLICY_SEEDS
     """Policy seeds per initial state."""
     state_seed: Seed | None = None
-    """First environment seed of other initial states than the protocol's (for development); below 20241201."""
+    """First environment seed of initial states for development, instead of the protocol's; below 20241201."""
     workers: SmallCount | None = None
     """Worker processes. Default: one per core."""
     backend: Literal["cpu", "gpu"] = "cpu"
-    """What simulates: one environment per worker process, or ManiSkill's vectorised GPU simulation of all states."""
+    """cpu: one environment per worker process. gpu: ManiSkill's vectorised simulation of all states at once."""
     cluster: ClusterAddress | None = None
-    """Address of a Ray cluster whose nodes do the rollouts; auto: the one that this machine belongs to."""
+    """Address of a Ray cluster whose nodes do the rollouts; auto: the cluster of this machine."""
     run_to_end: bool = False
-    """Go on after the first success until the step limit, to measure success at the end too (slow)."""
+    """Continues after the first success until the step limit, to measure success at the end too (slow)."""
     video: NonNegative = 0
-    """Save an MP4 of each task's first N rollouts. These render every control step and take several times as long."""
+    """Saves an MP4 of each task's first N rollouts. These render every control step and take several times as long."""
     retry_errors: bool = False
-    """Run rollouts again that an earlier run recorded with an exception."""
+    """Repeats rollouts that an earlier run recorded with an exception."""
     out: Path = Path("benchmark-results")
-    """Folder under which the run gets its own folder."""
+    """Folder in which the run gets its own folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,55 +42,55 @@ NOVA_MODEL: dict[str, float] = {"learning_rate": 1e-4, "batch_size": 4, "accumul
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Checked):
-    """What of the datasets is read, and how frames are augmented."""
+    """Which data is read, and how frames are augmented."""
 
     data_root: Path = Path("data/rendered")
-    """Folder that --task looks in."""
+    """Folder with the datasets that --task names."""
     demos: Count | None = None
-    """Demonstrations of each dataset that are trained on, always the same ones, and more include fewer; all but the
-    held-out ones if not given. Latents are computed of all once, for any number (--no-cache: of those needed)."""
+    """Demonstrations of each dataset to train on: always its first ones. Default: all except the held-out ones. The
+    cache of latents holds all episodes; with --no-cache only the needed frames are encoded."""
     weights: tuple[Positive, ...] = ()
-    """Share of each dataset in a batch; equal if not given."""
+    """Share of each dataset in a batch. Default: equal shares."""
     camera: str = "render_camera"
-    """Camera that the policy sees through."""
+    """Camera whose frames the policy reads."""
     cache: bool = True
-    """Keeps the frames' latents on disk, in `variants` copies; otherwise frames are encoded when they are needed."""
+    """Caches the frames' latents on disk, in `variants` copies; without it frames are encoded when they are needed."""
     variants: SmallCount = 4
-    """Augmented copies of every frame in the cache, the unchanged one included; without cache every window is one."""
+    """Copies of every frame in the cache: the unchanged one and augmented ones; unused without the cache."""
     shift: Annotated[int, Range(0, 1024)] = 6
-    """Largest shift of a copy, pixels; the same for all frames of an episode."""
+    """Largest shift of a copy in pixels; the same for all frames of an episode."""
     color_jitter: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Largest relative change of a copy's brightness, contrast and saturation, below 1."""
     skip_corrupt: bool = False
-    """Reads all episodes first and trains without the damaged ones; otherwise the first damaged one is an error."""
+    """Reads all episodes first and leaves out damaged ones; without it the first damaged episode is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig(Checked):
-    """How the weights move."""
+    """AdamW, its schedule, and the averaged weights."""
 
     warmup: NonNegative = 100
-    """Steps of linear warm-up; a cosine to the last step follows."""
+    """Steps of linear warm-up; cosine decay to the last step follows."""
     weight_decay: Strength = 0.05
-    """Decay of matrices."""
+    """Weight decay of matrices."""
     clip: Positive = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; larger gradients are scaled down to it."""
     ema: Share = 0.998
-    """Decay of the averaged weights, which are what is saved as the policy."""
+    """Decay of the exponential moving average of the weights; the saved policy has the averaged weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig(Checked):
-    """What is measured and kept on the way."""
+    """Measurements, logs and training states."""
 
     validate_every: Count = 250
     """Steps between measurements on held-out episodes."""
     save_minutes: Minutes = 3.0
     """Minutes between saved training states."""
     keep: Count = 2
-    """Newest training states that stay."""
+    """How many of the newest training states are kept."""
     wandb: str | None = None
-    """Project of Weights & Biases to log to beside TensorBoard; needs wandb."""
+    """Weights & Biases project to log to, besides TensorBoard; needs par-agent[wandb]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,32 +102,32 @@ class TrainingConfig(Checked):
     """
 
     out: Path
-    """Folder of the run; the trained policy ends up in its `policy` folder."""
+    """Folder of the run; the trained policy is written to its `policy` folder."""
     task: tuple[str, ...] = ()
-    """Tasks, short for --data DATA_ROOT/TASK of each."""
+    """Tasks; each stands for --data DATA_ROOT/TASK."""
     data: tuple[Path, ...] = ()
-    """Rendered datasets, with actions unless the modality is video."""
+    """Rendered datasets. They need actions unless --modality is video."""
     vae: Path | None = None
-    """Frozen frame VAE made by `par-agent train-vae`; needed from scratch."""
+    """Frozen frame VAE made by `par-agent train-vae`; needed for training from scratch."""
     window: Length = 4
-    """Physical tokens per window; a large number for whole episodes, of which short ones then share a window."""
+    """Physical tokens per window. If it is larger than an episode, a window holds several episodes."""
     steps: Count = 3000
-    """Optimiser steps. Each sees batch size x accumulation x processes windows."""
+    """Optimiser steps, each on batch size x accumulation x processes windows."""
     batch_size: Size = 0
-    """Windows a batch; 0: the model's own (32; 4 for models on NOVA's weights)."""
+    """Windows per batch and process. 0: 32, or 4 for models with NOVA's weights."""
     accumulation: Size = 0
-    """Batches per process whose gradients are averaged into one step, which makes large steps in little memory; 0: the
-    model's own (1; 8 for models on NOVA's weights)."""
+    """Batches per process whose gradients are averaged into one step, which needs less memory than one large batch.
+    0: 1, or 8 for models with NOVA's weights."""
     learning_rate: Annotated[float, Range(0, 100, above=True)] = 0.0
-    """Peak rate of AdamW; 0: the model's own (1e-3; 1e-4 for models on NOVA's weights, as NOVA was trained)."""
+    """Peak learning rate of AdamW. 0: 1e-3, or 1e-4 for models with NOVA's weights, as NOVA was trained."""
     seed: Seed = 0
-    """Fixes initial weights, order and noise."""
+    """Random seed of initial weights, data order and noise."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where it runs: on the CPU, or on one GPU per process."""
+    """Device to train on: the CPU, or one GPU per process."""
     precision: Literal["float32", "tf32", "bfloat16"] | None = None
-    """Arithmetic of the loss; weights are float32 in any case. Not given: bfloat16 on a GPU that computes in it
-    (compute capability 8.0), else float32. On the CPU bfloat16 is far faster on processors that multiply it
-    (AVX512-BF16, AMX). tf32, for GPUs: float32 whose factors are rounded to 10 bits."""
+    """Arithmetic of the loss; weights are always float32. Default: bfloat16 on a GPU that computes in it (compute
+    capability 8.0), else float32. On the CPU bfloat16 is much faster on processors that multiply it (AVX512-BF16,
+    AMX). tf32 is for GPUs: float32, with the factors of products rounded to 10 bits."""
     dataset: DatasetConfig = DatasetConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -215,19 +215,19 @@ class TrainingConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """What the model is, beside its preset or checkpoint."""
+    """The model, besides its preset or checkpoint."""
 
     new_robot: bool = False
-    """With --init: fits action parts and statistics anew, for another robot than the checkpoint's."""
+    """With --init: trains new action parts and statistics, for another robot than the checkpoint's."""
     new_camera: bool = False
-    """With --init: goes on with all weights on the data's camera, crop, size and extra observations."""
+    """With --init: keeps all weights, but takes camera, crop, size and extra observations from the data."""
     foresight: tuple[Length, ...] | None = None
-    """Control steps past the chunk whose actions are predicted too, never executed; as in the preset or checkpoint if
-    not given."""
+    """Further control steps whose actions are predicted but never executed, counted from the start of the chunk.
+    Default: those of the preset or checkpoint."""
     compile: bool = False
-    """Compiles causal transformer and Action-DiT with torch.compile: worth its minutes on a GPU."""
+    """Compiles the causal transformer and the Action-DiT with torch.compile, which takes minutes; meant for GPUs."""
     gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    """Recomputes activations in the backward pass instead of storing them: less memory, a third more computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,39 +237,39 @@ class LoRAConfig(Checked):
     lora_rank: Size = 16
     """Rank of the adapters."""
     lora_alpha: Size = 32
-    """Adapters are scaled by this over the rank."""
+    """Adapters are scaled by this, divided by the rank."""
     lora_targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
     """Linear layers that get adapters, by their names inside the blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Checked):
-    """What the model is made to do without, and what it is asked to predict."""
+    """Dropout of history, noise on joint positions, and the frame loss."""
 
     single_step: Share = 0.5
-    """Share of steps that see no earlier step; the others see a random number of them, as far as their window goes."""
+    """Share of steps that attend to no earlier step. Others attend to a random number of steps of their window."""
     past_action_dropout: Share = 0.5
-    """Share of steps, alone or not, in which begin-of-action takes the place of the chunk executed before the frame."""
+    """Share of steps in which the begin-of-action token replaces the chunk that was executed before the frame."""
     proprioception_noise: Strength = 0.0
     """Noise on joint positions, in standard deviations of the data."""
     recovery_noise: Strength = 0.25
-    """Displacement of joint positions, from which targets start, in standard deviations of a chunk's last targets; it
-    wanders from step to step, and the chunks of the past with it: the policy learns to come back to where the
-    demonstration goes, and to look where that is."""
+    """Noise on the joint positions that a chunk starts from, in standard deviations of a chunk's last targets. Targets
+    stay, so the policy learns to return to the demonstrated path and to find it in the image. The noise of a step is
+    correlated with that of the step before, and past chunks get the same noise."""
     frame_fraction: Share = 0.25
     """Share of steps that enter the frame loss; 0 leaves it out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Checked):
-    """What is looked at on the way."""
+    """Pictures and rollouts during training."""
 
     picture_minutes: Minutes = 10.0
-    """Minutes between pictures of what is predicted of held-out episodes, drawn when next measured."""
+    """Minutes between pictures of predictions on held-out episodes, drawn at the next measurement on these."""
     rollout_every: NonNegative = 0
     """Steps between closed-loop evaluations in simulation, on initial states for development; 0: none."""
     rollout_states: Count = 10
-    """Initial states per task of these evaluations."""
+    """Initial states per task in these evaluations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,13 +283,13 @@ class FinetuneConfig(TrainingConfig):
     settings_file = "finetune.json"
 
     init: Path | None = None
-    """Policy checkpoint to start from (its transforms and frame encoder are kept); from scratch if not given."""
+    """Policy checkpoint to start from; its transforms and frame encoder are kept. Default: from scratch."""
     preset: str = "mini"
-    """Sizes of a model that starts from scratch."""
+    """Preset of a model trained from scratch: mini, par-noar, par-discrete, par-noimagine or par-nova-0.6b."""
     modality: Literal["video+action", "video"] = "video+action"
-    """video: frames alone train the frame path alone; --init the result to train a policy on it."""
+    """video: trains only the frame path, from frames only; train a policy from the result with --init."""
     train: Literal["full", "lora", "action"] = "full"
-    """All weights; low-rank adapters, merged into the saved policy; or the action parts over a frozen video model."""
+    """full: all weights; lora: low-rank adapters, merged into the saved policy; action: the action parts only."""
     model: ModelConfig = ModelConfig()
     lora: LoRAConfig = LoRAConfig()
     loss: LossConfig = LossConfig()

@@ -39,23 +39,23 @@ class VAETraining(Checked):
     data: tuple[Path, ...]
     """Rendered datasets, with or without actions."""
     out: Path
-    """Folder of the run; the frozen VAE ends up in its `vae` folder."""
+    """Folder of the run; the trained VAE is written to its `vae` folder."""
     camera: str = "render_camera"
     """Camera whose frames to train on."""
     steps: Count = 1500
     """Optimiser steps."""
     batch_size: Size = 32
-    """Patches a step."""
+    """Patches per step."""
     patch: Pixels = 160
-    """Side of the square patches, pixels."""
+    """Side of the square patches in pixels."""
     learning_rate: Annotated[float, Range(0, 100, above=True)] = 2e-3
-    """Peak rate of AdamW."""
+    """Peak learning rate of AdamW."""
     warmup: NonNegative = 50
     """Steps of linear warm-up."""
     kl_weight: Strength = 1e-4
     """Weight of the KL divergence."""
     seed: Seed = 0
-    """Fixes initial weights, order and noise."""
+    """Random seed of initial weights, data order and noise."""
     save_minutes: Minutes = 2.0
     """Minutes between saved training states."""
     device: str = "cpu"
