@@ -1,17 +1,20 @@
 """ACT: Action Chunking with Transformers (Zhao et al. 2023, "Learning Fine-Grained Bimanual Manipulation with Low-Cost
 Hardware").
 
-A conditional variational autoencoder. In training an encoder reads joint positions and the demonstrated chunk and
-gives a style variable; a transformer encoder fuses it with the observation, a transformer decoder answers one query
-for each action of the chunk. The loss is the L1 distance plus the weighted KL divergence; when acting the style is
-zero. Temporal ensembling is an option of the policy (``ensemble``), with which the table's row acts.
+A conditional variational autoencoder. In training an encoder turns joint positions and the demonstrated chunk into a
+style variable. A transformer encoder fuses the style with the observation. A transformer decoder answers one query for
+each action of the chunk. The loss is the L1 distance plus the weighted KL divergence. When the policy acts, the style
+is zero. The table's row acts with temporal ensembling, an option of the policy (``ensemble``).
 
-Deviations from the paper: one camera, seen through latents and the stem that all baselines share, not ResNet-18;
-norms before the branches, GELU and positions added once, as in the other baselines; the instruction is one more
-token, because one model learns all tasks; chunks of 32 actions at 20 Hz in place of 100 at 50 Hz, and a new one is
-predicted with every frame (each 8 control steps), so that ensembling averages up to 4 chunks; actions past an
-episode's end, which the paper masks, repeat the last one after the first 8, as in PAR's data; dropout is behind the
-branches only. Sizes are smaller.
+What differs from the paper:
+
+- One camera, seen through latents and the stem that all baselines share, not through ResNet-18.
+- Norms before the branches, GELU, and positions added once, as in the other baselines.
+- The instruction is one more token, because one model learns all tasks.
+- Chunks of 32 actions at 20 Hz in place of 100 at 50 Hz. Every frame (each 8 control steps) gives a new chunk, so
+  ensembling averages up to 4 of them.
+- The paper masks actions past an episode's end. Here they repeat the last one after the first 8, as in PAR's data.
+- Dropout is behind the branches only. Sizes are smaller.
 """
 
 from __future__ import annotations

@@ -1,17 +1,21 @@
 """BC-T: behaviour cloning with a transformer over a history of observations (Mandlekar et al. 2021, "What Matters in
 Learning from Offline Human Demonstrations for Robot Manipulation"; the transformer is that of its code, robomimic).
 
-Each observation becomes one token, a causal transformer reads the tokens of a short history, and a mixture of
-Gaussians over actions is fitted by maximum likelihood. When acting a component is drawn and its mean executed
-(robomimic's low-noise evaluation); the table's row acts by the likeliest component, ``deterministic=true``.
+Each observation becomes one token. A causal transformer reads the tokens of a short history. A mixture of Gaussians
+over actions is fitted by maximum likelihood. When the policy acts, it draws a component and executes its mean
+(robomimic's low-noise evaluation). The table's row takes the likeliest component, ``deterministic=true``.
 
-Deviations: frames exist at every 8th control step, so that a token stands for 8 steps and its mixture is over the
-chunk of the next 8 actions as a whole (5 components, as there), and the history of 4 observations spans 32 control
-steps, not 10; the image feature is a projection of all patch tokens of the shared stem, not of spatial keypoints; the
-instruction is added to each token, because one model learns all tasks; means are not squashed, since actions are
-normalised to unit variance; deviations are at least 0.05, not 0.0001, so that one gripper that closes early does not
-weigh more than all else in a batch; every step of a window is supervised, robomimic's default is the last, so that
-three of four see a shorter history than when it acts; dropout is behind the branches only. Sizes are smaller.
+What differs:
+
+- Frames exist at every 8th control step. So a token stands for 8 steps, and its mixture (5 components, as there) is
+  over the chunk of the next 8 actions as a whole. The history of 4 observations spans 32 control steps, not 10.
+- The image feature is a projection of all patch tokens of the shared stem, not of spatial keypoints.
+- The instruction is added to each token, because one model learns all tasks.
+- Means are not squashed, since actions are normalised to unit variance.
+- Deviations are at least 0.05, not 0.0001: one gripper that closes early must not outweigh all else in a batch.
+- Every step of a window is supervised; robomimic's default is the last one. So three of four steps see a shorter
+  history than in a rollout.
+- Dropout is behind the branches only. Sizes are smaller.
 """
 
 from __future__ import annotations

@@ -1,18 +1,23 @@
 """DP: Diffusion Policy, the transformer variant (Chi et al. 2023, "Diffusion Policy: Visuomotor Policy Learning via
 Action Diffusion").
 
-A transformer decoder removes the noise from a sequence of actions: causal self-attention among the noisy actions,
-cross-attention to the tokens of the diffusion time and of the last two observations. Trained to predict the noise
-(DDPM, 100 steps, squared cosine), it acts with DDIM in 16; both are diffusers' own schedulers. 16 actions are
-predicted and 8 executed.
+A transformer decoder removes the noise from a sequence of actions. The noisy actions attend to each other causally, and
+to the tokens of the diffusion time and of the last two observations. The model is trained to predict the noise (DDPM,
+100 steps, squared cosine) and acts with DDIM in 16 steps. Both are diffusers' own schedulers. It predicts 16 actions
+and executes 8.
 
-Deviations: each of the two observations is all tokens of the shared stem, not one vector of a ResNet, and they lie 8
-control steps apart, where there are frames; the prediction starts at the present step; the instruction is one more
-token, because one model learns all tasks; actions are normalised to unit variance, not into [-1, 1], and clean
-actions are clipped at 10 when sampling; no exponential moving average of its own, but the one that all methods share;
-dropout 0.1 behind the branches, not 0.3 there, inside the MLP and on attention weights; 2 draws of noise for every
-chunk (PAR has 4); the first step of a training window sees its frame twice, as an episode's does. The table's row acts
-from zero, ``deterministic=true``, not from noise (lab book, section 25). Sizes are smaller.
+What differs:
+
+- Each observation is all tokens of the shared stem, not one vector of a ResNet. The two lie 8 control steps apart,
+  where there are frames. At the first step of a training window both are the same frame, as at the start of an episode.
+- The prediction starts at the present step.
+- The instruction is one more token, because one model learns all tasks.
+- Actions are normalised to unit variance, not into [-1, 1]. Sampling clips clean actions at 10.
+- The exponential moving average is the one that all methods share.
+- Dropout is 0.1 behind the branches, not 0.3 there, inside the MLP and on attention weights.
+- Every chunk gets 2 draws of noise (PAR has 4).
+- The table's row starts from zero, ``deterministic=true``, not from noise (lab book, section 25).
+- Sizes are smaller.
 """
 
 from __future__ import annotations

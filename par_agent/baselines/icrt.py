@@ -1,20 +1,24 @@
 """ICRT: In-Context Robot Transformer (Fu et al. 2024, "In-Context Imitation Learning via Next-Token Prediction").
 
-A causal transformer reads whole trajectories of one task, one after another, as a sequence of observation and action
-tokens; from each observation's token the next actions are predicted, with the L1 loss. The first trajectory is the
-prompt and enters no loss. When acting, a demonstration from the training data is the prompt, the shortest of ten, and
-the robot's own episode follows it.
+A causal transformer reads trajectories of one task, one after another, as a sequence of observation and action tokens.
+Each observation's token predicts the next actions, with the L1 loss. The first trajectory is the prompt and enters no
+loss. When the policy acts, the prompt is a demonstration from the training data, the shortest of ten, and the robot's
+own episode follows it.
 
-Deviations: the transformer is trained from scratch and small, with dropout 0.1, layer norms, GELU and learned
-positions, where its authors' has none, root-mean-square norms, SwiGLU and rotary ones; a step is 8 control steps,
-since there are frames only there, and its action token is the chunk of 8 actions; 16 actions are predicted, as in the
-paper, of which 8 are executed before the next frame; the encoder is the stem that all baselines share, whose tokens
-become one by a projection, not by attention pooling, from which it did not learn to see the cube; the instruction,
-which ICRT does without, is added to the observation, as every method has it; predictions that overlap are not
-averaged, while its authors' code averages them; a sequence is 32 steps, two to four trajectories, of which always the
-first alone is the prompt, also where it is cut off at the start of a window, while its authors' code draws how many
-are; when acting, the oldest of 16 observations leaves and the robot's episode then begins midway behind the prompt,
-which training does not show.
+What differs:
+
+- The transformer is small and trained from scratch, with dropout 0.1, layer norms, GELU and learned positions. The
+  authors' has no dropout, root-mean-square norms, SwiGLU and rotary positions.
+- A step is 8 control steps, since there are frames only there, and its action token is the chunk of 8 actions.
+- As in the paper, 16 actions are predicted. Of these, 8 are executed before the next frame.
+- The encoder is the stem that all baselines share. A projection makes one token of its tokens; with attention pooling
+  the model did not learn to see the cube.
+- The instruction is added to the observation, as in every method here. ICRT has none.
+- Predictions that overlap are not averaged; the authors' code averages them.
+- A sequence is 32 steps, two to four trajectories. The first one alone is the prompt, also where the window cuts its
+  start off. The authors' code draws how many are.
+- When the policy acts, the oldest of 16 observations leaves. Then the robot's episode begins midway behind the prompt,
+  which training does not show.
 """
 
 from __future__ import annotations

@@ -1,23 +1,29 @@
 """RDT: Robotics Diffusion Transformer (Liu et al. 2024, "RDT-1B: a Diffusion Foundation Model for Bimanual
 Manipulation"), small and from scratch.
 
-A diffusion transformer over 16 actions. Diffusion time, joint positions and noisy actions are tokens of one sequence;
-blocks cross-attend to the text tokens and to the image tokens of the last two observations in turns. Root-mean-square
-norms, normalised queries and keys, and an MLP as the last layer, which starts from zero, as in the paper and its code.
-The network predicts the clean actions (DDPM noise, 1,000 steps, squared cosine) and acts in 5 steps of DPM-Solver++;
-both are diffusers' own schedulers.
+A diffusion transformer over 16 actions. Diffusion time, joint positions and noisy actions are tokens of one sequence.
+Blocks cross-attend in turns to the text tokens and to the image tokens of the last two observations. As in the paper
+and its code there are root-mean-square norms, normalised queries and keys, and an MLP as the last layer, which starts
+from zero. The network predicts the clean actions (DDPM noise, 1,000 steps, squared cosine) and acts in 5 steps of
+DPM-Solver++. Both are diffusers' own schedulers.
 
-Deviations: 10 blocks of width 256, not 28 of 2,048, and no pretraining on other robots; one robot, hence no unified
-128-number action space and no control-frequency token; the chunk of 64 tokens, which in its authors' evaluation on
-ManiSkill are 16 control steps interpolated fourfold, is those 16: interpolated, and with a quarter of the noised
-chunks, it had not begun to look at the images after 1,000 steps (lab book, section 25; longer chunks look sooner with
-``time_shift``); joint positions and actions, which are not numbers of one space here, have an adaptor each, of two
-layers, not three; images are latents of the shared encoder behind the stem that all baselines share, in place of
-SigLIP's, and words are hashed, in place of T5's; one camera; a short text is padded with zeros, which are attended to;
-frames lie 8 control steps apart, and 8 of the 16 actions are executed before the next frame; text, joint positions and
-each observation are hidden with probability 0.1 by zeroing their tokens, where the original shows a background image;
-positions start at random, not as sines; 2 draws of noise for every chunk; the first step of a training window sees its
-frame twice, as an episode's does.
+What differs:
+
+- 10 blocks of width 256, not 28 of 2,048, and no pretraining on other robots.
+- One robot, hence no unified 128-number action space and no control-frequency token.
+- In the authors' evaluation on ManiSkill, the chunk of 64 tokens is 16 control steps interpolated fourfold. Here it is
+  those 16. Interpolated, and with a quarter of the noised chunks, the model had not begun to look at the images after
+  1,000 steps (lab book, section 25). Longer chunks look sooner with ``time_shift``.
+- Joint positions and actions are not numbers of one space here. Each has an adaptor of its own, of two layers, not
+  three.
+- Images are latents of the shared encoder behind the stem that all baselines share, in place of SigLIP's. Words are
+  hashed, in place of T5's. A short text is padded with zeros, and these are attended to.
+- One camera. Frames lie 8 control steps apart, and 8 of the 16 actions are executed before the next frame.
+- Text, joint positions and each observation are hidden with probability 0.1 by zeroing their tokens. The original shows
+  a background image.
+- Positions start at random, not as sines.
+- Every chunk gets 2 draws of noise.
+- At the first step of a training window both observations are the same frame, as at the start of an episode.
 """
 
 from __future__ import annotations

@@ -106,14 +106,14 @@ def find_renderer() -> list[Finding]:
 def find_programs() -> list[Finding]:
     """git, without which ManiSkill cannot be imported, and the ffmpeg that writes videos."""
     git = shutil.which("git")
-    found = [Finding("git", git or "not found, and ManiSkill does not import without it", "" if git else SETUP)]
+    found = Finding("git", git or "not found, and ManiSkill does not import without it", "" if git else SETUP)
     try:
         import imageio_ffmpeg
 
-        ffmpeg = Finding("ffmpeg", f"{imageio_ffmpeg.get_ffmpeg_version()} ({imageio_ffmpeg.get_ffmpeg_exe()})")
+        ffmpeg = f"{imageio_ffmpeg.get_ffmpeg_version()} ({imageio_ffmpeg.get_ffmpeg_exe()})"
+        return [found, Finding("ffmpeg", ffmpeg)]
     except (ImportError, RuntimeError) as error:
-        ffmpeg = Finding("ffmpeg", f"none: {error}", f"{sys.executable} -m pip install 'imageio[ffmpeg]'")
-    return [*found, ffmpeg]
+        return [found, Finding("ffmpeg", f"none: {error}", f"{sys.executable} -m pip install 'imageio[ffmpeg]'")]
 
 
 def check_torchvision() -> list[Finding]:

@@ -114,45 +114,31 @@ class RenderConfig(Checked):
         return dataclasses.replace(spec, num_episodes=len(taken), source_episodes=chosen)
 
     def _random_spec(self, task: TaskSpec) -> RenderSpec:
+        from par_agent.policy.transforms import check_crop
+
         if self.recorded_images or self.episodes is not None or self.include_failures or self.skip_corrupt:
             raise UserError(
                 "--recorded-images, --episodes, --include-failures and --skip-corrupt are for a trajectory file; give "
                 "--trajectory FILE.h5"
             )
-        self._check_camera(task)
-        return self._base_spec(task.env_id, "random-motion", 1000 if self.num is None else self.num, task)
-
-    def _check_camera(self, task: TaskSpec) -> None:
-        """Compares cameras and crop with those of a known task, before a worker builds its scene.
-
-        Raises:
-            UserError: the task has no such camera, or the crop leaves its image.
-        """
-        from par_agent.policy.transforms import check_crop
-
         known = (task.camera, *task.sensor_cameras)
         if unknown := [name for name in self.cameras if name not in known]:
             raise UserError(f"{task.env_id} has no camera {unknown[0]!r}; it has {', '.join(known)}")
         if self.crop is not None and task.camera in self.cameras:
-            check_crop(self.crop, task.image_size)
+            check_crop(self.crop, task.image_size)  # before a worker builds the scene
+        return self._base_spec(task.env_id, "random-motion", 1000 if self.num is None else self.num, task)
 
     def _base_spec(self, env_id: str, source: str, count: int, task: TaskSpec | None) -> RenderSpec:
         if task is None and not self.instruction:
             raise UserError(f"{env_id} has no instruction here; say what it is about with --instruction TEXT")
+        shared = ("cameras", "crop", "size", "stride", "phase", "first_seed", "motion_steps", "extra")
         return RenderSpec(
             env_id=env_id,
             source=source,
             num_episodes=count,
             instruction=wordings(self.instruction) or (task.instruction if task else ""),
-            cameras=self.cameras,
-            crop=self.crop,
-            size=self.size,
-            stride=self.stride,
-            phase=self.phase,
-            first_seed=self.first_seed,
-            motion_steps=self.motion_steps,
             recorded=self.recorded_images,
-            extra=self.extra,
+            **{name: getattr(self, name) for name in shared},
         )
 
     def _select(self, file: TrajectoryFile, spec: RenderSpec) -> tuple[int, ...]:

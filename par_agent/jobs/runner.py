@@ -65,20 +65,18 @@ def use_one_thread() -> None:
 
 def start_error(error: Exception, who: str) -> UserError:
     """What to tell the user of an exception that kept a worker from being ready."""
-    if isinstance(error, UserError):
-        return error
-    text = f"{who} could not start: {type(error).__name__}: {error} (`par-agent doctor` there says what is missing)"
-    return UserError(f"{text}\n{_traceback(error)}")
+    return _described(error, f"{who} could not start", " (`par-agent doctor` there says what is missing)")
 
 
 def job_error(error: Exception, who: str, folder: Path | str) -> UserError:
     """What to tell the user of an exception that ended a job, which writes below a folder."""
-    if isinstance(error, UserError):
-        return error
     if isinstance(error, OSError):
         return UserError(cannot_write(folder, error))
-    return UserError(f"{who} failed: {type(error).__name__}: {error}\n{_traceback(error)}")
+    return _described(error, f"{who} failed")
 
 
-def _traceback(error: Exception) -> str:
-    return "".join(traceback.format_exception(error))
+def _described(error: Exception, what: str, advice: str = "") -> UserError:
+    if isinstance(error, UserError):
+        return error
+    trace = "".join(traceback.format_exception(error))
+    return UserError(f"{what}: {type(error).__name__}: {error}{advice}\n{trace}")
