@@ -74,7 +74,7 @@ class SpeedConfig(Checked):
     tasks: tuple[str, ...] = PAPER_TASKS
     """Registered tasks to roll out."""
     policy: str = "harness_speed:SwayPolicy"
-    """As in `par-agent benchmark`. The default has no model, so that the harness alone is timed."""
+    """As in `par-agent benchmark`. The default has no model, so that only the harness is timed."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value, as in `par-agent benchmark`."""
     states: Count = 2
@@ -82,7 +82,7 @@ class SpeedConfig(Checked):
     plain_steps: Count = 40
     """Control steps per task of the plain loops; their resets are not counted."""
     rounds: Count = 3
-    """How often everything is timed, one after the other; medians are printed."""
+    """How many times everything is timed in turn; medians are printed."""
     workers: SmallCount | None = None
     """Worker processes of the harness. Default: one per core."""
 

@@ -39,11 +39,11 @@ class LatencyConfig(Checked):
     batch: tuple[Size, ...] = (1, 25)
     """Environments at once."""
     step: Length = 12
-    """Physical token of the rollout that is timed; all before it are in the context."""
+    """Physical token of the rollout that is timed; all earlier ones are in the context."""
     denoising_steps: Length = 10
     """Steps of the Action-DiT."""
     mask_steps: Length = 8
-    """Sets that a predicted frame is drawn in."""
+    """Number of sets in which the patches of a predicted frame are drawn."""
     diffusion_steps: Length = 10
     """Denoising steps per set."""
     repeats: Count = 20
@@ -57,7 +57,7 @@ class LatencyConfig(Checked):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of weights and cache."""
     max_memory: Positive = 14.0
-    """Cases whose weights and cache need more gigabytes than this are left out."""
+    """Gigabytes. Cases whose weights and cache need more are left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

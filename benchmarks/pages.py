@@ -27,13 +27,13 @@ from par_agent.evaluation.record_checks import Record
 from par_agent.evaluation.results import RESULT_HEADER, result_row
 
 ALL_RUNS = (
-    "Every run that the READMEs, the model cards and the lab book report. `runs.json` tells more of each: versions, "
-    "task specs, how the policy was trained. `python benchmarks/report.py export NAME --out FOLDER` makes a run's "
-    "folder, `python benchmarks/compare.py NAME OTHER_NAME` compares two. Success is success at any control step; "
-    "rollouts that repeat another's actions from the same initial state are not distinct, and count once in Wilson's "
+    "Every run that the READMEs, the model cards and the lab book report. `runs.json` says more about each: versions, "
+    "task specs, how the policy was trained. `python benchmarks/report.py export NAME --out FOLDER` writes a run's "
+    "folder, `python benchmarks/compare.py NAME OTHER_NAME` compares two runs. Success is success at any control step. "
+    "Rollouts with the same initial state and the same actions are one distinct rollout, and count once in Wilson's "
     "interval."
 )
-DEVELOPMENT_RUNS = "Runs made during development, by checkpoint and by how it acted. Only their rollouts are kept."
+DEVELOPMENT_RUNS = "Runs made during development, by checkpoint and by how it acted. Only their rollouts are stored."
 
 
 def results_page(runs: Runs, development: Mapping[str, list[Record]]) -> str:

@@ -63,42 +63,42 @@ class MakeConfig(Checked):
     """Which runs are shown, and where."""
 
     reported: Path = REPORTED
-    """Folder of the reported runs, which the pages and pictures are written to as well. `report.py add` makes one."""
+    """Folder of the reported runs; pages and pictures are written to it, too. `report.py add` makes one."""
     documents: tuple[Path, ...] | None = None
-    """Files with pairs of marks, `<!-- rows -->` and `<!-- /rows -->` for example, that a table stands between.
-    Default: the project's READMEs and model cards, if the reported runs are the project's; else none."""
+    """Files with tables between pairs of marks, such as `<!-- rows -->` and `<!-- /rows -->`. Default: the project's
+    READMEs and model cards, if the reported runs are the project's; else none."""
     reference: str = "par-mini"
-    """Policy that the others are tested against."""
+    """Policy that the others are compared with."""
     check: bool = False
-    """Only compare."""
+    """Only checks whether the files show the records."""
 
 
 @dataclass(frozen=True)
 class AddConfig(Checked):
-    """Which run is added, and as what."""
+    """Adds a finished run to the reported ones."""
 
     run: tyro.conf.Positional[Path]
     """Folder of a finished run, as `par-agent benchmark` names it."""
     group: str
-    """What it shows: bundled (checkpoints of this package), robustness (with one thing changed), context (by how much
-    of the past), alignment (imagined against executed), rows (all methods), unseen (they from other initial states),
-    demonstrations (by their number), recovery-noise, or a name of your own; development keeps its rollouts alone."""
+    """Group of the run: bundled (checkpoints of this package), robustness (one change), context (by context length),
+    alignment (imagined against executed), rows (all methods), unseen (all methods, other initial states),
+    demonstrations (by their number), recovery-noise, or a name of your own. development stores rollouts only."""
     name: str | None = None
-    """Its name in the group. Default: the policy's."""
+    """Name of the run in the group. Default: the policy's name."""
     replace: bool = False
-    """Take the place of a run of the same name."""
+    """Replaces a run of the same name."""
     reported: Path = REPORTED
     """Folder of the reported runs."""
 
 
 @dataclass(frozen=True)
 class ExportConfig(Checked):
-    """Which run is written where."""
+    """Writes the folder of a reported run."""
 
     name: tyro.conf.Positional[str]
     """Group and name of a reported run, such as rows/act."""
     out: Path
-    """Folder for its run.json, rollouts.jsonl and results.json; of a run of development, its rollouts.jsonl."""
+    """Folder for run.json, rollouts.jsonl and results.json; for a development run only rollouts.jsonl."""
     reported: Path = REPORTED
     """Folder of the reported runs."""
 

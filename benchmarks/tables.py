@@ -33,21 +33,19 @@ ROWS = {
 RESULTS_PAGE = "results.md"
 NOTHING = "–"
 EXPLAINED = (
-    "Success at any control step in %, with successes, rollouts and the 95% Wilson interval, as wide as for those "
-    "rollouts that repeat no other's actions; in brackets the 95% interval that draws whole initial states. Rollouts "
-    "that ended with an exception count as failures, and are named. Rows in italics are printed in the paper and were "
-    "not measured here. Minutes are those of the training steps on the machine that trained (processor minutes in "
-    "brackets); a chunk's time is one planning `act()`, frame encoder included."
+    "Success at any control step in %, with successes, rollouts and the 95% Wilson interval. Rollouts with the same "
+    "initial state and the same actions count once in Wilson's interval. In brackets: the 95% interval that resamples "
+    "whole initial states. Rollouts that ended with an exception count as failures and are reported. Rows in italics "
+    "are the paper's figures and were not measured here. Minutes are those of the training steps on the machine that "
+    "trained (processor minutes in brackets). The time of a chunk is one planning `act()` with the frame encoder."
 )
 COMPARED = (
-    "Difference of success rates in points ({reference} = 0), on the same initial states and policy seeds: 95% "
-    "interval by initial state, and the p-value of the exact sign-flip test by initial state (McNemar's, where each "
-    "has one rollout); it is that of one cell, not corrected for their number. An interval of one point says only that "
-    "no state was solved by one alone."
+    "Difference of success rates in percentage points ({reference} = 0), on the same initial states and policy seeds. "
+    "The 95% interval is by initial state. The p-value is that of the exact sign-flip test by initial state (McNemar's "
+    "test, where each state has one rollout), for one cell and not corrected for the number of cells. An interval "
+    "without width only means that both policies solved the same states."
 )
-SOURCES = (
-    "The hash is of the weights and, of methods that are not PAR, of the code around them: it changes with either."
-)
+SOURCES = "The hash is that of the weights and, for methods other than PAR, also of the method's code."
 Runs = Mapping[str, Run]
 """Reported runs by name."""
 
@@ -96,7 +94,7 @@ def robustness_table(runs: Runs) -> list[str]:
         unseen = run.variation == "none"
         change = "initial states never used before" if unseen else VARIATIONS[run.variation].description
         rows.append(_row(change, run, _count))
-    title = f"What `{found[0].policy}` does, 25 rollouts a task, when one thing is not as in training:"
+    title = f"Successes of `{found[0].policy}` in 25 rollouts a task, with one change that training did not show:"
     table = markdown(("", *PAPER_TASKS), rows)
     return [title, "", *table, "", "Measured with `make benchmark-robustness`.", ""]
 

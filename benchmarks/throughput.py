@@ -44,7 +44,7 @@ BUNDLED = Path(__file__).parents[1] / "par_agent" / "checkpoints" / "par-mini"
 
 @dataclass(frozen=True)
 class ThroughputConfig(Checked):
-    """Trains some steps and prints samples a second, tokens a second, share of peak and of waiting for data."""
+    """Trains a few steps and prints samples and tokens per second, share of peak speed and of waiting for data."""
 
     data: tuple[Path, ...] = tuple(Path("data/rendered") / task for task in ("PushCube", "PickCube", "StackCube"))
     """Rendered datasets."""
@@ -57,21 +57,21 @@ class ThroughputConfig(Checked):
     frame_fraction: Share = 0.25
     """Share of steps that enter the frame loss."""
     cache: bool = True
-    """Reads cached latents (made first where they are missing); otherwise frames are encoded when they are needed."""
+    """Reads cached latents, after making missing ones; without it frames are encoded when they are needed."""
     variants: SmallCount = 4
     """Augmented copies of every frame in the cache."""
     gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them."""
+    """Recomputes activations in the backward pass instead of storing them."""
     compile: bool = False
     """Compiles the causal transformer and the Action-DiT with torch.compile."""
     steps: Count = 10
     """Steps that are timed, after two that are not."""
     threads: SmallCount = 1
-    """Threads of a CPU."""
+    """CPU threads."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Device."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast over float32 weights."""
+    """Arithmetic; bfloat16 is autocast over float32 weights."""
 
 
 class Stopwatch:

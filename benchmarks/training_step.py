@@ -30,19 +30,19 @@ class TrainingStepConfig(Checked):
     preset: str = "par-nova-0.6b"
     """Model to train."""
     batch: Size = 1
-    """Windows."""
+    """Windows per batch."""
     window: Length = 2
     """Physical tokens per window."""
     frame_fraction: Share = 0.25
     """Share of steps that enter the frame loss."""
     gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them."""
+    """Recomputes activations in the backward pass instead of storing them."""
     steps: Count = 1
-    """Steps; the fastest counts. The first also allocates what the optimiser keeps."""
+    """Number of steps; the fastest counts. The first one also allocates the optimiser's state."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Device."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast over float32 weights."""
+    """Arithmetic; bfloat16 is autocast over float32 weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

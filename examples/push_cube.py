@@ -1,4 +1,4 @@
-"""The bundled PAR policy pushes a cube, in plain ManiSkill; writes rollout.mp4 beside where it is run."""
+"""The bundled PAR policy pushes a cube in plain ManiSkill; a video of it is written to the folder `videos`."""
 
 from mani_skill.utils.wrappers import RecordEpisode
 

@@ -7,8 +7,8 @@ vla-eval installed; it needs a GPU, T5-XXL and SigLIP, and RDT's code unpickles 
     PYTHONPATH=. python PATH/TO/rdt_server.py --args.weights rdt/mp_rank_00_model_states.pt --address 127.0.0.1:8000
 
 It follows RDT's `eval_sim/eval_rdt_maniskill.py`: the render camera now and one control step ago, seven joints and one
-finger, every fourth of 64 actions. Weights were not to be had here: this file has run with a stand-in for RDT's model
-alone.
+finger, every fourth of 64 actions. The weights were not available here: this file has only been run with a stand-in for
+RDT's model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vla_eval.model_servers.serve import run_server
 from vla_eval.specs import IMAGE_RGB, LANGUAGE, DimSpec
 
 OTHER_CAMERAS = [None, None]
-"""RDT takes three cameras an observation; ManiSkill's render camera is the first."""
+"""RDT takes images of three cameras; ManiSkill's render camera is the first, the others are missing."""
 
 
 class RDTModelServer(PredictModelServer):
@@ -30,11 +30,11 @@ class RDTModelServer(PredictModelServer):
 
     Args:
         weights: file of RDT's weights.
-        config: RDT's configuration.
-        camera: the images that are read.
+        config: file of RDT's configuration.
+        camera: name of the camera whose images are used.
         text_encoder: name or folder of T5-XXL.
         vision_encoder: name or folder of SigLIP.
-        every: one of so many predicted actions is executed.
+        every: executes every N-th predicted action.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RDTModelServer(PredictModelServer):
         self._seeds: dict[str, int] = {}
 
     async def on_observation(self, obs: dict[str, Any], ctx: SessionContext) -> None:
-        """Keeps the last two images, also of observations that are answered out of the chunk."""
+        """Stores the last two images, also while actions come from the current chunk."""
         self._images[ctx.session_id] = [*self._images[ctx.session_id][-1:], obs["images"][self._camera]]
         await super().on_observation(obs, ctx)
 

@@ -106,7 +106,7 @@ class TrainingConfig(Checked):
     task: tuple[str, ...] = ()
     """Tasks; each stands for --data DATA_ROOT/TASK."""
     data: tuple[Path, ...] = ()
-    """Rendered datasets. They need actions unless --modality is video."""
+    """Rendered datasets. They need actions, except for `par-agent finetune --modality video`."""
     vae: Path | None = None
     """Frozen frame VAE made by `par-agent train-vae`; needed for training from scratch."""
     window: Length = 4
