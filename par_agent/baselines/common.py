@@ -1,4 +1,4 @@
-"""What all baselines share: the stem that reads observations, transformer blocks, and the shape of a method.
+"""What all baselines share: the stem that reads observations, transformer blocks, and the interface of a method.
 
 A method turns the observations of an episode into conditions, one set for each step, and draws a chunk of actions from
 each. Letters: B batch, N steps a window, F tokens a frame (joint positions included), L actions a chunk, H actions
@@ -197,7 +197,7 @@ class Method(nn.Module, abc.ABC):
 
     @property
     def sequence(self) -> int | None:
-        """Steps of a training window, where the method decides them; None: the run's option does."""
+        """Steps of a training window if the method decides them; None: the run's option decides."""
         return None
 
     @abc.abstractmethod
@@ -216,7 +216,7 @@ class Method(nn.Module, abc.ABC):
         """
 
     def compile_for_training(self) -> None:
-        """From now on runs transformer blocks by ``torch.compile``; what they compute stays the same."""
+        """Compiles the transformer blocks with ``torch.compile``; they compute the same."""
         for blocks in self.children():
             if isinstance(blocks, nn.ModuleList):
                 for block in blocks:
@@ -255,7 +255,7 @@ def recent(tokens: Tensor, context_length: Tensor, frames: int) -> Tensor:
 def past_mask(context_length: Tensor) -> Tensor:
     """(B, 1, N, N) bool, True where a step (row) may attend to another one of its episode that is not later.
 
-    Steps that are not there see themselves, so that no row is empty.
+    Steps of padding attend to themselves, so that no row is empty.
     """
     steps = torch.arange(context_length.shape[1], device=context_length.device)
     distance = steps[:, None] - steps
@@ -263,7 +263,7 @@ def past_mask(context_length: Tensor) -> Tensor:
 
 
 def keys_and_values(blocks: nn.ModuleList, memory: Tensor) -> KeysAndValues:
-    """What the cross-attention of each :class:`Block` makes of tokens (M, n, D)."""
+    """Keys and values of tokens (M, n, D) for the cross-attention of each :class:`Block`."""
     return [block.cross.keys_and_values(memory) for block in blocks]  # type: ignore[union-attr, operator]
 
 

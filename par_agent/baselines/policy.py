@@ -56,8 +56,8 @@ class BaselinePolicy:
         execute: actions executed before the next frame; None: the chunk, as far apart as frames were in training.
         deterministic: no random numbers: diffusion starts from zero, the likeliest Gaussian answers.
         ensemble: averages all predictions of an action, the weight of one falling by ``exp(-ensemble)`` for every frame
-            that it is younger (ACT's temporal ensembling); None: the newest alone counts. Not for ICRT, which reads
-            what it predicted.
+            that it is younger (ACT's temporal ensembling); None: only the newest counts. ICRT refuses it, since it
+            reads its own predictions.
 
     Raises:
         UserError: an option out of range, or a checkpoint that is damaged or has no prompt for the instruction.

@@ -27,7 +27,7 @@ def run_command(program: str, command: Callable[[], int | None], resumes: bool =
 
     Returns:
         2 after bad input, 128 + n when signal n ended it (Ctrl-C: 130, SIGHUP: 129, SIGTERM: 143); 141, as by SIGPIPE,
-        when nobody reads its output any more (`par-agent info | true`): then it says nothing about that.
+        when the reader of its output is gone (`par-agent info | true`), without a message.
     """
     try:
         try:
@@ -65,7 +65,7 @@ def _run(program: str, command: Callable[[], int | None], resumes: bool) -> int:
 
 
 def _flush() -> None:
-    """Writes what is in the buffer of the output here, where it can be told if that fails, not when Python ends."""
+    """Flushes the output here, where a failure can be reported; at Python's end it cannot."""
     if sys.stdout is None:  # closed by the shell
         return
     try:
@@ -78,7 +78,7 @@ def _flush() -> None:
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads this process's output or errors any more, which then go nowhere."""
+    """Whether the reader of this process's output or errors is gone; what is left of that stream is discarded."""
     streams = select.poll()
     for stream in (STDOUT, STDERR):
         streams.register(stream, 0)  # errors are always told
@@ -89,6 +89,6 @@ def _reader_is_gone() -> bool:
 
 
 def _drop(stream: int) -> None:
-    """Has what is still in a stream's buffer, and all that follows, go nowhere."""
+    """Discards a stream's buffer, and all that is written to it later."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), stream)

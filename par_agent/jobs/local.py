@@ -1,4 +1,4 @@
-"""Worker processes of this machine: deaf to Ctrl-C, which is for this process to handle, and gone when it is."""
+"""Worker processes of this machine. They ignore Ctrl-C, which the main process handles, and end with that process."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class _Worker:
     def __init__(self, core: int | None, *arguments: Any) -> None:
         self.core = core
         self.job: Any = None
-        """What it does now; None: nothing."""
+        """What it does now, or None."""
         self.attempt = 0
         """How often that job was begun."""
         self._process, self.connection = start_process(_serve, core, *arguments)
@@ -212,7 +212,7 @@ def _serve(connection: Connection, core: int | None, prepare: Prepare, setup: An
 
 
 def _events(do_job: DoJob, job: Any, folder: Path) -> Iterator[tuple[str, Any]]:
-    """What there is to tell of a job while it is done."""
+    """Does a job and yields its messages, then whether it is done or failed."""
     try:
         for message in do_job(job):
             yield "message", message

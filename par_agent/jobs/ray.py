@@ -119,7 +119,7 @@ class RayRunner:
 
 @contextmanager
 def _same_sigterm() -> Iterator[None]:
-    """What SIGTERM does is the same after the block as before; Ray lets it end the process without a clean-up."""
+    """Restores the handler of SIGTERM after the block; Ray sets one that ends the process without a clean-up."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     if threading.current_thread() is threading.main_thread():
@@ -170,7 +170,7 @@ def _move_into(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class _NodeSetup:
-    """What a node needs to do a run's jobs. Those of one run are equal."""
+    """What a node needs to do a run's jobs; equal for all jobs of a run."""
 
     run: str
     """Identifies the run."""
@@ -193,7 +193,7 @@ class _NodeResult:
 
 @lru_cache(maxsize=1)  # a process of a node outlives single jobs
 def _prepare(node: _NodeSetup) -> tuple[DoJob, tempfile.TemporaryDirectory[str]]:
-    """What does a run's jobs in this process of a node, and its folder."""
+    """The function that does a run's jobs in this process of a node, and the folder it writes to."""
     check_versions("this package", node.versions, installed_versions(PACKAGES, ("",)))
     use_one_thread()
     folder = tempfile.TemporaryDirectory()

@@ -1,4 +1,4 @@
-"""What all job runners have in common, whatever machine their workers are on."""
+"""What all job runners share."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def use_one_thread() -> None:
 
 
 def start_error(error: Exception, who: str) -> UserError:
-    """What to tell the user of an exception that kept a worker from being ready."""
+    """The error to show for an exception that kept a worker from starting."""
     return _described(error, f"{who} could not start", " (`par-agent doctor` there says what is missing)")
 
 
 def job_error(error: Exception, who: str, folder: Path | str) -> UserError:
-    """What to tell the user of an exception that ended a job, which writes below a folder."""
+    """The error to show for an exception that ended a job, which writes below a folder."""
     if isinstance(error, OSError):
         return UserError(cannot_write(folder, error))
     return _described(error, f"{who} failed")

@@ -1,4 +1,4 @@
-"""Torch devices by name, and the way of tensors to them."""
+"""Torch devices and types by name, and moving tensors to a device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:
-    """The device of this name, once it has been seen to work; None: torch's default device.
+    """The device of this name, after a check that it works; None: torch's default device.
 
     Raises:
         UserError: no such device, or none on this machine.
@@ -45,22 +45,21 @@ def floating_type(name: str | torch.dtype) -> torch.dtype:
 
 
 def computes_bfloat16() -> bool:
-    """Whether the CUDA device multiplies bfloat16 itself; those before compute capability 8.0 emulate it, slowly."""
+    """Whether the CUDA device multiplies bfloat16 in hardware; below compute capability 8.0 it is emulated."""
     import torch
 
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def use_tf32(allowed: bool) -> None:
-    """Decides for this process whether GPUs round the factors of float32 products to TF32's 10 bits, which is far
-    quicker from compute capability 8.0 on."""
+    """Sets for this process whether GPUs multiply float32 in TF32 (10 bits), far faster from compute capability 8.0."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on ``device``; the CPU goes on before a GPU has taken its tensor over."""
+    """A tensor on ``device``; the CPU does not wait for a copy to a GPU."""
     import torch
 
     if tensor.device.type != "cpu" or torch.device(device).type != "cuda":

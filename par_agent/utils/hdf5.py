@@ -1,10 +1,10 @@
-"""HDF5 files: built in memory and written in one go, and read with nothing taken on trust.
+"""HDF5 files: built in memory and written in one go, and checked while they are read.
 
 On a full disk the HDF5 library reports each failed write when an object is freed, or crashes. Writing the finished
 bytes is one ordinary write that fails with one OSError.
 
-A file of somebody else may name other files, in links and as places of its arrays, or claim sizes that it does not
-have; and a damaged one gives exceptions of any kind. :class:`HDF5Reader` answers all of that with one error.
+Files of others may refer to further files or claim sizes that they do not have. Damaged files make h5py raise
+exceptions of any kind. :class:`HDF5Reader` turns all of these into a :class:`UserError`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FLOATS = (np.float32, np.float64)
 MOST_COMPRESSED = 1100
 """Bytes of an array for each of its bytes on disk; deflate reaches 1032."""
 LARGEST = 1e6
-"""No position, velocity or command of a robot is further from 0."""
+"""Largest absolute value that a position, velocity or command of a robot may have."""
 SMALL = 65536
-"""Bytes of an array that are never too many."""
+"""Arrays of at most this many bytes are never refused for their size."""
 
 HEAP = b"GCOL\1\0\0\0"
-"""What a heap of texts begins with: then its size, and for each entry its number, 0 for free space, and its length."""
+"""First bytes of a heap of texts. Its size follows, then for each entry its number (0: free space) and its length."""
 
 Shape = tuple[int | None, ...]
 """Sizes of an array's dimensions; None: any."""
@@ -58,7 +58,7 @@ def file_image(file: h5py.File) -> bytes:
 
 
 def number_fault(values: np.ndarray) -> str | None:
-    """What a robot's numbers cannot be, with the row and the number; None: all can be."""
+    """Describes the first number that no robot gives (NaN, infinity, too large), with its row; None: there is none."""
     if values.dtype.kind not in "fc":
         return None
     for bad, what in ((~np.isfinite(values), "NaN or infinity"), (np.abs(values) > LARGEST, "numbers too large")):
@@ -100,7 +100,7 @@ class HDF5Reader:
         self._file.close()
 
     def damaged(self, fault: str) -> UserError:
-        """What to tell the user of a file with some fault."""
+        """The error that tells the user of a fault of the file."""
         return UserError(f"{self.path} is damaged ({fault}); {self._advice}")
 
     def __contains__(self, name: str) -> bool:
@@ -180,7 +180,7 @@ class HDF5Reader:
             raise self.damaged(f"{name}: {words}" if name else words) from None
 
     def _find(self, name: str) -> h5py.Group | h5py.Dataset | None:
-        """What is there under a name; None: nothing. Only what lies in this very file is opened."""
+        """The group or array of a name, or None. Links are refused."""
         import h5py
 
         found = self._file["/"]
@@ -193,7 +193,7 @@ class HDF5Reader:
         return found
 
     def _checked(self, name: str, dtype: Any, shape: Shape | None) -> h5py.Dataset:
-        """An array of one of the types and of the shape, whose values are all in the file."""
+        """The array of a name, after its type, shape and storage were checked."""
         import h5py
 
         found = self._find(name)
@@ -218,7 +218,7 @@ class HDF5Reader:
             raise self.damaged(f"{name} is stored as {dataset.dtype}; expected {wanted}")
 
     def _check_storage(self, dataset: h5py.Dataset, name: str) -> None:
-        """Checks that an array lies in this file, as a whole, and is not far larger than what there is of it."""
+        """Checks that an array lies in this file, is complete, and claims no more bytes than compression explains."""
         if dataset.is_virtual or dataset.external:
             raise self.damaged(f"{name} lies in other files; only what is in the file itself is read")
         size, stored = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()

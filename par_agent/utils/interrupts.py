@@ -1,16 +1,16 @@
-"""Ctrl-C, SIGTERM and SIGHUP: kept as a flag, which long work looks at between two pieces.
+"""Ctrl-C, SIGTERM and SIGHUP set a flag; long work looks at it between two pieces.
 
-What a signal handler raises may come up inside a destructor, where Python drops it and the command runs to its end, or
-in the middle of a clean-up. So long work asks::
+An exception of a signal handler may arrive inside a destructor, where Python drops it, or in the middle of a clean-up.
+Long work therefore asks::
 
     with deferred_interrupts() as interrupts:
         for piece in pieces:
             interrupts.check()
             do(piece)
 
-Outside of such blocks the handler raises at once, and again where that was dropped. A second Ctrl-C ends the process at
-once, as SIGKILL would: what was finished before is kept. Signals that the process ignores (under ``nohup``, in the
-background of a shell) or that the program handles in a way of its own are left alone.
+Outside such blocks the handler raises at once, and again if Python dropped the exception. A second Ctrl-C ends the
+process at once, as SIGKILL would: what was finished before is kept. Signals that the process ignores (under ``nohup``,
+in the background of a shell) or that the program handles in a way of its own are left alone.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """What this process was told by signals; comes from :func:`deferred_interrupts` or :func:`caught_interrupts`.
+    """The signals that this process got; comes from :func:`deferred_interrupts` or :func:`caught_interrupts`.
 
-    What waits for connections should wait for :meth:`fileno` too, and call :meth:`check` when it is woken.
+    Code that waits for connections should wait for :meth:`fileno` too, and then call :meth:`check`.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Interrupts:
             _tell("\ntold to end: the piece of work in hand is finished; Ctrl-C again ends at once\n")
 
     def _dropped(self, unraisable: Any) -> None:
-        """Has an interruption raised again that came up where Python drops exceptions: here another would be, too."""
+        """Raises an interruption again, a little later, that Python dropped; one raised here would be dropped too."""
         if not isinstance(unraisable.exc_value, Interrupted):
             self._hook(unraisable)
             return
@@ -138,7 +138,7 @@ class Interrupts:
             raise Interrupted(self.received)
 
     def _leave_lost_terminals(self) -> None:
-        """Lets output go nowhere that would go to a closed terminal, where it is an error."""
+        """Discards output to a closed terminal, where writing is an error."""
         for stream in self._terminals:
             if not os.isatty(stream):
                 with open(os.devnull, "w") as nowhere:
@@ -181,6 +181,6 @@ def deferred_interrupts() -> Iterator[Interrupts]:
 
 
 def _installed() -> Interrupts | None:
-    """What handles this process's signals: the table of handlers is the one place that all of its code shares."""
+    """The object that handles this process's signals, found by the table of handlers."""
     owners = (getattr(signal.getsignal(number), "__self__", None) for number in SIGNALS)
     return next((owner for owner in owners if isinstance(owner, Interrupts)), None)

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from JSON, and JSON compared with TypedDicts, with every fault named."""
+"""Makes frozen dataclasses from JSON and checks JSON against TypedDicts; errors name the field."""
 
 from __future__ import annotations
 
@@ -125,8 +125,7 @@ def _check_entries(name: str, value: Any, hint: Any) -> None:
 
 
 def check_sizes(owner: object, *names: str, most: int = MOST) -> None:
-    """Checks that fields, whole numbers or tuples of them, are at least 1, and not so large that only a damaged file
-    says it.
+    """Checks that fields, whole numbers or tuples of them, are from 1 to ``most``; damaged files have larger ones.
 
     Raises:
         ValueError: one is not.
@@ -143,7 +142,7 @@ def is_count(value: Any) -> bool:
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """What an annotation is of, without what ``Annotated`` adds, and its arguments; unions are all of one kind."""
+    """The type and the arguments of an annotation, without ``Annotated``; ``X | Y`` is a ``Union`` too."""
     if get_origin(hint) is Annotated:
         return _parts(get_args(hint)[0])
     kind = get_origin(hint) or hint

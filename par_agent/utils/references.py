@@ -15,7 +15,7 @@ from par_agent.errors import UserError
 
 
 class _CurrentFolder(MetaPathFinder):
-    """Finds modules in the current folder, which worker processes share, after all that is installed."""
+    """Finds modules in the current folder (worker processes have the same one), after all that are installed."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         return PathFinder.find_spec(name, [os.getcwd()]) if path is None else None

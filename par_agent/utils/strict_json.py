@@ -1,4 +1,4 @@
-"""JSON from files that anything may have happened to: read strictly, with every fault named."""
+"""Strict reading of JSON from files that may be damaged; errors name the fault."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from par_agent.errors import UserError
 DEEPEST = 64
 """Levels of lists and objects within each other."""
 LARGEST = 2**64
-"""Whole numbers are smaller than this, and larger than its negative."""
+"""Whole numbers must be smaller than this and larger than its negative."""
 
 
 def parse_json(content: bytes | str, origin: str) -> Any:
-    """Reads JSON text, in UTF-8, as the standard has it.
+    """Reads JSON text in UTF-8, by the standard and these rules on top of it.
 
-    Refused are also NaN and infinity, numbers past what 64 bits hold, a name that an object has twice, halves of
-    surrogate pairs, the character NUL, and what is nested deeper than :data:`DEEPEST`.
+    No NaN or infinity, no numbers of more than 64 bits, no name twice in an object, no halves of surrogate pairs, no
+    character NUL, and no nesting deeper than :data:`DEEPEST`.
 
     Args:
         content: the text.
         origin: where it is from, for messages: a file's path, for example.
 
     Raises:
-        UserError: it is something else.
+        UserError: the text breaks a rule.
     """
     try:
         text = content if isinstance(content, str) else content.decode()

@@ -1,4 +1,4 @@
-"""What decides a result beside its inputs: versions of packages, and of this package's own code."""
+"""Versions of packages and a hash of this package's code: with its inputs they decide a result."""
 
 from __future__ import annotations
 
