@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from par_agent.cli.render import summarise
-from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, write_episode
+from par_agent.data.episodes import Episode, episode_path, frame_steps, image_size_attributes, write_episode
 from par_agent.data.render_spec import RenderSpec
-from par_agent.data.rendering import episode_path
 from par_agent.utils.files import write_json
 
 

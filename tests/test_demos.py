@@ -234,9 +234,10 @@ def test_two_processes_never_write_in_one_folder(tmp_path):
         ({"task": "PushCube", "num": 11, "first_seed": PROTOCOL_SEED - 10}, "must not enter training"),
     ],
 )
-def test_bad_requests_are_refused(values, message):
+def test_bad_requests_are_refused(values, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        DemoRequest(**values)
+        make_demos(DemoRequest(**values), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_worker_is_refused_before_anything_is_written(tmp_path):

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from par_agent.cli.render import RenderConfig, main, summarise
-from par_agent.data.episodes import RenderedDataset, frame_steps, read_episode, write_episode
+from par_agent.data.episodes import RenderedDataset, episode_path, frame_steps, read_episode, write_episode
 from par_agent.data.render_spec import RenderSpec
-from par_agent.data.rendering import episode_path
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED
@@ -191,7 +190,7 @@ def test_frames_are_taken_at_chunk_boundaries_and_at_the_end(num_steps, stride, 
         ({"stride": 0}, "stride is 0"),
         ({"phase": 4}, "phase is 4; it must be from 0 to stride - 1 = 3"),
         ({"phase": -1}, "phase is -1"),
-        ({"cameras": ()}, "no camera given"),
+        ({"cameras": ()}, "cameras is empty"),
         ({"size": (0, 8)}, "size is"),
         ({"motion_steps": -1}, "motion_steps is -1"),
         ({"first_seed": -5}, "first_seed is -5"),

@@ -22,8 +22,8 @@ from par_agent import PARPolicy
 from par_agent.cli import main
 from par_agent.errors import UserError
 from par_agent.training.finetune import FinetuneConfig, finetune
-from par_agent.training.loop import Training
 from par_agent.training.objective import Objective
+from par_agent.training.par_training import Training
 from par_agent.training.state import latest_training_state
 from par_agent.utils.checked import with_options
 from par_agent.utils.interrupts import Interrupted

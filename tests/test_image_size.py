@@ -10,9 +10,8 @@ import pytest
 
 from par_agent import PARPolicy
 from par_agent.data.conventions import check_frames, fit_transforms, image_size
-from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
+from par_agent.data.episodes import RenderedDataset, read_episode, summarise, write_episode
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.rendering import summarise
 from par_agent.errors import UserError
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.finetune import finetune

@@ -18,8 +18,8 @@ import torch
 import par_agent
 from par_agent import PARPolicy
 from par_agent.errors import UserError
-from par_agent.simulation import RenderCameraObservation
 from par_agent.simulation.environment import make_simulation
+from par_agent.simulation.observation_wrapper import RenderCameraObservation
 from par_agent.tasks import get_task
 from tiny import task_checkpoint
 

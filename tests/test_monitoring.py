@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.policy.checkpoint import Checkpoint
-from par_agent.training import loop
+from par_agent.training import par_training
 from par_agent.training.config import FinetuneConfig, LoggingConfig
 from par_agent.training.finetune import finetune
 from par_agent.training.monitor import start_wandb
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def policy_of(setup: Setup) -> Checkpoint:
-    return Checkpoint(setup.model.eval(), setup.encoder, setup.transforms, setup.text_encoder)
+    return dataclasses.replace(setup.policy, model=setup.policy.model.eval())
 
 
 def test_a_policy_that_predicts_the_truth_measures_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +41,7 @@ def test_a_policy_that_predicts_the_truth_measures_no_error(tmp_path: Path, monk
     assert measured["action_error"] > 0.1 and 0 < measured["gripper_accuracy"] < 1
     assert 0 < measured["frame_psnr"] < 40 and measured["shuffled_error"] == measured["shuffled_error/data"]
     windows = [sampler.sample(number, 1, augment=False) for number in range(len(sampler))]
-    transforms = setup.transforms
+    transforms = setup.policy.transforms
     assert transforms is not None
     true = torch.cat([transforms.normalise_actions(w.target_actions, w.proprioception).flatten(0, 1) for w in windows])
     last = [int((w.action_weights[0, :, 0] > 0).sum()) - 1 for w in windows]
@@ -73,7 +74,7 @@ def test_the_best_policy_is_kept_with_its_measurements_and_pictures_are_drawn(
     def measure(*args: Any, **options: Any) -> dict[str, float]:
         return {**validate(*args, **options), "action_error": next(errors)}
 
-    monkeypatch.setattr(loop, "validate", measure)
+    monkeypatch.setattr(par_training, "validate", measure)
     config = tiny_run(tmp_path, validate_every=2, picture_minutes=0.0, keep=4)
     finetune(config)
     best, newest = (Checkpoint.load(config.out / name) for name in ("policy-best", "policy"))

@@ -18,11 +18,12 @@ from tiny import LENGTH, tiny_run
 def beside(config: FinetuneConfig) -> tuple[Windows, Windows, Objective]:
     """A batch as it is, and with the robot said to be elsewhere."""
     setup = prepare(config, torch.device("cpu"))
-    objective = Objective(setup.model, setup.transforms, setup.text_encoder, config)
+    transforms = setup.policy.transforms
+    assert transforms is not None
+    objective = Objective(setup.policy.model, transforms, setup.policy.text_encoder, config)
     windows = setup.train.batch(0)
-    assert setup.transforms is not None
     generator = torch.Generator().manual_seed(0)
-    perturbed = perturb_proprioception(windows, setup.transforms, LENGTH, config.loss.recovery_noise, generator)
+    perturbed = perturb_proprioception(windows, transforms, LENGTH, config.loss.recovery_noise, generator)
     return windows, perturbed, objective
 
 

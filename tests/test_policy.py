@@ -194,7 +194,7 @@ def bad(change: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("no camera", r"has no \"render_camera\" \(it holds: base_camera\); wrap the environment in par_agent"),
+        ("no camera", r"has no \"render_camera\" \(it holds: base_camera\); make the environment with par_agent"),
         ("no agent", r'has no "agent" .* make the environment with obs_mode="rgb"'),
         ("image size", "images of 20x32 pixels; this checkpoint was trained with 24x32"),
         ("image dtype", r"torch.float32 of shape \(2, 24, 32, 3\); expected torch.uint8"),

@@ -216,7 +216,7 @@ def test_on_a_gpu_every_environment_starts_from_its_stored_state(task: str, trac
     states = load_states(protocol_file(spec), spec)[:5]
     env = TaskEnvironment(spec, track, backend="gpu", num_envs=5)
     env.reset(states)
-    found = env._base.get_state_dict()
+    found = env.simulation.get_state_dict()
     for kind, group in states[0].env_state.items():
         for name in group:
             stored = torch.cat([state.env_state[kind][name] for state in states])

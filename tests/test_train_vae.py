@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 from par_agent.cli import main
 from par_agent.data.episodes import RenderedDataset
+from par_agent.data.patches import FrameSampler, split_paths
 from par_agent.errors import UserError
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.weights import load_module
 from par_agent.training import vae
-from par_agent.training.vae import FrameSampler, VAETraining, split_paths, train_vae
+from par_agent.training.vae import VAETraining, train_vae
 from par_agent.utils.interrupts import Interrupted
 from rendered import write_dataset
 

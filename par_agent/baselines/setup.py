@@ -17,7 +17,7 @@ from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder
 from par_agent.policy.transforms import Transforms
-from par_agent.training.setup import open_samplers
+from par_agent.training.samplers import open_samplers
 
 
 @dataclass

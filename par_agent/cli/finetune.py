@@ -62,7 +62,7 @@ def make_rollouts(config: FinetuneConfig) -> Rollouts:
 
 def _task_of(folder: Path) -> str:
     """Name of the task that a dataset's episodes are of."""
-    env_id = RenderedDataset(folder).spec["env_id"]
+    env_id = RenderedDataset(folder).spec.env_id
     if (task := find_task(env_id)) is None:
         raise UserError(f"{folder} holds episodes of {env_id}, which --rollout-every cannot evaluate; leave it out")
     return task.name

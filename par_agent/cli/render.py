@@ -11,17 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from par_agent.data.episodes import episode_path, has_episodes, summarise
 from par_agent.data.render_spec import RenderSpec, wordings
-from par_agent.data.rendering import (
-    RenderJob,
-    RenderSetup,
-    check_seed,
-    episode_path,
-    episode_renderer,
-    has_episodes,
-    recorded_episode,
-    summarise,
-)
+from par_agent.data.rendering import RenderJob, RenderSetup, check_seed, episode_renderer, recorded_episode
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from par_agent.errors import UserError
+from par_agent.utils.checked import Checked, Range
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in a pixel's grey level."""
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Checked):
     """How far frames may be changed.
 
     Raises:
         UserError: a value out of range.
     """
 
-    shift: int = 6
+    shift: Annotated[int, Range(0, 1024)] = 6
     """Largest shift, pixels."""
-    color_jitter: float = 0.0
+    color_jitter: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Largest relative change of brightness, contrast and saturation, below 1."""
-
-    def __post_init__(self) -> None:
-        if self.shift < 0:
-            raise UserError(f"shift is {self.shift}; it must be 0 or more pixels")
-        if not 0 <= self.color_jitter < 1:
-            raise UserError(f"color_jitter is {self.color_jitter}; it must be from 0 to below 1")
 
     def draw(self, generator: np.random.Generator) -> Change:
         """A random change within these bounds."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
-from par_agent.policy.transforms import Extra, Transforms
+from par_agent.policy.transforms import Extra, Transforms, pixels
 from par_agent.tasks import UNKNOWN_CONTROLLER, find_task
 
 STD_FLOOR = 1e-3
@@ -38,7 +37,7 @@ def extra_observations(datasets: Sequence[RenderedDataset]) -> Extra:
     Raises:
         UserError: not all were rendered with the same ones, or one has different sizes.
     """
-    asked = {str(dataset.folder): sorted(dataset.spec.get("extra", [])) for dataset in datasets}
+    asked = {str(dataset.folder): sorted(dataset.spec.extra) for dataset in datasets}
     found = {pair for dataset in datasets for pair in dataset.extra.items()}
     if len(set(map(tuple, asked.values()))) > 1 or len({name for name, _ in found}) < len(found):
         details = "; ".join(f"{folder}: {' '.join(names) or 'none'}" for folder, names in asked.items())
@@ -47,21 +46,19 @@ def extra_observations(datasets: Sequence[RenderedDataset]) -> Extra:
 
 
 def image_size(datasets: Sequence[RenderedDataset], camera: str) -> tuple[int, int] | None:
-    """Height and width of a camera's whole image, of which the datasets' frames are cut; None where nothing tells.
-
-    Datasets that do not say are taken to be rendered as their task says.
+    """Height and width of a camera's whole image, before it was cropped; None where no dataset or task gives them.
 
     Raises:
         UserError: the datasets differ.
     """
     sizes = {}
     for dataset in datasets:
-        task = find_task(dataset.spec["env_id"])
+        task = find_task(dataset.spec.env_id)
         size = dataset.image_size(camera) or (task.image_size if task is not None and camera == task.camera else None)
         if size is not None:
             sizes[size] = dataset.folder
     if len(sizes) > 1:
-        details = "; ".join(f"{folder}: {size[0]}x{size[1]}" for size, folder in sizes.items())
+        details = "; ".join(f"{folder}: {pixels(size)}" for size, folder in sizes.items())
         raise UserError(f"images of {camera} differ in size ({details}); train on datasets rendered alike")
     return next(iter(sizes), None)
 
@@ -71,28 +68,23 @@ def fit_transforms(
 ) -> Transforms:
     """Conventions and statistics of datasets that share camera, crop, size and robot.
 
-    Args:
-        indices: the datasets.
-        camera: the camera whose frames are used.
-        image_size: height and width of its whole image, where known.
-        demos: how many episodes of each dataset, those of :meth:`EpisodeIndex.split`, tell the statistics; None: all of
-            it, the held-out ones included.
+    The statistics are those of the first ``demos`` training episodes of each dataset (:meth:`EpisodeIndex.split`);
+    None: of all episodes, the held-out ones included. ``image_size`` is the height and width of the camera's whole
+    image.
 
     Raises:
         UserError: the datasets differ in crop, size, controller, action size or joints, or hold no whole chunk.
     """
-    conventions = {
-        (_tuple(index.dataset.spec["crop"]), _tuple(index.dataset.spec["size"]), index.control_mode)
-        for index in indices
-    }
-    if len(conventions) > 1 or len({(index.action_size, index.joint_count) for index in indices}) > 1:
+    specs = {(index.dataset.spec.crop, index.dataset.spec.size) for index in indices}
+    robots = {(index.control_mode, index.action_size, index.joint_count) for index in indices}
+    if len(specs) > 1 or len(robots) > 1:
         names = ", ".join(str(index.dataset.folder) for index in indices)
         raise UserError(
             f"{names} differ in crop, size, control mode, actions or joints; train on datasets rendered alike"
         )
-    crop, size, control_mode = conventions.pop()
+    (crop, size), robot = specs.pop(), robots.pop()
     positions, actions = RunningStatistics(), RunningStatistics()
-    relative = joint_targets(control_mode, indices[0].action_size, indices[0].joint_count)
+    relative = joint_targets(*robot)
     joints = np.flatnonzero(relative)
     for index in indices:
         rows = index.rows(list(range(len(index.dataset))) if demos is None else index.split(demos)[0])
@@ -111,12 +103,12 @@ def fit_transforms(
         crop=crop,
         size=size,
         relative=relative,
-        proprioception_mean=_tuple(proprioception["mean"]),
-        proprioception_std=_tuple(np.maximum(proprioception["std"], STD_FLOOR).tolist()),
-        action_mean=_tuple(chunk["mean"]),
-        action_std=_tuple(np.maximum(chunk["std"], STD_FLOOR).tolist()),
+        proprioception_mean=tuple(proprioception["mean"]),
+        proprioception_std=tuple(np.maximum(proprioception["std"], STD_FLOOR).tolist()),
+        action_mean=tuple(map(tuple, chunk["mean"])),
+        action_std=tuple(map(tuple, np.maximum(chunk["std"], STD_FLOOR).tolist())),
         extra=indices[0].extra,
-        control_mode=control_mode,
+        control_mode=robot[0],
     )
 
 
@@ -131,18 +123,18 @@ def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkp
         found = index.dataset.image_size(transforms.camera)
         if None not in (found, known) and found != known:
             raise UserError(
-                f"{index.dataset.folder} holds frames of {_pixels(found)} images of {transforms.camera}; {checkpoint} "
-                f"was trained with {_pixels(known)} ones, of which the same crop shows another part: render it again "
+                f"{index.dataset.folder} holds frames of {pixels(found)} images of {transforms.camera}; {checkpoint} "
+                f"was trained with {pixels(known)} ones, of which the same crop shows another part: render it again "
                 "from a camera of that size"
             )
-        if lacking := {name for name, _ in transforms.extra} - set(index.dataset.spec.get("extra", [])):
+        if lacking := {name for name, _ in transforms.extra} - set(index.dataset.spec.extra):
             raise UserError(
                 f"{index.dataset.folder} was rendered without {', '.join(sorted(lacking))}, which {checkpoint} reads: "
                 f"render it again with --extra {' '.join(name for name, _ in transforms.extra)}"
             )
         for name in ("crop", "size"):
-            wanted, found = getattr(transforms, name), index.dataset.spec[name]
-            if _tuple(found) != wanted:
+            wanted, found = getattr(transforms, name), getattr(index.dataset.spec, name)
+            if found != wanted:
                 raise UserError(
                     f"{index.dataset.folder} was rendered with {name} {found}; {checkpoint} was trained with {wanted}: "
                     f"render it again with --{name} {' '.join(map(str, wanted or ()))}"
@@ -175,11 +167,3 @@ def check_conventions(indices: Sequence[EpisodeIndex], transforms: Transforms, c
                 f"the actions of {folder} are {index.control_mode}; {checkpoint} was trained with "
                 f"{transforms.control_mode}: give --new-robot to start its action parts anew, or train from scratch"
             )
-
-
-def _pixels(size: tuple[int, int] | None) -> str:
-    return "x".join(map(str, size or ()))
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+from tqdm import tqdm
 
 from par_agent.errors import UserError
 from par_agent.jobs import open_runner
 from par_agent.simulation import planning
 from par_agent.tasks import PROTOCOL_SEED, get_task
+from par_agent.utils.checked import Checked, Count, Seed
 from par_agent.utils.files import atomic_path, only_process, read_object, write_json, writing
 from par_agent.utils.hdf5 import HDF5Reader, file_image, open_in_memory
 from par_agent.utils.interrupts import Interrupts, deferred_interrupts
@@ -39,27 +41,24 @@ class _Made(planning.Part, _Request):
 
 
 @dataclass(frozen=True)
-class DemoRequest:
+class DemoRequest(Checked):
     """Which demonstrations to make. Equal requests give equal files.
 
     Raises:
-        UserError: an unknown task, a value out of range, or seeds that reach the evaluation protocol's.
+        UserError: a value out of range, or seeds that reach the evaluation protocol's.
     """
 
     task: str
-    """Short name or environment id, for example `PushCube`."""
-    num: int
-    """Number of demonstrations, all successful."""
-    first_seed: int = 0
-    """Environment seed of the first attempt; the next ones follow one by one."""
-    max_steps: int = 200
-    """Solutions with more control steps are left out."""
+    """A registered task, for example PushCube."""
+    num: Count = 1000
+    """Number of demonstrations; attempts that fail or are too long do not count."""
+    first_seed: Seed = 0
+    """Environment seed of the first attempt. All seeds must stay below 20241201, where the protocol's begin."""
+    max_steps: Count = 200
+    """Attempts with more control steps are left out."""
 
     def __post_init__(self) -> None:
-        get_task(self.task)
-        for field, minimum in (("num", 1), ("first_seed", 0), ("max_steps", 1)):
-            if getattr(self, field) < minimum:
-                raise UserError(f"{field} is {getattr(self, field)}; it must be at least {minimum}")
+        super().__post_init__()
         if self.first_seed + self.num > PROTOCOL_SEED:
             raise UserError(
                 f"seeds {self.first_seed} to {self.first_seed + self.num - 1} reach {PROTOCOL_SEED}, where the "
@@ -68,7 +67,7 @@ class DemoRequest:
 
     @property
     def env_id(self) -> str:
-        """Gymnasium id of the task's environment."""
+        """Gymnasium id of the task's environment; an unknown task is a UserError."""
         return get_task(self.task).env_id
 
     def path(self, out: Path) -> Path:
@@ -77,12 +76,8 @@ class DemoRequest:
 
     def record(self) -> dict[str, Any]:
         """What the `.json` says about how the file was made."""
-        return {
-            "env_id": self.env_id,
-            "num": self.num,
-            "first_seed": self.first_seed,
-            "max_steps": self.max_steps,
-        }
+        names = ("env_id", "num", "first_seed", "max_steps")
+        return {name: getattr(self, name) for name in names}
 
 
 def make_demos(
@@ -101,8 +96,8 @@ def make_demos(
         `env_states/...` (T + 1, ...) float32, and `success`, `terminated`, `truncated` (T,) bool.
 
     Raises:
-        UserError: the file exists and was made by another request, another process works in the same folder,
-            the disk is full, the simulator or its planner cannot run here, or there is no such cluster.
+        UserError: an unknown task, the file exists and was made by another request, another process works in the same
+            folder, the disk is full, the simulator or its planner cannot run here, or there is no such cluster.
         Interrupted: the process was told to end; finished parts are kept.
     """
     if workers < 1:
@@ -128,7 +123,7 @@ def make_demos(
 
 
 def _is_complete(target: Path, request: DemoRequest) -> bool:
-    """Whether the demonstrations are there, all of them.
+    """Whether all demonstrations are there.
 
     Raises:
         UserError: they were made by another request, or the file is damaged.
@@ -162,9 +157,7 @@ def _kept_episodes(request: DemoRequest, parts: Path, first: int) -> list[planni
 def _next_part(request: DemoRequest, finished: dict[int, int], busy: set[int]) -> int | None:
     """First seed of the next part to make; None while the parts before it hold, or may come to hold, enough episodes.
 
-    Args:
-        finished: first seed -> kept episodes, of finished parts.
-        busy: first seeds of parts that workers are making.
+    ``finished`` maps the first seed of finished parts to their kept episodes; ``busy`` are parts that workers make.
     """
     expected = 0
     for first in range(request.first_seed, PROTOCOL_SEED - planning.SEEDS_PER_PART + 1, planning.SEEDS_PER_PART):
@@ -185,9 +178,8 @@ def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool,
     }
     if _next_part(request, finished, set()) is None:
         return
-    _check_numpy()
-    from tqdm import tqdm
-
+    if int(np.__version__.split(".")[0]) >= 2:
+        raise UserError(f"ManiSkill's motion planner crashes with numpy {np.__version__}; pip install 'numpy<2'")
     busy: set[int] = set()
 
     def wanted_parts() -> Iterator[int | None]:
@@ -207,13 +199,6 @@ def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool,
                 finished[first] = len(_kept_episodes(request, parts, first))
             elif message <= request.max_steps and bar.n < request.num:
                 bar.update()
-
-
-def _check_numpy() -> None:
-    import numpy
-
-    if int(numpy.__version__.split(".")[0]) >= 2:
-        raise UserError(f"ManiSkill's motion planner crashes with numpy {numpy.__version__}; pip install 'numpy<2'")
 
 
 def _merge(request: DemoRequest, parts: Path, target: Path, interrupts: Interrupts) -> None:

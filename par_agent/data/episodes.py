@@ -44,7 +44,7 @@ class _Seed(TypedDict):
 
 
 class Attributes(_Seed, total=False):
-    """Attributes of an episode file, as far as it has them."""
+    """Attributes that an episode file may have."""
 
     instruction: str | tuple[str, ...]
     env_id: str
@@ -92,8 +92,7 @@ class Episode:
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Height and width of each camera's whole image, of which the frames are cut; cameras are missing where nothing
-        tells.
+        """Height and width of each camera's whole image, before it was cropped; cameras of unknown size are missing.
 
         Raises:
             UserError: an attribute is no such size.
@@ -109,11 +108,11 @@ class Episode:
 
 
 IMAGE_SIZE = "image_size."
-"""How names of attributes begin that tell the size of a camera's whole image."""
+"""Beginning of the names of attributes that hold the size of a camera's whole image."""
 
 
 def image_size_attributes(images: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Attributes that tell how large cameras' whole images (..., H, W, 3) are, before they are cropped and resized."""
+    """Attributes with the sizes of the cameras' whole images (..., H, W, 3), before they are cropped and resized."""
     return {f"{IMAGE_SIZE}{camera}": f"{rows.shape[-3]}x{rows.shape[-2]}" for camera, rows in images.items()}
 
 
@@ -184,7 +183,7 @@ def _read(path: Path, frames: bool) -> tuple[Episode, dict[str, tuple[int, ...]]
 
 
 def read_frames(path: Path, camera: str, numbers: np.ndarray) -> np.ndarray:
-    """Reads frames ``numbers`` (ascending) of one camera alone: (n, H, W, 3) uint8 RGB.
+    """Reads only frames ``numbers`` (ascending) of one camera: (n, H, W, 3) uint8 RGB.
 
     Raises:
         UserError: the file is damaged.
@@ -194,7 +193,7 @@ def read_frames(path: Path, camera: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def _problem(episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None:
-    """The first fault of an episode with frames of these shapes per camera; None: it has none."""
+    """The first fault of an episode whose cameras' frames have these shapes; None: it has no fault."""
     steps, total = episode.frame_steps, len(episode.proprioception) - 1
     for name, values in episode.extra.items():
         if len(values) != total + 1:
@@ -224,8 +223,43 @@ def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
     return np.array(steps if steps and steps[-1] == num_steps else [*steps, num_steps], dtype=np.int32)
 
 
+def episode_path(folder: Path, index: int) -> Path:
+    """File of episode ``index`` of a dataset folder."""
+    return folder / "episodes" / f"episode_{index:06d}.h5"
+
+
+def has_episodes(folder: Path) -> bool:
+    """Whether a dataset folder holds an episode yet."""
+    return any((folder / "episodes").glob("episode_*.h5"))
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """What the episodes that a folder holds have in common, and their counts (the content of dataset.json).
+
+    Raises:
+        UserError: they are of images of different sizes.
+    """
+    summary: dict[str, Any] = {"num_episodes": 0, "num_frames": 0, "num_steps": 0}
+    summary |= {"actions": False, "extra": {}, "image_sizes": {}}
+    sizes: dict[str, tuple[int, int]] = summary["image_sizes"]
+    for path in sorted((folder / "episodes").glob("episode_*.h5")):
+        episode = read_episode(path, frames=False)
+        summary["num_episodes"] += 1
+        summary["num_frames"] += len(episode.frame_steps)
+        summary["num_steps"] += len(episode.proprioception) - 1
+        summary["actions"] |= episode.actions is not None
+        summary["extra"] |= {name: values.shape[1] for name, values in episode.extra.items()}
+        for camera, size in episode.image_sizes.items():
+            if sizes.setdefault(camera, size) != size:
+                raise UserError(
+                    f"{path}: images of {camera} were {size[0]}x{size[1]}, those of earlier episodes "
+                    f"{sizes[camera][0]}x{sizes[camera][1]}: make a dataset of each"
+                )
+    return summary
+
+
 def damaged_episode(path: Path, error: Exception | str) -> UserError:
-    """What to tell the user of an episode file that cannot be read."""
+    """The error of an episode file that cannot be read."""
     return UserError(f"{path} is damaged ({error}); {ADVICE}")
 
 
@@ -258,8 +292,7 @@ class RenderedDataset:
             raise UserError(f"{self.folder} is not a rendered dataset (no spec.json); make one with `par-agent render`")
         if not (self.folder / "dataset.json").is_file():
             raise UserError(f"{self.folder} is unfinished (no dataset.json); run the same `par-agent render` again")
-        self._spec = RenderSpec.from_json(read_object(self.folder / "spec.json"), str(self.folder / "spec.json"))
-        self.spec: dict[str, Any] = self._spec.to_json()
+        self.spec = RenderSpec.from_json(read_object(self.folder / "spec.json"), self.folder / "spec.json")
         self.summary = read_object(self.folder / "dataset.json", _Summary)
         self.paths = sorted((self.folder / "episodes").glob("episode_*.h5"))
         if len(self.paths) != self.summary["num_episodes"]:
@@ -289,16 +322,16 @@ class RenderedDataset:
     def _mismatch(self, episode: Episode, shapes: dict[str, tuple[int, ...]]) -> str | None:
         """The first way in which an episode differs from what the dataset says; None: it does not."""
         total = len(episode.proprioception) - 1
-        expected = frame_steps(total, self._spec.stride, self._spec.phase)
+        expected = frame_steps(total, self.spec.stride, self.spec.phase)
         if not np.array_equal(episode.frame_steps, expected):
             found = f"frames at control steps {episode.frame_steps.tolist()} of {total}"
             return f"{found}; the dataset's are at {expected.tolist()}"
         for camera in self.cameras:
             if camera not in shapes:
                 return f"no frames of {camera}"
-            if self._spec.frame_size not in (None, shapes[camera][1:3]):
+            if self.spec.frame_size not in (None, shapes[camera][1:3]):
                 found = f"frames of {shapes[camera][1]}x{shapes[camera][2]} pixels"
-                return f"{found}; the dataset's are {self._spec.frame_size}"
+                return f"{found}; the dataset's are {self.spec.frame_size}"
         for camera, size in episode.image_sizes.items():
             if size != self.image_size(camera):
                 return f"its images of {camera} were {size}; the dataset's {self.image_size(camera)}"
@@ -306,8 +339,8 @@ class RenderedDataset:
             return f"it holds {'no ' * self.has_actions}actions, unlike the dataset"
         if self.extra != {name: values.shape[1] for name, values in episode.extra.items()}:
             return f"it holds the extra observations {sorted(episode.extra)}; the dataset's are {self.extra}"
-        if episode.attributes.get("env_id", self._spec.env_id) != self._spec.env_id:
-            return f"it is of {episode.attributes['env_id']}; the dataset is of {self._spec.env_id}"
+        if episode.attributes.get("env_id", self.spec.env_id) != self.spec.env_id:
+            return f"it is of {episode.attributes['env_id']}; the dataset is of {self.spec.env_id}"
         return None
 
     def _damaged(self) -> list[Path]:
@@ -325,12 +358,20 @@ class RenderedDataset:
     @property
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras that were rendered."""
-        return tuple(self.spec["cameras"])
+        return self.spec.cameras
+
+    def check_camera(self, camera: str) -> None:
+        """Raises a UserError where the dataset has no such camera."""
+        if camera not in self.cameras:
+            raise UserError(
+                f"{self.folder} holds no camera {camera!r}; it has {', '.join(self.cameras)}: render it again with "
+                f"--cameras {camera}"
+            )
 
     def image_size(self, camera: str) -> tuple[int, int] | None:
-        """Height and width of a camera's whole image, of which the frames are cut; None where that is not known."""
+        """Height and width of a camera's whole image, before it was cropped; None where they are not known."""
         size = self.summary["image_sizes"].get(camera)
-        return None if size is None else (size[0], size[1])
+        return size and (size[0], size[1])
 
     @property
     def extra(self) -> dict[str, int]:

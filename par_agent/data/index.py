@@ -46,7 +46,7 @@ class EpisodeIndex:
     def __init__(
         self, dataset: RenderedDataset, chunk_length: int, foresight: tuple[int, ...] = (), extra: Extra = ()
     ) -> None:
-        stride, phase = int(dataset.spec["stride"]), int(dataset.spec["phase"])
+        stride, phase = dataset.spec.stride, dataset.spec.phase
         if not dataset.has_actions:
             raise UserError(f"{dataset.folder} holds no actions (random motion); policies train on demonstrations")
         if chunk_length % stride:
@@ -110,13 +110,10 @@ class EpisodeIndex:
         return range(*self._frames[[episode, episode + 1]].tolist())
 
     def split(self, demos: int | None = None) -> tuple[list[int], list[int]]:
-        """Episode numbers for training and for validation (one in :data:`HELD_OUT`).
-
-        Args:
-            demos: how many to train on, the first ones; None: all.
+        """Episode numbers for training, the first ``demos`` or all, and for validation (one in :data:`HELD_OUT`).
 
         Raises:
-            UserError: there are fewer.
+            UserError: there are fewer than ``demos``.
         """
         numbers = list(range(len(self.dataset)))
         train = [number for number in numbers if number % HELD_OUT] or numbers
@@ -156,15 +153,9 @@ class EpisodeIndex:
 class VideoIndex(EpisodeIndex):
     """Pairs of consecutive frames of a dataset; joint positions and actions are left out.
 
-    Proprioception and actions of its windows are all zero, ``past_actions_known`` is False everywhere, and
-    ``action_weights`` are 1 except in padding steps.
-
-    Args:
-        dataset: rendered episodes, with or without actions.
-        joints: joint positions that the model reads, ``P``.
-        action_size: numbers per action that it reads, ``A``.
-        chunk_length: actions per chunk, ``L``.
-        targets: actions that it predicts together, ``T``.
+    Its windows have the sizes that the model reads. Proprioception (``joints`` numbers) and actions (``targets`` of
+    them predicted) are all zero, ``past_actions_known`` is False everywhere, and ``action_weights`` are 1 except in
+    padding steps.
 
     Raises:
         UserError: no episode has two frames, or one holds no language instruction.

@@ -19,7 +19,7 @@ import itertools
 import os
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -28,17 +28,16 @@ from tqdm import tqdm
 
 from par_agent.data.episodes import damaged_episode
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latents import Encoder, LatentSpec, changes, check_camera, encode_frames
+from par_agent.data.latents import Encoder, LatentSpec, changes, encode_frames
 from par_agent.errors import UserError
 from par_agent.utils.files import check_writable, only_process, read_content, read_object, remedy, write_json, writing
 from par_agent.utils.interrupts import deferred_interrupts
-from par_agent.utils.json_fields import check
 
 FORMAT = 2
 """Version of the cache; goes up when latents are computed differently."""
 
 EPISODES_PER_SAVE = 50
-"""Episodes between two writings of what is done."""
+"""Episodes between two writings of the progress file."""
 
 Shape = tuple[int, int, int, int, int]
 """Variants V, frames N, channels C, height h and width w."""
@@ -46,8 +45,16 @@ Shape = tuple[int, int, int, int, int]
 STORED = np.dtype("<f2")
 """Type of the numbers."""
 
-Proofs = dict[str, tuple[str, str]]
+Hashes = dict[str, tuple[str, str]]
 """Name of an episode file -> hash of its bytes, hash of its latents."""
+
+
+class _Record(TypedDict):
+    """What the JSON beside a cache holds."""
+
+    made: int
+    encoder: str
+    episodes: dict[str, tuple[str, str]]
 
 
 class CachedLatents:
@@ -58,7 +65,7 @@ class CachedLatents:
     """
 
     def __init__(self, index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> None:
-        check_camera(index.dataset, spec.camera)
+        index.dataset.check_camera(spec.camera)
         self._index, self._spec, self._encode = index, spec, encode
         self._file: LatentFile | None = None
 
@@ -75,13 +82,6 @@ class CachedLatents:
         return torch.from_numpy(stored).float()
 
 
-class _Verified(NamedTuple):
-    """A file of latents, and hashes of those episodes in it that are as recorded."""
-
-    file: LatentFile | None
-    proofs: Proofs
-
-
 def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> LatentFile:
     """Latents of all episodes' frames; computes those that are missing or whose hashes differ.
 
@@ -93,19 +93,17 @@ def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> La
         Interrupted: the process was told to end.
     """
     dataset = index.dataset
-    check_camera(dataset, spec.camera)
+    dataset.check_camera(spec.camera)
     path = dataset.folder / "latents" / f"{spec.name(dataset)}.npy"
     cache = _Cache(index, spec, path)
-    verified = cache.verified(path, path.with_suffix(".json"))
-    if verified.file is not None and len(verified.proofs) == len(dataset):
-        return verified.file
-    try:
-        check_writable(path.parent)
-    except UserError as error:
-        raise UserError(f"{error}; or train without latents on disk: --no-cache") from None
-    lock, doing = path.with_suffix(".lock"), f"computes the latents of {dataset.folder}"
-    with writing(path.parent), only_process(lock, doing, within=path.parent):
-        cache.compute(encode)
+    if len(cache.intact(path, cache.record)) < len(dataset):
+        try:
+            check_writable(path.parent)
+        except UserError as error:
+            raise UserError(f"{error}; or train without latents on disk: --no-cache") from None
+        lock, doing = path.with_suffix(".lock"), f"computes the latents of {dataset.folder}"
+        with writing(path.parent), only_process(lock, doing, within=path.parent):
+            cache.compute(encode)
     return LatentFile(path, cache.shape)
 
 
@@ -113,28 +111,28 @@ class _Cache:
     """Compares a cache with its dataset and completes it."""
 
     def __init__(self, index: EpisodeIndex, spec: LatentSpec, path: Path) -> None:
-        self.index, self.spec, self.path = index, spec, path
+        self.index, self.spec, self.path, self.record = index, spec, path, path.with_suffix(".json")
         self.shape: Shape = (spec.variants, index.num_frames, *spec.shape)
         paths = tqdm(index.dataset.paths, desc=f"check {index.dataset.folder.name}", unit="episode", delay=2)
         self.contents = {file.name: _hash(read_content(file)) for file in paths}
 
-    def verified(self, path: Path, record: Path) -> _Verified:
-        """Compares a file of latents with its record of hashes."""
-        if not file_fits(path, self.shape):
-            return _Verified(None, {})
-        file, known, proofs = LatentFile(path, self.shape), self._read(record), {}
-        for number, name in enumerate(self.contents):
-            content, latents = known.get(name, ("", ""))
-            if content == self.contents[name] and latents == _hash(file.read(self.index.frames_of(number)).data):
-                proofs[name] = (content, latents)
-        return _Verified(file, proofs)
+    def intact(self, path: Path, record: Path) -> Hashes:
+        """Hashes of the episodes whose latents in a file are as its record says; empty where the file does not fit."""
+        known = self._read(record) if file_fits(path, self.shape) else {}
+        if not known:
+            return {}
+        file, found = LatentFile(path, self.shape), {}
+        for number, (name, content) in enumerate(self.contents.items()):
+            if known.get(name) == (content, _hash(file.read(self.index.frames_of(number)).data)):
+                found[name] = known[name]
+        return found
 
     def compute(self, encode: Encoder) -> None:
         """Encodes what no file holds."""
         partial, progress = self.path.with_suffix(".partial"), self.path.with_suffix(".progress.json")
-        older, begun = self.verified(self.path, self.path.with_suffix(".json")), self.verified(partial, progress)
-        done = begun.proofs
-        file = None if begun.file is None else LatentFile(partial, self.shape, writable=True)
+        older, done = self.intact(self.path, self.record), self.intact(partial, progress)
+        source = LatentFile(self.path, self.shape) if older else None
+        file = LatentFile(partial, self.shape, writable=True) if done else None
         paths = tqdm(self.index.dataset.paths, desc=f"latents of {self.index.dataset.folder.name}", unit="episode")
         try:
             with deferred_interrupts() as interrupts, contextlib.closing(paths):
@@ -143,10 +141,8 @@ class _Cache:
                     if path.name in done:
                         continue
                     rows = self.index.frames_of(number)
-                    if older.file is not None and path.name in older.proofs:
-                        latents = older.file.read(rows)
-                    else:
-                        latents = self._encode(path, rows, encode)
+                    copied = source is not None and path.name in older
+                    latents = source.read(rows) if source and copied else self._encode(path, rows, encode)
                     file = file or LatentFile.create(partial, self.shape)
                     file.write(rows, latents)
                     done[path.name] = (self.contents[path.name], _hash(latents.data))
@@ -154,14 +150,18 @@ class _Cache:
                         self._write(progress, done)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._keep(partial, progress, done)
+                if done:
+                    self._write(progress, done)
+                else:
+                    partial.unlink(missing_ok=True)
+                    progress.unlink(missing_ok=True)
             raise
-        self._write(self.path.with_suffix(".json"), done)
+        self._write(self.record, done)
         partial.replace(self.path)
         progress.unlink(missing_ok=True)
 
     def _encode(self, path: Path, rows: range, encode: Encoder) -> np.ndarray:
-        """Latents (variants, n, C, h, w) float16 of an episode."""
+        """Latents (V, n, C, h, w) float16 of an episode."""
         spec, episode = self.spec, self.index.dataset.read(path)
         frames = episode.frames[spec.camera]
         if len(frames) != len(rows):
@@ -170,27 +170,18 @@ class _Cache:
         latents = np.ascontiguousarray(encode_frames(changed, spec, encode).numpy(), STORED)
         return latents.reshape(spec.variants, len(frames), *spec.shape)
 
-    def _keep(self, partial: Path, progress: Path, done: Proofs) -> None:
-        """Keeps what is done for the next run."""
-        if done:
-            self._write(progress, done)
-        else:
-            partial.unlink(missing_ok=True)
-            progress.unlink(missing_ok=True)
-
-    def _write(self, record: Path, done: Proofs) -> None:
+    def _write(self, record: Path, done: Hashes) -> None:
         write_json(record, {"made": FORMAT, "encoder": self.spec.encoder_config, "episodes": done})
 
-    def _read(self, record: Path) -> Proofs:
+    def _read(self, record: Path) -> Hashes:
         """Hashes in a record; empty where it is damaged or of another encoder."""
         try:
-            content: dict[str, Any] = read_object(record)
-            check("episodes", content.get("episodes"), dict[str, tuple[str, ...]])
+            content = read_object(record, _Record)
         except UserError:
             return {}
-        if (content.get("made"), content.get("encoder")) != (FORMAT, self.spec.encoder_config):
+        if (content["made"], content["encoder"]) != (FORMAT, self.spec.encoder_config):
             return {}
-        return {name: (hashes[0], hashes[1]) for name, hashes in content["episodes"].items() if len(hashes) == 2}
+        return {name: (hashes[0], hashes[1]) for name, hashes in content["episodes"].items()}
 
 
 def _hash(content: bytes | memoryview) -> str:
@@ -202,11 +193,6 @@ class LatentFile:
 
     It is not mapped into memory: where a disk is full or broken, or another program has cut the file, the system ends a
     process that touches mapped memory, without a word. Here that is an error.
-
-    Args:
-        path: the file.
-        shape: what it holds.
-        writable: whether it is opened for :meth:`write` too.
     """
 
     def __init__(self, path: Path, shape: Shape, *, writable: bool = False) -> None:

@@ -1,14 +1,14 @@
 """Frozen-VAE latents of rendered frames: kept on disk (:mod:`par_agent.data.latent_cache`), or encoded when needed.
 
 Variant 0 holds the frames as they are. In every other variant each episode is augmented at random, all of its frames
-alike. Without the cache every window is augmented anew.
+alike. Without the cache every window gets an augmentation of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from par_agent.data.augmentation import Augmentation, Change
 from par_agent.data.episodes import RenderedDataset, read_frames
 from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
+from par_agent.utils.checked import Checked, Count, MayBeEmpty
 from par_agent.utils.hashes import hash_bytes
 
 Encoder = Callable[[Tensor], Tensor]
@@ -28,7 +29,7 @@ ENCODE_BATCH = 64
 
 
 @dataclass(frozen=True)
-class LatentSpec:
+class LatentSpec(Checked):
     """What decides the latents of a dataset."""
 
     camera: str
@@ -37,16 +38,12 @@ class LatentSpec:
     """Hash of the frozen encoder's weights."""
     shape: tuple[int, int, int]
     """Channels, height and width of one latent frame."""
-    variants: int = 4
+    variants: Count = 4
     """Copies of every frame in the cache, the first unchanged."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How far the others are changed."""
-    encoder_config: str = ""
+    encoder_config: Annotated[str, MayBeEmpty] = ""
     """The encoder's configuration."""
-
-    def __post_init__(self) -> None:
-        if self.variants < 1:
-            raise UserError(f"variants is {self.variants}; it must be at least 1, the unchanged frames")
 
     def name(self, dataset: RenderedDataset) -> str:
         """File name of the cache without its suffix."""
@@ -79,11 +76,11 @@ class EncodedFrames:
     """Latents of frames that are read from disk, changed and encoded when they are needed.
 
     Raises:
-        UserError: see :func:`check_camera`.
+        UserError: the dataset lacks the camera.
     """
 
     def __init__(self, index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> None:
-        check_camera(index.dataset, spec.camera)
+        index.dataset.check_camera(spec.camera)
         self._index, self._spec, self._encode = index, spec, encode
 
     def prepare(self) -> None:
@@ -107,19 +104,6 @@ def changes(seed: int, spec: LatentSpec) -> list[Change]:
     factors = colors.uniform(1 - augmentation.color_jitter, 1 + augmentation.color_jitter, (spec.variants, 3)).tolist()
     drawn = [Change((s[0], s[1]), (f[0], f[1], f[2])) for s, f in zip(shifts, factors, strict=True)]
     return [Change(), *drawn[1:]]
-
-
-def check_camera(dataset: RenderedDataset, camera: str) -> None:
-    """Checks that a dataset has a camera.
-
-    Raises:
-        UserError: it has not.
-    """
-    if camera not in dataset.cameras:
-        raise UserError(
-            f"{dataset.folder} holds no camera {camera!r}; it has {', '.join(dataset.cameras)}: render it "
-            f"again with --cameras {camera}"
-        )
 
 
 def encode_frames(frames: np.ndarray, spec: LatentSpec, encode: Encoder) -> Tensor:

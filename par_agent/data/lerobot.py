@@ -54,8 +54,10 @@ def numbered(pattern: str, number: int, **names: str) -> str:
 
 
 def fill(template: str, **fields: int | str) -> str:
-    """A path by its template from a dataset's information: fields in braces, at most with a width, like those of
-    :data:`VIDEO`. It is not formatted by Python, which looks at attributes of what it is given.
+    """Fills the fields of a path template such as :data:`VIDEO`, which a dataset names in its description.
+
+    Fields stand in braces and have at most a width. Python's own formatting is not used: it would read attributes of
+    the values.
 
     Raises:
         UserError: an unknown field, or other braces.

@@ -48,8 +48,8 @@ def export_lerobot(dataset: RenderedDataset, out: Path, *, fps: int = 20, images
         raise UserError(f"fps is {fps}; it must be at least 1 control step a second")
     if out.exists():
         raise UserError(f"{out} exists; choose another --out, or move it away")
-    if dataset.spec["phase"]:
-        raise UserError(f"{dataset.folder} was rendered with --phase {dataset.spec['phase']}; render it with --phase 0")
+    if dataset.spec.phase:
+        raise UserError(f"{dataset.folder} was rendered with --phase {dataset.spec.phase}; render it with --phase 0")
     lerobot.pyarrow_module("")
     unfinished = out.with_name(f".{out.name}.unfinished")
     with (
@@ -80,19 +80,13 @@ class _Writer:
         first = dataset.read(dataset.paths[0])
         self.features = _features(first, fps, images)
         self.data = _DataFiles(folder, self.features)
-        self.videos = (
-            {} if images else {camera: _VideoFiles(folder, camera, fps, self._hold) for camera in first.frames}
-        )
+        shown = () if images else first.frames
+        self.videos = {camera: _VideoFiles(folder, camera, fps, dataset.spec.stride) for camera in shown}
         self.tasks: dict[str, int] = {}
         self.episodes: list[dict[str, Any]] = []
         self.attributes: list[dict[str, Any]] = []
         self.total = {name: RunningStatistics() for name in self.features}
         self.rows = 0
-
-    @property
-    def _hold(self) -> int:
-        """Rows that show the same frame."""
-        return int(self.dataset.spec["stride"])
 
     def add(self, episode: Episode) -> None:
         """Writes one more episode."""
@@ -109,8 +103,7 @@ class _Writer:
             "length": rows,
             "dataset_from_index": self.rows,
             "dataset_to_index": self.rows + rows,
-            "meta/episodes/chunk_index": 0,
-            "meta/episodes/file_index": 0,
+            **_place("meta/episodes", 0),
         }
         pictures = {f"{lerobot.IMAGES}{camera}": frames[shown] for camera, frames in episode.frames.items()}
         if self.images:
@@ -181,7 +174,9 @@ class _Writer:
         totals = {name: _measures(statistics, self.rows, name) for name, statistics in self.total.items()}
         write_json(self.folder / lerobot.INFO, info)
         write_json(self.folder / lerobot.STATS, totals)
-        write_json(self.folder / lerobot.EXPORT_RECORD, {"spec": self.dataset.spec, "episodes": self.attributes})
+        write_json(
+            self.folder / lerobot.EXPORT_RECORD, {"spec": self.dataset.spec.to_json(), "episodes": self.attributes}
+        )
         parquet.write_table(_tasks_table(self.tasks), self.folder / lerobot.TASKS, write_page_checksum=True)
         path = self.folder / lerobot.numbered(lerobot.EPISODES, 0)
         path.parent.mkdir(parents=True)
@@ -210,8 +205,7 @@ class _DataFiles:
             )
         arrays = [_array(arrow, columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(arrow.Table.from_arrays(arrays, schema=self._schema))
-        chunk, file = divmod(self._number, lerobot.FILES_PER_CHUNK)
-        return {"data/chunk_index": chunk, "data/file_index": file}
+        return _place("data", self._number)
 
     def close(self) -> None:
         """Ends the file that is open."""
@@ -246,20 +240,21 @@ class _VideoFiles:
         for frame in frames:
             self._writer.append_data(frame)
         start, self._frames = self._frames, self._frames + len(frames)
-        chunk, file = divmod(self._number, lerobot.FILES_PER_CHUNK)
+        times = {"from_timestamp": start / self._fps, "to_timestamp": self._frames / self._fps}
         prefix = f"videos/{self._key}"
-        return {
-            f"{prefix}/chunk_index": chunk,
-            f"{prefix}/file_index": file,
-            f"{prefix}/from_timestamp": start / self._fps,
-            f"{prefix}/to_timestamp": self._frames / self._fps,
-        }
+        return {**_place(prefix, self._number), **{f"{prefix}/{name}": time for name, time in times.items()}}
 
     def close(self) -> None:
         """Ends the video that is open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _place(prefix: str, number: int) -> dict[str, int]:
+    """Columns that say in which file an episode is."""
+    chunk, file = divmod(number, lerobot.FILES_PER_CHUNK)
+    return {f"{prefix}/chunk_index": chunk, f"{prefix}/file_index": file}
 
 
 def _features(episode: Episode, fps: int, images: bool) -> dict[str, dict[str, Any]]:

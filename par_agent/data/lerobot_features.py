@@ -48,13 +48,13 @@ class Feature:
     shape: tuple[int, ...]
     """Sizes of a row's value."""
     names: Any
-    """Names of the numbers, or of an image's dimensions, in one of several forms, or nothing."""
+    """Names of the numbers or of an image's dimensions, in one of several forms; None: there are none."""
     info: dict[str, Any]
-    """What is said of a video."""
+    """Description of a video; empty for other features."""
 
     @classmethod
     def read(cls, name: str, content: dict[str, Any]) -> Feature:
-        """From its JSON, of which ``dtype`` and ``shape`` are checked."""
+        """Reads a feature's JSON; ``dtype`` and ``shape`` have been checked."""
         info = content.get("info") or content.get("video_info")
         known = info if isinstance(info, dict) else {}
         return cls(name, content["dtype"], tuple(content["shape"]), content.get("names"), known)
@@ -77,7 +77,7 @@ class Feature:
 
     @property
     def image_size(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image, in whichever order they are described.
+        """Height, width and channels of an image; the description may have them in another order.
 
         Raises:
             UserError: the description is not that of an image.
@@ -141,7 +141,7 @@ class Keys:
     state: tuple[Feature, ...]
     """The robot's state, one after another."""
     action: tuple[Feature, ...]
-    """Its actions; none of a video."""
+    """Its actions; empty for a video."""
     extra: dict[str, Feature]
     """Extra observations by name."""
     success: Feature | None
@@ -181,15 +181,15 @@ def choose_keys(
     cameras: Sequence[str] = (),
     video: bool = False,
 ) -> Keys:
-    """Finds what is needed among the features; what is given by name is not searched for.
+    """Finds what is needed among a dataset's features; what is given by name is not searched for.
 
     Args:
         features: of the dataset.
         origin: the dataset, for messages.
-        image_key: ``camera=feature``, or ``feature``.
-        state_key: features.
-        action_key: features, or :data:`NONE`.
-        cameras: the cameras to take, by their names here; empty: all that show colours.
+        image_key: each ``camera=feature``, or ``feature``.
+        state_key: names of features.
+        action_key: names of features, or :data:`NONE`.
+        cameras: names of the cameras to take; empty: all that show colours.
         video: whether the dataset may lack actions.
 
     Raises:

@@ -159,7 +159,7 @@ class LeRobotFolder:
         """What is wrong with the other rows."""
         self._read_episodes()
         self.export_record: _ExportRecord | None = None
-        """What this package's own export says besides; None: another tool wrote the dataset."""
+        """What this package's export adds; None: another tool wrote the dataset."""
         if (folder / lerobot.EXPORT_RECORD).is_file():
             self.export_record = self._read_export_record(inside(folder, lerobot.EXPORT_RECORD))
 
@@ -287,7 +287,7 @@ class _ExportRecord(TypedDict):
 
 
 def whole_number(value: Any, key: str) -> int:
-    """A count or an index, which some tools store as a decimal number.
+    """A count or an index; some tools store it as a decimal number.
 
     Raises:
         UserError: it is something else; ``key`` says what it is.

@@ -1,7 +1,7 @@
 """Reads a LeRobotDataset into a rendered dataset, whatever tool wrote it.
 
-The K rows of an episode become K - 1 control steps: what the last row's action led to was not observed. Frames are
-taken every ``stride`` rows, and at the end. What :mod:`par_agent.data.lerobot_export` wrote is read back as it was.
+The K rows of an episode become K - 1 control steps, since nothing was observed after the last row's action. Frames are
+taken every ``stride`` rows, and at the end. A dataset of :mod:`par_agent.data.lerobot_export` is read back as it was.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ import numpy as np
 from tqdm import tqdm
 
 from par_agent.data import lerobot
-from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, write_episode
+from par_agent.data.episodes import (
+    Episode,
+    episode_path,
+    frame_steps,
+    has_episodes,
+    image_size_attributes,
+    summarise,
+    write_episode,
+)
 from par_agent.data.lerobot_features import Feature
 from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_plan import ImportPlan, read_rows
 from par_agent.data.media import decode_image, video_frames
-from par_agent.data.rendering import episode_path, has_episodes, summarise
 from par_agent.data.tables import ADVICE, Table
 from par_agent.errors import UserError
 from par_agent.policy.transforms import crop_and_resize
@@ -115,7 +122,7 @@ class _Picture(TypedDict, total=False):
 
 
 class CameraFrames:
-    """Frames of one camera; videos are read from their beginning to their end, once. To be closed."""
+    """Frames of one camera; videos are read once, from beginning to end. Close it after use."""
 
     def __init__(self, source: LeRobotFolder, feature: Feature) -> None:
         self._source, self._feature = source, feature

@@ -1,4 +1,4 @@
-"""What of a LeRobotDataset becomes training data: found out, checked and said before any image is decoded."""
+"""Plans an import: finds, checks and prints what a LeRobotDataset gives before any image is decoded."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from par_agent.data.lerobot_folder import LeRobotFolder, whole_number
 from par_agent.data.render_spec import RenderSpec, wordings
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
 from par_agent.data.tables import Table
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import UNKNOWN_CONTROLLER
 from par_agent.utils.checked import Length, Offset, Pixels
-from par_agent.utils.files import naming
 
 DEFAULT_STRIDE = 8
 
@@ -34,7 +33,7 @@ class LeRobotRequest:
     episodes: str | None = None
     """Episodes to read, by number, such as 0-99,120. Default: all."""
     include_failures: bool = False
-    """Also reads episodes in which the feature `next.success` or `success` is never true."""
+    """Reads also episodes in which the feature `next.success` or `success` is never true."""
     skip_corrupt: bool = False
     """Leaves out episodes that cannot be read, and names each."""
     stride: Length | None = None
@@ -62,7 +61,7 @@ class LeRobotRequest:
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """What will be read of a dataset whose numbers have been looked at."""
+    """What an import will read."""
 
     source: LeRobotFolder
     request: LeRobotRequest
@@ -73,12 +72,12 @@ class ImportPlan:
     episodes: tuple[int, ...]
     """Numbers of the episodes to read."""
     rows: int
-    """How many these have."""
+    """How many rows they have together."""
     instructions: Counter[str | tuple[str, ...]]
-    """In how many of them each instruction stands."""
+    """How many episodes each instruction has."""
 
     def __str__(self) -> str:
-        """What was understood of the dataset, and what is left out."""
+        """How the dataset was understood, and what is left out."""
         source, keys = self.source, self.keys
         robot = source.info.get("robot_type") or "unknown"
         lines = [f"{source.folder}: LeRobot {source.version}, robot {robot}, {source.fps:g} rows a second"]
@@ -110,13 +109,13 @@ def _described(features: tuple[Feature, ...]) -> str:
 
 
 def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
-    """Looks at all numbers of the episodes that are asked for.
+    """Reads all numbers, but no images, of the requested episodes, and plans the import.
 
     Raises:
-        UserError: features that are not found or do not fit; actions of which it is not known what they are; an
-            episode that cannot be read, unless such are left out; or none is left.
+        UserError: features are not found or do not fit; the kind of actions is not known; an episode cannot be read,
+            unless such episodes are left out; or no episode is left.
     """
-    with naming(source.folder / lerobot.INFO):
+    with user_errors(f"{source.folder / lerobot.INFO}: "):
         keys = choose_keys(
             source.features,
             str(source.folder),
@@ -157,13 +156,13 @@ def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
 
 
 class _Survey:
-    """What the episodes' numbers tell."""
+    """What the numbers of all episodes show."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.instructions: Counter[str | tuple[str, ...]] = Counter()
         self.misses, self.spread = 0.0, 0.0
-        """Squared distances of actions from the joints that are called alike, and of these from their mean."""
+        """Sums of squares: of actions minus the joints of the same names, and of these joints minus their mean."""
 
     def add(self, rows: EpisodeRows, keys: Keys) -> None:
         """Looks at one more episode."""
@@ -197,7 +196,7 @@ def _check_options(source: LeRobotFolder, request: LeRobotRequest, keys: Keys) -
 
 
 def _control_mode(source: LeRobotFolder, request: LeRobotRequest, keys: Keys, *, follows: bool) -> str:
-    """What the actions are; ``follows``: they lie near the joints that are called alike, as targets do."""
+    """The control mode; ``follows``: actions lie near the joints of the same names, as targets do."""
     if request.control_mode is not None or not keys.action:
         return request.control_mode or UNKNOWN_CONTROLLER
     if source.export_record is not None:
@@ -220,7 +219,7 @@ def _spec(
     """The spec of the imported dataset: the original one, where this package exported it."""
     all_taken = taken == tuple(source.records)
     if source.export_record is not None:
-        original = RenderSpec.from_json(source.export_record["spec"], str(source.folder / lerobot.EXPORT_RECORD))
+        original = RenderSpec.from_json(source.export_record["spec"], source.folder / lerobot.EXPORT_RECORD)
         cameras = request.cameras or original.cameras
         if lacking := [camera for camera in cameras if camera not in keys.cameras]:
             raise UserError(f"{source.folder} lacks its camera {lacking[0]!r}; copy or export the dataset again")
@@ -253,7 +252,7 @@ class EpisodeRows:
     """An episode of K rows."""
 
     table: Table
-    """With its images, if they were asked for."""
+    """With images, if the caller asked for them."""
     state: np.ndarray
     """(K, P) float32."""
     action: np.ndarray | None
@@ -263,7 +262,7 @@ class EpisodeRows:
     instruction: str | tuple[str, ...]
     """What to do, or wordings of it."""
     succeeded: bool
-    """False if the dataset says that it never did; failures that are read, too, are not looked for."""
+    """False if the dataset says that the episode failed; always True where failures are included."""
 
 
 def read_rows(

@@ -21,14 +21,11 @@ HIGH_BIT_DEPTH = re.compile(r"I|F|I;16.*|gray(9|1\d|f).*")
 
 
 def decode_image(content: bytes, origin: str) -> np.ndarray:
-    """Decodes an image into (H, W, 3) uint8 RGB: gray is repeated, transparency dropped.
-
-    Args:
-        content: a file's bytes.
-        origin: where they are from, for messages.
+    """Decodes an image file's bytes into (H, W, 3) uint8 RGB: gray is repeated, transparency dropped.
 
     Raises:
-        UserError: they are damaged, no PNG, JPEG or WebP, or have more than 8 bits a channel.
+        UserError: they are damaged, no PNG, JPEG or WebP, or have more than 8 bits a channel; ``origin`` says where
+            they are from.
     """
     from PIL import Image
 
@@ -44,16 +41,12 @@ def decode_image(content: bytes, origin: str) -> np.ndarray:
 def video_frames(path: Path, fps: float | None = None) -> Generator[np.ndarray, None, None]:
     """Frames (H, W, 3) uint8 RGB of a video, from its beginning; close the generator to end the decoder.
 
-    The format is looked up here and not left to ffmpeg, to which a text that lists other files, or addresses in the
-    network, is a video too. Every frame comes once, whatever the file says of its time.
-
-    Args:
-        path: the file.
-        fps: frames a second that it should have; None: any.
+    The format is found here: ffmpeg itself would also open texts that list other files or network addresses. Every
+    frame comes once, whatever time stamps the file gives it.
 
     Raises:
-        UserError: the file is missing, damaged, neither MP4 nor Matroska, has other frames a second or more than 8 bits
-            a channel.
+        UserError: the file is missing, damaged, neither MP4 nor Matroska, has more than 8 bits a channel, or other
+            frames a second than ``fps``, if that is given.
     """
     import imageio.v2 as imageio
 

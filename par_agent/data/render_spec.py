@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED
+from par_agent.utils.checked import Checked, Count, MayBeEmpty, NonNegative, Pixels
+from par_agent.utils.files import naming
 from par_agent.utils.json_fields import build
 
 
 @dataclass(frozen=True)
-class RenderSpec:
+class RenderSpec(Checked):
     """Everything that decides the pixels and the steps of a rendered dataset."""
 
     env_id: str
     """Gymnasium id of the environment."""
     source: str
     """Trajectory file, or ``random-motion`` for action-free video of random arm motion from random initial states."""
-    num_episodes: int
+    num_episodes: Count
     """Episodes to render."""
-    instruction: str | tuple[str, ...]
+    instruction: Annotated[str, MayBeEmpty] | tuple[str, ...]
     """Language instruction stored with every episode, or several wordings of it."""
     cameras: tuple[str, ...] = ("render_camera",)
     """``render_camera`` and/or names of the environment's sensor cameras."""
     crop: tuple[int, int, int, int] | None = None
     """Top, left, height and width in pixels of the rendered image; None keeps all of it."""
-    size: tuple[int, int] | None = None
+    size: tuple[Pixels, Pixels] | None = None
     """Height and width of the stored frames; None keeps the crop's."""
-    stride: int = 8
+    stride: Count = 8
     """Control steps between stored frames."""
-    phase: int = 0
+    phase: NonNegative = 0
     """Control step of the first stored frame."""
-    first_seed: int = 1_000_000
+    first_seed: NonNegative = 1_000_000
     """``random-motion`` only: environment seed of the first episode."""
-    motion_steps: int = 0
-    """``random-motion`` only: control steps of random arm motion after the initial state; 0: that state alone."""
+    motion_steps: NonNegative = 0
+    """``random-motion`` only: control steps of random arm motion after the initial state; 0: only that state."""
     recorded: bool = False
     """Whether frames are the trajectory file's own images, instead of being rendered."""
     extra: tuple[str, ...] = ()
@@ -45,22 +48,13 @@ class RenderSpec:
     """Numbers of the trajectory file's episodes that the dataset's are, such as ``0-99,120``; None: its first ones."""
 
     def __post_init__(self) -> None:
-        if self.num_episodes < 1:
-            raise UserError(f"num_episodes is {self.num_episodes}; it must be at least 1")
-        if self.stride < 1:
-            raise UserError(f"stride is {self.stride}; it must be at least 1")
-        for name in ("first_seed", "motion_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.size is not None and min(self.size) < 1:
-            raise UserError(f"size is {self.size}; height and width must be at least 1 pixel")
-        if not 0 <= self.phase < self.stride:
+        super().__post_init__()
+        if self.phase >= self.stride:
             raise UserError(f"phase is {self.phase}; it must be from 0 to stride - 1 = {self.stride - 1}")
-        if not self.cameras:
-            raise UserError("no camera given; name render_camera or a sensor camera of the environment")
-        if twice := [name for name in (*self.cameras, *self.extra) if (*self.cameras, *self.extra).count(name) > 1]:
+        names = (*self.cameras, *self.extra)
+        if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{twice[0]!r} is named twice")
-        if unfit := [name for name in self.cameras if name in ("", ".", "..") or "/" in name]:
+        if unfit := [name for name in self.cameras if name in (".", "..") or "/" in name]:
             raise UserError(f"{unfit[0]!r} is no name of a camera; files and folders are called by it")
         if self.is_random and self.first_seed + self.num_episodes > PROTOCOL_SEED:
             raise UserError(
@@ -74,9 +68,8 @@ class RenderSpec:
         return self.source == "random-motion"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        content = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
+        """As it is written to JSON; tuples become lists there."""
+        return dataclasses.asdict(self)
 
     @property
     def frame_size(self) -> tuple[int, int] | None:
@@ -84,20 +77,14 @@ class RenderSpec:
         return self.size if self.size is not None or self.crop is None else self.crop[2:]
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], origin: str) -> RenderSpec:
-        """Inverse of :meth:`to_json`.
-
-        Args:
-            content: read from JSON.
-            origin: the file that it is from, for messages.
+    def from_json(cls, content: dict[str, Any], origin: Path) -> RenderSpec:
+        """Makes a spec from the JSON that was read from file ``origin``.
 
         Raises:
             UserError: fields are missing, unknown, of another type or out of range.
         """
-        try:
+        with naming(origin):
             return build(cls, content, ())
-        except UserError as error:
-            raise UserError(f"{origin}: {error}") from None
 
 
 def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:

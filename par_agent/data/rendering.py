@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from par_agent.data.episodes import Episode, frame_steps, image_size_attributes, read_episode, write_episode
+from par_agent.data.episodes import Episode, episode_path, frame_steps, image_size_attributes, write_episode
 from par_agent.data.render_spec import RenderSpec
 from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
 from par_agent.errors import UserError
@@ -28,9 +28,7 @@ from par_agent.tasks import PROTOCOL_SEED, get_task
 class Renderer:
     """A ManiSkill environment that shows given states to chosen cameras.
 
-    Args:
-        spec: what to show.
-        options: how the environment was made when the states were recorded; None: as the task says.
+    ``options`` are those of the environment when the states were recorded; None: as the task says.
 
     Raises:
         UserError: the environment does not start here, or has no such camera.
@@ -162,16 +160,6 @@ def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def episode_path(folder: Path, index: int) -> Path:
-    """File of episode ``index`` of a dataset folder."""
-    return folder / "episodes" / f"episode_{index:06d}.h5"
-
-
-def has_episodes(folder: Path) -> bool:
-    """Whether a dataset folder holds an episode yet."""
-    return any((folder / "episodes").glob("episode_*.h5"))
-
-
 @dataclass(frozen=True)
 class RenderSetup:
     """What all jobs of a dataset have in common."""
@@ -207,28 +195,3 @@ def episode_renderer(setup: RenderSetup, folder: Path) -> DoJob:
         yield len(episode.frame_steps)
 
     return render
-
-
-def summarise(folder: Path) -> dict[str, Any]:
-    """What the episodes that a folder holds have in common, and their counts (the content of dataset.json).
-
-    Raises:
-        UserError: they are of images of different sizes.
-    """
-    summary: dict[str, Any] = {"num_episodes": 0, "num_frames": 0, "num_steps": 0}
-    summary |= {"actions": False, "extra": {}, "image_sizes": {}}
-    sizes: dict[str, tuple[int, int]] = summary["image_sizes"]
-    for path in sorted((folder / "episodes").glob("episode_*.h5")):
-        episode = read_episode(path, frames=False)
-        summary["num_episodes"] += 1
-        summary["num_frames"] += len(episode.frame_steps)
-        summary["num_steps"] += len(episode.proprioception) - 1
-        summary["actions"] |= episode.actions is not None
-        summary["extra"] |= {name: values.shape[1] for name, values in episode.extra.items()}
-        for camera, size in episode.image_sizes.items():
-            if sizes.setdefault(camera, size) != size:
-                raise UserError(
-                    f"{path}: images of {camera} were {size[0]}x{size[1]}, those of earlier episodes "
-                    f"{sizes[camera][0]}x{sizes[camera][1]}: make a dataset of each"
-                )
-    return summary

@@ -56,7 +56,7 @@ class Selection:
     limit: int | None = None
     """How many to take, the first ones; None: all."""
     include_failures: bool = False
-    """Whether to take those that did not succeed, too."""
+    """Whether to take also episodes that did not succeed."""
     skip_corrupt: bool = False
     """Whether to leave out those that cannot be used, instead of ending with an error."""
 
@@ -71,10 +71,10 @@ def select(
     """Numbers of the episodes to take; says what was left out.
 
     Args:
-        source: its name, for messages.
+        source: name of the source, for messages.
         available: numbers of its episodes, in their order.
         selection: what the user wants.
-        succeeded: whether an episode ended in success; None: unknown, and it is taken.
+        succeeded: tells whether an episode ended in success; None: it is not known, and the episode is taken.
         check: raises a UserError for an episode that cannot be used.
 
     Raises:

@@ -58,7 +58,7 @@ class Table:
                 self._table = self._table.sort_by("frame_index")
 
     def damaged(self, fault: str) -> UserError:
-        """What to tell the user of a table with some fault."""
+        """The error of a table with some fault."""
         return UserError(f"{self.path} is damaged ({fault}); {ADVICE}")
 
     def __len__(self) -> int:
@@ -72,21 +72,13 @@ class Table:
         with self._named_faults(column):
             found = self._table[column]
             values: list[Any] = (found if rows is None else found.take(rows.tolist())).to_pylist()
-        try:
-            check(column, values, list[kind])
-        except UserError as error:
-            raise self.damaged(str(error)) from None
-        return values
+        return self._checked(column, values, kind)
 
     def records(self, kind: Any) -> list[dict[str, Any]]:
         """All rows as objects, each of a kind as :func:`par_agent.utils.json_fields.check` knows them."""
         with self._named_faults():
             rows: list[dict[str, Any]] = self._table.to_pylist()
-        try:
-            check("row", rows, list[kind])
-        except UserError as error:
-            raise self.damaged(str(error)) from None
-        return rows
+        return self._checked("row", rows, kind)
 
     def matrix(self, column: str, *, truths: bool = False) -> np.ndarray:
         """A column of numbers, or of lists of as many of them, as (K, n) float32, all finite.
@@ -118,6 +110,13 @@ class Table:
         if not np.isfinite(values).all():
             row = int(np.argmin(np.isfinite(values).all(1)))
             raise self.damaged(f"row {row} of {column} holds NaN, infinity or a number too large for float32")
+        return values
+
+    def _checked(self, name: str, values: list[Any], kind: Any) -> list[Any]:
+        try:
+            check(name, values, list[kind])
+        except UserError as error:
+            raise self.damaged(str(error)) from None
         return values
 
     @contextlib.contextmanager

@@ -43,7 +43,7 @@ class _EnvOptions(TypedDict, total=False):
 
 
 class _Details(TypedDict, total=False):
-    """What the JSON may tell of an episode."""
+    """Fields that the JSON may have for an episode."""
 
     control_mode: str | None
     elapsed_steps: int
@@ -53,7 +53,7 @@ class _Details(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class EpisodeInfo:
-    """What describes an episode beside its arrays."""
+    """Description of an episode, without its arrays."""
 
     episode_id: int
     """Number of the episode in its file."""
@@ -120,8 +120,6 @@ class TrajectoryFile:
             check(f"{about}: env_kwargs", document["env_info"]["env_kwargs"], _EnvOptions)
         except UserError as error:
             raise UserError(f"{error}; expected the JSON that ManiSkill writes beside an .h5") from None
-        self.metadata: dict[str, Any] = document
-        """The JSON's content."""
         self.env_id: str = document["env_info"]["env_id"]
         """Gymnasium id of the environment that recorded the file."""
         self.options: dict[str, Any] = dict(document["env_info"]["env_kwargs"])
@@ -139,15 +137,15 @@ class TrajectoryFile:
 
     @property
     def unlisted(self) -> list[str]:
-        """Names of what the file holds beside the episodes that its JSON lists."""
+        """Names of entries in the file that its JSON does not list."""
         listed = {self._group(number) for number in self.episodes}
         return [name for name in self._file.names() if name not in listed]
 
     def info(self, number: int) -> EpisodeInfo:
-        """What the JSON tells of an episode.
+        """Description of an episode, from the JSON.
 
         Raises:
-            UserError: its initial state's seed or its control mode is not told, or told ambiguously.
+            UserError: the seed of its initial state or its control mode is missing or ambiguous.
         """
         details = self._details(number)
         mode = details.get("control_mode") or self.options.get("control_mode")
@@ -159,10 +157,10 @@ class TrajectoryFile:
         return EpisodeInfo(number, self._seed(number, details), mode)
 
     def succeeded(self, number: int) -> bool | None:
-        """Whether an episode was solved after its last step, by its JSON and its array ``success``; None: none tells.
+        """Whether an episode was solved after its last step, by its JSON and its array ``success``; None: neither says.
 
         Raises:
-            UserError: what tells is damaged.
+            UserError: the JSON's entry or the array is damaged.
         """
         told = [self._details(number).get("success")]
         if self._group(number) in self._file and f"{self._group(number)}/success" in self._file:
@@ -207,8 +205,8 @@ class TrajectoryFile:
     def read_recording(
         self, number: int, cameras: tuple[str, ...], steps: np.ndarray, extra: tuple[str, ...] = ()
     ) -> Recording:
-        """Reads an episode as it was observed, with the images of control steps ``steps``, ascending, and those of the
-        extra observations that it has.
+        """Reads an episode as it was observed: images of control steps ``steps``, ascending, and those of the ``extra``
+        observations that it has.
 
         Raises:
             UserError: the episode is damaged or empty, holds numbers that cannot be, or was recorded without images of

@@ -77,22 +77,15 @@ class _Read(NamedTuple):
 
 
 class WindowSampler:
-    """Random windows of one dataset, every episode once an epoch, in an order fixed by the seed.
+    """Random windows of some episodes of a dataset, every episode once an epoch, in an order fixed by the seed.
 
-    An episode of at least N steps is cut into ``ceil(K / N)`` windows whose starts are jittered, so that every step is
-    seen, an episode's first ones two thirds as often as the others. Shorter episodes, those of one instruction, are
-    lined up in another order every epoch and the line is cut into windows; no step sees another episode
-    (:attr:`Windows.context_length`).
-
-    Args:
-        index: the dataset.
-        latents: its frames' latents.
-        episodes: numbers of the episodes to draw from.
-        window: N.
-        seed: decides order, jitter, augmentation and wordings.
+    An episode of at least ``window`` = N steps is cut into ``ceil(K / N)`` windows whose starts are jittered, so that
+    every step is seen, an episode's first ones two thirds as often as the others. Shorter episodes, those of one
+    instruction, are lined up in another order every epoch and the line is cut into windows; no step sees another
+    episode (:attr:`Windows.context_length`).
 
     Raises:
-        UserError: no episode has a chunk boundary, or N is below 1.
+        UserError: no episode has a chunk boundary, or ``window`` is below 1.
     """
 
     def __init__(self, index: EpisodeIndex, latents: LatentSource, episodes: list[int], window: int, seed: int) -> None:

@@ -30,7 +30,7 @@ from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, 
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.vae.frame_vae import FrameVAE
 from par_agent.modeling.weights import load_module, save_module
-from par_agent.policy.transforms import Transforms
+from par_agent.policy.transforms import Transforms, pixels
 from par_agent.utils.device import floating_type, usable_device
 from par_agent.utils.files import naming, read_json, read_object, write_json
 from par_agent.utils.json_fields import build, check
@@ -82,9 +82,7 @@ class Checkpoint:
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Writes the folder; every file appears complete, ``policy.json`` last.
 
-        Args:
-            folder: where to.
-            dtype: type to store weights in; None: as they are. A small frame encoder stays as it is.
+        Weights are stored as ``dtype``, or as they are if it is None. A small frame encoder stays as it is.
 
         Raises:
             UserError: the text encoder is none of those that a checkpoint can hold.
@@ -208,8 +206,8 @@ def _check(config: PARConfig, encoder: FrameEncoder, transforms: Transforms, fol
     wanted = tuple(size * encoder.stride for size in config.nova.latent_size)
     if frame is not None and frame != wanted:
         raise UserError(
-            f"{folder}: the model reads frames of {wanted[0]}x{wanted[1]} pixels, its transforms make "
-            f"{frame[0]}x{frame[1]}; the files do not belong together"
+            f"{folder}: the model reads frames of {pixels(wanted)} pixels, its transforms make {pixels(frame)}; the "
+            "files do not belong together"
         )
 
 

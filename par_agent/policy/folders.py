@@ -9,7 +9,7 @@ from par_agent.utils.versions import PACKAGE_FOLDER
 
 BUNDLED_FOLDER = PACKAGE_FOLDER / "checkpoints"
 TRAINING_FILES = ("policy.json", "baseline.json")
-"""Files in which checkpoints say what they were trained with."""
+"""Files that record how a checkpoint was trained."""
 
 
 def bundled_checkpoints() -> list[str]:
@@ -38,5 +38,5 @@ def checkpoint_folder(name_or_folder: str | Path) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """A checkpoint's files that decide what it does."""
+    """Files of a checkpoint that decide how it acts."""
     return sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".bin"))

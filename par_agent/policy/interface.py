@@ -33,7 +33,7 @@ def check_policy(policy: Any, spec: TaskSpec, track: str) -> None:
     """Compares a policy's conventions with the task's.
 
     Raises:
-        UserError: a missing member, another action size, or what the policy's own ``check`` finds.
+        UserError: a missing member, another action size, or a fault that the policy's own ``check`` finds.
     """
     name = type(policy).__name__
     for member in ("reset", "act", "action_size"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.policy.transforms import Transforms
+from par_agent.policy.transforms import Transforms, pixels
 from par_agent.tasks import UNKNOWN_CONTROLLER, check_camera
 
 if TYPE_CHECKING:
@@ -54,11 +54,7 @@ def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> 
 
 
 def check_environment(transforms: Transforms, env: Any) -> None:
-    """Compares a checkpoint's conventions with a ManiSkill environment.
-
-    Args:
-        transforms: the checkpoint's.
-        env: made by ``gym.make``, wrapped or not.
+    """Compares a checkpoint's conventions with a ManiSkill environment, wrapped or not.
 
     Raises:
         UserError: it is none, of one robot, or has another camera, image size, number of joints or controller.
@@ -85,12 +81,12 @@ def check_environment(transforms: Transforms, env: Any) -> None:
 def _check(
     transforms: Transforms, name: str, size: tuple[int, ...] | None, joints: int, action_size: int, control_mode: str
 ) -> None:
-    """Compares a checkpoint's conventions with what is called ``name``; ``size`` is that of its camera's images."""
+    """Compares a checkpoint's conventions with those of ``name``; ``size``: height and width of its camera's images."""
     wanted = transforms.image_size
     if None not in (size, wanted) and size != wanted:
         raise UserError(
-            f"this checkpoint was trained on {_pixels(wanted)} images of {transforms.camera}; {name} has "
-            f"{_pixels(size)}: give that camera the checkpoint's resolution"
+            f"this checkpoint was trained on {pixels(wanted)} images of {transforms.camera}; {name} has "
+            f"{pixels(size)}: give that camera the checkpoint's resolution"
         )
     if transforms.joint_count != joints:
         raise UserError(
@@ -105,10 +101,6 @@ def _check(
         raise UserError(
             f"this checkpoint gives {transforms.action_size} numbers per action; {name} takes {action_size}"
         )
-
-
-def _pixels(size: tuple[int, ...] | None) -> str:
-    return "x".join(map(str, size or ()))
 
 
 def proprioception(obs: dict[str, Any], transforms: Transforms) -> Tensor:
@@ -182,7 +174,7 @@ def camera_images(obs: dict[str, Any], camera: str, batch: int) -> Tensor:
     """
     fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
     if camera == "render_camera":
-        fix = "wrap the environment in par_agent.evaluation.RenderCameraObservation"
+        fix = "make the environment with par_agent.make_env"
     value = as_tensor(_lookup(obs, ("sensor_data", camera, "rgb"), fix), f'obs["sensor_data"][{camera!r}]["rgb"]')
     age = as_tensor(obs["sensor_data"][camera].get(AGE, 0), AGE)
     if bool((age > 0).any()):

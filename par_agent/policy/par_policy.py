@@ -58,8 +58,7 @@ class PARPolicy:
 
     Observations are ManiSkill's own (``obs["sensor_data"][camera]["rgb"]``, ``obs["agent"]["qpos"]`` and, where the
     checkpoint was trained with some, entries of ``obs["extra"]``), batched torch tensors or, from ``CPUGymWrapper``,
-    unbatched numpy arrays. For ``render_camera`` wrap the environment in
-    :class:`par_agent.evaluation.RenderCameraObservation`.
+    unbatched numpy arrays. :func:`par_agent.make_env` makes an environment that shows what the checkpoint reads.
 
     A policy holds the state of its episodes and serves one thread at a time: a call that comes while another thread's
     is not over is refused.
@@ -167,11 +166,7 @@ class PARPolicy:
         dataclasses.replace(self.checkpoint, inference=self.inference).save(folder, dtype)
 
     def check(self, target: TaskSpec | gym.Env, track: str = "paper") -> None:
-        """Compares the checkpoint's conventions with those of a task or of an environment.
-
-        Args:
-            target: a task, as ``track`` shows it, or a ManiSkill environment, wrapped or not.
-            track: one of :data:`par_agent.tasks.TRACKS`; of a task only.
+        """Compares the checkpoint's conventions with a task, as ``track`` shows it, or with a ManiSkill environment.
 
         Raises:
             UserError: another camera, image size, number of joints or controller.
@@ -289,9 +284,7 @@ class PARPolicy:
         """Rolls the model forward on its own predictions for ``n`` chunks, from the frame that :meth:`act` or
         :meth:`plan` read last; acting goes on as if nothing had been imagined.
 
-        Args:
-            n: chunks to imagine, at least 1.
-            generation: how frames are drawn, without guidance; None: in few steps.
+        ``generation`` says how frames are drawn, without guidance; None: in few steps.
 
         Returns:
             Frames (B, n, H, W, 3) uint8 and chunks (B, n, L, A) float32 in the controller's units, on the policy's
@@ -308,10 +301,8 @@ class PARPolicy:
 
     @_one_thread
     def attention(self, obs: dict[str, Any]) -> AttentionMaps:
-        """Where :meth:`act` would attend if it read this observation and planned now; acting is not changed by it.
-
-        Args:
-            obs: a ManiSkill observation with the camera's image.
+        """Where :meth:`act` would attend if it read this observation, with its image, and planned now; acting goes on
+        unchanged.
 
         Raises:
             UserError: see :meth:`act`; or the model has no transformer (ablation PAR-NoAR).

@@ -33,7 +33,7 @@ def checked_seed(seed: Any) -> int:
 
 
 def row_generator(seed: int, row: int) -> torch.Generator:
-    """Each row draws from its own stream, so that a batch plays like its rows alone."""
+    """A generator for one row: each has its own, so that a row acts the same in any batch."""
     mixed = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
     return seeded_generator(int(mixed) >> 1)
 
@@ -51,13 +51,10 @@ def reseed(generators: list[torch.Generator], rows: Tensor, seed: int | None) ->
 
 
 def chosen_rows(env_idx: Tensor | Sequence[int] | int, count: int | None, device: torch.device) -> Tensor:
-    """Rows (n,) int64 that ``env_idx`` names.
+    """Rows (n,) int64 that ``env_idx`` names, on ``device``.
 
-    Args:
-        env_idx: row numbers, each once, or a mask (count,) bool. Whole numbers are always row numbers; ``uint8``
-            and floats are neither: done flags are given as bool.
-        count: environments; None: not known yet, so that numbers are not compared with it.
-        device: where the rows are wanted.
+    ``env_idx`` holds row numbers, each once, or is a mask (count,) bool. Whole numbers are always row numbers;
+    ``uint8`` and floats are neither. ``count`` is the number of environments; None: it is not known, and not compared.
 
     Raises:
         UserError: something else, a row that does not exist or is named twice, or a mask of another length.

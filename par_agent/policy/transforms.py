@@ -24,8 +24,13 @@ Extra = tuple[tuple[str, int], ...]
 
 
 def extra_size(extra: Extra) -> int:
-    """Numbers of all of them."""
+    """How many numbers all extra observations have together."""
     return sum(size for _, size in extra)
+
+
+def pixels(size: tuple[int, ...] | None) -> str:
+    """A size in messages, for example 512x512."""
+    return "x".join(map(str, size or ()))
 
 
 def check_crop(crop: Crop, size: tuple[int, int]) -> None:
@@ -37,7 +42,7 @@ def check_crop(crop: Crop, size: tuple[int, int]) -> None:
     top, left, height, width = crop
     inside = top + height <= size[0] and left + width <= size[1]
     if min(top, left) < 0 or min(height, width) < 1 or not inside:
-        raise UserError(f"crop (top, left, height, width) = {crop} does not lie inside the {size[0]}x{size[1]} image")
+        raise UserError(f"crop (top, left, height, width) = {crop} does not lie inside the {pixels(size)} image")
 
 
 def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] | None) -> np.ndarray:
@@ -127,7 +132,7 @@ class Transforms:
 
     @property
     def joint_count(self) -> int:
-        """How many of them are joint positions."""
+        """Joint positions among the numbers of proprioception."""
         return self.proprioception_size - extra_size(self.extra)
 
     @property
@@ -145,14 +150,14 @@ class Transforms:
         """
         if self.image_size is not None and tuple(images.shape[1:3]) != tuple(self.image_size):
             raise UserError(
-                f"{self.camera} gives images of {images.shape[1]}x{images.shape[2]} pixels; this checkpoint was "
-                f"trained with {self.image_size[0]}x{self.image_size[1]}: give the environment's camera that resolution"
+                f"{self.camera} gives images of {pixels(images.shape[1:3])} pixels; this checkpoint was trained with "
+                f"{pixels(self.image_size)}: give the environment's camera that resolution"
             )
         frames = np.stack([crop_and_resize(image, self.crop, self.size) for image in images.cpu().numpy()])
         return torch.from_numpy(frames).to(images.device)
 
     def normalise_proprioception(self, positions: Tensor) -> Tensor:
-        """Joint positions in radians and extra observations (..., P), brought to zero mean and unit variance."""
+        """Normalises joint positions in radians and extra observations (..., P) to zero mean and unit variance."""
         mean, std = (value.to(positions) for value in self._proprioception)
         return (positions - mean) / std
 

@@ -11,13 +11,9 @@ if TYPE_CHECKING:
 
 
 class EndEffector:
-    """Forward kinematics of the robot in an environment.
+    """Forward kinematics of the robot in row ``row`` of an environment that has been reset.
 
     The point is the robot's tool centre point (``tcp``) where ManiSkill names one, else the origin of its last link.
-
-    Args:
-        env: reset before, so that its robot exists.
-        row: which of the environments that are simulated together.
     """
 
     def __init__(self, env: TaskEnvironment, row: int = 0) -> None:

@@ -89,13 +89,8 @@ def make_simulation(
 ) -> Any:
     """Makes the ManiSkill environment of a task.
 
-    Args:
-        spec: the task.
-        obs_mode: ManiSkill's observation mode.
-        backend: one of :data:`BACKENDS`.
-        num_envs: environments simulated at once; the ``cpu`` backend takes one.
-        shader: ManiSkill's shader pack, of all cameras.
-        **options: for ``gym.make``, in place of those that follow from the rest.
+    ``options`` go to ``gym.make`` in place of those that follow from the rest. The ``cpu`` backend takes one
+    environment; ``shader`` is ManiSkill's shader pack, of all cameras.
 
     Raises:
         UserError: no such environment or controller, or a package that the task needs is missing.
@@ -138,8 +133,8 @@ def make_env(
         observation, _ = env.reset(seed=0)
         action = policy.act(observation)
 
-    Where the policy sees through the task's render camera, the environment is wrapped in
-    :class:`par_agent.evaluation.RenderCameraObservation`; else it observes itself, with ``obs_mode="rgb"``.
+    Where the policy sees through the task's render camera, the environment is wrapped in ``RenderCameraObservation``;
+    else it observes itself, with ``obs_mode="rgb"``.
 
     Args:
         task: a name or id of :data:`par_agent.tasks.TASKS`, any other environment id, or a task of your own.
@@ -185,7 +180,7 @@ class TaskEnvironment:
 
     Args:
         spec: the task; its action size, controller, joints and cameras are checked against the environment's.
-        track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
+        track: one of :data:`par_agent.tasks.TRACKS`.
         backend: one of :data:`BACKENDS`.
         num_envs: environments simulated at once (B); the ``cpu`` backend takes one.
         variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
@@ -206,14 +201,15 @@ class TaskEnvironment:
         obs_mode = "none" if track == "paper" else "rgb"
         shader = self._variation.shader
         self._env = make_simulation(spec, obs_mode=obs_mode, backend=backend, num_envs=num_envs, shader=shader)
-        self._base = self._env.unwrapped
-        self._get_native_observation = self._base.get_obs
+        self.simulation = self._env.unwrapped
+        """ManiSkill's own environment, to read robots and objects from."""
+        self._get_native_observation = self.simulation.get_obs
         # Both reset() and step() end with get_obs(), which would render the sensor cameras: observe() calls it instead.
-        self._base.get_obs = lambda info=None, unflattened=False: {}
+        self.simulation.get_obs = lambda info=None, unflattened=False: {}
         self._info: dict[str, Any] = {}
         self._pending: deque[torch.Tensor | None] = deque()
         """Delayed actions, oldest first; None: hold still."""
-        _check_environment(self._base, spec, track)
+        _check_environment(self.simulation, spec, track)
 
     def reset(self, states: Sequence[InitialState]) -> None:
         """Rebuilds the scene and puts every environment into an initial state.
@@ -235,8 +231,8 @@ class TaskEnvironment:
             for kind, group in states[0].env_state.items()
         }
         self._env.reset(seed=seeds, options={"reconfigure": True})
-        _check_objects(self.spec, together, self._base.get_state_dict())
-        self._variation.change(self._base)
+        _check_objects(self.spec, together, self.simulation.get_state_dict())
+        self._variation.change(self.simulation)
         self._pending = deque([None] * self._variation.delay)
         _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
 
@@ -249,35 +245,26 @@ class TaskEnvironment:
             ``obs_mode="rgb"``. Without a frame, no image is rendered and ``sensor_data`` is absent.
         """
         if self.track == "paper":
-            return paper_observation(self._base, self.spec.camera, with_frame=with_frame)
+            return paper_observation(self.simulation, self.spec.camera, with_frame=with_frame)
         if with_frame:
             return self._get_native_observation(self._info)
-        return self._base._get_obs_state_dict(self._info)
+        return self.simulation._get_obs_state_dict(self._info)
 
     def step(self, action: torch.Tensor) -> StepResult:
-        """Executes one action per environment for one control step.
-
-        Args:
-            action: (B, action_size) float32, in the units of the task's controller.
-        """
+        """Executes actions (B, action_size) float32, in the units of the task's controller, for one control step."""
         self._pending.append(action)
         due = self._pending.popleft()
         if due is None:
-            _hold_still(self._base)
+            _hold_still(self.simulation)
         _, reward, _, _, self._info = self._env.step(due)
         success = tuple(bool(value) for value in self._info["success"].tolist())
-        if self._base.reward_mode == "none":
+        if self.simulation.reward_mode == "none":
             return StepResult(success, None)
         return StepResult(success, tuple(float(value) for value in reward.tolist()))
 
-    @property
-    def simulation(self) -> Any:
-        """ManiSkill's own environment, to read robots and objects from."""
-        return self._base
-
     def render(self) -> np.ndarray:
         """The images of the task's render camera: (B, H, W, 3) uint8."""
-        images: np.ndarray = self._base.render_rgb_array(self.spec.camera).cpu().numpy()
+        images: np.ndarray = self.simulation.render_rgb_array(self.spec.camera).cpu().numpy()
         return images
 
     def close(self) -> None:
@@ -286,7 +273,7 @@ class TaskEnvironment:
 
 
 def _check_objects(spec: TaskSpec, states: Any, scene: Any) -> None:
-    """Compares the objects of initial states with those of a scene: ManiSkill leaves those alone that a state lacks."""
+    """Compares the objects of initial states with a scene's; ManiSkill would not move objects that a state lacks."""
     found, expected = (
         {f"{kind}/{name}": tuple(tensor.shape) for kind, group in state.items() for name, tensor in group.items()}
         for state in (states, scene)
@@ -298,7 +285,7 @@ def _check_objects(spec: TaskSpec, states: Any, scene: Any) -> None:
 
 
 def _hold_still(base_env: Any) -> None:
-    """Makes the joints' present positions what their controllers aim at, which after a reset is not so."""
+    """Makes the joints hold their present positions; after a reset their controllers aim elsewhere."""
     robot = base_env.agent.robot
     robot.set_joint_drive_targets(robot.get_qpos(), robot.active_joints)
     if base_env.gpu_sim_enabled:  # a step without action does not hand targets over

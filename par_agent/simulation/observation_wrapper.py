@@ -14,16 +14,11 @@ from par_agent.errors import UserError
 
 
 def paper_observation(base_env: Any, camera: str = "render_camera", *, with_frame: bool = True) -> dict[str, Any]:
-    """Observes a ManiSkill environment the way the ``paper`` track does.
-
-    Args:
-        base_env: the unwrapped ManiSkill environment.
-        camera: one of its human render cameras.
-        with_frame: whether to render; a frame costs as much as some fifty control steps.
+    """Observes an unwrapped ManiSkill environment the way the ``paper`` track does.
 
     Returns:
-        ``{"agent": {"qpos": (B, joints) float32, radians}}``, and with a frame also
-        ``{"sensor_data": {camera: {"rgb": (B, H, W, 3) uint8}}}``; tensors on the environment's device.
+        ``{"agent": {"qpos": (B, joints) float32, radians}}``; with a frame, which costs as much as some fifty control
+        steps, also ``{"sensor_data": {camera: {"rgb": (B, H, W, 3) uint8}}}``; tensors on the environment's device.
     """
     observation: dict[str, Any] = {"agent": {"qpos": base_env.agent.robot.get_qpos()}}
     if with_frame:
@@ -32,12 +27,9 @@ def paper_observation(base_env: Any, camera: str = "render_camera", *, with_fram
 
 
 def check_simulation(policy: Any, env: gym.Env, camera: str | None = None) -> None:
-    """Compares a policy that acts by a checkpoint's conventions with the environment that it will act in.
+    """Compares a policy with the environment that it will act in; one without ``transforms`` is not looked at.
 
-    Args:
-        policy: what has no ``transforms`` is not looked at.
-        env: a ManiSkill environment.
-        camera: the only one that is shown; None: all of the environment's.
+    ``camera`` is the only one that is shown; None: all of the environment's are.
 
     Raises:
         UserError: another camera, image size, number of joints or controller.

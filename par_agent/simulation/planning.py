@@ -1,7 +1,7 @@
 """Lets ManiSkill's motion planner solve a task, a few seeds at a time.
 
-What one worker process finishes at once is a *part*: the successful episodes of `SEEDS_PER_PART` consecutive seeds,
-recorded by ManiSkill's own `RecordEpisode`. The folder of a part has its final name only when it is complete.
+A worker process makes one *part* at a time: the successful episodes of `SEEDS_PER_PART` consecutive seeds, recorded by
+ManiSkill's own `RecordEpisode`. The folder of a part has its final name only when it is complete.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def remove_unfinished(parts: Path) -> None:
 
 
 def remove_parts(parts: Path) -> None:
-    """Deletes all parts and their folder. Stopped anywhere, it leaves no part of which a file is missing."""
+    """Deletes all parts and their folder. If it is stopped, every part that is left is whole."""
     for first in finished_parts(parts):
         os.replace(part_folder(parts, first), parts / f"{UNFINISHED}{first:08d}")
     remove_unfinished(parts)

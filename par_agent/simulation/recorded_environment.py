@@ -101,7 +101,7 @@ def camera_images(env: Any, cameras: tuple[str, ...]) -> dict[str, np.ndarray]:
 def extra_observations(env: Any, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Extra observation -> (n,) float32 of the present state, of those among ``names`` that the task has.
 
-    What tells of contacts needs a step and is not known here.
+    Observations of contacts need a control step and are not right here.
     """
     if not names:
         return {}
@@ -110,16 +110,11 @@ def extra_observations(env: Any, names: tuple[str, ...]) -> dict[str, np.ndarray
 
 
 def check_states(env: Any, states: StateDict, where: str) -> None:
-    """Compares the objects of recorded states with those of an environment.
-
-    Args:
-        env: ManiSkill's own, reset to the episode.
-        states: what was recorded.
-        where: the recording, for messages.
+    """Compares the objects of recorded states with those of ManiSkill's own environment, reset to the episode.
 
     Raises:
-        UserError: an object is missing on one side, or has other joints. Objects that never move may be missing in the
-            recording; they stay where the reset puts them.
+        UserError: an object is missing on one side, or has other joints; ``where`` names the recording. Objects that
+            never move may be missing in the recording; they stay where the reset puts them.
     """
     expected, registry = env.get_state_dict(), env.scene.state_dict_registry.actors
     for kind in sorted({*expected, *states}):

@@ -1,6 +1,6 @@
 """Variations of a task for measuring robustness: one thing differs from training.
 
-Geometry, physics and success stay the task's own; what changes is what is seen, or when an action takes effect.
+Geometry, physics and success stay the task's own. Only the images change, or the time when an action takes effect.
 """
 
 from __future__ import annotations

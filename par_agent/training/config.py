@@ -201,16 +201,8 @@ class TrainingConfig(Checked):
         Raises:
             UserError: another process trains in the folder, or it was begun with other options.
         """
-        settings = self.out / self.settings_file
-        with (
-            only_process(self.out / ".lock", f"trains in {self.out}", within=self.out),
-            claimed_folder(settings, self.to_json(), begun=self.is_begun, free=_FREE),
-        ):
+        with claimed_run(self.out, self.settings_file, self.to_json(), _FREE):
             yield
-
-    def is_begun(self) -> bool:
-        """Whether the run's folder holds a training state."""
-        return any((self.out / "training_states").glob("step_*"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,9 +289,6 @@ class FinetuneConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
         if self.train != "full" and self.init is None:
             raise UserError(f"--train {self.train} keeps weights as they are: give the ones to keep with --init FOLDER")
         if self.model.new_robot and self.init is None:
@@ -340,6 +329,24 @@ class FinetuneConfig(TrainingConfig):
     def trains_all(self) -> bool:
         """Whether no weight stays as it was."""
         return self.train == "full" and self.has_actions
+
+
+@contextlib.contextmanager
+def claimed_run(out: Path, file: str, options: dict[str, Any], free: tuple[str, ...]) -> Iterator[None]:
+    """While the block runs, folder ``out`` is this process's, and ``out / file`` holds the run's options.
+
+    Raises:
+        UserError: another process trains there, or the run was begun with other options than ``free`` ones.
+    """
+
+    def begun() -> bool:
+        return any((out / "training_states").glob("step_*"))
+
+    with (
+        only_process(out / ".lock", f"trains in {out}", within=out),
+        claimed_folder(out / file, options, begun=begun, free=free),
+    ):
+        yield
 
 
 def _short(value: Any) -> str:

@@ -19,24 +19,22 @@ from accelerate.utils import (
 from par_agent.errors import UserError
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.config import FinetuneConfig, TrainingConfig
-from par_agent.training.loop import Rollouts, Training
+from par_agent.training.loop import Rollouts
+from par_agent.training.par_training import Training
 from par_agent.training.setup import prepare
 from par_agent.utils.device import use_tf32
 
 __all__ = ["FinetuneConfig", "finetune"]
 
 PROCESS_TIMEOUT = timedelta(hours=12)
-"""How long processes wait for the main one, which alone computes latents and measures."""
+"""How long processes wait for the main one, the only one that computes latents and measures."""
 
 
 def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkpoint:
     """Runs or resumes training; returns the trained policy's checkpoint, which is also in ``config.out / "policy"``.
 
     Started by `torchrun` or `accelerate launch`, it trains on all of their processes; only the main one writes.
-
-    Args:
-        config: the run's options.
-        rollouts: closed-loop evaluation of the policy in a folder; needed for ``rollout_every``.
+    ``rollouts`` evaluates the policy in a folder in closed loop; ``rollout_every`` needs it.
 
     Raises:
         UserError: data that does not fit the model, a run folder of other options or of another process, a loss that

@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -25,32 +24,19 @@ from torch import Tensor, nn
 from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import MixedSampler, Windows
 from par_agent.errors import UserError
-from par_agent.modeling.par import PARModel
-from par_agent.policy.checkpoint import Checkpoint
-from par_agent.training.config import FinetuneConfig, TrainingConfig
+from par_agent.training.config import TrainingConfig
 from par_agent.training.monitor import Monitor
-from par_agent.training.objective import Objective
-from par_agent.training.optimisation import (
-    EMA,
-    learning_rate,
-    make_optimizer,
-    set_learning_rate,
-    trained_weights,
-)
-from par_agent.training.pictures import draw
-from par_agent.training.setup import Setup
+from par_agent.training.optimisation import EMA, learning_rate, make_optimizer, set_learning_rate
 from par_agent.training.state import (
     Progress,
+    SaveClock,
     full_tensor,
+    interruptible,
     latest_training_state,
     load_training_state,
     save_training_state,
-    saved_steps,
 )
-from par_agent.training.trainable import merged, save_adapter
-from par_agent.training.validation import predict_episode, validate
 from par_agent.utils.files import naming
-from par_agent.utils.interrupts import Interrupted, Interrupts, deferred_interrupts
 from par_agent.utils.json_fields import build
 
 EXPLOSION_FACTOR = 100.0
@@ -76,13 +62,8 @@ class SavedPolicy(Protocol):
 class TrainingLoop(abc.ABC):
     """One run: the objective that accelerate has wrapped, its optimiser, its averaged weights, and how far it is.
 
-    Args:
-        config: the run's options.
-        objective: called with windows, their number and a device, gives a :class:`PARLoss`; its ``model`` is trained.
-        train: gives the batches.
-        accelerator: where it runs.
-        rollouts: closed-loop evaluation, done on the main process.
-        rollout_every: steps between closed-loop evaluations; 0: none.
+    Called with windows, their number and a device, ``objective`` gives a :class:`PARLoss`; its ``model`` is trained.
+    ``rollouts`` evaluates in closed loop every ``rollout_every`` steps, on the main process; 0: never.
     """
 
     def __init__(
@@ -104,7 +85,7 @@ class TrainingLoop(abc.ABC):
         self.average = EMA(self.model, config.optimiser.ema)
         self.progress = Progress()
         self.states: Path = config.out / "training_states"
-        self._saved = self._counted = time.monotonic()
+        self._counted = time.monotonic()
         self._processor = time.process_time()
 
     @abc.abstractmethod
@@ -115,7 +96,7 @@ class TrainingLoop(abc.ABC):
     def measure(self, policy: SavedPolicy, monitor: Monitor) -> tuple[dict[str, float], float]:
         """Measurements of the policy on held-out episodes, and the one number that is best where it is lowest.
 
-        What else there is to show goes to the monitor. Called on the main process only.
+        Pictures go to the monitor. Only the main process calls this.
         """
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
@@ -162,20 +143,17 @@ class TrainingLoop(abc.ABC):
             UserError: the loss explodes or is not finite, or the disk is full; the last training state is intact.
             Interrupted: the processes, or one of them, were told to end.
         """
-        with deferred_interrupts() as interrupts:
-            try:
-                self._run(interrupts)
-            except Interrupted as interruption:
-                raise Interrupted(interruption.number, saved_steps(self.states)) from None
+        with interruptible(self.states, self.config.logging.save_minutes) as clock:
+            self._run(clock)
             self.save_policy()  # also of a run that had been stopped between its last training state and this
 
-    def _run(self, interrupts: Interrupts) -> None:
+    def _run(self, clock: SaveClock) -> None:
         config, progress = self.config, self.progress
         windows, main = self.batches_per_step * config.batch_size, self.accelerator.is_main_process
         with self._batches() as batches, Monitor(config, progress.step, windows, main) as monitor:
             self._counted, self._processor = time.monotonic(), time.process_time()
             while progress.step < config.steps:
-                due, told = self._step(batches, interrupts, monitor)
+                due, told = self._step(batches, clock, monitor)
                 self._count_time()
                 last = progress.step == config.steps
                 measured = last or progress.step % config.logging.validate_every == 0
@@ -183,11 +161,12 @@ class TrainingLoop(abc.ABC):
                 if told and not last:
                     if not (measured or rolled_out):  # a step that is saved is not measured later
                         self._save_training_state()
-                    raise Interrupted(interrupts.received or signal.SIGTERM)
+                    clock.end()
                 if measured:
                     self._validate(monitor)
                 if due or last:
                     self._save_training_state()
+                    clock.restart()
                 if due and not last:
                     self.save_policy()
                 if rolled_out:
@@ -212,9 +191,7 @@ class TrainingLoop(abc.ABC):
 
         return prefetch(numbered, 0, (self.config.steps - self.progress.step) * self.config.accumulation)
 
-    def _step(
-        self, batches: Iterator[tuple[int, Windows]], interrupts: Interrupts, monitor: Monitor
-    ) -> tuple[bool, bool]:
+    def _step(self, batches: Iterator[tuple[int, Windows]], clock: SaveClock, monitor: Monitor) -> tuple[bool, bool]:
         """Makes one optimiser step; tells whether to save the training state, and whether the run is to end.
 
         The main process's clock decides the one, any process the other, so that all of them end after the same step.
@@ -234,7 +211,7 @@ class TrainingLoop(abc.ABC):
             losses += torch.stack([loss.action, loss.frame]).detach() / config.accumulation
             seen.append((loss.total.detach(), windows.episodes))
         norm = float(full_tensor(accelerator.clip_grad_norm_(self.objective.parameters(), config.optimiser.clip)))
-        action, frame, due, told = self._agree(losses, interrupts)
+        action, frame, due, told = self._agree(losses, clock)
         total = action + frame
         limit = math.inf if progress.loss is None else EXPLOSION_FACTOR * max(progress.loss, LOSS_FLOOR)
         if not (math.isfinite(norm) and total <= limit):
@@ -248,17 +225,16 @@ class TrainingLoop(abc.ABC):
         progress.batches += self.batches_per_step
         return due, told
 
-    def _agree(self, losses: Tensor, interrupts: Interrupts) -> tuple[float, float, bool, bool]:
+    def _agree(self, losses: Tensor, clock: SaveClock) -> tuple[float, float, bool, bool]:
         """Losses (2,) averaged over processes, whether it is time to save, and whether to end."""
-        late = time.monotonic() - self._saved > 60 * self.config.logging.save_minutes
-        flags = losses.new_tensor([late and self.accelerator.is_main_process, interrupts.received is not None])
+        flags = losses.new_tensor([clock.due and self.accelerator.is_main_process, clock.told])
         action, frame, due, told = self.accelerator.reduce(torch.cat([losses, flags]), "mean").tolist()
         return action, frame, due > 0, told > 0
 
     def _broken_down(
         self, loss: float, norm: float, limit: float, seen: list[tuple[Tensor, tuple[str, ...]]]
     ) -> UserError:
-        """What to tell the user of a step that must not be made; every process has to call this.
+        """The error of a step that must not be made; every process has to call this.
 
         Names the episodes of the batches whose own loss is at fault, or else of the whole step.
         """
@@ -296,94 +272,19 @@ class TrainingLoop(abc.ABC):
         monitor.rolled_out(self.progress.step, metrics)
 
     def _save_training_state(self) -> None:
-        """Writes what the run goes on from."""
+        """Saves the training state."""
         state = dataclasses.asdict(self.progress)
         step, keep = state.pop("step"), self.config.logging.keep
         main = self.accelerator.is_main_process
         save_training_state(self.states, step, self.weights(), self.optimizer, state, keep, write=main)
-        self._saved = time.monotonic()
 
     def _count_time(self) -> None:
-        """Adds the time of a step to what the run has taken; measuring and saving are not training."""
+        """Adds the time of a step to the run's; the time of measuring and saving does not count."""
         self.progress.seconds += time.monotonic() - self._counted
         self.progress.processor_seconds += time.process_time() - self._processor
 
 
 def channels_last(module: nn.Module, accelerator: Accelerator) -> None:
-    """Lays the weights of convolutions out channels last, in which they are quicker; not for FSDP, which refuses it."""
+    """Stores convolution weights channels last, which is quicker; FSDP does not support it and is left as it is."""
     if accelerator.distributed_type != DistributedType.FSDP:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-class Training(TrainingLoop):
-    """Training of a PAR policy.
-
-    Args:
-        config: the run's options.
-        setup: model and data; the model is changed in place.
-        accelerator: where it runs.
-        rollouts: see :class:`TrainingLoop`.
-    """
-
-    config: FinetuneConfig
-    model: PARModel
-
-    def __init__(
-        self, config: FinetuneConfig, setup: Setup, accelerator: Accelerator, rollouts: Rollouts | None = None
-    ) -> None:
-        self.setup, self._drawn = setup, -math.inf
-        model = setup.model.to(accelerator.device)
-        channels_last(model.nova.video_encoder.patch_embed, accelerator)
-        model.set_gradient_checkpointing(config.model.gradient_checkpointing)
-        if config.model.compile:
-            model.compile_for_training()
-        transforms = setup.transforms if config.has_actions else None
-        objective = Objective(model, transforms, setup.text_encoder, config)
-        super().__init__(config, objective, setup.train, accelerator, rollouts, config.evaluation.rollout_every)
-        self.progress.base = setup.base
-
-    def resume(self) -> None:
-        """Goes back to the newest training state, if there is one.
-
-        Raises:
-            UserError: it is damaged or of another model, or the weights under it have changed.
-        """
-        super().resume()
-        if self.progress.base != self.setup.base:
-            raise UserError(
-                f"{self.config.init} holds other weights than when {self.config.out} was begun, which trains a part of "
-                "them only: put the old ones back, or choose another --out"
-            )
-
-    def policy(self) -> Checkpoint:
-        setup = self.setup
-        with torch.device("meta"):
-            model = PARModel(self.model.config)
-        model.load_state_dict(merged(self.averaged_weights(), self.config), assign=True)
-        model.eval().requires_grad_(False)
-        return Checkpoint(model, setup.encoder, setup.transforms, setup.text_encoder, setup.inference, self.trained())
-
-    def measure(self, policy: SavedPolicy, monitor: Monitor) -> tuple[dict[str, float], float]:
-        """Errors of actions and frames; from time to time a picture of them."""
-        assert isinstance(policy, Checkpoint)
-        config, step, held_out = self.config, self.progress.step, self.setup.held_out
-        device, actions = self.accelerator.device, config.has_actions
-        if time.monotonic() - self._drawn >= 60 * config.evaluation.picture_minutes:
-            episodes = [predict_episode(policy, sampler, device, actions=actions) for sampler in held_out]
-            image = draw(episodes, config.out / "pictures" / f"step_{step:08d}.png")
-            monitor.picture("held_out", image, step)
-            self._drawn = time.monotonic()
-        metrics = validate(policy, held_out, device, actions=actions)
-        return metrics, metrics["action_error"] if actions else -metrics["frame_psnr"]
-
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors of a training state: a part of the model alone, where the rest stays as it is in --init."""
-        model = self.model.state_dict() if self.config.trains_all else trained_weights(self.model)
-        return {"model": model, "ema": self.average.tensors}
-
-    def save_policy(self) -> None:
-        super().save_policy()
-        if self.config.train == "lora":
-            adapter = {name: full_tensor(value) for name, value in self.average.tensors.items()}
-            if self.accelerator.is_main_process:
-                save_adapter(self.config.out / "adapter", adapter, self.config)

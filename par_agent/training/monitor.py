@@ -18,13 +18,9 @@ SHOWN_EVERY = 10
 
 
 class Monitor:
-    """Shows one run; a context manager. It does nothing unless ``enabled``.
+    """Shows one run; a context manager. It does nothing unless ``enabled``, as it is on the main process.
 
-    Args:
-        config: the run's options.
-        start: optimiser steps done before.
-        windows_per_step: windows of one step, of all processes together.
-        enabled: whether this is the main process.
+    ``start`` steps were done before; ``windows_per_step`` counts those of all processes.
 
     Raises:
         UserError: Weights & Biases is asked for and not installed.

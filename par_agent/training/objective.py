@@ -16,17 +16,13 @@ from par_agent.training.config import FinetuneConfig
 from par_agent.utils.device import moved
 
 MAX_FIRST_STEP = 48
-"""Windows are placed at random rollout steps below this, so that long rollouts are nothing new."""
+"""Windows start at random rollout steps below this: the model then knows the step numbers of long rollouts."""
 
 
 class Objective(nn.Module):
     """Model and loss as one module, whose forward accelerate can distribute over processes.
 
-    Args:
-        model: what is trained.
-        transforms: of joint positions and actions; None: videos without either.
-        text_encoder: frozen.
-        config: options of the loss.
+    Without transforms it learns from videos, without joint positions and actions.
     """
 
     def __init__(
@@ -101,15 +97,9 @@ def perturb_proprioception(
 ) -> Windows:
     """Perturbs joint positions, as if the robot had drifted; the absolute targets of its actions stay.
 
-    The perturbation is a random walk over the steps. Past actions are perturbed alike, as if they had commanded it, so
-    that only the image tells where the robot should be. Joints without relative targets stay.
-
-    Args:
-        windows: as they were demonstrated.
-        transforms: tell the joints, and how far a chunk moves them.
-        length: actions a chunk, ``L``.
-        spread: size of the perturbation in standard deviations of a chunk's last targets.
-        generator: source of the noise; None: torch's own.
+    The perturbation is a random walk over the steps, of ``spread`` standard deviations of the last targets of a chunk
+    of ``length`` actions. Past actions are perturbed alike, as if they had commanded it, so that only the image tells
+    where the robot should be. Joints without relative targets stay.
     """
     scale = torch.zeros(windows.proprioception.shape[-1])
     shared = min(transforms.action_size, len(scale))
@@ -129,13 +119,7 @@ def perturb_proprioception(
 
 
 def _drift(context_length: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
-    """Noise (B, N + 1, size) of unit variance that wanders within each episode, from the step before the window on.
-
-    Args:
-        context_length: (B, N) as in :class:`Windows`.
-        size: numbers a step.
-        generator: source of the noise; None: torch's own.
-    """
+    """Noise (B, N + 1, size) of unit variance that wanders within each episode, from the step before the window on."""
     fresh = normal((len(context_length), context_length.shape[1] + 1, size), context_length.device, generator)
     drift = [fresh[:, 0]]
     for step in range(context_length.shape[1]):

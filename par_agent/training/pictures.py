@@ -14,14 +14,10 @@ from par_agent.utils.files import atomic_path
 
 COLUMNS = 4
 """Curves side by side."""
-TITLE = 0.5
-"""Inches above an episode's block."""
-DrawPart = Callable[[Any, EpisodePrediction], None]
-"""Draws a part of an episode into a subfigure."""
 
 
 def draw(episodes: list[EpisodePrediction], path: Path) -> np.ndarray:
-    """Writes a PNG with one block per episode and returns it as (H, W, 3) uint8.
+    """Writes a PNG with the frames and the actions of each episode, and returns it as (H, W, 3) uint8.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -30,31 +26,24 @@ def draw(episodes: list[EpisodePrediction], path: Path) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heights = [TITLE + sum(_heights(episode).values()) for episode in episodes]
+    parts: list[tuple[float, Callable[[Any, EpisodePrediction], None], EpisodePrediction]] = []
+    for episode in episodes:
+        if episode.frames is not None:
+            parts.append((3.7, _draw_frames, episode))
+        if episode.actions is not None:
+            parts.append((0.5 + 1.3 * -(-episode.actions.shape[1] // COLUMNS), _draw_curves, episode))
+    heights = [height for height, *_ in parts]
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    blocks: Any = figure.subfigures(len(episodes), 1, squeeze=False, height_ratios=heights)
-    for block, episode in zip(blocks[:, 0], episodes, strict=True):
+    blocks: Any = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)
+    for block, (_, draw_part, episode) in zip(blocks[:, 0], parts, strict=True):
         block.suptitle(episode.name, fontsize="small")
-        parts = _heights(episode)
-        places = block.subfigures(len(parts), 1, squeeze=False, height_ratios=list(parts.values()))
-        for place, draw_part in zip(places[:, 0], parts, strict=True):
-            draw_part(place, episode)
+        draw_part(block, episode)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
     return iio.imread(buffer.getvalue(), extension=".png")[..., :3]
-
-
-def _heights(episode: EpisodePrediction) -> dict[DrawPart, float]:
-    """What is drawn of an episode, and how high, in inches."""
-    heights: dict[DrawPart, float] = {}
-    if episode.frames is not None:
-        heights[_draw_frames] = 3.2
-    if episode.actions is not None:
-        heights[_draw_curves] = 1.3 * -(-episode.actions.shape[1] // COLUMNS)
-    return heights
 
 
 def _draw_frames(block: Any, episode: EpisodePrediction) -> None:

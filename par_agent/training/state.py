@@ -12,13 +12,16 @@ Tensors that FSDP shards over processes are written whole, so that any number of
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
+import signal
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import torch
 from torch import Tensor
@@ -26,11 +29,12 @@ from torch import Tensor
 from par_agent.errors import UserError
 from par_agent.modeling.weights import read_tensors, tensor_faults, write_tensors
 from par_agent.utils.files import read_object, remedy, write_json
+from par_agent.utils.interrupts import Interrupted, Interrupts, deferred_interrupts
 
 
 @dataclass
 class Progress:
-    """How far a run is: all that a training state holds beside tensors."""
+    """How far a run is: the part of a training state that is no tensor."""
 
     step: int = 0
     """Optimiser steps done."""
@@ -64,16 +68,11 @@ def save_training_state(
     keep: int = 2,
     write: bool = True,
 ) -> Path:
-    """Writes ``folder/step_XXXXXXXX`` under its final name only when it is complete, then removes old ones.
+    """Writes ``folder/step_XXXXXXXX`` under its final name only when it is complete, then removes all but the newest
+    ``keep``.
 
-    Args:
-        folder: the run's ``training_states`` folder.
-        step: optimiser steps done.
-        weights: file name without suffix -> tensors by name.
-        optimizer: AdamW.
-        state: anything else, as JSON.
-        keep: how many of the newest training states stay.
-        write: False on all processes but the main one, which need to call this too: sharded tensors are gathered.
+    ``weights`` maps names of files to tensors by name; ``state`` is anything else, as JSON. Sharded tensors are
+    gathered, so every process has to call this, all but the main one with ``write=False``.
 
     Raises:
         UserError: the disk is full or not writable; older training states are untouched.
@@ -127,6 +126,47 @@ def saved_steps(folder: Path) -> str:
         return "no step is saved yet: the same command begins anew"
     step = int(found.name.removeprefix("step_"))
     return f"the first {step} steps are saved, and the same command goes on from there"
+
+
+class SaveClock:
+    """Says when the next training state is due, and whether the process was told to end."""
+
+    def __init__(self, interrupts: Interrupts, minutes: float) -> None:
+        self._interrupts, self._seconds, self._saved = interrupts, 60 * minutes, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last training state is older than it may be."""
+        return time.monotonic() - self._saved > self._seconds
+
+    @property
+    def told(self) -> bool:
+        """Whether this process was told to end."""
+        return self._interrupts.received is not None
+
+    def restart(self) -> None:
+        """A training state has been saved."""
+        self._saved = time.monotonic()
+
+    def end(self) -> NoReturn:
+        """Raises :class:`Interrupted`; where only another process was told to end, as if by SIGTERM."""
+        raise Interrupted(self._interrupts.received or signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def interruptible(folder: Path, minutes: float) -> Iterator[SaveClock]:
+    """Lets training finish the step in hand when the process is told to end.
+
+    The clock says when ``minutes`` have passed since the last training state.
+
+    Raises:
+        Interrupted: the block called :meth:`SaveClock.end`; the message says how far the run in ``folder`` is saved.
+    """
+    with deferred_interrupts() as interrupts:
+        try:
+            yield SaveClock(interrupts, minutes)
+        except Interrupted as interruption:
+            raise Interrupted(interruption.number, saved_steps(folder)) from None
 
 
 def load_training_state(

@@ -27,11 +27,7 @@ _PEFT_PREFIX = "base_model.model."
 def choose_weights(model: PARModel, config: FinetuneConfig, *, fresh_actions: bool) -> None:
     """Marks the weights that ``config`` trains and freezes all others; puts adapters into the model where asked.
 
-    Args:
-        model: changed in place.
-        config: ``train``, ``modality`` and the options of LoRA.
-        fresh_actions: the action parts are random (a model from scratch, or imported video weights): LoRA trains them
-            in full, since there is nothing to adapt.
+    Where the action parts are random (``fresh_actions``), LoRA trains them in full: there is nothing to adapt.
 
     Raises:
         UserError: an unknown target of LoRA, or peft is not installed.
@@ -83,11 +79,6 @@ def merged(tensors: dict[str, Tensor], config: FinetuneConfig) -> dict[str, Tens
 
 def save_adapter(folder: Path, tensors: dict[str, Tensor], config: FinetuneConfig) -> None:
     """Writes trained weights alone, in peft's layout: ``PeftModel.from_pretrained(model, folder)`` reads them.
-
-    Args:
-        folder: where to.
-        tensors: the trained weights, as they are called in the model with adapters.
-        config: the options of LoRA.
 
     Raises:
         OSError: the disk is full or not writable.

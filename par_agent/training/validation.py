@@ -35,12 +35,6 @@ def validate(
 ) -> dict[str, float]:
     """Errors of the deterministic policy that sees one step (a model of videos sees all), averaged over datasets.
 
-    Args:
-        policy: what to measure.
-        samplers: the datasets' held-out episodes.
-        device: where the policy is.
-        actions: whether the windows hold actions.
-
     Returns:
         ``action_error`` (mean absolute joint error in radians) and ``shuffled_error``, the same with the frames of
         another window, which stays as low if the policy does not look, both also per dataset; of a robot with a gripper
@@ -100,11 +94,8 @@ def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, a
 def action_metrics(chunks: Tensor, blind: Tensor, windows: Windows, transforms: Transforms) -> dict[str, float]:
     """``action_error``, ``shuffled_error`` and ``gripper_accuracy`` as :func:`validate` describes them.
 
-    Args:
-        chunks: (B, N, L, A) predicted in the controller's units.
-        blind: the same from the frames of another window.
-        windows: what is true; its weights say what counts.
-        transforms: tell joints and gripper apart.
+    ``chunks`` (B, N, L, A) are predicted, in the controller's units; ``blind`` are the same from the frames of another
+    window. The windows' weights say what counts.
     """
     length = chunks.shape[2]
     mask, true = windows.action_weights[:, :, :length] > 0, windows.target_actions[:, :, :length]
@@ -128,7 +119,7 @@ class EpisodePrediction:
     true_frames: np.ndarray | None
     """(k, H, W, 3) uint8 next frames of some steps, as the frame encoder shows them."""
     frames: np.ndarray | None
-    """(k, H, W, 3) uint8 predictions of them; None of a model without frame path."""
+    """(k, H, W, 3) uint8 predictions of them; None for a model without frame path."""
     true_actions: np.ndarray | None
     """(T, A) float32 actions of the episode's T control steps; None of a video."""
     actions: np.ndarray | None
@@ -139,7 +130,7 @@ class EpisodePrediction:
 def predict_episode(
     policy: Checkpoint, sampler: WindowSampler, device: torch.device, *, actions: bool = True
 ) -> EpisodePrediction:
-    """Predicts the first held-out episode of a dataset; see :func:`validate` for the arguments."""
+    """Predicts the first held-out episode of a dataset; without ``actions``, its frames alone."""
     first = sampler.sample(0, 1, augment=False)
     name = first.episodes[0].split("+")[0]
     parts = [first]

@@ -1,0 +1,90 @@
+"""Random patches of rendered frames, which a frame VAE is trained on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode
+from par_agent.data.index import HELD_OUT
+from par_agent.data.prefetch import prefetch
+from par_agent.errors import UserError
+from par_agent.utils.hdf5 import HDF5Reader
+
+
+class FrameSampler:
+    """Random square patches of random frames, fixed by seed and step."""
+
+    def __init__(self, paths: list[Path], camera: str, seed: int) -> None:
+        self.paths, self.camera, self.seed = paths, camera, seed
+
+    def patches(self, step: int, count: int, size: int | None) -> Tensor:
+        """(count, size, size, 3) uint8 patches; whole frames if ``size`` is None."""
+        generator = np.random.default_rng([self.seed, step])
+        images: list[np.ndarray] = []
+        for index in generator.integers(len(self.paths), size=count):
+            name = f"frames/{self.camera}"
+            with HDF5Reader(self.paths[index], ADVICE) as file:
+                frames, *extents, _ = file.check(name, np.uint8, IMAGES)
+                if not frames or min(extents) < (size or 1):
+                    raise file.damaged(f"{name} has {frames} frames of {extents[0]}x{extents[1]} pixels")
+                row = np.array([generator.integers(frames)])
+                image = file.array(name, np.uint8, IMAGES, rows=row)[0]
+            if size is not None:
+                top, left = (int(generator.integers(extent - size + 1)) for extent in image.shape[:2])
+                image = image[top : top + size, left : left + size]
+            elif images and image.shape != images[0].shape:
+                raise damaged_episode(self.paths[index], "its frames have another size than those of others")
+            images.append(image)
+        return torch.from_numpy(np.stack(images))
+
+    def batches(
+        self, start: int, steps: int, count: int, size: int
+    ) -> contextlib.AbstractContextManager[Iterator[Tensor]]:
+        """Patches of steps ``start`` to ``steps - 1``, made ahead in a thread that ends with the block."""
+        return prefetch(lambda step: self.patches(step, count, size), start, steps)
+
+
+def open_frames(folders: Sequence[Path], camera: str, patch: int, stride: int) -> tuple[list[Path], list[Path]]:
+    """Looks at one episode of each dataset before hours of training; returns the files of :func:`split_paths`.
+
+    Args:
+        folders: rendered datasets.
+        camera: the camera whose frames are used.
+        patch: side of the patches, pixels.
+        stride: pixels of a frame for one pixel of its latent, along each side.
+
+    Raises:
+        UserError: there are no datasets, or their frames do not fit the patches, the stride or one another.
+    """
+    datasets = [RenderedDataset(folder) for folder in folders]
+    if not datasets:
+        raise UserError("no rendered dataset given; name at least one with --data")
+    sizes = {}
+    for dataset in datasets:
+        dataset.check_camera(camera)
+        sizes[dataset.folder] = dataset.read(dataset.paths[0]).frames[camera].shape[1:3]
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{height}x{width} in {folder}" for folder, (height, width) in sizes.items())
+        raise UserError(f"the datasets' frames differ in size ({listed}); render them with one crop and size")
+    height, width = next(iter(sizes.values()))
+    if height % stride or width % stride:
+        raise UserError(
+            f"frames of {height}x{width} pixels do not divide by the VAE's stride, {stride}; render them with another "
+            "crop or size"
+        )
+    if patch > min(height, width):
+        raise UserError(f"patch is {patch}; patches do not fit frames of {height}x{width} pixels")
+    return split_paths(datasets)
+
+
+def split_paths(datasets: list[RenderedDataset]) -> tuple[list[Path], list[Path]]:
+    """Episode files for training and for validation, one in :data:`HELD_OUT` of each dataset."""
+    paths = [path for dataset in datasets for path in dataset.paths]
+    held = [path for dataset in datasets for path in dataset.paths[::HELD_OUT]]
+    return [path for path in paths if path not in set(held)] or paths, held
