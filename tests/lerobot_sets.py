@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from par_agent.data.episodes import RenderedDataset
+from par_agent.data.lerobot_features import LeRobotRequest
 from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_import import import_lerobot
-from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
+from par_agent.data.lerobot_plan import plan_import
 from par_agent.errors import UserError
 
 SIZE = (16, 24)

@@ -22,9 +22,10 @@ from par_agent.data.demos import DemoRequest, make_demos
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.lerobot_export import export_lerobot
+from par_agent.data.lerobot_features import LeRobotRequest
 from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_import import import_lerobot
-from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
+from par_agent.data.lerobot_plan import plan_import
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.evaluation.protocol import load_states, save_states
 from par_agent.evaluation.records import read_run

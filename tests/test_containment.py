@@ -12,9 +12,10 @@ import pytest
 from par_agent.data import lerobot
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.lerobot_export import export_lerobot
+from par_agent.data.lerobot_features import LeRobotRequest
 from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_import import import_lerobot
-from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
+from par_agent.data.lerobot_plan import plan_import
 from par_agent.data.media import decode_image, video_frames
 from par_agent.data.render_spec import RenderSpec
 from par_agent.errors import UserError

@@ -263,7 +263,7 @@ def test_joint_targets_follow_from_the_controller(mode: str, size: int, joints: 
 @pytest.mark.parametrize(
     ("change_to", "message"),
     [
-        ({"crop": (0, 0, 16, 16)}, r"rendered with crop \[4, 8, 16, 16\]; the policy .* --crop 0 0 16 16"),
+        ({"crop": (0, 0, 16, 16)}, r"rendered with crop \(4, 8, 16, 16\); the policy .* --crop 0 0 16 16"),
         (
             {"relative": (True,) * 6, "action_mean": SIX, "action_std": SIX},
             "has 8 numbers per action, the policy was trained with 6: another robot",

@@ -17,9 +17,10 @@ from par_agent.data import lerobot
 from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.lerobot_export import export_lerobot
+from par_agent.data.lerobot_features import LeRobotRequest
 from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_import import import_lerobot
-from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
+from par_agent.data.lerobot_plan import plan_import
 from par_agent.errors import UserError
 from rendered import write_dataset
 

@@ -12,9 +12,9 @@ import pytest
 from lerobot_sets import SIZE, TASKS, TOP, LeRobotSet, bring, image_feature, pixels, png, refused, vector
 from par_agent.cli import main
 from par_agent.data.episodes import RenderedDataset, read_episode
-from par_agent.data.lerobot_features import Feature, choose_keys
+from par_agent.data.lerobot_features import Feature, LeRobotRequest, choose_keys
 from par_agent.data.lerobot_folder import LeRobotFolder
-from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
+from par_agent.data.lerobot_plan import plan_import
 from par_agent.errors import UserError
 
 pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'par-agent[lerobot]'")
@@ -216,7 +216,7 @@ def test_joints_are_recognised_however_their_names_are_written(joints: Any, acti
     features = [Feature("image", "image", (8, 8, 3), None, {})]
     for name, size, names in zip(("state", "actions"), sizes, (joints, actions), strict=True):
         features.append(Feature(name, "float32", (size,), names, {}))
-    assert choose_keys(features, "it").called_like_joints == expected
+    assert choose_keys(features, "it", LeRobotRequest()).called_like_joints == expected
 
 
 def test_actions_of_which_nothing_is_known_are_asked_for(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import tyro
 
+from par_agent.data.lerobot_features import LeRobotRequest
 from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_import import import_lerobot
-from par_agent.data.lerobot_plan import LeRobotRequest, plan_import
+from par_agent.data.lerobot_plan import plan_import
 from par_agent.utils.checked import Checked
 
 

@@ -15,6 +15,7 @@ from par_agent.data import lerobot
 from par_agent.data.conventions import joint_targets
 from par_agent.errors import UserError
 from par_agent.tasks import UNKNOWN_CONTROLLER
+from par_agent.utils.checked import Length, Offset, Pixels
 
 STATES, ACTIONS, SUCCESSES = (lerobot.STATE, "state"), (lerobot.ACTION, "actions"), ("next.success", "success")
 """Usual names of state, actions and success."""
@@ -35,6 +36,39 @@ CONTROL_MODES = (
 """What actions may be: ManiSkill's controllers, or something else."""
 COUNTERS = {"timestamp", "frame_index", "episode_index", "index", "task_index", lerobot.DONE, lerobot.IS_NEW}
 """Features that every dataset has and that are not reported as unused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeRobotRequest:
+    """Which parts of a LeRobot dataset to read, and how."""
+
+    episodes: str | None = None
+    """Episodes to read, by number, such as 0-99,120. Default: all."""
+    include_failures: bool = False
+    """Reads also episodes in which the feature `next.success` or `success` is never true."""
+    skip_corrupt: bool = False
+    """Leaves out episodes that cannot be read, and names each."""
+    stride: Length | None = None
+    """Rows between stored frames: the chunk length, or a divisor of it for more starting points. Default: 8."""
+    cameras: tuple[str, ...] = ()
+    """Cameras by name, without `observation.images.`. Default: all colour cameras."""
+    crop: tuple[Offset, Offset, Pixels, Pixels] | None = None
+    """Top, left, height and width of the crop, in pixels of the images."""
+    size: tuple[Pixels, Pixels] | None = None
+    """Height and width of the stored frames, resized by area averaging."""
+    instruction: tuple[str, ...] = ()
+    """Language instruction of all episodes, or several wordings of it. Default: the dataset's tasks."""
+    control_mode: str | None = None
+    """Meaning of an action. `pd_joint_pos`: target positions of the joints in the state, in the same order; they are
+    learned relative to the measured joint positions. Another of ManiSkill's controllers, for example
+    `pd_ee_delta_pose`, or `unknown`: actions are learned unchanged. Default: derived from the features' names."""
+    image_key: tuple[str, ...] = ()
+    """Features of the cameras, each as `NAME=FEATURE` or `FEATURE`, for example `wrist=wrist_image`."""
+    state_key: tuple[str, ...] = ()
+    """Feature of the joint positions, or several to concatenate. Default: `observation.state` or `state`."""
+    action_key: tuple[str, ...] = ()
+    """Feature of the actions, or several to concatenate. Default: `action` or `actions`. `none`: reads videos without
+    actions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,36 +205,22 @@ class Keys:
         return any(targets) and all(joints[n] == actions[n] for n, target in enumerate(targets) if target)
 
 
-def choose_keys(
-    features: Sequence[Feature],
-    origin: str,
-    *,
-    image_key: Sequence[str] = (),
-    state_key: Sequence[str] = (),
-    action_key: Sequence[str] = (),
-    cameras: Sequence[str] = (),
-    video: bool = False,
-) -> Keys:
-    """Finds what is needed among a dataset's features; what is given by name is not searched for.
+def choose_keys(features: Sequence[Feature], origin: str, request: LeRobotRequest, *, video: bool = False) -> Keys:
+    """Finds cameras, state and actions among a dataset's features, first those that the request names.
 
-    Args:
-        features: of the dataset.
-        origin: the dataset, for messages.
-        image_key: each ``camera=feature``, or ``feature``.
-        state_key: names of features.
-        action_key: names of features, or :data:`NONE`.
-        cameras: names of the cameras to take; empty: all that show colours.
-        video: whether the dataset may lack actions.
+    ``origin`` names the dataset in messages; a dataset may lack actions if ``video`` is true.
 
     Raises:
         UserError: something is not found, or is ambiguous; an image that shows no colours.
     """
     known = {feature.name: feature for feature in features}
-    views = _cameras(known, origin, image_key, cameras)
-    state = _numbers(known, origin, state_key, STATES, "--state-key", "the robot's joint positions, or several")
+    views = _cameras(known, origin, request.image_key, request.cameras)
+    state = _numbers(known, origin, request.state_key, STATES, "--state-key", "the robot's joint positions, or several")
     action: tuple[Feature, ...] = ()
-    if list(action_key) != [NONE] and not (video and not set(known) & set(ACTIONS)):
-        action = _numbers(known, origin, action_key, ACTIONS, "--action-key", f"the actions, or {NONE} of videos")
+    if request.action_key != (NONE,) and not (video and not set(known) & set(ACTIONS)):
+        action = _numbers(
+            known, origin, request.action_key, ACTIONS, "--action-key", f"the actions, or {NONE} of videos"
+        )
     extra = {name.removeprefix(lerobot.EXTRA): f for name, f in known.items() if name.startswith(lerobot.EXTRA)}
     success = next((known[name] for name in SUCCESSES if name in known), None)
     used = {*views.values(), *state, *action, *extra.values(), success}

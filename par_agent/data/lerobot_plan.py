@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from par_agent.data import lerobot
 from par_agent.data.conventions import joint_targets
-from par_agent.data.lerobot_features import CONTROL_MODES, Feature, Keys, choose_keys
+from par_agent.data.lerobot_features import CONTROL_MODES, Feature, Keys, LeRobotRequest, choose_keys
 from par_agent.data.lerobot_folder import LeRobotFolder, whole_number
 from par_agent.data.render_spec import RenderSpec, wordings
 from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
@@ -21,42 +21,8 @@ from par_agent.data.tables import Table
 from par_agent.errors import UserError, user_errors
 from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import UNKNOWN_CONTROLLER
-from par_agent.utils.checked import Length, Offset, Pixels
 
 DEFAULT_STRIDE = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeRobotRequest:
-    """Which parts of a LeRobot dataset to read, and how."""
-
-    episodes: str | None = None
-    """Episodes to read, by number, such as 0-99,120. Default: all."""
-    include_failures: bool = False
-    """Reads also episodes in which the feature `next.success` or `success` is never true."""
-    skip_corrupt: bool = False
-    """Leaves out episodes that cannot be read, and names each."""
-    stride: Length | None = None
-    """Rows between stored frames: the chunk length, or a divisor of it for more starting points. Default: 8."""
-    cameras: tuple[str, ...] = ()
-    """Cameras by name, without `observation.images.`. Default: all colour cameras."""
-    crop: tuple[Offset, Offset, Pixels, Pixels] | None = None
-    """Top, left, height and width of the crop, in pixels of the images."""
-    size: tuple[Pixels, Pixels] | None = None
-    """Height and width of the stored frames, resized by area averaging."""
-    instruction: tuple[str, ...] = ()
-    """Language instruction of all episodes, or several wordings of it. Default: the dataset's tasks."""
-    control_mode: str | None = None
-    """Meaning of an action. `pd_joint_pos`: target positions of the joints in the state, in the same order; they are
-    learned relative to the measured joint positions. Another of ManiSkill's controllers, for example
-    `pd_ee_delta_pose`, or `unknown`: actions are learned unchanged. Default: derived from the features' names."""
-    image_key: tuple[str, ...] = ()
-    """Features of the cameras, each as `NAME=FEATURE` or `FEATURE`, for example `wrist=wrist_image`."""
-    state_key: tuple[str, ...] = ()
-    """Feature of the joint positions, or several to concatenate. Default: `observation.state` or `state`."""
-    action_key: tuple[str, ...] = ()
-    """Feature of the actions, or several to concatenate. Default: `action` or `actions`. `none`: reads videos without
-    actions."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +82,8 @@ def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
             unless such episodes are left out; or no episode is left.
     """
     with user_errors(f"{source.folder / lerobot.INFO}: "):
-        keys = choose_keys(
-            source.features,
-            str(source.folder),
-            image_key=request.image_key,
-            state_key=request.state_key,
-            action_key=request.action_key,
-            cameras=request.cameras,
-            video=source.export_record is not None,
-        )
+        video = source.export_record is not None
+        keys = choose_keys(source.features, str(source.folder), request, video=video)
     _check_options(source, request, keys)
     if not request.instruction:
         _ = source.tasks  # without which no episode can be read
