@@ -10,7 +10,7 @@ SHELL := bash
 help: ## show these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
 
-setup: ## make .venv, install everything, check that there is a renderer (again at no cost when done)
+setup: ## make .venv, install everything, check that there is a renderer (does nothing when already done)
 	@bash .ci/setup.sh
 
 benchmark: setup ## roll the bundled policy out: three tasks, 25 initial states, 1 policy seed (ARGS="..." adds options)
@@ -19,7 +19,7 @@ benchmark: setup ## roll the bundled policy out: three tasks, 25 initial states,
 benchmark-full: setup ## the paper's protocol: three tasks, 25 initial states, 5 policy seeds
 	$(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 5 $(ARGS)
 
-benchmark-robustness: setup ## unseen initial states and one change at a time, 25 rollouts a task each
+benchmark-robustness: setup ## other initial states, then one change at a time: 25 rollouts a task each
 	$(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 1 --state-seed 777000 --num-states 25 $(ARGS)
 	for variation in camera dim bright color delay shader; do \
 	  $(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 1 --variation $$variation $(ARGS) || exit; \

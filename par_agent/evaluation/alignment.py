@@ -42,11 +42,11 @@ AlignmentValues = dict[str, list[Any]]
 
 HEADER = ("task", "chunks ahead", "PSNR dB", "still PSNR dB", "encoder PSNR dB", "SSIM", "path cm")
 NOTE = (
-    "Imagined frames against those executed, means over all plans of all rollouts. Still: the frame read last in place "
-    "of the imagined one, to be beaten. Encoder: the true frame seen through the frame encoder, which imagined frames "
-    "cannot exceed by much. Path: mean distance between where the imagined actions command the end effector to be and "
-    "where it was, over the chunk; one chunk ahead, the imagined actions are the executed ones and what remains is the "
-    "controller's lag."
+    "Imagined frames compared with those that followed, means over all plans of all rollouts. Still: the frame "
+    "read last in place of the imagined one; imagination should beat it. Encoder: the true frame after encoding and "
+    "decoding; imagination can hardly exceed it. Path: mean distance over the chunk between the position of the end "
+    "effector that the imagined actions command and the measured one. One chunk ahead the imagined actions are the "
+    "executed ones, so the distance is the controller's lag."
 )
 
 
