@@ -132,7 +132,14 @@ def test_nodes_make_the_same_files_as_this_machine(local_cluster: Any, tmp_path:
 @pytest.mark.slow
 def test_nodes_render_recorded_episodes_that_only_this_machine_has(local_cluster: Any, tmp_path: Path) -> None:
     record(tmp_path / "trajectory.h5", "PushCube-v1", (3, 5), {})
-    arguments = ["render", "--trajectory", str(tmp_path / "trajectory.h5"), "--cameras", "base_camera"]
+    arguments = [
+        "render",
+        "--trajectory",
+        str(tmp_path / "trajectory.h5"),
+        "--cameras",
+        "base_camera",
+        "--include-failures",
+    ]
     assert main([*arguments, "--out", str(tmp_path / "local")]) == 0
     assert main([*arguments, "--out", str(tmp_path / "nodes"), "--cluster", local_cluster.address]) == 0
     files = files_below(tmp_path / "local")
