@@ -94,7 +94,7 @@ def test_shares_of_attention_sum_to_one_and_past_frames_need_a_past() -> None:
 def test_figures_are_drawn(tmp_path: Any) -> None:
     maps = policy_maps(3, 4)
     frames = {step: np.full((16, 16, 3), 90, np.uint8) for step in maps}
-    rollout = AttentionRollout("PushCube, state 0, policy seed 0", ("push",), maps, frames)
+    rollout = AttentionRollout("PushCube, state 0, policy seed 0", maps, frames)
     draw_tokens(rollout, tmp_path / "tokens.png", 2, 9)
     draw_overlays(rollout, tmp_path / "frames.png", None, 1)
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("tokens.png", "frames.png"))

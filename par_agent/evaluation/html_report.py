@@ -30,16 +30,13 @@ def html_report(run: RunInfo, results: list[TaskResult], records: list[Record], 
         records: the run's records.
         source: where the figures come from, as :func:`par_agent.evaluation.provenance.provenance` gives it.
     """
-    import jinja2
-
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("par_agent.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     config = run.config
     failures = run.folder / FAILURES_SECTION
     grids = [_grid(run, task, [record for record in records if record["task"] == task]) for task in run.tasks]
     cells = [cell for grid in grids for row in grid["rows"] for cell in row["cells"] if cell is not None]
-    return templates.get_template("report_template.html").render(
+    return render_page(
+        "par_agent.evaluation",
+        "report_template.html",
         label=config.policy.label,
         track=config.track,
         protocol_label=config.protocol_label,
@@ -57,6 +54,16 @@ def html_report(run: RunInfo, results: list[TaskResult], records: list[Record], 
         comparison_header=("method", "source", *run.tasks),
         comparison=comparison_rows(results, config.policy.label, run.tasks),
         provenance=_provenance_rows(source),
+    )
+
+
+def render_page(package: str, template: str, **values: Any) -> str:
+    """A package's jinja2 template as HTML; values are escaped, and a missing one is an error."""
+    import jinja2
+
+    options: Any = {"autoescape": True, "undefined": jinja2.StrictUndefined}
+    return (
+        jinja2.Environment(loader=jinja2.PackageLoader(package, "."), **options).get_template(template).render(values)
     )
 
 

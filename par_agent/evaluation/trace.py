@@ -50,21 +50,23 @@ class Trace:
 
 
 def check_imagines(policy: Any) -> None:
-    """Checks that a policy can imagine.
-
-    Raises:
-        UserError: it is no PAR policy, or one without the frame path.
-    """
+    """Raises UserError for a policy that is not PAR, or has no frame path."""
     checkpoint = getattr(policy, "checkpoint", None)
     if checkpoint is None or not hasattr(policy, "imagine"):
         raise UserError(
-            f"policy {type(policy).__name__} imagines no frames; what compares imagined with executed needs a PAR "
-            "checkpoint"
+            f"policy {type(policy).__name__} imagines no frames; give a PAR checkpoint"
         )
     if not checkpoint.model.config.imagination:
         raise UserError(
             f"{checkpoint.model.config.name} predicts no frames: it was built without its frame path (imagination)"
         )
+
+
+def read_frames(policy: PARPolicy, observation: dict[str, Any]) -> np.ndarray:
+    """The frames (B, H, W, 3) uint8 of an observation, cropped and resized as the policy's model sees them."""
+    images = observation["sensor_data"][policy.transforms.camera]["rgb"]
+    frames: np.ndarray = policy.transforms.frames(images).cpu().numpy()
+    return frames
 
 
 class RolloutTracer(RolloutObserver):
@@ -74,7 +76,7 @@ class RolloutTracer(RolloutObserver):
         env: the environments.
         policy: a PAR policy with a frame path.
         chunks: how far ahead to imagine in every plan (K), at least 1.
-        chunks_at_start: the same for the first plan; None: as in all others.
+        chunks_at_start: the same for the first plan; None: ``chunks``.
 
     Raises:
         UserError: the policy cannot imagine.
@@ -91,10 +93,10 @@ class RolloutTracer(RolloutObserver):
 
     def before_plan(self, observation: dict[str, Any]) -> None:
         first = not self.traces[0].plans
-        seen = self.policy.transforms.frames(observation["sensor_data"][self.policy.transforms.camera]["rgb"])
+        read = read_frames(self.policy, observation)
         self.policy.plan(observation)
         imagined = self.policy.imagine(self._chunks_at_start if first else self._chunks)
-        read, frames, actions = (tensor.cpu().numpy() for tensor in (seen, imagined.frames, imagined.actions))
+        frames, actions = imagined.frames.cpu().numpy(), imagined.actions.cpu().numpy()
         for row, (trace, joints) in enumerate(zip(self.traces, self._joints(), strict=True)):
             trace.plans.append(Plan(len(trace.actions), read[row], joints, frames[row], actions[row]))
             if first:

@@ -1,12 +1,8 @@
-"""One simulation that goes on step by step, with what the policy predicts and where it attends.
-
-Letter: H x W pixels an image.
-"""
+"""One simulation that goes on step by step, with what the policy predicts and where it attends."""
 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,11 +13,13 @@ import numpy as np
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.rollout import derive_seed
+from par_agent.evaluation.trace import read_frames
 from par_agent.play.inputs import pixel, whole
 from par_agent.tasks import resolve_task
 from par_agent.visualization.attention import frame_weights
 from par_agent.visualization.causes import GOALS
 from par_agent.visualization.session import RolloutSession
+from par_agent.visualization.style import smooth
 
 REACH = 0.85
 """How far from the robot's base an object may be put, metres."""
@@ -34,12 +32,13 @@ class View:
     """What the page shows."""
 
     image: np.ndarray
-    """(H, W, 3) uint8: the simulator's, of the task's render camera."""
+    """(H, W, 3) uint8 of the task's render camera."""
     predicted: np.ndarray | None
-    """(H, W, 3) uint8: the frame that the policy expects at the end of the current chunk; None before its first plan
-    and of a policy without frame path."""
+    """(h, w, 3) uint8 frame that the policy expects after its chunk; None before its first plan and without frame
+    path."""
     attention: np.ndarray | None
-    """(H, W, 3) uint8: where its action tokens attend in the frame that it read last, mean over layers and heads."""
+    """(h, w, 3) uint8: where its action tokens attend in the frame read last, mean over layers and heads; None before
+    its first plan."""
     steps: int
     """Control steps executed."""
     solved: bool
@@ -61,20 +60,19 @@ P = ParamSpec("P")
 
 
 def _in_turn(method: Callable[Concatenate[Live, P], View]) -> Callable[Concatenate[Live, P], View]:
-    """Runs a method in the thread of simulator and policy, one call at a time."""
+    """Runs a method in the one thread of simulator and policy."""
 
     @functools.wraps(method)
     def call(self: Live, *args: P.args, **kwargs: P.kwargs) -> View:
-        with self._lock:
-            return self._thread.submit(method, self, *args, **kwargs).result()
+        return self._thread.submit(method, self, *args, **kwargs).result()
 
     return call
 
 
 class Live:
-    """One rollout that anyone may push on; simulator and policy live in a thread of their own.
+    """One rollout that goes on by calls from any thread; simulator and policy have a thread of their own.
 
-    Use it as a context manager: leaving it frees the simulation, also in the middle of a rollout.
+    Leaving it as a context manager frees the simulation.
 
     Raises:
         UserError: the policy does not fit the task, or there is no such task or state.
@@ -82,12 +80,8 @@ class Live:
 
     def __init__(self, source: PolicySource, task: str, state: int) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="simulation")
-        self._lock = threading.Lock()
         self._loaded: tuple[PolicySource, str] | None = None
         self._open: RolloutSession | None = None
-        self._predicted: np.ndarray | None = None
-        self._attention: np.ndarray | None = None
-        self._steps, self._solved = 0, False
         try:
             self.load(source, task, state)
         except BaseException:
@@ -101,7 +95,7 @@ class Live:
         self.close()
 
     def close(self) -> None:
-        """Frees the simulation; again at no cost."""
+        """Frees the simulation."""
         if self._open is not None:
             self._thread.submit(self._open.env.close).result()
             self._open = None
@@ -123,7 +117,8 @@ class Live:
         initial = self._session.state(state)
         self._session.env.reset([initial])
         self._session.policy.reset(seed=derive_seed(0, initial.env_seed))
-        self._predicted = self._attention = None
+        self._predicted: np.ndarray | None = None
+        self._attention: np.ndarray | None = None
         self._steps, self._solved = 0, False
         if self._session.spec.name in GOALS:
             self._lying = self._object.pose.sp  # objects lie on the table at the start
@@ -145,7 +140,7 @@ class Live:
 
     @_in_turn
     def view(self) -> View:
-        """What is there now."""
+        """What the page shows now."""
         return self._view()
 
     @_in_turn
@@ -160,14 +155,10 @@ class Live:
 
     @_in_turn
     def drag_object(self, start: tuple[float, float], end: tuple[float, float]) -> View:
-        """Drags the task's object over the table, wherever it is now, as the simulator's image shows it.
-
-        Args:
-            start: (x, y) of a pixel that shows the object.
-            end: (x, y) of the pixel to which that point of it goes.
+        """Drags the task's object over the table: its point that the pixel `start` (x, y) shows goes to `end`.
 
         Raises:
-            UserError: the task has no object that is known here, ``start`` does not show it, or ``end`` shows no place
+            UserError: the task has no object that is known here, `start` does not show it, or `end` shows no place
                 within reach.
         """
         start, end, moved = pixel(start), pixel(end), self._object
@@ -201,12 +192,7 @@ class Live:
         return View(image, self._predicted, self._attention, self._steps, self._solved, self._finished, position)
 
     def _move(self, moved: Any, place: np.ndarray) -> View:
-        """Lays an object at rest somewhere, turned as at the start.
-
-        Args:
-            moved: ManiSkill's actor.
-            place: (3,) of its centre, metres; not finite where there is no such place.
-        """
+        """Lays an actor at rest, its centre at `place` ((3,) metres; NaN: there is none), turned as at the start."""
         import sapien
 
         base = self._session.env.simulation.agent.robot.pose.sp.p
@@ -229,9 +215,8 @@ class Live:
     def _plan(self, observation: dict[str, Any]) -> None:
         """Predicts and attends as the next ``act`` will."""
         policy = self._session.policy
-        frame = policy.transforms.frames(observation["sensor_data"][policy.transforms.camera]["rgb"])[0].cpu().numpy()
         weights = frame_weights(policy.attention(observation), None, None)
-        self._attention = _overlay(frame, weights[max(weights)])
+        self._attention = _overlay(read_frames(policy, observation)[0], weights[max(weights)])
         if policy.checkpoint.model.config.imagination:
             frames = policy.plan(observation, frames=True).frames
             assert frames is not None
@@ -248,10 +233,6 @@ def _overlay(frame: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """A frame (H, W, 3) uint8 with weights over it, the largest opaque."""
     import cv2
 
-    height, width = frame.shape[:2]
-    smooth = cv2.resize(weights.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-    share = (smooth / max(float(weights.max()), 1e-9)).clip(0, 1)[..., None]
+    share = (smooth(weights, frame.shape) / max(float(weights.max()), 1e-9)).clip(0, 1)[..., None]
     colours = cv2.applyColorMap((255 * share).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    mixed = frame * (1 - 0.75 * share) + colours * 0.75 * share
-    image: np.ndarray = mixed.round().astype(np.uint8)
-    return image
+    return np.round(frame * (1 - 0.75 * share) + colours * 0.75 * share).astype(np.uint8)

@@ -1,14 +1,15 @@
 """The page of `par-agent play`: gradio components around a :class:`~par_agent.play.live.Live`, behind a token."""
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
-from par_agent.play.inputs import pixel, short
+from par_agent.play.inputs import pixel
 from par_agent.tasks import PROTOCOL_STATES
+from par_agent.utils.json_fields import short
 from par_agent.visualization.causes import GOALS
 
 if TYPE_CHECKING:
@@ -27,11 +28,7 @@ KEPT = 60
 
 
 def import_gradio() -> Any:
-    """The UI library.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The UI library; raises UserError where it is not installed."""
     try:
         import gradio
     except ImportError as error:
@@ -40,14 +37,7 @@ def import_gradio() -> Any:
 
 
 def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state: int) -> Any:
-    """The page's gradio blocks.
-
-    Args:
-        live: what it shows.
-        policies: those to choose from, by name.
-        task: the task loaded.
-        state: the initial state loaded.
-    """
+    """The page's gradio blocks: what is `live` shown, of a task and initial state, and `policies` to choose from."""
     gr = import_gradio()
     tasks = [task, *(name for name in GOALS if name != task)]
     with gr.Blocks(title="par_agent", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
@@ -70,24 +60,24 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
         timer = gr.Timer(TICK, active=False)
         outputs = [image, predicted, attended, status]
 
-        # gradio sends on whatever a request holds: what comes from the page is looked at as what comes from anywhere.
+        # gradio passes on whatever a request holds, so its values are checked like those of a stranger.
         def load(policy: Any, task: Any, state: Any) -> Any:
-            return _shown(_told(gr, lambda: live.load(policies[chosen(policy, policies)], chosen(task, tasks), state)))
+            return _show(gr, lambda: live.load(policies[chosen(policy, policies)], chosen(task, tasks), state))
 
         def drag(event: gr.EventData) -> Any:  # type: ignore[name-defined]  # gradio needs a type here, not text
-            return _shown(_told(gr, lambda: dragged(live, *(getattr(event, end, None) for end in ("start", "end")))))
+            return _show(gr, lambda: dragged(live, getattr(event, "start", None), getattr(event, "end", None)))
 
         def tick() -> Any:
             view = live.step(STEPS_A_TICK)
             # A tick that was under way when pause was clicked must not wake the timer again.
-            return *_shown(view), gr.Timer(active=False) if view.finished else gr.skip()
+            return *_show(gr, lambda: view), gr.Timer(active=False) if view.finished else gr.skip()
 
         one: dict[str, Any] = {"concurrency_id": "simulation", "concurrency_limit": 1, "show_progress": "hidden"}
-        page.load(lambda: _shown(live.view()), None, outputs, **one)
+        page.load(lambda: _show(gr, live.view), None, outputs, **one)
         timer.tick(tick, None, [*outputs, timer], trigger_mode="once", **one)
         run.click(lambda: gr.Timer(active=True), None, timer)
         pause.click(lambda: gr.Timer(active=False), None, timer)
-        step.click(lambda: _shown(live.step()), None, outputs, **one)
+        step.click(lambda: _show(gr, live.step), None, outputs, **one)
         for event in (reset.click, chosen_policy.input, chosen_task.input, chosen_state.release):
             stopped = event(lambda: gr.Timer(active=False), None, timer)
             stopped.then(load, [chosen_policy, chosen_task, chosen_state], outputs, **one)
@@ -96,11 +86,7 @@ def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state
 
 
 def chosen(name: Any, known: Iterable[str]) -> str:
-    """What was chosen in a menu.
-
-    Raises:
-        UserError: it is not in the menu.
-    """
+    """What was chosen in a menu; raises UserError for what is not in it."""
     if not isinstance(name, str) or name not in known:
         raise UserError(f"{short(name)} is not in the menu; it has: {', '.join(known)}")
     return name
@@ -121,8 +107,8 @@ def dragged(live: "Live", start: Any, end: Any) -> "View":
 def _draggable(gr: Any) -> Any:
     """What goes around an image; its release event has the pixels ``start`` and ``end`` of a drag, [x, y] each."""
     marked = "@children<div class='marker'></div>"
-    looks: dict[str, Any] = {"html_template": marked, "css_template": "gap: 0;", "min_width": 160}
-    return gr.HTML(js_on_load=_read("drag.js"), elem_id="draggable", **looks)
+    options: dict[str, Any] = {"html_template": marked, "css_template": "gap: 0;", "min_width": 160}
+    return gr.HTML(js_on_load=_read("drag.js"), elem_id="draggable", **options)
 
 
 def _read(name: str) -> str:
@@ -130,25 +116,17 @@ def _read(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _shown(view: "View") -> tuple[Any, ...]:
+def _show(gr: Any, action: Callable[[], "View"]) -> tuple[Any, ...]:
+    """What the page shows after an action; bad input becomes a message on it."""
+    try:
+        view = action()
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from None
     return view.image, view.predicted, view.attention, view.status
 
 
-def _told(gr: Any, action: Any) -> Any:
-    """Does something; bad input becomes a message on the page."""
-    try:
-        return action()
-    except UserError as error:
-        raise gr.Error(str(error), print_exception=False) from None
-
-
 class TokenGate:
-    """Lets nobody through who does not have the token: other paths than ``/<token>/…`` get status 403.
-
-    Args:
-        app: what is behind the gate, an ASGI application mounted under ``/<token>``.
-        token: the secret first part of every path.
-    """
+    """Refuses with status 403 every path but those of an ASGI application mounted under ``/<token>``."""
 
     def __init__(self, app: Any, token: str) -> None:
         self._app, self._token = app, token
@@ -196,5 +174,4 @@ def guarded(page: Any, token: str) -> Any:
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     looks: dict[str, Any] = {"theme": theme, "css": _read("page.css"), "footer_links": []}
-    mounted = gr.mount_gradio_app(app, page, path=f"/{token}", ssr_mode=False, **looks)
-    return TokenGate(mounted, token)
+    return TokenGate(gr.mount_gradio_app(app, page, path=f"/{token}", ssr_mode=False, **looks), token)

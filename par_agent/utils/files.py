@@ -160,8 +160,13 @@ def write_json(path: Path, content: Any) -> None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     except ValueError:
         raise UserError(f"{path} cannot be written: NaN or infinity is among its numbers") from None
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_file(path: Path) -> None:

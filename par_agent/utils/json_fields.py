@@ -97,9 +97,8 @@ def check(name: str, value: Any, hint: Any) -> None:
             check(name, value, found[0])
     elif _has_entries(hint):
         _check_entries(name, value, hint)
-    elif not _fits(value, hint):
-        given = repr(value)
-        raise UserError(f"{name} is {given[:60]}{'...' * (len(given) > 60)}; expected {_describe(hint)}")
+    elif not fits(value, hint):
+        raise UserError(f"{name} is {short(value)}; expected {_describe(hint)}")
 
 
 def _has_entries(hint: Any) -> bool:
@@ -149,15 +148,22 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return Union if kind is types.UnionType else kind, get_args(hint)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def short(value: Any) -> str:
+    """What a message shows of a value."""
+    text = repr(value)
+    return f"{text[:60]}{'...' * (len(text) > 60)}"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a type as :func:`check` takes it, but for those whose entries it looks at."""
     kind, parts = _parts(hint)
     if kind is Union:
-        return any(_fits(value, part) for part in parts)
+        return any(fits(value, part) for part in parts)
     if kind is Literal:
         return value in parts
     if kind is tuple:
         return isinstance(value, list | tuple) and (
-            len(value) == len(_of_entries(value, parts)) and all(map(_fits, value, _of_entries(value, parts)))
+            len(value) == len(_of_entries(value, parts)) and all(map(fits, value, _of_entries(value, parts)))
         )
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
@@ -180,7 +186,7 @@ def _describe(hint: Any) -> str:
 def _converted(value: Any, hint: Any) -> Any:
     kind, parts = _parts(hint)
     if kind is Union:
-        return _converted(value, next(part for part in parts if _fits(value, part)))
+        return _converted(value, next(part for part in parts if fits(value, part)))
     if kind is tuple:
         return tuple(map(_converted, value, _of_entries(value, parts)))
     return Path(value) if kind is Path else value

@@ -10,15 +10,22 @@ import numpy as np
 import torch
 
 from par_agent.errors import UserError
-from par_agent.evaluation.rollout import RolloutObserver
 from par_agent.modeling.attention_maps import AttentionMaps
-from par_agent.simulation.environment import StepResult
 from par_agent.visualization.session import FrameObserver, RolloutSession
-from par_agent.visualization.style import COLOURS, SOFT, TEXT, clean_axis, draw_header, new_figure, save, show_image
+from par_agent.visualization.style import (
+    COLOURS,
+    SOFT,
+    TEXT,
+    clean_axis,
+    evenly,
+    headed_figure,
+    save,
+    show_image,
+    smooth,
+)
 
 if TYPE_CHECKING:
     from par_agent.modeling.config import EncoderConfig
-    from par_agent.policy.par_policy import PARPolicy
 
 KINDS = ("text", "past frames", "current frame", "joints", "actions")
 """What the keys of attention are."""
@@ -28,19 +35,16 @@ MAP = "cividis"
 """Colours of weights."""
 
 
-class AttentionTracer(RolloutObserver):
-    """Keeps the attention of every plan of one rollout."""
+class _AttentionObserver(FrameObserver):
+    """Keeps the attention of every plan of one rollout, beside the frames."""
 
-    def __init__(self, policy: PARPolicy) -> None:
-        self._policy, self._taken = policy, 0
+    def __init__(self, session: RolloutSession) -> None:
+        super().__init__(session, session.spec.max_steps)
         self.maps: dict[int, AttentionMaps] = {}
-        """By the number of control steps executed before."""
 
     def before_plan(self, observation: dict[str, Any]) -> None:
-        self.maps[self._taken] = self._policy.attention(observation)
-
-    def after_step(self, actions: torch.Tensor, result: StepResult) -> None:
-        self._taken += 1
+        super().before_plan(observation)
+        self.maps[self.steps] = self.policy.attention(observation)
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,10 @@ class AttentionRollout:
 
     title: str
     """Task, initial state, policy seed."""
-    words: tuple[str, ...]
-    """The instruction's words."""
     maps: dict[int, AttentionMaps]
-    """By control step."""
+    """Of every plan, by the number of control steps executed before."""
     frames: dict[int, np.ndarray]
-    """(H, W, 3) uint8 as the model sees them, by control step."""
+    """(H, W, 3) uint8 as the model sees them, likewise."""
 
     @property
     def plan_steps(self) -> list[int]:
@@ -65,32 +67,26 @@ class AttentionRollout:
 def record_attention(
     session: RolloutSession, state: int, policy_seed: int, *, layer: int | None = None, head: int | None = None
 ) -> AttentionRollout:
-    """Rolls a policy out once and keeps its attention; see :func:`par_agent.visualization.rollout.record_rollout`.
+    """Repeats a rollout of the benchmark and keeps its attention.
 
     Args:
         session: task and policy.
         state: number of the initial state.
-        policy_seed: as in the benchmark, whose rollout this repeats.
-        layer: a layer, from 1, that the model has to have.
-        head: a head, from 1, that it has to have.
+        policy_seed: as in the benchmark.
+        layer: a layer that will be drawn, from 1; None: any.
+        head: a head that will be drawn, from 1; None: any.
 
     Raises:
         UserError: there is no such state, layer or head, or the policy has no attention.
     """
-    policy = session.policy
-    check_choice(policy.checkpoint.model.config.nova.video_encoder, layer, head)
-    tracer, observer = AttentionTracer(policy), FrameObserver(session.env, policy.transforms, session.spec.max_steps)
-    session.roll_out(state, policy_seed, [tracer, observer])
-    words = tuple(session.instruction.split())
-    return AttentionRollout(session.title(state, policy_seed), words, tracer.maps, observer.frames)
+    check_choice(session.policy.checkpoint.model.config.nova.video_encoder, layer, head)
+    observer = _AttentionObserver(session)
+    session.roll_out(state, policy_seed, [observer])
+    return AttentionRollout(session.title(state, policy_seed), observer.maps, observer.frames)
 
 
 def check_choice(encoder: EncoderConfig, layer: int | None, head: int | None) -> None:
-    """Checks a choice of layer and head, counted from 1; None chooses none.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Raises UserError for a layer or head, counted from 1, that the model does not have; None chooses none."""
     for name, value, count in (("layer", layer, encoder.depth), ("head", head, encoder.heads)):
         if value is not None and not 1 <= value <= count:
             raise UserError(f"{name} is {value}; this model has {name}s 1 to {count}")
@@ -98,7 +94,7 @@ def check_choice(encoder: EncoderConfig, layer: int | None, head: int | None) ->
 
 def shares(maps: AttentionMaps) -> np.ndarray:
     """(layers, heads, 5) mean share of the action tokens' attention on each of :data:`KINDS`; they sum to 1."""
-    weights = maps.weights[:, 0, :, maps.frame_tokens :].mean(2)
+    weights = _action_weights(maps)
     found = weights.new_zeros(*weights.shape[:2], len(KINDS))
     found[..., 0] = weights[..., : maps.prefix].sum(-1)
     patches, steps = maps.patches[0] * maps.patches[1], maps.steps[0].tolist()
@@ -129,11 +125,9 @@ def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, plan: int) ->
     heads = len(weights)
     columns = min(heads, 3)
     rows = -(-heads // columns)
-    figure = new_figure(4.3 * columns, 3.5 * rows + 1.0)
-    parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 3.5 * rows])
-    header, body = parts
     text = f"layer {layer}; maps: the plan at step {step}; areas: action tokens, all plans"
-    draw_header(header, f"Attention: {rollout.title}", text)
+    height = 3.5 * rows
+    figure, [body] = headed_figure(4.3 * columns, height + 1.0, [height], f"Attention: {rollout.title}", text)
     grid = body.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.3, 1.0] * rows)
     top = float(np.quantile(weights[..., keys], 0.995))
     image = None
@@ -157,26 +151,22 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
         layer: counted from 1; None: the mean over layers.
         head: counted from 1; None: the mean over heads.
     """
-    steps = rollout.plan_steps
-    chosen = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(MOMENTS, len(steps)))})
+    steps = [rollout.plan_steps[i] for i in evenly(len(rollout.maps), MOMENTS)]
     slots = rollout.maps[steps[0]].steps.shape[1]
-    figure = new_figure(1.9 * len(chosen) + 1.2, 1.95 * slots + 0.75)
-    parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 1.95 * slots])
-    header, body = parts
     where = "mean over layers" if layer is None else f"layer {layer}"
     which = "mean over heads" if head is None else f"head {head}"
-    draw_header(header, f"Attention of the action tokens: {rollout.title}", f"{where}, {which}")
-    axes = body.subplots(slots, len(chosen), squeeze=False)
-    found = [frame_weights(rollout.maps[steps[i]], layer, head) for i in chosen]
+    title, height = f"Attention of the action tokens: {rollout.title}", 1.95 * slots
+    figure, [body] = headed_figure(1.9 * len(steps) + 1.2, height + 0.75, [height], title, f"{where}, {which}")
+    axes = body.subplots(slots, len(steps), squeeze=False)
+    found = [frame_weights(rollout.maps[step], layer, head) for step in steps]
     top = max(float(grid.max()) for by_step in found for grid in by_step.values())
     image = None
     for column, by_step in enumerate(found):
         for row, step in enumerate(sorted(by_step, reverse=True)):
-            axis, frame = axes[row, column], rollout.frames[steps[step]]
-            image = _overlay(axis, frame, by_step[step], top)
-            share = f"{100 * by_step[step].sum():.0f}%"
-            when = f"plan at step {steps[step]}" if row == 0 else f"frame of step {steps[step]}"
-            axis.set_xlabel(f"{when}: {share}", fontsize=7.5, color=TEXT if row == 0 else SOFT, labelpad=2)
+            when, share = "plan at" if row == 0 else "frame of", 100 * by_step[step].sum()
+            frame_step = rollout.plan_steps[step]
+            caption = f"{when} step {frame_step}: {share:.0f}%"
+            image = _overlay(axes[row, column], rollout.frames[frame_step], by_step[step], top, caption)
         for row in range(len(by_step), slots):
             show_image(axes[row, column], None)
     for row in range(slots):
@@ -189,7 +179,7 @@ def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head
 
 def frame_weights(maps: AttentionMaps, layer: int | None, head: int | None) -> dict[int, np.ndarray]:
     """(rows, columns) weights of the mean action token on a frame's patches, by the control step of the frame."""
-    layers = maps.weights[:, 0, :, maps.frame_tokens :].mean(2)
+    layers = _action_weights(maps)
     weights = layers.mean(0) if layer is None else layers[layer - 1]
     chosen = weights.mean(0) if head is None else weights[head - 1]
     found = {}
@@ -200,16 +190,19 @@ def frame_weights(maps: AttentionMaps, layer: int | None, head: int | None) -> d
     return found
 
 
-def _overlay(axis: Any, frame: np.ndarray, weights: np.ndarray, top: float) -> Any:
-    """A pale frame with weights over it, smooth between the patches' centres."""
+def _action_weights(maps: AttentionMaps) -> torch.Tensor:
+    """(layers, heads, S) the mean weights of the first row's action tokens."""
+    return maps.weights[:, 0, :, maps.frame_tokens :].mean(2)
+
+
+def _overlay(axis: Any, frame: np.ndarray, weights: np.ndarray, top: float, caption: str) -> Any:
+    """Shows a pale frame with weights over it."""
     import cv2
 
-    height, width = frame.shape[:2]
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[..., None]
-    show_image(axis, None)
-    axis.imshow((0.5 * frame + 0.5 * grey).astype(np.uint8))
-    smooth = cv2.resize(weights.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC).clip(0, top)
-    return axis.imshow(smooth, cmap="inferno", vmin=0, vmax=top, alpha=0.15 + 0.7 * smooth / top)
+    show_image(axis, (0.5 * frame + 0.5 * grey).astype(np.uint8), "none", caption)
+    shown = smooth(weights, frame.shape).clip(0, top)
+    return axis.imshow(shown, cmap="inferno", vmin=0, vmax=top, alpha=0.15 + 0.7 * shown / top)
 
 
 def _visible_keys(maps: AttentionMaps) -> tuple[np.ndarray, list[tuple[float, str]], list[float]]:

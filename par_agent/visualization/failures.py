@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from par_agent.errors import UserError
-from par_agent.evaluation.html_report import FAILURES_SECTION
+from par_agent.evaluation.html_report import FAILURES_SECTION, render_page
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import protocol_file, states_checksum
-from par_agent.evaluation.records import MADE_STATES, Record, read_run
+from par_agent.evaluation.records import MADE_STATES, Record, read_run, record_key
 from par_agent.tasks import TaskSpec, resolve_task
-from par_agent.utils.files import atomic_path, read_json, write_json
+from par_agent.utils.files import read_json, write_json, write_text
 from par_agent.visualization.causes import CAUSES, GOALS, ObjectTrace, ObjectTracer, find_goal, propose_cause
 from par_agent.visualization.session import FrameObserver, RolloutSession
 from par_agent.visualization.style import (
@@ -33,8 +33,8 @@ from par_agent.visualization.style import (
     SOFT,
     TEXT,
     clean_axis,
-    draw_header,
-    new_figure,
+    evenly,
+    headed_figure,
     save,
     show_image,
 )
@@ -124,45 +124,36 @@ class FailedRun:
             limit: failures drawn per task; None: all.
         """
         failures = []
+        track, variation = self.identity["track"], self.identity["variation"]
         for task in sorted({group[0]["task"] for group in self.groups}):
+            spec = resolve_task(task)
             groups = [group for group in self.groups if group[0]["task"] == task][:limit]
-            failures += self._draw_task(resolve_task(task), groups, on_failure)
+            with RolloutSession(spec, self.source, track, self.states_file, variation=variation) as session:
+                for group in groups:
+                    failures.append(self._draw_group(session, group))
+                    on_failure(failures[-1])
         return failures
 
-    def _draw_task(
-        self, spec: TaskSpec, groups: list[list[Record]], on_failure: Callable[[Failure], None]
-    ) -> list[Failure]:
-        failures: list[Failure] = []
-        variation = self.identity["variation"]
-        track = self.identity["track"]
-        with RolloutSession(spec, self.source, track, self.states_file, variation=variation) as session:
-            for group in groups:
-                first = group[0]
-                seeds = tuple(record["policy_seed"] for record in group)
-                path = self.folder / "failures" / f"{spec.name}_state{first['state']:02d}_seed{seeds[0]}.json"
-                if path.exists() and path.with_suffix(".png").exists():
-                    failure = Failure(**{**read_json(path), "policy_seeds": seeds})
-                else:
-                    failure = _repeat(session, first, seeds, path.with_suffix(".png"))
-                    write_json(path, asdict(failure))
-                failures.append(failure)
-                on_failure(failure)
-        return failures
+    def _draw_group(self, session: RolloutSession, group: list[Record]) -> Failure:
+        """Repeats and draws the first of some rollouts with equal actions, unless it is drawn already."""
+        first, seeds = group[0], tuple(record["policy_seed"] for record in group)
+        path = self.folder / "failures" / f"{first['task']}_state{first['state']:02d}_seed{seeds[0]}.json"
+        picture = path.with_suffix(".png")
+        if path.exists() and picture.exists():
+            return Failure(**{**read_json(path), "policy_seeds": seeds})
+        failure, repeated, draw = examine(session, first["state"], seeds)
+        draw(picture)
+        failure = replace(failure, repeated=repeated["actions_sha256"] == first["actions_sha256"])
+        write_json(path, asdict(failure))
+        return failure
 
 
 def _same_actions(records: list[Record]) -> list[list[Record]]:
     """Rollouts of one state that executed the same actions, together, by task, state and policy seed."""
     groups: dict[tuple[str, int, str], list[Record]] = {}
-    for record in sorted(records, key=lambda r: (r["task"], r["state"], r["policy_seed"])):
+    for record in sorted(records, key=record_key):
         groups.setdefault((record["task"], record["state"], record["actions_sha256"]), []).append(record)
     return list(groups.values())
-
-
-def _repeat(session: RolloutSession, record: Record, seeds: tuple[int, ...], picture: Path) -> Failure:
-    """Rolls one failure out again and draws it."""
-    failure, repeated, draw = examine(session, record["state"], seeds)
-    draw(picture)
-    return replace(failure, repeated=repeated["actions_sha256"] == record["actions_sha256"])
 
 
 def examine(
@@ -173,35 +164,24 @@ def examine(
     Returns:
         What was found, as if it were a failure, the rollout's record, and a function that draws it into a PNG.
     """
-    tracer = ObjectTracer(session.env)
-    observer = FrameObserver(session.env, session.policy.transforms, session.spec.max_steps)
+    tracer, observer = ObjectTracer(session.env), FrameObserver(session, session.spec.max_steps)
     record = session.roll_out(state, policy_seeds[0], [tracer, observer])
     goal, trace = find_goal(session.spec.name), tracer.trace
     distance = round(100 * float(trace.distances(goal)[-1]), 2)
     failure = Failure(session.spec.name, state, policy_seeds, propose_cause(trace, goal), distance, repeated=True)
-    return failure, record, partial(draw_failure, failure, trace, observer.frames)
+    return failure, record, partial(_draw_failure, failure, trace, observer.frames)
 
 
-def draw_failure(failure: Failure, trace: ObjectTrace, images: dict[int, np.ndarray], path: Path) -> None:
-    """Writes a PNG of one failure.
-
-    Args:
-        failure: what it is.
-        trace: its object.
-        images: (H, W, 3) uint8 by control step.
-        path: the file.
-    """
+def _draw_failure(failure: Failure, trace: ObjectTrace, images: dict[int, np.ndarray], path: Path) -> None:
+    """Writes a PNG of one failure; images: (H, W, 3) uint8 by control step."""
     steps = sorted(images)
-    chosen = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(COLUMNS, len(steps)))]
-    figure = new_figure(12, 5.0)
-    parts: Any = figure.subfigures(2, 1, height_ratios=[0.35, 4.6])
-    header, body = parts
-    draw_header(header, f"{failure.task}, state {failure.state}: {failure.cause}", CAUSES[failure.cause])
+    chosen = [steps[i] for i in evenly(len(steps), COLUMNS)]
+    title = f"{failure.task}, state {failure.state}: {failure.cause}"
+    figure, [body] = headed_figure(12, 5.0, [4.6], title, CAUSES[failure.cause])
     left, right = body.subfigures(1, 2, width_ratios=[8.6, 3.4])
     top, bottom = left.subfigures(2, 1, height_ratios=[1.55, 3.0])
     for axis, step in zip(top.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
-        show_image(axis, images[step])
-        axis.set_xlabel(f"step {step}", fontsize=7.5, color=SOFT, labelpad=2)
+        show_image(axis, images[step], caption=f"step {step}")
     _draw_distance(bottom.subplots(), failure, trace, chosen)
     final = right.subplots()
     show_image(final, images[steps[-1]], EXECUTED)
@@ -215,17 +195,8 @@ def _draw_distance(axis: Any, failure: Failure, trace: ObjectTrace, chosen: list
     axis.plot(distances, color=EXECUTED, linewidth=1.6, label="object to goal")
     axis.axhline(100 * goal.tolerance, color=PREDICTED, linewidth=1.2, linestyle="--", label="tolerance")
     clean_axis(axis, "distance of the object to its goal, cm")
-    axis.fill_between(
-        np.arange(len(distances)),
-        0,
-        1,
-        where=trace.held,
-        transform=axis.get_xaxis_transform(),
-        color=IMAGINED,
-        alpha=0.13,
-        linewidth=0,
-        label="held by the gripper",
-    )
+    area: Any = {"transform": axis.get_xaxis_transform(), "color": IMAGINED, "alpha": 0.13, "linewidth": 0}
+    axis.fill_between(range(len(distances)), 0, 1, where=trace.held, label="held by the gripper", **area)
     axis.set_xlim(0, len(distances) - 1)
     axis.set_ylim(0, 1.25 * distances.max())
     axis.set_xticks(chosen)
@@ -243,26 +214,18 @@ def count_causes(failures: list[Failure]) -> dict[str, Counter[str]]:
 
 def write_section(run: FailedRun, failures: list[Failure]) -> None:
     """Writes section.html and puts it into report.html, where there is one."""
-    import jinja2
-
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("par_agent.visualization", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     counts = count_causes(failures)
     causes = [cause for cause in CAUSES if any(count[cause] for count in counts.values())]
-    section = templates.get_template("failures_template.html").render(
+    section = render_page(
+        "par_agent.visualization",
+        "failures_template.html",
         causes={cause: CAUSES[cause] for cause in causes},
         counts={task: [count[cause] for cause in causes] for task, count in counts.items()},
         failures=failures,
         other=sum(not failure.repeated for failure in failures),
     )
     section_file, report = run.folder / FAILURES_SECTION, run.folder / "report.html"
-    with atomic_path(section_file) as temporary:
-        temporary.write_text(section, encoding="utf-8")
-    if not report.exists():
-        return
-    page = report.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
-    with atomic_path(report) as temporary:
-        temporary.write_text(before + BEGIN + section + END + after, encoding="utf-8")
+    write_text(section_file, section)
+    if report.exists():
+        before, _, rest = report.read_text(encoding="utf-8").partition(BEGIN)
+        write_text(report, before + BEGIN + section + END + rest.partition(END)[2])

@@ -12,7 +12,7 @@ from par_agent.visualization.failures import examine
 from par_agent.visualization.rollout import Rollout
 from par_agent.visualization.rollout_figure import moments
 from par_agent.visualization.session import RolloutSession
-from par_agent.visualization.style import EXECUTED, PREDICTED, SOFT, TEXT, new_figure, save, show_image
+from par_agent.visualization.style import EXECUTED, PREDICTED, TEXT, new_figure, save, show_image
 
 COLUMNS = 8
 """Moments shown of a rollout."""
@@ -31,9 +31,8 @@ def draw_rollouts(rollouts: list[Rollout], path: Path) -> None:
         for column in range(COLUMNS):
             moment = shown[column] if column < len(shown) else None
             show_image(axes[0, column], None if moment is None else moment.predicted, PREDICTED)
-            show_image(axes[1, column], None if moment is None else moment.executed, EXECUTED)
-            if moment is not None:
-                axes[1, column].set_xlabel(f"step {moment.step}", fontsize=7.5, color=SOFT, labelpad=2)
+            caption = "" if moment is None else f"step {moment.step}"
+            show_image(axes[1, column], None if moment is None else moment.executed, EXECUTED, caption)
         axes[0, 0].set_ylabel("predicted", fontsize=8.5, color=PREDICTED)
         axes[1, 0].set_ylabel("executed", fontsize=8.5, color=EXECUTED)
     save(figure, path)

@@ -62,7 +62,7 @@ def record_rollout(
     *,
     imagine: int = 12,
     every: int = 2,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] = lambda steps: None,
 ) -> Rollout:
     """Rolls a policy out once and keeps all that is drawn of it.
 
@@ -79,7 +79,7 @@ def record_rollout(
     """
     transforms, encoder = session.policy.transforms, session.policy.checkpoint.encoder
     tracer = RolloutTracer(session.env, session.policy, 1, imagine)
-    observer = FrameObserver(session.env, transforms, every, on_step)
+    observer = FrameObserver(session, every, on_step)
     record = session.roll_out(state, policy_seed, [tracer, observer])
     [trace], hand = tracer.traces, EndEffector(session.env)
     return Rollout(

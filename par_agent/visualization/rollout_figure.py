@@ -16,10 +16,9 @@ from par_agent.visualization.style import (
     EXECUTED,
     IMAGINED,
     PREDICTED,
-    SOFT,
     TEXT,
-    draw_header,
-    new_figure,
+    evenly,
+    headed_figure,
     pixels,
     save,
     show_image,
@@ -49,9 +48,8 @@ class Moment(NamedTuple):
 def moments(rollout: Rollout, count: int = COLUMNS) -> list[Moment]:
     """Start, end and plans spread evenly between them, ``count`` at most."""
     plans = rollout.trace.plans
-    chosen = sorted({round(i) for i in np.linspace(0, len(plans) - 1, min(count - 1, len(plans)))})
     shown: list[Moment] = []
-    for i in chosen:
+    for i in evenly(len(plans), count - 1):
         imagined = plans[0].frames[i - 1] if 0 < i <= len(plans[0].frames) else None
         shown.append(Moment(plans[i].step, imagined, plans[i - 1].frames[0] if i else None, plans[i].frame))
     last = max(rollout.frames)
@@ -63,29 +61,26 @@ def moments(rollout: Rollout, count: int = COLUMNS) -> list[Moment]:
 def draw_strip(rollout: Rollout, path: Path) -> None:
     """Writes the PNG."""
     shown = moments(rollout)
-    figure = new_figure(max(1.62 * len(shown) + 0.5, 9.0), 8.6)
-    parts: Any = figure.subfigures(3, 1, height_ratios=[0.3, 5.6, 2.7])
-    header, top, bottom = parts
-    draw_header(header, rollout.title, rollout.instruction, rollout.outcome)
-    draw_frames(top, shown)
+    width = max(1.62 * len(shown) + 0.5, 9.0)
+    figure, (top, bottom) = headed_figure(width, 8.6, (5.6, 2.7), rollout.title, rollout.instruction, rollout.outcome)
+    _draw_frames(top, shown)
     draw_curves(bottom, rollout)
     legend(figure)
     save(figure, path)
 
 
-def draw_frames(block: Any, shown: list[Moment]) -> None:
+def _draw_frames(block: Any, shown: list[Moment]) -> None:
     """Three rows of frames with their scores into a subfigure."""
     axes = block.subplots(3, len(shown), squeeze=False)
-    for row, (label, colour) in enumerate(_ROWS):
-        for column, moment in enumerate(shown):
-            axis, image = axes[row, column], (moment.imagined, moment.predicted, moment.executed)[row]
-            show_image(axis, image, colour)
-            if row < 2 and image is not None:
-                score = f"{psnr(image, moment.executed):.1f} dB, SSIM {ssim(image, moment.executed):.2f}"
-                axis.set_xlabel(score, fontsize=7, color=SOFT, labelpad=2)
-        axes[row, 0].set_ylabel(label, fontsize=9, color=colour, labelpad=6)
     for column, moment in enumerate(shown):
-        axes[2, column].set_xlabel(f"step {moment.step}", fontsize=8, color=TEXT, labelpad=3)
+        images = (moment.imagined, moment.predicted, moment.executed)
+        for row, (image, (_, colour)) in enumerate(zip(images, _ROWS, strict=True)):
+            caption = f"step {moment.step}"
+            if row < 2 and image is not None:
+                caption = f"{psnr(image, moment.executed):.1f} dB, SSIM {ssim(image, moment.executed):.2f}"
+            show_image(axes[row, column], image, colour, "" if image is None else caption)
+    for row, (label, colour) in enumerate(_ROWS):
+        axes[row, 0].set_ylabel(label, fontsize=9, color=colour, labelpad=6)
 
 
 def draw_video(rollout: Rollout, path: Path) -> None:
@@ -109,10 +104,7 @@ class _Canvas:
 
     def __init__(self, rollout: Rollout) -> None:
         self._rollout = rollout
-        figure = new_figure(11, 7.6, dpi=100)
-        parts: Any = figure.subfigures(3, 1, height_ratios=[0.3, 4.2, 3.1])
-        header, top, bottom = parts
-        draw_header(header, rollout.title, rollout.instruction)
+        figure, (top, bottom) = headed_figure(11, 7.6, (4.2, 3.1), rollout.title, rollout.instruction, dpi=100)
         places = top.subplots(1, 3)
         blank = np.full((*rollout.trace.plans[0].frame.shape[:2], 3), 244, np.uint8)
         for axis, (label, colour) in zip(places, _ROWS, strict=True):
@@ -127,9 +119,7 @@ class _Canvas:
     def _box(self, axis: Any) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of an axis, pixels."""
         extent, height = axis.get_window_extent(), axis.figure.figure.canvas.get_width_height()[1]
-        edges = (extent.x0, height - extent.y1, extent.x1, height - extent.y0)
-        left, top, right, bottom = (round(edge) for edge in edges)
-        return left, top, right, bottom
+        return round(extent.x0), round(height - extent.y1), round(extent.x1), round(height - extent.y0)
 
     def at(self, step: int) -> np.ndarray:
         """The video's image (H, W, 3) uint8 after so many control steps."""

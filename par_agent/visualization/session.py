@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,12 @@ from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.rollout import RolloutObserver, roll_out
+from par_agent.evaluation.trace import read_frames
 from par_agent.policy.par_policy import PARPolicy
 from par_agent.simulation.environment import StepResult, TaskEnvironment
 from par_agent.simulation.initial_state import InitialState
 from par_agent.simulation.observation_wrapper import check_simulation
 from par_agent.tasks import TaskSpec
-
-if TYPE_CHECKING:
-    from par_agent.policy.transforms import Transforms
 
 
 class RolloutSession:
@@ -32,12 +30,11 @@ class RolloutSession:
         spec: the task.
         source: where the policy comes from.
         track: ``paper`` or ``native``.
-        states_file: gives the file of initial states, once the policy is known to fit.
+        states_file: gives the file of initial states; called once the policy is known to fit.
         variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
 
     Raises:
-        UserError: the policy is no PAR policy or does not fit the task; or there are no such states, or no such
-            variation.
+        UserError: the policy is no PAR policy or does not fit the task; or there are no such states or variation.
     """
 
     def __init__(
@@ -99,34 +96,32 @@ class RolloutSession:
 
 
 class FrameObserver(RolloutObserver):
-    """Keeps what the policy's camera sees in the course of a rollout, cropped and resized as the model sees it.
+    """Keeps the frames of a rollout of a session, cropped and resized as the model sees them.
 
     Args:
-        env: the environment, of one.
-        transforms: the policy's.
-        every: control steps between two frames; the initial one and the last are always kept.
+        session: environment and policy.
+        every: control steps between two frames; those of plans, the first and the last are always kept.
         on_step: called after every control step with the number executed.
     """
 
     def __init__(
-        self,
-        env: TaskEnvironment,
-        transforms: Transforms,
-        every: int,
-        on_step: Callable[[int], None] | None = None,
+        self, session: RolloutSession, every: int, on_step: Callable[[int], None] = lambda steps: None
     ) -> None:
-        self._env, self._transforms, self._every, self._on_step = env, transforms, every, on_step
-        self._steps = 0
+        self.policy = session.policy
+        self.steps = 0
+        """Control steps executed."""
         self.frames: dict[int, np.ndarray] = {}
         """(H, W, 3) uint8 by the number of control steps executed before."""
+        self._env, self._every, self._on_step = session.env, every, on_step
 
     def before_plan(self, observation: dict[str, Any]) -> None:
-        image = observation["sensor_data"][self._transforms.camera]["rgb"]
-        self.frames[self._steps] = self._transforms.frames(image)[0].cpu().numpy()
+        self._keep(observation)
 
     def after_step(self, actions: torch.Tensor, result: StepResult) -> None:
-        self._steps += 1
-        if self._steps % self._every == 0 or result.success[0] or self._steps == self._env.spec.max_steps:
-            self.before_plan(self._env.observe())
-        if self._on_step is not None:
-            self._on_step(self._steps)
+        self.steps += 1
+        if self.steps % self._every == 0 or result.success[0] or self.steps == self._env.spec.max_steps:
+            self._keep(self._env.observe())
+        self._on_step(self.steps)
+
+    def _keep(self, observation: dict[str, Any]) -> None:
+        self.frames[self.steps] = read_frames(self.policy, observation)[0]

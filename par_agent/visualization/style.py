@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +30,24 @@ def new_figure(width: float, height: float, dpi: float = 110) -> Figure:
     return figure
 
 
-def draw_header(block: Any, title: str, text: str = "", right: str = "") -> None:
-    """One line into a subfigure: title and text from the left, the rest at the right."""
+def headed_figure(
+    width: float, height: float, parts: Sequence[float], title: str, text: str = "", right: str = "", dpi: float = 110
+) -> tuple[Figure, list[Any]]:
+    """A figure with a line of text, and its subfigures below that line, of the heights `parts` (inches)."""
     from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
-    parts: Any = [TextArea(title, textprops={"color": TEXT, "size": 11, "weight": "bold"})]
-    parts.append(TextArea(text, textprops={"color": SOFT, "size": 9}))
-    packed = HPacker(children=parts, align="baseline", pad=0, sep=12)
-    place: Any = {"bbox_to_anchor": (0.008, 0.5), "bbox_transform": block.transSubfigure, "frameon": False}
+    figure = new_figure(width, height, dpi)
+    blocks: Any = figure.subfigures(1 + len(parts), 1, height_ratios=[0.35, *parts])
+    header = blocks[0]
+    texts: Any = [TextArea(title, textprops={"color": TEXT, "size": 11, "weight": "bold"})]
+    texts.append(TextArea(text, textprops={"color": SOFT, "size": 9}))
+    packed = HPacker(children=texts, align="baseline", pad=0, sep=12)
+    place: Any = {"bbox_to_anchor": (0.008, 0.5), "bbox_transform": header.transSubfigure, "frameon": False}
     box = AnchoredOffsetbox("center left", child=packed, pad=0, borderpad=0, **place)
     box.set_in_layout(False)
-    block.add_artist(box)
-    block.text(0.992, 0.5, right, fontsize=11, color=TEXT, va="center", ha="right")
+    header.add_artist(box)
+    header.text(0.992, 0.5, right, fontsize=11, color=TEXT, va="center", ha="right")
+    return figure, list(blocks[1:])
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -53,8 +60,9 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
 
 
-def show_image(axis: Any, image: np.ndarray | None, colour: str = LINE) -> None:
-    """Shows an image (H, W, 3) without ticks in a thin frame; None leaves the place empty."""
+def show_image(axis: Any, image: np.ndarray | None, colour: str = LINE, caption: str = "") -> None:
+    """Shows an image (H, W, 3) uint8 without ticks in a thin frame, a caption below; None leaves the place empty."""
+    axis.set_xlabel(caption, fontsize=7.5, color=SOFT, labelpad=2)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
@@ -73,6 +81,23 @@ def clean_axis(axis: Any, title: str) -> None:
     axis.spines[["bottom", "left"]].set_color(LINE)
     axis.grid(axis="y", color="#eef1f4", linewidth=0.8)
     axis.set_axisbelow(True)
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of the indices from 0 to ``count - 1``, spread evenly, the first and the last among them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})
+
+
+def smooth(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights (rows, columns) of a frame's patches over its pixels: (H, W) float32, smooth between the centres.
+
+    Args:
+        weights: of the patches.
+        shape: of the frame, (H, W, 3).
+    """
+    import cv2
+
+    return cv2.resize(weights.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
 def pixels(figure: Figure) -> np.ndarray:
