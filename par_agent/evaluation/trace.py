@@ -53,9 +53,7 @@ def check_imagines(policy: Any) -> None:
     """Raises UserError for a policy that is not PAR, or has no frame path."""
     checkpoint = getattr(policy, "checkpoint", None)
     if checkpoint is None or not hasattr(policy, "imagine"):
-        raise UserError(
-            f"policy {type(policy).__name__} imagines no frames; give a PAR checkpoint"
-        )
+        raise UserError(f"policy {type(policy).__name__} imagines no frames; give a PAR checkpoint")
     if not checkpoint.model.config.imagination:
         raise UserError(
             f"{checkpoint.model.config.name} predicts no frames: it was built without its frame path (imagination)"

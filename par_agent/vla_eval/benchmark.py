@@ -32,11 +32,11 @@ class ManiSkill3Benchmark(StepBenchmark):
     """Rolls a model server out as `par-agent benchmark` does: the same initial states, seeds, images and end.
 
     Episode i of a task starts from initial state ``i % states`` with policy seed ``i // states``, so the protocol is
-    125 episodes a task. An episode ends with the first success or after the task's step limit. Beside ``success`` its
-    metrics hold ``env_seed``, ``policy_seed`` and ``actions_sha256``, to be compared with ``rollouts.jsonl``.
+    125 episodes a task. An episode ends with the first success or after the task's step limit. Its metrics hold
+    ``success``, ``env_seed``, ``policy_seed`` and ``actions_sha256``, to be compared with ``rollouts.jsonl``.
 
     Give ``episodes_per_task`` with ``states`` (`--benchmark-field episodes_per_task=5` for one state): vla-eval counts
-    episodes that there are not as failures.
+    missing episodes as failures.
 
     Args:
         tasks: by name, or ``module:NAME`` for a `TaskSpec` of your own.
@@ -44,8 +44,7 @@ class ManiSkill3Benchmark(StepBenchmark):
         variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
         states: initial states per task, the protocol's first ones.
         send_state: whether observations hold joint positions.
-        frame_every: send images in every n-th observation of an episode only, for a server that executes n actions of
-            its own before it looks again. A PAR server sets it.
+        frame_every: send images in every n-th observation of an episode only. A PAR server sets it.
 
     Raises:
         UserError: a value out of range, a task given twice, or tasks with different actions.
@@ -65,7 +64,12 @@ class ManiSkill3Benchmark(StepBenchmark):
         frame_every: int = 1,
     ) -> None:
         super().__init__()
-        _check_options(track, variation, states, frame_every)
+        check_track(track)
+        get_variation(variation)
+        if not is_count(states) or states > PROTOCOL_STATES:
+            raise UserError(f"states is {states!r}; it must be a whole number from 1 to {PROTOCOL_STATES}")
+        if not is_count(frame_every):
+            raise UserError(f"frame_every is {frame_every!r}; it must be a whole number of at least 1")
         self._specs = _specs(tasks)
         self._states = {name: protocol_states(spec, states) for name, spec in self._specs.items()}
         self._track, self._variation = track, variation
@@ -177,16 +181,6 @@ class ManiSkill3Benchmark(StepBenchmark):
         """The policy's seed of every episode of a task."""
         states = self._states[name]
         return [derive_seed(seed, state.env_seed) for seed in range(PROTOCOL_POLICY_SEEDS) for state in states]
-
-
-def _check_options(track: str, variation: str, states: int, frame_every: int) -> None:
-    """Raises UserError for what cannot be."""
-    check_track(track)
-    get_variation(variation)
-    if not is_count(states) or states > PROTOCOL_STATES:
-        raise UserError(f"states is {states!r}; it must be a whole number from 1 to {PROTOCOL_STATES}")
-    if not is_count(frame_every):
-        raise UserError(f"frame_every is {frame_every!r}; it must be a whole number of at least 1")
 
 
 def _specs(tasks: list[str] | None) -> dict[str, TaskSpec]:

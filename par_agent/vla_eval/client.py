@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import re
 import warnings
 from collections import deque
@@ -16,7 +15,7 @@ from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.tasks import check_camera
 from par_agent.utils.hashes import hash_content
-from par_agent.utils.json_fields import is_count
+from par_agent.utils.json_fields import fits, is_count
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.messages import read_actions, to_message
 
@@ -34,7 +33,7 @@ _RESUME = "start it, wait until it has loaded its model, and give the same comma
 
 
 def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource:
-    """The policy that ``vla-eval:ws://HOST:PORT`` names. The server is asked who it is, so it has to run already.
+    """The policy that ``vla-eval:ws://HOST:PORT`` names. The server has to run already, because it is asked who it is.
 
     Warns where neither a ``name`` nor the server itself tells its weights from others'.
 
@@ -44,16 +43,13 @@ def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource
             and folders (default: the class of the server).
 
     Raises:
-        UserError: no such address, nobody answers there, an option that cannot be, or ``vla-eval`` is not installed.
+        UserError: no such address, nobody answers, an option is out of range, or ``vla-eval`` is not installed.
     """
     url = reference.removeprefix(PREFIX)
     if given := [name for name in ("url", "task", "server") if name in options]:
         raise UserError(f"policy option {given[0]!r} is not to be given: the benchmark sets it")
-    connection = _Connection(url, options.get("timeout", 60))
-    try:
+    with contextlib.closing(_Connection(url, options.get("timeout", 60))) as connection:
         identity, server = connection.identity, connection.server
-    finally:
-        connection.close()
     options = {"url": url, "server": identity, **options}
     if "name" not in options and server.get("model_server") != "PARModelServer":
         warnings.warn(
@@ -66,30 +62,28 @@ def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource
         raise UserError(
             f"name is {name!r}; it becomes a folder's: give letters, digits and . + - _ with --policy-kwargs name=NAME"
         )
-    changes_images = options.get("image_format", "raw") == "jpeg"
-    neutral = ("url", "timeout") if changes_images else ("url", "timeout", "image_format")
+    lossless = ("image_format",) if options.get("image_format") != "jpeg" else ()
+    neutral = ("url", "timeout", *lossless)
     return PolicySource("par_agent.vla_eval.client:ModelServerPolicy", options, name=name, neutral_options=neutral)
 
 
 class ModelServerPolicy:
     """Acts with the model behind a vla-eval model server: sends observations, executes the actions that come back.
 
-    A server may answer with one action or with a chunk; a chunk is executed before the server is asked again. Which
-    weights it serves it does not tell: where two servers look the same, the option ``name`` keeps their results apart.
+    A server answers with one action or with a chunk; a chunk is executed before the server is asked again.
 
     Args:
         url: ``ws://HOST:PORT``.
-        task: gives the instruction and what an action has to look like.
-        server: refuse another server than the one that calls itself this (see :func:`model_server_source`).
+        task: gives the instruction and the size of actions.
+        server: hash of what the server says of itself; another one is refused. None: any.
         execute: actions executed of a chunk; None: all.
-        frame_every: send images in every n-th observation of an episode only, for a server that executes n actions of
-            its own before it looks again; None: what the server asks for, else 1.
+        frame_every: send images in every n-th observation of an episode only; None: what the server asks for, else 1.
         image_format: one of :data:`IMAGE_FORMATS`.
         timeout: seconds to wait for an answer.
 
     Raises:
         UnavailableError: nobody answers, or another server.
-        UserError: an option is out of range, what the server asks for cannot be, or ``vla-eval`` is not installed.
+        UserError: an option or what the server asks for is out of range, or ``vla-eval`` is not installed.
     """
 
     def __init__(
@@ -126,7 +120,7 @@ class ModelServerPolicy:
         self.action_size = task.action_size
 
     def check(self, spec: TaskSpec, track: str = "paper") -> None:
-        """Warns where what the server declares about actions and observations does not fit the task.
+        """Warns where the server's actions and observations do not fit the task.
 
         Raises:
             UserError: it reads a camera that the task does not have on the track.
@@ -138,15 +132,12 @@ class ModelServerPolicy:
         camera = self._connection.observation_params.get("camera")
         if camera is not None:
             check_camera("the model server", camera, spec, track)
-        declared = [
+        actions, observations = (
             {key: DimSpec.from_dict(value) for key, value in (self._connection.server.get(name) or {}).items()}
             for name in ("action_spec", "observation_spec")
-        ]
-        actions, observations = (
-            action_interface(spec.action_size, spec.control_mode),
-            observation_interface(spec.joint_count),
         )
-        for mismatch in check_specs(declared[0], actions, declared[1], observations):
+        expected = action_interface(spec.action_size, spec.control_mode)
+        for mismatch in check_specs(actions, expected, observations, observation_interface(spec.joint_count)):
             warnings.warn(f"task {spec.name} and the model server: {mismatch}", stacklevel=2)
 
     @property
@@ -155,7 +146,7 @@ class ModelServerPolicy:
         return not self._queue and self._answered % self._frame_every == 0
 
     def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
-        """Starts an episode; the server is told the seed, which is its to use.
+        """Starts an episode and tells the server the seed.
 
         Raises:
             UnavailableError: nobody answers, or another server than before.
@@ -163,16 +154,17 @@ class ModelServerPolicy:
         """
         self._queue.clear()
         self._answered = 0
-        task = {"name": self._task.name, "env_id": self._task.env_id, "episode_idx": 0}
-        self._connection.start_episode({"task": {**task, **({} if seed is None else {"seeds": [seed]})}})
+        seeds = {} if seed is None else {"seeds": [seed]}
+        task = {"name": self._task.name, "env_id": self._task.env_id, "episode_idx": 0, **seeds}
+        self._connection.start_episode({"task": task})
 
     def act(self, obs: dict[str, Any]) -> torch.Tensor:
         """The next action (1, action_size) float32 of the one environment.
 
         Raises:
             UnavailableError: the server is gone.
-            UserError: the server answers with an error, with actions that do not fit, or too late; or there is more
-                than one environment.
+            UserError: the server answers too late, with an error or with actions that do not fit; or there are several
+                environments.
         """
         import torch
 
@@ -190,20 +182,11 @@ class ModelServerPolicy:
 
 
 class _Connection:
-    """vla-eval's own connection, to be used without an event loop.
+    """vla-eval's own connection, used without an event loop; ``identity`` is what the server's has to be, None: any.
 
-    After any failure it is closed, since a late answer would be taken for that to the next observation, and since the
-    server forgets the episode with the connection; the next episode connects anew, to a server that says the same of
-    itself as before.
-
-    Args:
-        url: ``ws://HOST:PORT``.
-        timeout: seconds to wait for an answer.
-        identity: what :attr:`identity` has to be; None: what it is when it first answers.
-
-    Raises:
-        UnavailableError: nobody answers, or another server.
-        UserError: ``vla-eval`` is not installed, an argument cannot be, or the server speaks another protocol.
+    Every failure closes it: a late answer would otherwise count as that to the next observation. The next episode
+    connects anew, to a server with the same identity. Its methods raise UnavailableError where nobody or another
+    server answers, and UserError where the server answers with an error or too late.
     """
 
     def __init__(self, url: str, timeout: float, identity: str | None = None) -> None:
@@ -213,7 +196,7 @@ class _Connection:
             raise UserError(MISSING.format(error)) from None
         if not _is_address(url):
             raise UserError(f"{url!r} is not the address of a model server; expected {PREFIX}ws://HOST:PORT")
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        if not fits(timeout, float) or timeout <= 0:
             raise UserError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
         self._url, self._timeout, self._expected = url, timeout, identity
         self._in_episode = False
@@ -224,8 +207,7 @@ class _Connection:
     @property
     def server(self) -> dict[str, Any]:
         """What the server said of itself."""
-        found: dict[str, Any] = self._connection.server_info
-        return found
+        return dict(self._connection.server_info)
 
     @property
     def observation_params(self) -> dict[str, Any]:
@@ -238,12 +220,7 @@ class _Connection:
         return hash_content(self.server)
 
     def start_episode(self, start: dict[str, Any]) -> None:
-        """Ends the episode that goes on, if any, and starts another.
-
-        Raises:
-            UnavailableError: nobody answers, or another server than before.
-            UserError: the server answers with an error.
-        """
+        """Ends the episode that goes on, if any, and starts another."""
         if not self._connection.is_connected:
             self._connect()
         elif self._in_episode:
@@ -253,12 +230,7 @@ class _Connection:
         self._in_episode = True
 
     def act(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer to an observation.
-
-        Raises:
-            UnavailableError: the connection is lost.
-            UserError: the server answers with an error, or too late.
-        """
+        """The server's answer to an observation."""
         if not self._connection.is_connected:
             raise UnavailableError(f"the connection to {self._url} was lost during an episode; {_RESUME}")
         answer: dict[str, Any] = self._run(self._connection.act(message))
@@ -303,18 +275,16 @@ class _Connection:
         try:
             return self._loop.run_until_complete(call)
         except TimeoutError:
-            waiting = "--policy-kwargs timeout=N waits longer"
-            failure = UserError(f"no answer from {self._url} within {self._timeout:g} s; {waiting}")
+            advice = "--policy-kwargs timeout=N waits longer"
+            failure = UserError(f"no answer from {self._url} within {self._timeout:g} s; {advice}")
         except ConnectionClosed as error:
-            failure = UnavailableError(
-                f"{self._url} closed the connection ({error}); the server's log says why; {_RESUME}"
-            )
+            found = f"{self._url} closed the connection ({error}); the server's log says why"
+            failure = UnavailableError(f"{found}; {_RESUME}")
         except ConnectionError as error:
             reason = error.__cause__ or error
-            failure = UnavailableError(
-                f"no model server answers at {self._url} ({type(reason).__name__}: {reason}); {_RESUME}"
-            )
-        except (RuntimeError, ValueError) as error:  # what vla-eval makes of an error message, or of one not its own
+            found = f"no model server answers at {self._url} ({type(reason).__name__}: {reason})"
+            failure = UnavailableError(f"{found}; {_RESUME}")
+        except (RuntimeError, ValueError) as error:  # what vla-eval makes of an error message or a foreign one
             failure = UserError(f"the model server at {self._url} failed: {error}")
         self.close()
         raise failure

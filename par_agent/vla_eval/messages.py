@@ -17,6 +17,9 @@ import numpy as np
 from par_agent.errors import UserError
 from par_agent.utils.json_fields import check
 
+if TYPE_CHECKING:
+    from par_agent.tasks import TaskSpec
+
 
 class _Episode(TypedDict, total=False):
     """Which episode a benchmark begins."""
@@ -25,18 +28,8 @@ class _Episode(TypedDict, total=False):
     episode_idx: int
 
 
-if TYPE_CHECKING:
-    from par_agent.tasks import TaskSpec
-
-
 def to_message(observation: dict[str, Any], instruction: str) -> dict[str, Any]:
-    """The message of one environment's observation.
-
-    Args:
-        observation: a ManiSkill observation of one environment, tensors or arrays with a leading 1, with or without
-            images.
-        instruction: the task's.
-    """
+    """The message of a ManiSkill observation of one environment: tensors or arrays with a leading 1."""
     message: dict[str, Any] = {
         "images": {name: _array(camera["rgb"]) for name, camera in observation.get("sensor_data", {}).items()},
         "state": _array(observation["agent"]["qpos"]).astype(np.float32),
@@ -48,10 +41,10 @@ def to_message(observation: dict[str, Any], instruction: str) -> dict[str, Any]:
 
 
 def from_message(message: dict[str, Any]) -> dict[str, Any]:
-    """A ManiSkill observation of one environment, arrays with a leading 1, out of its message.
+    """The inverse of :func:`to_message`, in arrays.
 
     Raises:
-        UserError: there is no state, for PAR reads joint positions; or what is there is no array of numbers.
+        UserError: there is no state, or an entry is no array of numbers.
     """
     check("the observation", message, dict)
     state = message.get("state", message.get("states"))
@@ -75,12 +68,7 @@ def read_actions(answer: dict[str, Any], spec: TaskSpec) -> np.ndarray:
     if not isinstance(answer, dict) or answer.get("actions") is None:
         found = ", ".join(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
         raise UserError(f'the model server\'s answer has no "actions" (it holds: {found or "nothing"})')
-    try:
-        actions = np.asarray(answer["actions"])
-        if actions.dtype.kind not in "fiu":
-            raise ValueError(f"numbers of type {actions.dtype}")
-    except ValueError as error:
-        raise UserError(f"the model server's answer holds actions that are not an array of numbers: {error}") from None
+    actions = _numbers("the model server's answer holds actions that are not", answer["actions"], "fiu")
     with np.errstate(over="ignore"):  # it is found below
         actions = actions.astype(np.float32)
     chunk = actions[None] if actions.ndim == 1 else actions
@@ -96,10 +84,10 @@ def read_actions(answer: dict[str, Any], spec: TaskSpec) -> np.ndarray:
 
 
 def episode_seed(start: dict[str, Any]) -> int | None:
-    """The policy's seed of an episode that starts with this message; None where the benchmark gave none.
+    """The policy's seed in the message that starts an episode; None where the benchmark gave none.
 
     Raises:
-        UserError: what it gave are no seeds.
+        UserError: the seeds are no whole numbers.
     """
     check("the message", start, dict)
     task = start.get("task") or {}
@@ -116,12 +104,17 @@ def _named_arrays(message: dict[str, Any], name: str) -> dict[str, np.ndarray]:
 
 def _sent(name: str, value: Any) -> np.ndarray:
     """An array of numbers of a message, with a leading 1."""
+    return _numbers(f"the observation's {name} is not", value, "fiub")[None]
+
+
+def _numbers(refusal: str, value: Any, kinds: str) -> np.ndarray:
+    """A message's value as an array, of one of numpy's kinds of numbers."""
     try:
-        array = np.asarray(value)[None]
+        array = np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"the observation's {name} is no array of numbers: {error}") from None
-    if array.dtype.kind not in "fiub":
-        raise UserError(f"the observation's {name} is an array of {array.dtype}; expected numbers")
+        raise UserError(f"{refusal} an array of numbers: {error}") from None
+    if array.dtype.kind not in kinds:
+        raise UserError(f"{refusal} an array of numbers: it is of type {array.dtype}")
     return array
 
 

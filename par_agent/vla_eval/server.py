@@ -32,9 +32,8 @@ except ImportError as error:
 class PARModelServer(PredictModelServer):
     """Serves a checkpoint to any number of benchmarks; every session has an episode of its own.
 
-    It answers every observation with one action. Images are read where a chunk is planned, once in as many control
-    steps as are executed of a chunk, and the benchmark is told so (``frame_every``). Actions follow from the seed that
-    the episode starts with, and are those of `PARPolicy` itself.
+    It answers every observation with one action, that of `PARPolicy` with the episode's seed. It tells the benchmark
+    how often it reads images (``frame_every``): where it plans a chunk.
 
     Args:
         checkpoint: a bundled checkpoint's name or a folder.
@@ -67,16 +66,11 @@ class PARModelServer(PredictModelServer):
 
     def predict(self, obs: dict[str, Any], ctx: SessionContext) -> dict[str, Any]:
         """The next action (action_size,) float32 of the session's episode."""
-        policy = self._policies.get(ctx.session_id)
-        if policy is None:
-            policy = self._policies[ctx.session_id] = PARPolicy(
-                self._checkpoint,
-                str(obs.get("task_description", "")),
-                device=self._device,
-                seed=self._seeds.get(ctx.session_id, self._seed),
-                **self._inference,
-            )
-        return {"actions": policy.act(from_message(obs))[0].cpu().numpy()}
+        session = ctx.session_id
+        if session not in self._policies:
+            options = {"device": self._device, "seed": self._seeds.get(session, self._seed), **self._inference}
+            self._policies[session] = PARPolicy(self._checkpoint, str(obs.get("task_description", "")), **options)
+        return {"actions": self._policies[session].act(from_message(obs))[0].cpu().numpy()}
 
     async def on_episode_start(self, config: dict[str, Any], ctx: SessionContext) -> None:
         """Forgets the session's last episode."""
@@ -96,7 +90,7 @@ class PARModelServer(PredictModelServer):
         return {"frame_every": self._execute, "send_state": True, "camera": self._transforms.camera}
 
     def get_action_spec(self) -> dict[str, DimSpec]:
-        """Joint targets; the description tells checkpoints, and ways to act with one, apart."""
+        """Joint targets; the description tells apart checkpoints and ways to act with them."""
         return action_interface(self._transforms.action_size, "pd_joint_pos", self._description)
 
     def get_observation_spec(self) -> dict[str, DimSpec]:
