@@ -82,16 +82,19 @@ def test_records_that_stay_survive_a_stop_while_others_are_removed(
         for found in (records[0], failed(records[1]), *records[2:]):
             folder.append(found)
 
-        def stopped(records: list[Any]) -> None:
+        def stopped(*paths: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(folder, "_write", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("os.replace", stopped)
             folder.discard(lambda record: record["error"] is not None)
-    assert read_run(tmp_path / "run")[1] == []
-    for _ in range(2):
+    assert [record["state"] for record in read_run(tmp_path / "run")[1]] == [0, 1, 2, 3]
+    for states in ([0, 2, 3], [0, 2, 3, 1]):
         with opened(tmp_path / "run") as folder:
-            assert [record["state"] for record in folder.records] == [0, 2, 3]
+            folder.discard(lambda record: record["error"] is not None)
+            assert [record["state"] for record in folder.records] == states
+            if len(states) == 3:
+                folder.append(records[1])
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["rollouts.jsonl", "run.json"]
 
 

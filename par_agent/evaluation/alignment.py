@@ -1,9 +1,9 @@
-"""How well what a policy imagines agrees with what then happens: frames in PSNR and SSIM, the hand's path in cm.
+"""How well imagined frames (PSNR, SSIM) and paths of the end effector (cm) agree with those executed.
 
 In every plan the policy imagines K chunks ahead. The frame imagined after ``k`` chunks is compared with the frame that
-the policy reads ``k`` chunks later, the path of the end effector under the imagined actions with the path that it
-takes. Two more numbers say what a frame's PSNR is worth: that of the frame read last, which a prediction has to beat,
-and that of the true frame seen through the frame encoder, which no prediction can exceed by much.
+the policy reads ``k`` chunks later, and the imagined path with the path that the end effector takes. Two more numbers
+put a frame's PSNR into scale: a prediction has to beat that of the frame read last, and cannot exceed by much that of
+the true frame seen through the frame encoder.
 """
 
 from __future__ import annotations
@@ -116,15 +116,23 @@ def _rows(task: str, summary: dict[str, Any]) -> list[tuple[str, ...]]:
     def text(name: str, k: int, digits: int = 1) -> str:
         return f"{summary[name][k]:.{digits}f}" if k < len(summary[name]) else "–"
 
-    rows: list[tuple[str, ...]] = []
-    for k in range(len(summary["path_cm"])):
-        frames = (text("psnr_db", k), text("still_psnr_db", k), f"{summary[ENCODER_PSNR]:.1f}", text("ssim", k, 3))
-        rows.append((task, str(k + 1), *frames, text("path_cm", k, 2)))
-    return rows
+    encoder = f"{summary[ENCODER_PSNR]:.1f}"
+    return [
+        (
+            task,
+            str(k + 1),
+            text("psnr_db", k),
+            text("still_psnr_db", k),
+            encoder,
+            text("ssim", k, 3),
+            text("path_cm", k, 2),
+        )
+        for k in range(len(summary["path_cm"]))
+    ]
 
 
 class AlignmentObserver(RolloutTracer):
-    """Adds to every rollout's record how well what was imagined agrees with what happened."""
+    """Adds the alignment to every rollout's record."""
 
     def record_fields(self, position: int) -> dict[str, Any]:
         hand = EndEffector(self.env, position)  # of this rollout's scene
@@ -133,14 +141,7 @@ class AlignmentObserver(RolloutTracer):
 
 
 def align(trace: Trace, transforms: Transforms, encoder: FrameEncoder, hand: EndEffector) -> AlignmentValues:
-    """Compares everything that a rollout's policy imagined with what happened.
-
-    Args:
-        trace: the rollout.
-        transforms: the policy's.
-        encoder: the policy's frame encoder.
-        hand: the robot's forward kinematics.
-    """
+    """Compares all that was imagined in a rollout with what happened; ``hand`` is the robot's forward kinematics."""
     read = {plan.step: plan.frame for plan in trace.plans}
     path = hand.positions(np.array(trace.joints))
     values: AlignmentValues = {name: [] for name in MEASURES}

@@ -1,7 +1,6 @@
 """A run as one page, report.html: table, every rollout as a cell that opens its video, steps to success, provenance.
 
-The page needs nothing but itself; the videos lie beside it. All but the video player works without JavaScript, and
-then a cell with a video is a link to it.
+The page is one file, with the videos beside it. Without JavaScript a cell is a link to its video.
 """
 
 from __future__ import annotations
@@ -22,14 +21,7 @@ _LEGEND_LINE = 22
 
 
 def html_report(run: RunInfo, results: list[TaskResult], records: list[Record], source: dict[str, Any]) -> str:
-    """The page's HTML.
-
-    Args:
-        run: the run, for its labels and the files of its videos.
-        results: one line per task.
-        records: the run's records.
-        source: where the figures come from, as :func:`par_agent.evaluation.provenance.provenance` gives it.
-    """
+    """The page's HTML; ``source`` is what :func:`par_agent.evaluation.provenance.provenance` gives."""
     config = run.config
     failures = run.folder / FAILURES_SECTION
     grids = [_grid(run, task, [record for record in records if record["task"] == task]) for task in run.tasks]
@@ -73,21 +65,18 @@ def _name(record: Record) -> str:
 
 def _grid(run: RunInfo, task: str, records: list[Record]) -> dict[str, Any]:
     """A task's cells, policy seeds down and initial states across; None where a rollout is missing."""
-    by_key = {(record["state"], record["policy_seed"]): record for record in records}
+    cells = {(record["state"], record["policy_seed"]): _cell(run, record) for record in records}
     states = range(run.config.states)
-    seeds = range(run.config.policy_seeds)
-
-    def cell(state: int, policy_seed: int) -> dict[str, Any] | None:
-        record = by_key.get((state, policy_seed))
-        return None if record is None else _cell(run, record)
-
     return {
         "task": task,
         "states": [
             {"index": state, "successes": sum(r["success_once"] for r in records if r["state"] == state)}
             for state in states
         ],
-        "rows": [{"policy_seed": seed, "cells": [cell(state, seed) for state in states]} for seed in seeds],
+        "rows": [
+            {"policy_seed": seed, "cells": [cells.get((state, seed)) for state in states]}
+            for seed in range(run.config.policy_seeds)
+        ],
     }
 
 

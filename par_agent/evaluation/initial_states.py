@@ -1,4 +1,4 @@
-"""Makes initial states, by ManiSkill's own ``env.reset(seed=...)``."""
+"""Makes initial states with ManiSkill's own ``env.reset(seed=...)``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def protocol_states(spec: TaskSpec, count: int) -> list[InitialState]:
 
 
 def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None:
-    """Makes those of some files of initial states that are not there or lack a checksum, in a process of its own.
+    """Makes the files of initial states that are missing or lack a checksum, in a process of its own.
 
     Args:
         files: task reference by file.
@@ -49,7 +49,7 @@ def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None
 
 
 def _states_maker(seeds: Sequence[int], _folder: Path) -> DoJob:
-    """What a worker does: makes the file of a (file, task reference), and yields it."""
+    """What a worker does with a job, (file, task reference): it makes the file and yields it."""
 
     def make(job: tuple[Path, str]) -> Iterator[Path]:
         path, task = job

@@ -1,7 +1,5 @@
-"""What a run may measure beside success: how it is observed, recorded, summed up and shown.
-
-A new measurement is a class with these members, listed in :func:`known_measurements`; nothing else has to know it.
-"""
+"""What a run may measure beside success. A new measurement is a class with the members of :class:`Measurement`, listed
+in :func:`known_measurements`; nothing else has to know it."""
 
 from __future__ import annotations
 

@@ -38,11 +38,7 @@ class PolicySource:
 
     @classmethod
     def from_options(cls, reference: str, options: Sequence[str], device: str) -> PolicySource:
-        """What the command line names, its options as ``key=value``.
-
-        Raises:
-            UserError: options that are not of this form.
-        """
+        """What the command line names; raises UserError for options that are not ``key=value``."""
         return cls(reference, parse_options(options), device)
 
     @property
@@ -62,7 +58,7 @@ class PolicySource:
 
     @cached_property
     def controller(self) -> tuple[str, int] | None:
-        """Control mode that the weights were trained with, and its numbers per action; None where nothing tells them.
+        """Control mode that the weights were trained with, and its numbers per action; None where unknown.
 
         Raises:
             UserError: no such checkpoint, or a damaged one.
@@ -101,23 +97,18 @@ class PolicySource:
         Raises:
             UserError: no such checkpoint, module or class.
         """
+        code: list[Path] = []
         if ":" in self.reference:
             cls = load_object(self.reference)
             if not callable(cls):
                 raise UserError(f"{self.reference!r} is a {type(cls).__name__}; expected a class")
             source = Path(inspect.getfile(cls))
             code = sorted(source.parent.glob("*.py")) if "." in cls.__module__ else [source]
-            return hash_files(code + ([] if self.folder is None else weight_files(self.folder)))
-        assert self.folder is not None
-        return hash_files(weight_files(self.folder))
+        return hash_files(code + ([] if self.folder is None else weight_files(self.folder)))
 
     @property
     def folder(self) -> Path | None:
-        """Where the weights are; None of a class that was given none.
-
-        Raises:
-            UserError: no such checkpoint.
-        """
+        """Where the weights are, None for a class without; raises UserError where they do not exist."""
         if ":" not in self.reference:
             try:
                 return checkpoint_folder(self.reference)

@@ -5,8 +5,8 @@ starts in the same place. A test checks that ``env.reset(seed=20241201 + i)`` st
 
 A file holds one tensor per actor and articulation, named ``actors/cube``: (states, 13) float32 of position in metres,
 quaternion (w, x, y, z), linear and angular velocity; articulations have (states, 13 + 2 * joints), joint positions and
-velocities last. A tensor that is equal in all states is stored once, with a leading dimension of 1. Beside the files
-lies ``checksums.json``, the SHA-256 of each: a file without its own is refused.
+velocities last. A tensor that is equal in all states is stored once, with a leading dimension of 1. The file
+``checksums.json`` beside them holds the SHA-256 of each; a file that is not in it is refused.
 """
 
 from __future__ import annotations
@@ -41,11 +41,7 @@ def protocol_file(spec: TaskSpec) -> Path:
 
 
 def check_seeds(first_seed: int, count: int) -> None:
-    """Checks that initial states other than the protocol's stay clear of the protocol's seeds.
-
-    Raises:
-        UserError: a negative or reserved seed, or no states.
-    """
+    """Raises UserError for initial states of negative seeds or the protocol's, or for none at all."""
     if count < 1:
         raise UserError(f"number of initial states is {count}; it must be at least 1")
     if first_seed < 0 or first_seed + count > PROTOCOL_SEED:
@@ -59,7 +55,7 @@ def save_states(path: Path, spec: TaskSpec, states: Sequence[InitialState]) -> N
     """Writes initial states of consecutive seeds to one file, and its checksum beside it, each atomically.
 
     Raises:
-        UserError: the states are not as :func:`load_states` needs them.
+        UserError: :func:`load_states` would refuse them.
     """
     import torch
 
@@ -86,11 +82,7 @@ def is_complete(path: Path) -> bool:
 
 
 def states_checksum(path: Path) -> str:
-    """SHA-256 of a file of initial states, as the file of checksums beside it says.
-
-    Raises:
-        UserError: there is none.
-    """
+    """SHA-256 of a file of initial states, from the checksums beside it; raises UserError where it is missing."""
     checksums = path.with_name(CHECKSUMS)
     found = read_object(checksums).get(path.name)
     if not (isinstance(found, str) and len(found) == SHA256_DIGITS):
@@ -101,7 +93,7 @@ def states_checksum(path: Path) -> str:
 
 
 def check_states(path: Path, spec: TaskSpec, seeds: range) -> str:
-    """Checks that a file holds the initial states of these environment seeds, unchanged; its SHA-256.
+    """The SHA-256 of a file, after a check that it holds the initial states of these environment seeds.
 
     Raises:
         UserError: as :func:`load_states`, or it holds states of other seeds.
@@ -123,12 +115,11 @@ def load_states(
     Args:
         path: the file.
         spec: its task.
-        checksum: its SHA-256; None: as the file of checksums beside it says.
-        content: what it holds, on a machine that may not have it; None: it is read.
+        checksum: its SHA-256; None: that in the checksums beside it.
+        content: its bytes, on a machine that may not have it; None: it is read.
 
     Raises:
-        UserError: the file is missing, changed, damaged or of another task; or its tensors have other shapes than
-            states have, or are not finite.
+        UserError: the file is missing, changed, damaged or of another task, or its tensors are no states.
     """
     import torch
 
@@ -156,9 +147,9 @@ def _read(
         arrays = load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]  # its header
         first, count = int(metadata["first_seed"]), int(metadata["count"])
+    except UserError:
+        raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} is damaged ({error}): delete it, or restore it from the repository") from None
     if metadata.get("env_id") != spec.env_id:
         raise UserError(f"{path} holds states of {metadata.get('env_id')!r}, not of {spec.env_id!r}")
@@ -167,11 +158,7 @@ def _read(
 
 
 def _check_tensors(path: Path, arrays: Mapping[str, np.ndarray], count: int) -> None:
-    """Checks that arrays are ``count`` states, as the module says.
-
-    Raises:
-        UserError: they are not.
-    """
+    """Raises UserError for arrays that are not ``count`` states, as the module describes them."""
     import numpy as np
 
     def expect(fits: bool, what: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -91,11 +93,7 @@ class RunPlan:
 
     @classmethod
     def of(cls, run: dict[str, Any]) -> RunPlan:
-        """The plan that run.json tells; files of earlier versions lack ``extent``.
-
-        Raises:
-            UserError: a field is missing or of another type.
-        """
+        """The plan that run.json tells; files of earlier versions lack ``extent``. Raises UserError for bad fields."""
         check("run", run, _RunFile)
         state_seed, extent = run["state_seed"], run.get("extent", {})
         protocol = state_seed is None
@@ -116,8 +114,7 @@ class RunPlan:
         """Checks one record.
 
         Raises:
-            UserError: a field is missing, unknown, of another type or out of its range, or contradicts another one or
-                the run.
+            UserError: a field is missing, unknown, of another type, out of range, or contradicts another or the run.
         """
         check("the record", record, dict)
         fields = [*FIELDS, *(self.measurements if record.get("error") is None else ())]
@@ -144,11 +141,12 @@ class RunPlan:
     def _check_measured(self, record: Record) -> None:
         """Checks what a rollout without exception has."""
         limit, solved = self.max_steps[record["task"]], record["steps_to_success"]
-        for name, highest in (("steps", limit), ("renders", limit), ("seconds", None)):
-            _check_range(name, record[name], int(name == "steps"), highest)
+        _check_range("steps", record["steps"], 1, limit)
+        _check_range("renders", record["renders"], 0, limit)
+        _check_range("seconds", record["seconds"], 0)
         if record["plan_ms"] is not None:
-            _check_range("plan_ms", record["plan_ms"], 0, None)
-        if not _is_hash(record["actions_sha256"]):
+            _check_range("plan_ms", record["plan_ms"], 0)
+        if not re.fullmatch("[0-9a-f]{16}", record["actions_sha256"] or ""):
             raise UserError(f"actions_sha256 is {record['actions_sha256']!r}; expected 16 hexadecimal digits")
         if (solved is not None) != record["success_once"]:
             raise UserError(f"success_once is {record['success_once']}, but steps_to_success is {solved}")
@@ -161,14 +159,7 @@ class RunPlan:
             measurement.check_field(record[name])
 
 
-def _check_range(name: str, value: Any, lowest: int, highest: int | None) -> None:
-    if value is not None and value >= lowest and (highest is None or value <= highest):
-        return
-    if highest is None:
-        raise UserError(f"{name} is {value}; it must be at least {lowest}")
-    allowed = str(lowest) if lowest == highest else f"from {lowest} to {highest}"
-    raise UserError(f"{name} is {value}; it must be {allowed}")
-
-
-def _is_hash(text: str | None) -> bool:
-    return text is not None and len(text) == 16 and set(text) <= set("0123456789abcdef")
+def _check_range(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
+    if value is None or not lowest <= value <= highest:
+        allowed = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+        raise UserError(f"{name} is {value}; it must be {lowest if lowest == highest else allowed}")

@@ -21,13 +21,9 @@ FRAMES_PER_SECOND = 20
 
 
 class VideoObserver(RolloutObserver):
-    """Renders environments once more after every control step, and saves an MP4 of each.
+    """Renders environments once more after every control step and saves MP4s, by the environment's position.
 
-    A lost video is no failed rollout: what went wrong becomes the rollout's warning.
-
-    Args:
-        env: the environments.
-        paths: files by the environment's position; each appears when its rollout has ended.
+    A video that cannot be saved becomes a warning of its rollout, no failure.
     """
 
     def __init__(self, env: TaskEnvironment, paths: Mapping[int, Path]) -> None:
@@ -67,12 +63,11 @@ class _VideoFile:
         self._error: Exception | None = None
 
     def append(self, frame: np.ndarray) -> None:
-        """Adds a frame (H, W, 3) uint8; all have the size of the first."""
+        """Adds a frame (H, W, 3) uint8 of the first one's size."""
         if self._error is not None:
             return
         try:
-            if self._encoder is None:
-                self._encoder = self._open(frame.shape[1], frame.shape[0])
+            self._encoder = self._encoder or self._open(frame.shape[1], frame.shape[0])
             self._encoder.send(frame.tobytes())
         except (OSError, RuntimeError) as error:
             self._error = error
@@ -100,12 +95,7 @@ class _VideoFile:
         import imageio_ffmpeg
 
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        encoder = imageio_ffmpeg.write_frames(
-            str(self._temporary),
-            (width, height),
-            fps=FRAMES_PER_SECOND,
-            macro_block_size=2,
-            output_params=["-f", "mp4"],
-        )
+        options: Any = {"fps": FRAMES_PER_SECOND, "macro_block_size": 2, "output_params": ["-f", "mp4"]}
+        encoder = imageio_ffmpeg.write_frames(str(self._temporary), (width, height), **options)
         encoder.send(None)
         return encoder

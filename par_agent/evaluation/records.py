@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.record_checks import Record, RunPlan
@@ -23,8 +23,7 @@ from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.utils.files import atomic_path, only_process, read_content, read_object, write_json, writing
 from par_agent.utils.strict_json import parse_json
 
-__all__ = ["MADE_STATES", "Record", "RecordKey", "RunFolder", "read_records", "read_run", "record_key"]
-
+__all__ = ["MADE_STATES", "Record", "RecordKey", "RunFolder", "read_run", "record_key"]
 
 RUN_FILE, RECORDS_FILE = "run.json", "rollouts.jsonl"
 EXTENT, MADE_STATES = "extent", "made_states"
@@ -43,11 +42,10 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[Record]]:
     """What a run is, by its run.json, and its records; a last line cut off by a crash is left out.
 
     Raises:
-        UserError: no run, or a file that is damaged; a record that is none of the run, or two that contradict each
-            other.
+        UserError: no run, a damaged file, a record that is none of the run, or two that contradict each other.
     """
     run, plan = _read_plan(folder / RUN_FILE)
-    return run, read_records(folder / RECORDS_FILE, plan)
+    return run, _read_records(folder / RECORDS_FILE, plan)
 
 
 def _read_plan(path: Path) -> tuple[dict[str, Any], RunPlan]:
@@ -58,14 +56,8 @@ def _read_plan(path: Path) -> tuple[dict[str, Any], RunPlan]:
         raise UserError(f"{path} is not as `par-agent benchmark` leaves it: {error}") from None
 
 
-def read_records(path: Path, plan: RunPlan) -> list[Record]:
-    """Reads the complete lines of a records file; a last line cut off by a crash is left out.
-
-    A rollout that is recorded twice with the same outcome counts once.
-
-    Raises:
-        UserError: a line is damaged or no record of the run, or two contradict each other; it names the line.
-    """
+def _read_records(path: Path, plan: RunPlan) -> list[Record]:
+    """Reads the complete lines of a records file; a rollout that is recorded twice with one outcome counts once."""
     if not path.exists():
         return []
     found: dict[RecordKey, tuple[int, Record]] = {}
@@ -91,58 +83,48 @@ def _outcome(record: Record) -> Record:
     return {name: value for name, value in record.items() if name not in TIMING_FIELDS}
 
 
-def _lines(records: list[Record]) -> bytes:
-    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+def _line(record: Record) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 class RunFolder:
     """The folder of one run, open for writing by one process at a time. Use it as a context manager.
 
+    A block that fails before the first record leaves none of its files behind.
+
     Args:
         path: the folder; made on entering.
-        identity: what the run is; has to equal what the folder already holds.
-        states: initial states per task; of all commands that wrote to the folder, the largest number is remembered.
+        identity: what the run is; a folder of another run is refused.
+        states: initial states per task; the folder remembers the largest number that was asked for.
         policy_seeds: policy seeds per initial state; likewise.
 
-    A block that fails before the first record leaves no files of these behind.
-
     Raises:
-        UserError: (on entering) the folder belongs to another run, holds records that are none of this run, or another
-            process writes to it.
+        UserError: (on entering) the folder is of another run or damaged, or another process writes to it.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], *, states: int, policy_seeds: int) -> None:
         self.path = path
+        self.records_file = path / RECORDS_FILE
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._extent = {"states": states, "policy_seeds": policy_seeds}
-        self._file: IO[bytes] | None = None
         self._opened = contextlib.ExitStack()
         self.records: list[Record] = []
         """All records on disk."""
-
-    @property
-    def records_file(self) -> Path:
-        """File of the records."""
-        return self.path / RECORDS_FILE
 
     def __enter__(self) -> RunFolder:
         self._run()  # another run's folder is left as it is
         with contextlib.ExitStack() as opened, writing(self.path):
             opened.enter_context(only_process(self.path / ".lock", f"writes to {self.path}", within=self.path))
             self._claim()
-            self._file = opened.enter_context(self.records_file.open("ab", buffering=0))
-            self._restore_kept()
+            self._file = self.records_file.open("ab", buffering=0)
+            opened.callback(lambda: self._file.close())
             self._drop_cut_off_line()
-            self.records = read_records(self.records_file, self._plan)
+            self.records = _read_records(self.records_file, self._plan)
             self._opened = opened.pop_all()
         return self
 
     def _run(self) -> dict[str, Any]:
-        """What run.json holds; empty if there is none.
-
-        Raises:
-            UserError: it is of another run.
-        """
+        """What run.json holds, empty if there is none; raises UserError where it is of another run."""
         run_file = self.path / RUN_FILE
         if not run_file.exists():
             return {}
@@ -170,10 +152,7 @@ class RunFolder:
         self._opened.close()
 
     def claim_states(self, checksums: dict[str, str]) -> None:
-        """Writes down which initial states, made by this run, its rollouts start from.
-
-        Args:
-            checksums: SHA-256 by name of file.
+        """Notes the SHA-256, by name of file, of the initial states that this run made.
 
         Raises:
             UserError: the run began with others.
@@ -191,43 +170,10 @@ class RunFolder:
         """Writes one record; it is on disk when this returns.
 
         Raises:
-            UserError: it cannot be written, for example because the disk is full; the run can be resumed.
+            UserError: it cannot be written, say because the disk is full.
         """
-        self._write([record])
-        self.records.append(record)
-
-    def discard(self, unwanted: Callable[[Record], bool]) -> None:
-        """Removes records, for their rollouts to be run again."""
-        kept = [record for record in self.records if not unwanted(record)]
-        if len(kept) < len(self.records):
-            with atomic_path(self._kept_file) as temporary:
-                temporary.write_bytes(_lines(kept))
-            self._restore_kept()
-            self.records = kept
-
-    @property
-    def _kept_file(self) -> Path:
-        """What is left of the records while others are being removed."""
-        return self.path / ".rollouts.kept.jsonl"
-
-    def _restore_kept(self) -> None:
-        """Replaces the records by those of the kept file, if there is one; may be stopped and done again."""
-        if self._kept_file.exists():
-            assert self._file is not None, "the run folder is not open"
-            kept = read_records(self._kept_file, self._plan)
-            self._file.truncate(0)
-            self._write(kept)
-            self._kept_file.unlink()
-
-    def log_error(self, record: Record, traceback: str) -> None:
-        """Appends a rollout's traceback to errors.log."""
-        with (self.path / "errors.log").open("a") as file:
-            file.write("{}, state {}, policy seed {}\n{}\n".format(*record_key(record), traceback))
-
-    def _write(self, records: list[Record]) -> None:
-        assert self._file is not None, "the run folder is not open"
         try:
-            content = _lines(records)
+            content = _line(record)
             while content:
                 content = content[self._file.write(content) :]
             os.fsync(self._file.fileno())
@@ -235,9 +181,24 @@ class RunFolder:
             raise UserError(
                 f"cannot write {self.records_file}: {error.strerror}; once that is solved, the same command resumes"
             ) from error
+        self.records.append(record)
+
+    def discard(self, unwanted: Callable[[Record], bool]) -> None:
+        """Removes records, so that their rollouts are run again."""
+        kept = [record for record in self.records if not unwanted(record)]
+        if len(kept) < len(self.records):
+            with writing(self.path), atomic_path(self.records_file) as temporary:
+                temporary.write_bytes(b"".join(map(_line, kept)))
+            self._file.close()
+            self._file = self.records_file.open("ab", buffering=0)
+            self.records = kept
+
+    def log_error(self, record: Record, traceback: str) -> None:
+        """Appends a rollout's traceback to errors.log."""
+        with (self.path / "errors.log").open("a") as file:
+            file.write("{}, state {}, policy seed {}\n{}\n".format(*record_key(record), traceback))
 
     def _drop_cut_off_line(self) -> None:
-        assert self._file is not None
         content = self.records_file.read_bytes()
         complete = content.rfind(b"\n") + 1
         if complete != len(content):

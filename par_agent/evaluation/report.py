@@ -22,7 +22,7 @@ from par_agent.evaluation.results import (
     summarise,
 )
 from par_agent.evaluation.run_info import RunInfo
-from par_agent.utils.files import atomic_path, write_json, writing
+from par_agent.utils.files import write_json, write_text, writing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,7 +63,7 @@ def write_results(run: RunInfo, records: list[Record]) -> list[TaskResult]:
     """Writes results.md, .csv, .json and report.html into the run's folder; each appears when it is complete.
 
     Raises:
-        UserError: they cannot be written, for example because the disk is full; the records are there still.
+        UserError: they cannot be written, say because the disk is full.
     """
     results = summarise(records, run.tasks, run.config.states * run.config.policy_seeds)
     source = provenance(run)
@@ -76,8 +76,7 @@ def write_results(run: RunInfo, records: list[Record]) -> list[TaskResult]:
             ("results.csv", _csv(run, results)),
             ("report.html", html_report(run, results, records, source)),
         ):
-            with atomic_path(run.folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(run.folder / name, text)
     return results
 
 

@@ -34,8 +34,7 @@ class TaskResult:
     planned: int
     """Rollouts in the run."""
     distinct: int
-    """Rollouts that do not repeat another's actions from the same initial state, as those of other policy seeds do
-    where a policy draws no random numbers."""
+    """Rollouts that do not repeat another's actions from the same initial state."""
     successes: int
     """Rollouts with success at any step (``success_once``)."""
     errors: int
@@ -43,7 +42,7 @@ class TaskResult:
     rate: float
     """Successes by rollouts, 0..1."""
     wilson: Interval
-    """95% interval of the rate, as wide as for as many trials as there are distinct rollouts."""
+    """95% interval of the rate, with as many trials as there are distinct rollouts."""
     cluster: Interval
     """95% interval that draws whole initial states."""
     success_at_end: int | None
@@ -63,13 +62,7 @@ class TaskResult:
 
 
 def summarise(records: list[Record], tasks: list[str], planned: int) -> list[TaskResult]:
-    """One line per task that has records, in the order of `tasks`.
-
-    Args:
-        records: of one run.
-        tasks: task names.
-        planned: rollouts per task in the whole run.
-    """
+    """One line per task that has records, in the order of `tasks`; `planned` rollouts make a task complete."""
     by_task = {task: [record for record in records if record["task"] == task] for task in tasks}
     return [_summarise_task(task, found, planned) for task, found in by_task.items() if found]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import traceback
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ class WorkerSetup:
     measurements: tuple[Measurement, ...] = ()
     """What is measured beside success."""
     module_folder: str = ""
-    """The current folder of the process that asks, which holds modules of ``module:Class`` references; empty: this."""
+    """Folder of the modules of ``module:Class`` references; empty: the current one."""
     fingerprint: str | None = None
     """Hash that the policy's files have to have; None: not compared."""
 
@@ -90,19 +91,13 @@ class Reply:
 
 
 class RolloutWorker:
-    """A worker's environments, policies and initial states, one of each per task, made before its first rollout.
-
-    Args:
-        setup: what to make.
-        folder: where videos are saved.
+    """A worker's environments and policies, made before its first rollout; it saves videos in ``folder``.
 
     Raises:
-        UserError: a task, the policy or the renderer does not work, or it is another policy than that of the run.
+        UserError: a task, the policy or the renderer does not work, or the policy is not that of the run.
     """
 
     def __init__(self, setup: WorkerSetup, folder: Path) -> None:
-        import logging
-
         logging.getLogger("mani_skill").setLevel(logging.ERROR)
         if os.path.isdir(setup.module_folder):
             os.chdir(setup.module_folder)
@@ -116,11 +111,7 @@ class RolloutWorker:
             self._build(task)
 
     def __call__(self, job: RolloutJob | RendererJob) -> Iterator[Reply | str]:
-        """Does one job; an exception becomes the reply of all rollouts that it ends.
-
-        Raises:
-            UnavailableError: what the policy acts with is gone, or the initial states are damaged.
-        """
+        """Does one job; an exception becomes the reply of all rollouts that it ends, but for UnavailableError."""
         if isinstance(job, RendererJob):
             import sapien.render
 

@@ -1,10 +1,9 @@
 """Intervals and tests for success rates.
 
 Rollouts that share an initial state are not independent: five policy seeds on a hard state fail together. The Wilson
-interval treats all distinct rollouts as independent and is the one that other papers' tables can be compared with; the
-cluster bootstrap draws whole initial states and is the honest one where the two differ; the paired test takes whole
-initial states, too. A policy that draws no random numbers does the same under every policy seed: such repeats add no
-evidence, but rates are those of all rollouts.
+interval treats all distinct rollouts as independent, as other papers' tables do. The cluster bootstrap and the paired
+test draw whole initial states; trust them where they differ from Wilson's. A policy without random numbers does the
+same under every policy seed: such repeats count in rates, but add no evidence.
 """
 
 from __future__ import annotations
@@ -31,10 +30,7 @@ class Interval:
 
 
 def distinct_rollouts(records: Iterable[Record]) -> list[Record]:
-    """Without those that repeat another's actions from the same initial state; errors repeat nothing.
-
-    Actions are compared by their hashes: of processors that differ in the last bits, no rollout repeats another's.
-    """
+    """Without those that repeat another's actions (by hash) from the same initial state; errors repeat nothing."""
     found: dict[Hashable, Record] = {}
     for record in records:
         found.setdefault(_distinct_key(record), record)
@@ -51,8 +47,8 @@ def wilson_interval(rate: float, trials: int) -> Interval:
     """Wilson's score interval for a proportion, 95%.
 
     Args:
-        rate: share of successes, 0..1; of all rollouts, so that it need not be a whole number of ``trials``.
-        trials: number of independent trials that the rate is worth; with none, the interval is [0, 1].
+        rate: share of successes among all rollouts, 0..1; need not be a whole number of ``trials``.
+        trials: independent trials that the rate is worth; with none, the interval is [0, 1].
     """
     if trials == 0:
         return Interval(0.0, 1.0)
@@ -134,11 +130,7 @@ def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedC
 
 
 def sign_flip_test(differences: Sequence[int]) -> float:
-    """Exact two-sided p-value of a sum of differences, each of which could as well have had the other sign.
-
-    Args:
-        differences: by initial state, successes of the second method minus those of the first.
-    """
+    """Exact two-sided p-value of a sum of differences, each of which could as well have had the other sign."""
     sizes = [abs(difference) for difference in differences if difference]
     chances = np.ones(1)  # of every sum from -sum(sizes) on, in steps of 1
     for size in sizes:
