@@ -137,6 +137,6 @@ def test_recorded_hand_movements_become_a_policy_that_moves_the_hand(
     states = tmp_path / "states.safetensors"
     save_states(states, spec, make_states(spec, [777]))
     job = RolloutJob(task, states, states.read_bytes(), states_checksum(states), (0,), policy_seed=0)
-    (reply,) = RolloutWorker(WorkerSetup((task,), "paper", source), tmp_path)(job)
+    (reply,) = RolloutWorker(WorkerSetup(RunConfig(tasks=(task,), policy=source)), tmp_path)(job)
     assert reply.error is None and reply.fields is not None, reply.traceback
     assert reply.fields["steps"] == spec.max_steps and reply.fields["renders"] == spec.max_steps // LENGTH

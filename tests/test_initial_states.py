@@ -227,7 +227,7 @@ def test_a_run_that_made_its_states_goes_on_with_no_others(tmp_path: Path, monke
 
 
 def test_states_that_change_under_a_worker_end_the_run_and_are_no_failure(stored: Path) -> None:
-    setup = WorkerSetup(("PushCube",), "paper", PolicySource("harness_policies:PlainResetPolicy"))
+    setup = WorkerSetup(RunConfig(tasks=("PushCube",), policy=PolicySource("harness_policies:PlainResetPolicy")))
     worker = RolloutWorker(setup, stored.parent)
     with pytest.raises(UnavailableError, match="it is damaged or was changed"):
         list(worker(RolloutJob("PushCube", stored, stored.read_bytes(), "0" * 64, (0,), 0)))

@@ -110,7 +110,9 @@ def replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
 
     def do(videos: tuple[tuple[int, Path], ...] = (), **options: Any) -> dict[int, Reply]:
         policy = PolicySource("harness_policies:CountingPolicy", options)
-        worker = RolloutWorker(WorkerSetup(("PushCube",), "paper", policy, "gpu", 3), tmp_path)
+        worker = RolloutWorker(
+            WorkerSetup(RunConfig(tasks=("PushCube",), policy=policy, backend="gpu", states=3)), tmp_path
+        )
         file = protocol_file(get_task("PushCube"))
         checksum = states_checksum(file)
         job = RolloutJob("PushCube", file, file.read_bytes(), checksum, (4, 5, 6), 0, videos=videos)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UnavailableError, UserError
-from par_agent.evaluation.measurements import Measurement
-from par_agent.evaluation.policies import PolicySource
+from par_agent.evaluation.run_config import RunConfig
 from par_agent.tasks import resolve_task
 from par_agent.utils.versions import check_versions
 
@@ -27,20 +26,8 @@ if TYPE_CHECKING:
 class WorkerSetup:
     """What every worker builds before its first rollout."""
 
-    tasks: tuple[str, ...]
-    """Task names or ``module:NAME`` references."""
-    track: str
-    """``paper`` or ``native``."""
-    policy: PolicySource
-    """Where each task's policy comes from."""
-    backend: str = "cpu"
-    """One of :data:`par_agent.simulation.environment.BACKENDS`."""
-    num_envs: int = 1
-    """Environments simulated at once: initial states of every job."""
-    variation: str = "none"
-    """One of :data:`par_agent.simulation.variations.VARIATIONS`."""
-    measurements: tuple[Measurement, ...] = ()
-    """What is measured beside success."""
+    config: RunConfig
+    """The run: tasks, policy, what simulates them and what is measured."""
     module_folder: str = ""
     """Folder of the modules of ``module:Class`` references; empty: the current one."""
     fingerprint: str | None = None
@@ -68,8 +55,6 @@ class RolloutJob:
     """Indices into the file."""
     policy_seed: int
     """Seed of the policy's randomness."""
-    run_to_end: bool = False
-    """Go on after the first success."""
     videos: tuple[tuple[int, Path], ...] = ()
     """MP4 files to save, relative to the worker's folder, each with the state it is of."""
 
@@ -102,12 +87,12 @@ class RolloutWorker:
         if os.path.isdir(setup.module_folder):
             os.chdir(setup.module_folder)
         if setup.fingerprint is not None:
-            check_versions("the policy", {"files": setup.fingerprint}, {"files": setup.policy.fingerprint()})
-        self._setup, self._folder = setup, folder
-        self._specs = {task: setup.policy.task(resolve_task(task)) for task in setup.tasks}
+            check_versions("the policy", {"files": setup.fingerprint}, {"files": setup.config.policy.fingerprint()})
+        self._config, self._folder = setup.config, folder
+        self._specs = {task: self._config.policy.task(resolve_task(task)) for task in self._config.tasks}
         self._built: dict[str, tuple[TaskEnvironment, Policy]] = {}
         self._states: dict[Path, list[InitialState]] = {}
-        for task in setup.tasks:
+        for task in self._specs:
             self._build(task)
 
     def __call__(self, job: RolloutJob | RendererJob) -> Iterator[Reply | str]:
@@ -136,13 +121,12 @@ class RolloutWorker:
         from par_agent.simulation.observation_wrapper import check_simulation
 
         if task not in self._built:
-            setup, spec = self._setup, self._specs[task]
-            policy = setup.policy.build(spec, setup.track)
-            for measurement in setup.measurements:
+            config, spec = self._config, self._specs[task]
+            policy = config.policy.build(spec, config.track)
+            for measurement in config.measurements:
                 measurement.check_policy(policy)
-            env = TaskEnvironment(
-                spec, setup.track, backend=setup.backend, num_envs=setup.num_envs, variation=setup.variation
-            )
+            options: Any = {"backend": config.backend, "num_envs": config.num_envs, "variation": config.variation}
+            env = TaskEnvironment(spec, config.track, **options)
             check_simulation(policy, env.simulation)
             self._built[task] = env, policy
         return self._built[task]
@@ -162,11 +146,10 @@ class RolloutWorker:
                 raise UnavailableError(str(error)) from None
         states = [self._states[job.states_file][index] for index in job.states]
         videos = {job.states.index(state): self._folder / path for state, path in job.videos}
-        observers = [VideoObserver(env, videos), *(m.observer(env, policy) for m in self._setup.measurements)]
+        observers = [VideoObserver(env, videos), *(m.observer(env, policy) for m in self._config.measurements)]
         try:
-            for position, fields in roll_out(
-                env, policy, states, job.policy_seed, run_to_end=job.run_to_end, observers=observers
-            ):
+            options: Any = {"run_to_end": self._config.run_to_end, "observers": observers}
+            for position, fields in roll_out(env, policy, states, job.policy_seed, **options):
                 warning = next(filter(None, (observer.warning(position) for observer in observers)), None)
                 yield Reply(job.states[position], fields, warning)
         finally:

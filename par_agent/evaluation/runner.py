@@ -126,17 +126,7 @@ class BenchmarkRun:
     def _job_runner(self) -> Iterator[JobRunner]:
         """What does the rollouts; a policy that does not fit is noticed before the block begins."""
         config = self.config
-        setup = WorkerSetup(
-            config.tasks,
-            config.track,
-            config.policy,
-            config.backend,
-            config.num_envs,
-            config.variation,
-            config.measurements,
-            module_folder=os.getcwd(),
-            fingerprint=None if config.cluster is None else self.info.fingerprint,
-        )
+        setup = WorkerSetup(config, os.getcwd(), None if config.cluster is None else self.info.fingerprint)
         workers = config.workers if config.backend == "cpu" else 1
         with open_runner(RolloutWorker, setup, self.folder, workers, config.cluster) as runner:
             ((_, renderer),) = runner.run([RendererJob()])
@@ -164,7 +154,6 @@ class BenchmarkRun:
                         checksums[task],
                         states,
                         policy_seed,
-                        config.run_to_end,
                         tuple((state, path.relative_to(info.folder)) for state, path in videos),
                     )
 
