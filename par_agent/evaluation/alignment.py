@@ -17,7 +17,7 @@ import numpy as np
 
 from par_agent.errors import UserError
 from par_agent.evaluation.measurements import Section
-from par_agent.evaluation.trace import Plan, RolloutTracer, Trace, check_imagines
+from par_agent.evaluation.trace import Plan, RolloutTracer, Trace
 from par_agent.simulation.end_effector import EndEffector
 from par_agent.utils.image_quality import check_scikit_image, psnr, ssim
 from par_agent.utils.json_fields import check
@@ -69,9 +69,6 @@ class Alignment:
     @property
     def settings(self) -> int:
         return self.chunks
-
-    def check_policy(self, policy: Any) -> None:
-        check_imagines(policy)
 
     def observer(self, env: TaskEnvironment, policy: Any) -> AlignmentObserver:
         return AlignmentObserver(env, policy, self.chunks)

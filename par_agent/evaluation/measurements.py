@@ -40,11 +40,8 @@ class Measurement(Protocol):
     def settings(self) -> Any:
         """What run.json says of it: two runs share a folder only where it is equal."""
 
-    def check_policy(self, policy: Any) -> None:
-        """Raises UserError where a policy cannot be measured."""
-
     def observer(self, env: TaskEnvironment, policy: Any) -> RolloutObserver:
-        """What observes the rollouts, and adds the field :attr:`name` to their records."""
+        """What adds the field :attr:`name` to the records; raises UserError for a policy that cannot be measured."""
 
     @staticmethod
     def check_field(value: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ def derive_seed(policy_seed: int, env_seed: int) -> int:
 class RolloutObserver:
     """Watches the rollouts of some environments that are stepped together, and changes nothing about them.
 
-    Observers override what they need. A position is that of an environment among those stepped together.
+    Observers override what they need. ``position`` is that of an environment among those stepped together.
     """
 
     def after_reset(self) -> None:
@@ -113,13 +114,13 @@ def roll_out(
     A rollout that has ended is stepped on with the others, unrecorded.
 
     Args:
-        env: the task's environment, of as many environments as there are states.
+        env: as many environments as there are states.
         policy: reset here, with a seed derived from `policy_seed` and the first state; its rows have to draw from
             streams of their own.
         states: (B) where the rollouts start.
         policy_seed: 0..4 in the protocol.
         run_to_end: go on after the first success until the step limit.
-        observers: told of every plan and every control step; the time that they take counts in ``seconds`` alone.
+        observers: told of every plan and every control step; their time counts in ``seconds`` alone.
 
     Yields:
         Position in `states` and a record of plain numbers: ``success_once`` (solved after any step), ``success_at_end``
@@ -171,8 +172,6 @@ def roll_out(
 
 def _seed_everything(seed: int) -> None:
     """Seeds the global generators too, for policies that draw from them."""
-    import random
-
     import numpy as np
     import torch
 
@@ -190,11 +189,7 @@ def _reset_policy(policy: Policy, seed: int) -> None:
 
 
 def _checked_actions(actions: Any, shape: tuple[int, int]) -> torch.Tensor:
-    """A policy's actions as (B, action_size) float32 on the CPU.
-
-    Raises:
-        UserError: wrong shape, true or false instead of numbers, or numbers that are not finite.
-    """
+    """A policy's actions as (B, action_size) float32 on the CPU; raises UserError for what are no finite numbers."""
     import torch
 
     actions = torch.as_tensor(actions)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What every worker builds before its first rollout."""
+    """What every worker is made from."""
 
     config: RunConfig
     """The run: tasks, policy, what simulates them and what is measured."""
@@ -48,13 +48,12 @@ class RolloutJob:
     states_file: Path
     """File of the task's initial states, on the machine that asks."""
     states_content: bytes
-    """What it holds."""
+    """The bytes of that file."""
     checksum: str
     """SHA-256 of that file."""
     states: tuple[int, ...]
     """Indices into the file."""
     policy_seed: int
-    """Seed of the policy's randomness."""
     videos: tuple[tuple[int, Path], ...] = ()
     """MP4 files to save, relative to the worker's folder, each with the state it is of."""
 
@@ -123,11 +122,11 @@ class RolloutWorker:
         if task not in self._built:
             config, spec = self._config, self._specs[task]
             policy = config.policy.build(spec, config.track)
-            for measurement in config.measurements:
-                measurement.check_policy(policy)
             options: Any = {"backend": config.backend, "num_envs": config.num_envs, "variation": config.variation}
             env = TaskEnvironment(spec, config.track, **options)
             check_simulation(policy, env.simulation)
+            for measurement in config.measurements:
+                measurement.observer(env, policy)  # so that a policy that cannot be measured is refused at once
             self._built[task] = env, policy
         return self._built[task]
 

@@ -21,8 +21,6 @@ from par_agent.jobs.runner import JobRunner, LostJobError
 from par_agent.utils.files import check_writable
 from par_agent.utils.interrupts import deferred_interrupts
 
-Listener = Callable[[Record], None]
-
 
 class BenchmarkRun:
     """One benchmark run.
@@ -43,7 +41,7 @@ class BenchmarkRun:
         """The run's own folder."""
         return self.info.folder
 
-    def run(self, on_start: Callable[[list[Record]], None], on_record: Listener) -> list[Record]:
+    def run(self, on_start: Callable[[list[Record]], None], on_record: Callable[[Record], None]) -> list[Record]:
         """Rolls out what is not on disk yet.
 
         Args:
@@ -54,9 +52,9 @@ class BenchmarkRun:
             All of the run's records, sorted by task, state and policy seed.
 
         Raises:
-            UserError: task, policy or environment do not fit; nothing has been written then.
-            UnavailableError: what the policy acts with is gone; what was rolled out before is on disk.
-            Interrupted: the process was told to end; likewise.
+            UserError: task, policy or environment do not fit; nothing was written.
+            UnavailableError: what the policy acts with is gone; finished rollouts are on disk.
+            Interrupted: the process was told to end; finished rollouts are on disk.
         """
         config = self.config
         extent = {"states": config.states, "policy_seeds": config.policy_seeds}
@@ -73,7 +71,9 @@ class BenchmarkRun:
             self._roll_out(runner, jobs, folder, on_record)
             return sorted((r for r in folder.records if record_key(r) in wanted), key=record_key)
 
-    def _roll_out(self, runner: JobRunner, jobs: list[RolloutJob], folder: RunFolder, on_record: Listener) -> None:
+    def _roll_out(
+        self, runner: JobRunner, jobs: list[RolloutJob], folder: RunFolder, on_record: Callable[[Record], None]
+    ) -> None:
         """Does the jobs, and writes every rollout's record as it ends."""
         present = {record_key(record) for record in folder.records}
         # A recorded rollout is repeated, to the bit, only for a video that was not asked for the first time.
@@ -134,11 +134,7 @@ class BenchmarkRun:
             yield runner
 
     def _jobs(self, checksums: dict[str, str]) -> Iterator[RolloutJob]:
-        """Every rollout, tasks interleaved, so that the first results already speak of all tasks.
-
-        Args:
-            checksums: of the files of initial states, by task.
-        """
+        """Every rollout, tasks interleaved; ``checksums`` are those of the initial states, by task."""
         config, info = self.config, self.info
         contents = {task: info.states_file(task).read_bytes() for task in info.specs}
         for policy_seed in range(config.policy_seeds):

@@ -49,7 +49,7 @@ class Trace:
     """(P,) float32 joint positions, radians: the initial ones, then those after every control step."""
 
 
-def check_imagines(policy: Any) -> None:
+def _check_imagines(policy: Any) -> None:
     """Raises UserError for a policy that is not PAR, or has no frame path."""
     checkpoint = getattr(policy, "checkpoint", None)
     if checkpoint is None or not hasattr(policy, "imagine"):
@@ -83,7 +83,7 @@ class RolloutTracer(RolloutObserver):
     def __init__(
         self, env: TaskEnvironment, policy: PARPolicy, chunks: int = 1, chunks_at_start: int | None = None
     ) -> None:
-        check_imagines(policy)
+        _check_imagines(policy)
         self.env, self.policy = env, policy
         self._chunks, self._chunks_at_start = chunks, chunks_at_start or chunks
         self.traces = [Trace() for _ in range(env.num_envs)]

@@ -1,5 +1,4 @@
-"""The agreement of imagined with executed over the horizon, as a figure; :mod:`par_agent.evaluation.alignment` measures
-it."""
+"""A figure of the agreement of imagined with executed that :mod:`par_agent.evaluation.alignment` measures."""
 
 from __future__ import annotations
 
@@ -17,9 +16,7 @@ _LINES: Any = {"-": "imagined", ":": "still: the last frame", "--": "through the
 def draw_alignment(summaries: Mapping[str, dict[str, Any]], path: Path) -> None:
     """Writes a PNG with PSNR, SSIM and the path's error over the horizon, one colour per task.
 
-    Args:
-        summaries: by task, as :meth:`par_agent.evaluation.alignment.Alignment.summarise` makes them.
-        path: the file.
+    The summaries by task are those of :meth:`par_agent.evaluation.alignment.Alignment.summarise`.
     """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator

@@ -110,14 +110,8 @@ def shares(maps: AttentionMaps) -> np.ndarray:
 
 
 def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, plan: int) -> None:
-    """Writes a PNG of one layer: for each head who attends to what in one plan, and shares over the whole rollout.
-
-    Args:
-        rollout: what to draw.
-        path: the file.
-        layer: counted from 1.
-        plan: number of the plan, counted from 0; beyond the last: the last.
-    """
+    """Writes a PNG of one layer (from 1): for each head the weights of a plan (from 0, at most the last), and shares
+    over the whole rollout."""
     step = rollout.plan_steps[min(plan, len(rollout.plan_steps) - 1)]
     maps = rollout.maps[step]
     weights = maps.weights[layer - 1, 0].cpu().numpy()
@@ -145,11 +139,7 @@ def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, plan: int) ->
 def draw_overlays(rollout: AttentionRollout, path: Path, layer: int | None, head: int | None) -> None:
     """Writes a PNG of what the action tokens attend to in the frames of the context, in several plans.
 
-    Args:
-        rollout: what to draw.
-        path: the file.
-        layer: counted from 1; None: the mean over layers.
-        head: counted from 1; None: the mean over heads.
+    Layer and head count from 1; None: the mean over all.
     """
     steps = [rollout.plan_steps[i] for i in evenly(len(rollout.maps), MOMENTS)]
     slots = rollout.maps[steps[0]].steps.shape[1]

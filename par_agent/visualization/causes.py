@@ -7,6 +7,7 @@ the object. Letter: T control steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,11 +64,7 @@ GOALS = {
 
 
 def find_goal(task: str) -> Goal:
-    """What a task asks for.
-
-    Raises:
-        UserError: there are no rules for it.
-    """
+    """What a task asks for; raises UserError where there are no rules for it."""
     if task not in GOALS:
         raise UserError(f"there are no rules for why {task} fails; tasks with rules: {', '.join(GOALS)}")
     return GOALS[task]
@@ -133,11 +130,7 @@ def propose_cause(trace: ObjectTrace, goal: Goal) -> str:
 
 def _longest_run(held: np.ndarray) -> int:
     """Most steps in a row that something was held."""
-    longest = current = 0
-    for value in held:
-        current = current + 1 if value else 0
-        longest = max(longest, current)
-    return longest
+    return max((len(list(run)) for value, run in groupby(held) if value), default=0)
 
 
 def _fall(trace: ObjectTrace) -> float:

@@ -67,12 +67,7 @@ class Failure:
 
 
 class FailedRun:
-    """A run's folder, read.
-
-    Args:
-        folder: the run's.
-        policy: where its policy is now; None: where it was.
-        device: where the policy runs.
+    """A run's folder, read; ``policy`` is where its policy is now, None: where it was.
 
     Raises:
         UserError: no run, another policy than the run's, or one that is not PAR.
@@ -101,10 +96,10 @@ class FailedRun:
         """Failed rollouts, those with equal actions together."""
 
     def states_file(self, spec: TaskSpec) -> Path:
-        """Initial states of a task; of several files of the run, the one with most states begins with the others'.
+        """File of a task's initial states: of several in the run, the one with most, which begins with the others'.
 
         Raises:
-            UserError: they are not those that the run started from.
+            UserError: it does not hold the states that the run started from.
         """
         made: dict[str, str] = self.identity.get(MADE_STATES, {})
         own = [self.folder / "states" / name for name in made if name.rpartition("-")[0] == spec.name]
@@ -117,12 +112,7 @@ class FailedRun:
         return path
 
     def draw(self, on_failure: Callable[[Failure], None], limit: int | None = None) -> list[Failure]:
-        """Repeats and draws what has no files yet; all failures, sorted.
-
-        Args:
-            on_failure: called with each, also those found on disk.
-            limit: failures drawn per task; None: all.
-        """
+        """Repeats and draws the failures without files, at most `limit` per task; calls `on_failure` with each."""
         failures = []
         track, variation = self.identity["track"], self.identity["variation"]
         for task in sorted({group[0]["task"] for group in self.groups}):
@@ -159,11 +149,7 @@ def _same_actions(records: list[Record]) -> list[list[Record]]:
 def examine(
     session: RolloutSession, state: int, policy_seeds: tuple[int, ...]
 ) -> tuple[Failure, Record, Callable[[Path], None]]:
-    """Rolls out under the first of some policy seeds and proposes a cause.
-
-    Returns:
-        What was found, as if it were a failure, the rollout's record, and a function that draws it into a PNG.
-    """
+    """Rolls out under the first of some policy seeds; the cause that is proposed, the record, and what draws a PNG."""
     tracer, observer = ObjectTracer(session.env), FrameObserver(session, session.spec.max_steps)
     record = session.roll_out(state, policy_seeds[0], [tracer, observer])
     goal, trace = find_goal(session.spec.name), tracer.trace

@@ -64,15 +64,15 @@ def record_rollout(
     every: int = 2,
     on_step: Callable[[int], None] = lambda steps: None,
 ) -> Rollout:
-    """Rolls a policy out once and keeps all that is drawn of it.
+    """Repeats a rollout of the benchmark and keeps all that is drawn of it.
 
     Args:
         session: task and policy.
         state: number of the initial state.
-        policy_seed: as in the benchmark, whose rollout this repeats.
+        policy_seed: as in the benchmark.
         imagine: chunks imagined at the start.
         every: control steps between two frames that are kept.
-        on_step: called after every control step.
+        on_step: called after every control step with the number executed.
 
     Raises:
         UserError: the policy imagines nothing, or there is no such state.

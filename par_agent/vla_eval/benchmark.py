@@ -90,18 +90,15 @@ class ManiSkill3Benchmark(StepBenchmark):
         ]
 
     def get_metadata(self) -> dict[str, Any]:
-        """The step limit and the number of episodes."""
         return {
             "max_steps": max(spec.max_steps for spec in self._specs.values()),
             "max_episodes_per_task": PROTOCOL_POLICY_SEEDS * len(next(iter(self._states.values()))),
         }
 
     def get_action_spec(self) -> dict[str, DimSpec]:
-        """Joint targets."""
         return action_interface(self._spec.action_size, self._spec.control_mode)
 
     def get_observation_spec(self) -> dict[str, DimSpec]:
-        """Images, joint positions and the instruction."""
         spec = observation_interface(self._spec.joint_count)
         return spec if self._send_state else {key: value for key, value in spec.items() if key != "state"}
 
@@ -163,13 +160,11 @@ class ManiSkill3Benchmark(StepBenchmark):
         }
 
     def cleanup(self) -> None:
-        """Frees the simulation."""
         if self._environment is not None:
             self._environment.close()
             self._environment = None
 
     def _start_rollout(self, spec: TaskSpec, episode: int) -> None:
-        """Notes what the episode is, and that nothing happened yet."""
         states = self._states[spec.name]
         self._spec = spec
         self._state = states[episode % len(states)]

@@ -177,7 +177,6 @@ class ModelServerPolicy:
         return torch.from_numpy(self._queue.popleft())[None]
 
     def close(self) -> None:
-        """Ends the connection."""
         self._connection.close()
 
 
@@ -230,14 +229,12 @@ class _Connection:
         self._in_episode = True
 
     def act(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer to an observation."""
         if not self._connection.is_connected:
             raise UnavailableError(f"the connection to {self._url} was lost during an episode; {_RESUME}")
         answer: dict[str, Any] = self._run(self._connection.act(message))
         return answer
 
     def close(self) -> None:
-        """Closes the connection; the next episode opens it again."""
         if not self._loop.is_closed():
             with contextlib.suppress(Exception):
                 self._loop.run_until_complete(self._connection.close())

@@ -80,7 +80,6 @@ class PARModelServer(PredictModelServer):
         self._seeds[ctx.session_id] = self._seed if seed is None else seed
 
     async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
-        """Forgets the session's episode."""
         await super().on_episode_end(result, ctx)
         self._policies.pop(ctx.session_id, None)
         self._seeds.pop(ctx.session_id, None)
@@ -94,7 +93,6 @@ class PARModelServer(PredictModelServer):
         return action_interface(self._transforms.action_size, "pd_joint_pos", self._description)
 
     def get_observation_spec(self) -> dict[str, DimSpec]:
-        """What is read."""
         return observation_interface(self._transforms.joint_count)
 
 
