@@ -250,7 +250,7 @@ def read_reported(folder: Path) -> dict[str, Run]:
             if name not in rollouts:
                 raise UserError(f"{name} has no rollouts in {ROLLOUTS_FILE} beside it; restore both")
             with naming(Path(name)):
-                plan = RunPlan.of(entry["run"])
+                plan = RunPlan(entry["run"])
                 for record in rollouts[name]:
                     plan.check(record)
             runs[name] = Run(name, rollouts[name], entry["run"], {**_shared(entry["run"]), **entry["provenance"]})

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from par_agent.baselines import find_policy
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment import Alignment
-from par_agent.evaluation.records import Record
+from par_agent.evaluation.records import Record, rollout_name
 from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.run_config import RunConfig, RunOptions
 from par_agent.evaluation.runner import BenchmarkRun
@@ -111,7 +111,7 @@ class ProgressDisplay:
 
 
 def _first_result(record: Record) -> str:
-    where = f"{record['task']}, state {record['state']}, policy seed {record['policy_seed']}"
+    where = rollout_name(record)
     if record["error"] is not None:
         return f"{where}: error, counted as a failure: {record['error']}"
     outcome = "success" if record["success_once"] else "no success"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from par_agent.evaluation.records import Record
+from par_agent.evaluation.provenance import provenance_rows
+from par_agent.evaluation.records import Record, rollout_name
 from par_agent.evaluation.results import RESULT_HEADER, TaskResult, comparison_rows, measured_sections, result_row
 from par_agent.evaluation.run_info import RunInfo
 from par_agent.visualization.style import COLOURS
@@ -42,10 +43,12 @@ def html_report(run: RunInfo, results: list[TaskResult], records: list[Record], 
         grids=grids,
         videos=any(cell["video"] for cell in cells),
         failures=failures.read_text(encoding="utf-8") if failures.exists() else "",
-        errors=[{"name": _name(record), "text": record["error"]} for record in records if record["error"] is not None],
+        errors=[
+            {"name": rollout_name(record), "text": record["error"]} for record in records if record["error"] is not None
+        ],
         comparison_header=("method", "source", *run.tasks),
         comparison=comparison_rows(results, config.policy.label, run.tasks),
-        provenance=_provenance_rows(source),
+        provenance=provenance_rows(source),
     )
 
 
@@ -57,10 +60,6 @@ def render_page(package: str, template: str, **values: Any) -> str:
     return (
         jinja2.Environment(loader=jinja2.PackageLoader(package, "."), **options).get_template(template).render(values)
     )
-
-
-def _name(record: Record) -> str:
-    return f"{record['task']}, state {record['state']}, policy seed {record['policy_seed']}"
 
 
 def _grid(run: RunInfo, task: str, records: list[Record]) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def _cell(run: RunInfo, record: Record) -> dict[str, Any]:
     return {
         "kind": kind,
         "sign": sign,
-        "name": _name(record),
+        "name": rollout_name(record),
         "text": "; ".join(details),
         "video": video.relative_to(run.folder).as_posix() if video.exists() else None,
     }
@@ -134,18 +133,3 @@ def _plot(records: list[Record], results: list[TaskResult], max_steps: int) -> d
         "y_ticks": [{"at": y(share / 100), "label": share} for share in range(0, 101, 25)],
         "curves": curves,
     }
-
-
-def _provenance_rows(source: dict[str, Any]) -> list[tuple[str, str]]:
-    """Provenance as text; what the page says elsewhere and the task specs (in results.json) are left out."""
-    options = ", ".join(f"{name}={value}" for name, value in source["policy_options"].items())
-    return [
-        ("command", source["command"]),
-        ("git commit", source["git_commit"]),
-        ("policy", f"{source['policy']}{f' with {options}' if options else ''}"),
-        ("checkpoint", source["checkpoint"]),
-        ("device", f"{source['device']}; rendered by {source['renderer']}"),
-        ("backend", f"{source['backend']}, {source['workers']} workers"),
-        ("platform", source["platform"]),
-        ("versions", ", ".join(f"{name} {version}" for name, version in source["versions"].items())),
-    ]

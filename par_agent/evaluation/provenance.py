@@ -41,6 +41,21 @@ def provenance(run: RunInfo) -> dict[str, Any]:
     }
 
 
+def provenance_rows(source: dict[str, Any]) -> list[tuple[str, str]]:
+    """Provenance as text for pages, without the task specs, which results.json has."""
+    options = ", ".join(f"{name}={value}" for name, value in source["policy_options"].items())
+    return [
+        ("command", source["command"]),
+        ("git commit", source["git_commit"]),
+        ("policy", f"{source['policy']}{f' with {options}' if options else ''}"),
+        ("checkpoint", source["checkpoint"]),
+        ("device", f"{source['device']}; rendered by {source['renderer']}"),
+        ("backend", f"{source['backend']}, {source['workers']} workers"),
+        ("platform", source["platform"]),
+        ("versions", ", ".join(f"{name} {version}" for name, version in source["versions"].items())),
+    ]
+
+
 def _command() -> str:
     """What was typed: `par-agent ...`, or a script."""
     program, *options = sys.argv

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from par_agent.errors import UserError
-from par_agent.evaluation.measurements import Measurement, known_measurements
+from par_agent.evaluation.measurements import known_measurements
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_SEED, PROTOCOL_STATES
 from par_agent.utils.json_fields import check
 
@@ -70,45 +69,26 @@ class _RunFile(_RunIdentity, total=False):
     made_states: dict[str, str]
 
 
-@dataclass(frozen=True)
 class RunPlan:
-    """Which rollouts a run has, and what all of its records share."""
+    """Which rollouts a run has by its run.json, and what all of its records share.
 
-    max_steps: dict[str, int]
-    """Step limit by task name."""
-    states: int
-    """Initial states per task."""
-    policy_seeds: int
-    """Policy seeds per initial state."""
-    first_seed: int
-    """Environment seed of initial state 0."""
-    run_to_end: bool
-    """Whether rollouts go on after the first success."""
-    measurements: dict[str, type[Measurement]]
-    """What was measured besides, by name; records have a field of each."""
-    may_be_protocol: bool
-    """Whether its rollouts can be the protocol's."""
-    shared: dict[str, Any]
-    """Fields that are the same in all records."""
+    Raises:
+        UserError: a field of run.json is missing or of another type.
+    """
 
-    @classmethod
-    def of(cls, run: dict[str, Any]) -> RunPlan:
-        """The plan that run.json tells; files of earlier versions lack ``extent``. Raises UserError for bad fields."""
+    def __init__(self, run: dict[str, Any]) -> None:
         check("run", run, _RunFile)
-        state_seed, extent = run["state_seed"], run.get("extent", {})
+        state_seed, extent = run["state_seed"], run.get("extent", {})  # files of earlier versions lack the extent
         protocol = state_seed is None
         limits = (PROTOCOL_STATES, PROTOCOL_POLICY_SEEDS) if protocol else (PROTOCOL_SEED - state_seed, 2**32)
-        shared = {name: run[name] for name in ("track", "variation", "backend", "policy", "checkpoint", "versions")}
-        return cls(
-            max_steps={spec["env_id"].rsplit("-v", 1)[0]: spec["max_steps"] for spec in run["tasks"]},
-            first_seed=PROTOCOL_SEED if protocol else state_seed,
-            run_to_end=run["run_to_end"],
-            measurements={name: measured for name, measured in known_measurements().items() if run.get(name)},
-            states=extent.get("states", limits[0]),
-            policy_seeds=extent.get("policy_seeds", limits[1]),
-            may_be_protocol=protocol and run["variation"] == "none",
-            shared=shared,
-        )
+        self.states, self.policy_seeds = extent.get("states", limits[0]), extent.get("policy_seeds", limits[1])
+        self.first_seed = PROTOCOL_SEED if protocol else state_seed
+        self.run_to_end = run["run_to_end"]
+        self.may_be_protocol = protocol and run["variation"] == "none"
+        self.max_steps = {spec["env_id"].rsplit("-v", 1)[0]: spec["max_steps"] for spec in run["tasks"]}
+        self.measurements = {name: measured for name, measured in known_measurements().items() if run.get(name)}
+        shared = ("track", "variation", "backend", "policy", "checkpoint", "versions")
+        self.shared = {name: run[name] for name in shared}
 
     def check(self, record: Any) -> None:
         """Checks one record.

@@ -23,7 +23,7 @@ from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.utils.files import atomic_path, only_process, read_content, read_object, write_json, writing
 from par_agent.utils.strict_json import parse_json
 
-__all__ = ["MADE_STATES", "Record", "RecordKey", "RunFolder", "read_run", "record_key"]
+__all__ = ["MADE_STATES", "Record", "RecordKey", "RunFolder", "read_run", "record_key", "rollout_name"]
 
 RUN_FILE, RECORDS_FILE = "run.json", "rollouts.jsonl"
 EXTENT, MADE_STATES = "extent", "made_states"
@@ -36,6 +36,11 @@ RecordKey = tuple[str, int, int]
 def record_key(record: Record) -> RecordKey:
     """The rollout that a record is of."""
     return record["task"], record["state"], record["policy_seed"]
+
+
+def rollout_name(record: Record) -> str:
+    """The rollout that a record is of, in words."""
+    return "{}, state {}, policy seed {}".format(*record_key(record))
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Record]]:
@@ -51,7 +56,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[Record]]:
 def _read_plan(path: Path) -> tuple[dict[str, Any], RunPlan]:
     run = read_object(path)
     try:
-        return run, RunPlan.of(run)
+        return run, RunPlan(run)
     except UserError as error:
         raise UserError(f"{path} is not as `par-agent benchmark` leaves it: {error}") from None
 
@@ -71,9 +76,9 @@ def _read_records(path: Path, plan: RunPlan) -> list[Record]:
             ) from None
         before, first = found.setdefault(record_key(record), (number, record))
         if _outcome(first) != _outcome(record):
-            where = "{}, state {}, policy seed {}".format(*record_key(record))
             raise UserError(
-                f"{path}, lines {before} and {number} contradict each other: both are of {where}; delete one of them"
+                f"{path}, lines {before} and {number} contradict each other: both are of {rollout_name(record)}; "
+                "delete one of them"
             )
     return [record for _, record in found.values()]
 
@@ -196,7 +201,7 @@ class RunFolder:
     def log_error(self, record: Record, traceback: str) -> None:
         """Appends a rollout's traceback to errors.log."""
         with (self.path / "errors.log").open("a") as file:
-            file.write("{}, state {}, policy seed {}\n{}\n".format(*record_key(record), traceback))
+            file.write(f"{rollout_name(record)}\n{traceback}\n")
 
     def _drop_cut_off_line(self) -> None:
         content = self.records_file.read_bytes()

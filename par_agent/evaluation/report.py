@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from par_agent.evaluation.html_report import html_report
 from par_agent.evaluation.measurements import known_measurements
-from par_agent.evaluation.provenance import provenance
+from par_agent.evaluation.provenance import provenance, provenance_rows
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.results import (
     PAPER_RESULTS,
@@ -102,11 +102,7 @@ def _markdown(run: RunInfo, results: list[TaskResult], source: dict[str, Any]) -
         "",
         "## Provenance",
         "",
-        f"- command: `{source['command']}`",
-        f"- git commit: {source['git_commit']}",
-        f"- checkpoint: {source['checkpoint']}",
-        f"- device: {source['device']}; rendered by {source['renderer']}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in source['versions'].items())}",
+        *(f"- {name}: `{text}`" for name, text in provenance_rows(source)),
     ]
     return "\n".join(lines) + "\n"
 

@@ -206,7 +206,7 @@ class _Connection:
     @property
     def server(self) -> dict[str, Any]:
         """What the server said of itself."""
-        return dict(self._connection.server_info)
+        return dict(self._connection.server_info or {})
 
     @property
     def observation_params(self) -> dict[str, Any]:
