@@ -52,11 +52,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Alignment:
-    """The measurement of a run, see :class:`par_agent.evaluation.measurements.Measurement`.
-
-    Raises:
-        UserError: scikit-image is missing.
-    """
+    """The alignment of a run; raises UserError where scikit-image is missing."""
 
     chunks: int
     """Chunks imagined ahead in every plan (K)."""

@@ -58,11 +58,7 @@ class PolicySource:
 
     @cached_property
     def controller(self) -> tuple[str, int] | None:
-        """Control mode that the weights were trained with, and its numbers per action; None where unknown.
-
-        Raises:
-            UserError: no such checkpoint, or a damaged one.
-        """
+        """Control mode that the weights were trained with, and its numbers per action; None where unknown."""
         for path in [] if self.folder is None else [self.folder / name for name in TRAINING_FILES]:
             if path.is_file() and isinstance(transforms := read_object(path).get("transforms"), dict):
                 mode, relative = transforms.get("control_mode"), transforms.get("relative")

@@ -93,11 +93,7 @@ def states_checksum(path: Path) -> str:
 
 
 def check_states(path: Path, spec: TaskSpec, seeds: range) -> str:
-    """The SHA-256 of a file, after a check that it holds the initial states of these environment seeds.
-
-    Raises:
-        UserError: as :func:`load_states`, or it holds states of other seeds.
-    """
+    """The SHA-256 of a file; raises UserError where it does not hold the states of these seeds, unchanged."""
     checksum = states_checksum(path)
     found, _ = _read(path, spec, checksum)
     if found != seeds:

@@ -91,11 +91,7 @@ class RunPlan:
         self.shared = {name: run[name] for name in shared}
 
     def check(self, record: Any) -> None:
-        """Checks one record.
-
-        Raises:
-            UserError: a field is missing, unknown, of another type, out of range, or contradicts another or the run.
-        """
+        """Raises UserError for missing, unknown or wrong fields, or what contradicts itself or the run."""
         check("the record", record, dict)
         fields = [*FIELDS, *(self.measurements if record.get("error") is None else ())]
         for name in (*fields, *record):

@@ -157,11 +157,7 @@ class RunFolder:
         self._opened.close()
 
     def claim_states(self, checksums: dict[str, str]) -> None:
-        """Notes the SHA-256, by name of file, of the initial states that this run made.
-
-        Raises:
-            UserError: the run began with others.
-        """
+        """Notes the SHA-256 of the states made, by file name; raises UserError where the run began with others."""
         run = self._run()
         known = run.get(MADE_STATES, {})
         if changed := [name for name, checksum in checksums.items() if known.get(name, checksum) != checksum]:
@@ -172,11 +168,7 @@ class RunFolder:
         self._write_run({**run, MADE_STATES: {**known, **checksums}})
 
     def append(self, record: Record) -> None:
-        """Writes one record; it is on disk when this returns.
-
-        Raises:
-            UserError: it cannot be written, say because the disk is full.
-        """
+        """Writes one record, which is on disk then; raises UserError where it cannot, say because the disk is full."""
         try:
             content = _line(record)
             while content:

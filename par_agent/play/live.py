@@ -103,11 +103,7 @@ class Live:
 
     @_in_turn
     def load(self, source: PolicySource, task: str, state: int) -> View:
-        """Begins anew with a policy, a task and one of its initial states.
-
-        Raises:
-            UserError: there is no such task or state, or the policy does not fit.
-        """
+        """Begins anew with a policy, a task and one of its initial states; raises UserError where they do not fit."""
         state = whole("state", state)
         if self._loaded != (source, task):
             following = RolloutSession(resolve_task(task), source)

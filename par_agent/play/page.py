@@ -93,11 +93,7 @@ def chosen(name: Any, known: Iterable[str]) -> str:
 
 
 def dragged(live: "Live", start: Any, end: Any) -> "View":
-    """Moves the object as the pointer went, or to where it was clicked.
-
-    Raises:
-        UserError: see :meth:`par_agent.play.live.Live.drag_object`.
-    """
+    """Moves the object as the pointer went, or to where it was clicked."""
     (x, y), (to_x, to_y) = pixel(start), pixel(end)
     if abs(to_x - x) <= CLICK and abs(to_y - y) <= CLICK:
         return live.put_object(to_x, to_y)

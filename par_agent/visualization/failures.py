@@ -96,11 +96,7 @@ class FailedRun:
         """Failed rollouts, those with equal actions together."""
 
     def states_file(self, spec: TaskSpec) -> Path:
-        """File of a task's initial states: of several in the run, the one with most, which begins with the others'.
-
-        Raises:
-            UserError: it does not hold the states that the run started from.
-        """
+        """File of a task's initial states: of several in the run, the one with most, which begins with the others'."""
         made: dict[str, str] = self.identity.get(MADE_STATES, {})
         own = [self.folder / "states" / name for name in made if name.rpartition("-")[0] == spec.name]
         path = max(own, key=lambda path: int(path.stem.rpartition("-")[2]), default=protocol_file(spec))

@@ -39,11 +39,7 @@ def draw_rollouts(rollouts: list[Rollout], path: Path) -> None:
 
 
 def draw_one_failure(session: RolloutSession, state: int, path: Path) -> None:
-    """Rolls out and draws a failure.
-
-    Raises:
-        UserError: the rollout succeeded, or there are no rules for the task.
-    """
+    """Rolls out and draws a failure; raises UserError if the rollout succeeds or its task has no rules."""
     _, record, draw = examine(session, state, (0,))
     if record["success_once"]:
         raise UserError(f"{session.spec.name}, state {state} did not fail; choose another state for the failure")

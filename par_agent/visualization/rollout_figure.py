@@ -84,12 +84,7 @@ def _draw_frames(block: Any, shown: list[Moment]) -> None:
 
 
 def draw_video(rollout: Rollout, path: Path) -> None:
-    """Writes the MP4, in real time; the frames imagined and predicted are those of the current chunk's end.
-
-    Raises:
-        UserError: the file cannot be written.
-        OSError: the disk is full.
-    """
+    """Writes the MP4, in real time; imagined and predicted frames are those of the current chunk's end."""
     steps = sorted(rollout.frames)
     every = min(b - a for a, b in pairwise(steps)) if len(steps) > 1 else 1
     canvas = _Canvas(rollout)

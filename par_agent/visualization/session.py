@@ -76,20 +76,12 @@ class RolloutSession:
         return f"{self.spec.name}, state {state}, policy seed {policy_seed}"
 
     def roll_out(self, state: int, policy_seed: int, observers: Sequence[RolloutObserver]) -> Record:
-        """Rolls the policy out from initial state number ``state``; returns the rollout's record.
-
-        Raises:
-            UserError: there is no such state.
-        """
+        """Rolls the policy out from initial state number ``state``; returns the rollout's record."""
         [(_, record)] = roll_out(self.env, self.policy, [self.state(state)], policy_seed, observers=observers)
         return record
 
     def state(self, number: int) -> InitialState:
-        """An initial state.
-
-        Raises:
-            UserError: there is no such state.
-        """
+        """An initial state; raises UserError where there is no such one."""
         if not 0 <= number < len(self.states):
             raise UserError(f"state is {number}; {self.spec.name} has the states 0 to {len(self.states) - 1}")
         return self.states[number]

@@ -51,11 +51,7 @@ def headed_figure(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, atomically.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
+    """Writes a PNG atomically."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
 

@@ -13,11 +13,7 @@ SUFFIXES = (".mp4", ".gif", ".png")
 
 
 def check_video_path(path: Path, frames: int) -> None:
-    """Refuses, before any work is done, what :func:`write_video` could not write.
-
-    Raises:
-        UserError: an unknown suffix, several frames for a still image, or a place that cannot be written to.
-    """
+    """Raises UserError for a suffix, number of frames or place that :func:`write_video` could not write."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path} has the suffix {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".png" and frames != 1:
@@ -28,12 +24,7 @@ def check_video_path(path: Path, frames: int) -> None:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Writes frames (T, H, W, 3) uint8 as .mp4 (H.264), .gif or, for one frame, .png, atomically.
-
-    Raises:
-        UserError: see :func:`check_video_path`.
-        OSError: the disk is full.
-    """
+    """Writes frames (T, H, W, 3) uint8 as .mp4 (H.264), .gif or, for one frame, .png, atomically."""
     import imageio.v2 as imageio
 
     check_video_path(path, len(frames))

@@ -103,11 +103,7 @@ class ManiSkill3Benchmark(StepBenchmark):
         return spec if self._send_state else {key: value for key, value in spec.items() if key != "state"}
 
     def reset(self, task: dict[str, Any]) -> None:
-        """Puts a freshly built scene into the episode's initial state.
-
-        Raises:
-            UserError: more episodes than the protocol has.
-        """
+        """Puts a new scene into the episode's initial state; raises UserError where there is no such episode."""
         spec, episode = self._specs[task["name"]], int(task["episode_idx"])
         count = len(self._seeds(spec.name))
         if episode >= count:
@@ -119,11 +115,7 @@ class ManiSkill3Benchmark(StepBenchmark):
         self._environment.reset([self._state])
 
     def step(self, action: dict[str, Any]) -> StepResult:
-        """Executes one action.
-
-        Raises:
-            UserError: an action that does not fit, or a chunk.
-        """
+        """Executes one action; raises UserError for a chunk or one that does not fit."""
         assert self._environment is not None
         actions = read_actions(action, self._spec)
         if len(actions) > 1:

@@ -120,11 +120,7 @@ class ModelServerPolicy:
         self.action_size = task.action_size
 
     def check(self, spec: TaskSpec, track: str = "paper") -> None:
-        """Warns where the server's actions and observations do not fit the task.
-
-        Raises:
-            UserError: it reads a camera that the task does not have on the track.
-        """
+        """Warns of actions and observations that do not fit; raises UserError for a camera that the task lacks."""
         from vla_eval.specs import DimSpec, check_specs
 
         from par_agent.vla_eval.interface import action_interface, observation_interface

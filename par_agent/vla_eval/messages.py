@@ -41,11 +41,7 @@ def to_message(observation: dict[str, Any], instruction: str) -> dict[str, Any]:
 
 
 def from_message(message: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`to_message`, in arrays.
-
-    Raises:
-        UserError: there is no state, or an entry is no array of numbers.
-    """
+    """The inverse of :func:`to_message`, in arrays; raises UserError where the state is missing or no numbers."""
     check("the observation", message, dict)
     state = message.get("state", message.get("states"))
     if state is None:
@@ -84,11 +80,7 @@ def read_actions(answer: dict[str, Any], spec: TaskSpec) -> np.ndarray:
 
 
 def episode_seed(start: dict[str, Any]) -> int | None:
-    """The policy's seed in the message that starts an episode; None where the benchmark gave none.
-
-    Raises:
-        UserError: the seeds are no whole numbers.
-    """
+    """The policy's seed in the message that starts an episode; None where the benchmark gave none."""
     check("the message", start, dict)
     task = start.get("task") or {}
     check("the message's task", task, _Episode)
