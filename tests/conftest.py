@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,27 @@ def _signal_handlers() -> None:
     """Every test begins with the handlers of the process: Ray leaves one of its own for SIGTERM."""
     for number, handler in HANDLERS.items():
         signal.signal(number, handler)
+
+
+@cache
+def _renderer() -> Any:
+    """A renderer of this process. While there is one, SAPIEN need not make its lookup tables anew for every
+    environment, which takes 7 seconds on a CPU."""
+    import sapien
+    import torch
+
+    if torch.cuda.is_available():  # ManiSkill chooses the device then, and a process has one renderer
+        return None
+    try:
+        return sapien.render.RenderSystem("cpu")
+    except RuntimeError:  # nothing can render here; tests that need it are skipped
+        return None
+
+
+@pytest.fixture(autouse=True)
+def _kept_renderer() -> None:
+    if "sapien" in sys.modules:
+        _renderer()
 
 
 @pytest.fixture
