@@ -71,43 +71,35 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
     return RunConfig(**options, policy=source, measurements=(Alignment(config.alignment),) if config.alignment else ())
 
 
-class ProgressDisplay:
+class ProgressDisplay(Progress):
     """A progress bar with running success counts, and one plain line per task when its first result comes."""
 
-    def __init__(self, console: Console, run: BenchmarkRun) -> None:
-        self._console = console
-        self._run = run
+    def __init__(self, console: Console, total: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        super().__init__(*columns, TimeRemainingColumn(), console=console)
+        self._total = total
         self._successes: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
-        self._bar = self._progress.add_task("starting workers", total=run.info.total)
+        self._bar = self.add_task("starting workers", total=total)
 
-    def __enter__(self) -> ProgressDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def start(self, found: list[Record]) -> None:
+    def begin(self, found: list[Record]) -> None:
         """Shows what is on disk already."""
         if found:
-            self._console.print(f"{len(found)} of {self._run.info.total} rollouts are on disk already.")
+            self.console.print(f"{len(found)} of {self._total} rollouts are on disk already.")
         for record in found:
             self._count(record)
 
-    def add(self, record: Record) -> None:
+    def show(self, record: Record) -> None:
         """Shows one new rollout."""
         if not self._finished[record["task"]] or record["error"] is not None:
-            self._console.print(_first_result(record))
+            self.console.print(_first_result(record))
         self._count(record)
 
     def _count(self, record: Record) -> None:
         self._finished[record["task"]] += 1
         self._successes[record["task"]] += record["success_once"]
         counts = ", ".join(f"{task} {self._successes[task]}/{n}" for task, n in self._finished.items())
-        self._progress.update(self._bar, description=counts, advance=1)
+        self.update(self._bar, description=counts, advance=1)
 
 
 def _first_result(record: Record) -> str:
@@ -124,8 +116,8 @@ def main(config: BenchmarkConfig) -> int:
     run = BenchmarkRun(run_config(config))
     console.print(f"rollouts: {run.info.total}, {run.config.protocol_label}; results: {run.folder}", highlight=False)
     started = time.monotonic()
-    with ProgressDisplay(console, run) as display:
-        records = run.run(display.start, display.add)
+    with ProgressDisplay(console, run.info.total) as display:
+        records = run.run(display.begin, display.show)
     results = write_results(run.info, records)
     for table in terminal_tables(run.info, results):
         console.print(table)
