@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -53,7 +54,7 @@ def exported(request: pytest.FixtureRequest, rendered: RenderedDataset) -> Path:
 def test_what_is_exported_comes_back(rendered: RenderedDataset, exported: Path, tmp_path: Path) -> None:
     assert main(["import-lerobot", str(exported), "--out", str(tmp_path / "back")]) == 0
     back = RenderedDataset(tmp_path / "back")
-    assert back.spec == rendered.spec | {"recorded": False} and len(back) == 5
+    assert back.spec == dataclasses.replace(rendered.spec, recorded=False) and len(back) == 5
     assert back.summary == rendered.summary and back.image_size("base_camera") == (64, 96)
     for path, original in zip(back.paths, rendered.paths, strict=True):
         a, b = read_episode(path), read_episode(original)
@@ -166,8 +167,8 @@ def test_a_foreign_dataset_becomes_training_data(exported: Path, rendered: Rende
     source = foreign(exported, tmp_path / "foreign")
     bring(source, tmp_path / "out", stride=5, cameras=("base_camera",), crop=(0, 8, 32, 32), size=(16, 16))
     dataset = RenderedDataset(tmp_path / "out")
-    assert (dataset.spec["env_id"], dataset.spec["instruction"]) == ("so101", "Move the square.")
-    assert dataset.cameras == ("base_camera",) and dataset.spec["crop"] == [0, 8, 32, 32]
+    assert (dataset.spec.env_id, dataset.spec.instruction) == ("so101", "Move the square.")
+    assert dataset.cameras == ("base_camera",) and dataset.spec.crop == (0, 8, 32, 32)
     found, original = read_episode(dataset.paths[3]), read_episode(rendered.paths[3])
     assert found.frame_steps.tolist() == [0, 5, 10, 13]
     assert found.frames["base_camera"].shape == (4, 16, 16, 3)
@@ -205,7 +206,7 @@ def test_several_wordings_come_back(tmp_path: Path) -> None:
     bring(tmp_path / "out", tmp_path / "back")
     back = RenderedDataset(tmp_path / "back")
     assert [read_episode(path).instructions for path in back.paths] == [texts] * 2
-    assert back.spec["instruction"] == list(texts)
+    assert back.spec.instruction == texts
 
 
 def test_extra_observations_come_back(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_picked_episodes_of_an_export_keep_what_belongs_to_them(
 ) -> None:
     assert bring(exported, tmp_path / "out", episodes="1,3-4") == 3
     dataset = RenderedDataset(tmp_path / "out")
-    assert dataset.spec["source_episodes"] == "1,3-4"
+    assert dataset.spec.source_episodes == "1,3-4"
     for path, number in zip(dataset.paths, (1, 3, 4), strict=True):
         a, b = read_episode(path), read_episode(rendered.paths[number])
         assert a.attributes == b.attributes and np.array_equal(a.actions, b.actions)

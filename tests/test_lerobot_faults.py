@@ -31,7 +31,7 @@ def test_bad_empty_and_one_row_episodes_are_named_and_can_be_left_out(tmp_path: 
         refused(folder, f"{message}.*--skip-corrupt", episodes=str(number))
     assert len(bring(folder, episodes="0,5")) == 2
     dataset = bring(folder.rename(tmp_path / "again"), skip_corrupt=True)
-    assert dataset.spec["source_episodes"] == "0,5" and dataset.summary["num_steps"] == 10
+    assert dataset.spec.source_episodes == "0,5" and dataset.summary["num_steps"] == 10
 
 
 @pytest.mark.parametrize("file_of", [lambda e, r: int(e > 0), lambda e, r: int((e, r) > (1, 3)), lambda e, r: 1])
@@ -53,7 +53,7 @@ def test_failures_are_left_out_unless_they_are_asked_for(
     made = LeRobotSet(features={TOP: image_feature(), name: {"dtype": kind, "shape": [1]}}, columns={name: success})
     folder = made.write(tmp_path / "set")
     dataset = bring(folder)
-    assert dataset.spec["source_episodes"] == "0,2" and len(dataset) == 2
+    assert dataset.spec.source_episodes == "0,2" and len(dataset) == 2
     assert "left out 1 of 3 episodes that did not succeed; --include-failures" in capsys.readouterr().out
     assert len(bring(folder.rename(tmp_path / "again"), include_failures=True)) == 3
 

@@ -29,7 +29,7 @@ VERSIONS = pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_what_a_dataset_holds_is_read_in_every_layout(tmp_path: Path, version: str) -> None:
     made = LeRobotSet()
     dataset = bring(made.write(tmp_path / "set", version))
-    assert len(dataset) == 3 and dataset.spec["env_id"] == "so101" and dataset.cameras == ("top",)
+    assert len(dataset) == 3 and dataset.spec.env_id == "so101" and dataset.cameras == ("top",)
     for number, path in enumerate(dataset.paths):
         episode = read_episode(path)
         last = made.lengths[number] - 1
@@ -321,7 +321,7 @@ def test_what_was_understood_is_said_before_the_work(tmp_path: Path, capsys: pyt
         f"2 episodes of {folder}: {tmp_path / 'out'}",
     ):
         assert line in said
-    assert RenderedDataset(tmp_path / "out").spec["source_episodes"] == "0,2"
+    assert RenderedDataset(tmp_path / "out").spec.source_episodes == "0,2"
 
 
 # Instructions
@@ -331,7 +331,7 @@ def test_every_episode_has_the_instruction_of_its_rows(tmp_path: Path) -> None:
     tasks = [0] * 6 + [1] * 7 + [0] * 9
     dataset = bring(LeRobotSet(tasks=TASKS, columns={"task_index": tasks}).write(tmp_path / "set", "v3.0"))
     assert [read_episode(path).instructions[0] for path in dataset.paths] == [TASKS[0], TASKS[1], TASKS[0]]
-    assert dataset.spec["instruction"] == ""
+    assert dataset.spec.instruction == ""
 
 
 def test_an_episode_whose_task_changes_is_refused_by_name_unless_an_instruction_is_given(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_an_episode_whose_task_changes_is_refused_by_name_unless_an_instruction_
     message = rf"episode 1 of .*: its task changes at row 3, from '{TASKS[0]}' to '{TASKS[1]}'"
     refused(folder, message)
     dataset = bring(folder, skip_corrupt=True)
-    assert len(dataset) == 2 and dataset.spec["source_episodes"] == "0,2"
+    assert len(dataset) == 2 and dataset.spec.source_episodes == "0,2"
     dataset = bring(folder.rename(tmp_path / "again"), instruction=("Tidy up.", "Clear the table."))
     assert [read_episode(path).instructions for path in dataset.paths] == [("Tidy up.", "Clear the table.")] * 3
 

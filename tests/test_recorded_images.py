@@ -138,7 +138,7 @@ def test_unknown_tasks_need_an_instruction(tmp_path: Path) -> None:
         config.spec()
     command = arguments(path, tmp_path / "out", "--instruction", "Water the plants.")
     assert main(command) == 0
-    assert RenderedDataset(tmp_path / "out").spec["instruction"] == "Water the plants."
+    assert RenderedDataset(tmp_path / "out").spec.instruction == "Water the plants."
 
 
 def test_several_wordings_of_an_instruction_go_with_every_episode(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_several_wordings_of_an_instruction_go_with_every_episode(tmp_path: Path
     command = arguments(path, tmp_path / "out", "--instruction", *texts, "Lift it.")
     assert main(command) == 0 and main(command) == 0
     dataset = RenderedDataset(tmp_path / "out")
-    assert dataset.spec["instruction"] == list(texts)
+    assert dataset.spec.instruction == texts
     assert EpisodeIndex(dataset, 4).instructions == [texts] * 3
     with pytest.raises(UserError, match="instruction is empty; leave it out"):
         render_command.RenderConfig(out=tmp_path, trajectory=path, instruction=("Lift it.", " ")).spec()

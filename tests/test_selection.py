@@ -72,7 +72,7 @@ def test_failed_episodes_are_left_out_and_counted_unless_asked_for(tmp_path: Pat
     (tmp_path / "all").mkdir()
     path = write(tmp_path / "all", "yny?n")
     assert render(path, "--include-failures") == 0 and rendered(path) == [10, 11, 12, 13, 14]
-    assert RenderedDataset(tmp_path / "all" / "out").spec["source_episodes"] is None
+    assert RenderedDataset(tmp_path / "all" / "out").spec.source_episodes is None
 
 
 def test_success_in_the_arrays_counts_where_the_json_is_silent(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_file_of_failures_alone_is_refused_with_the_way_to_keep_them(tmp_path:
 def test_episodes_are_picked_by_number_in_the_order_given(tmp_path: Path) -> None:
     path = write(tmp_path, "yyyyny")
     assert render(path, "--episodes", "15,10-11,14") == 0 and rendered(path) == [15, 10, 11]
-    assert RenderedDataset(tmp_path / "out").spec["source_episodes"] == "15,10-11"
+    assert RenderedDataset(tmp_path / "out").spec.source_episodes == "15,10-11"
 
 
 def test_num_takes_the_first_that_can_be_used(tmp_path: Path, capsys: Any) -> None:
