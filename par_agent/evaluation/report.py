@@ -60,11 +60,7 @@ def _terminal_table(title: str, header: Sequence[str], rows: Sequence[Sequence[s
 
 
 def write_results(run: RunInfo, records: list[Record]) -> list[TaskResult]:
-    """Writes results.md, .csv, .json and report.html into the run's folder; each appears when it is complete.
-
-    Raises:
-        UserError: they cannot be written, say because the disk is full.
-    """
+    """Writes results.md, .csv, .json and report.html into the run's folder; each appears when it is complete."""
     results = summarise(records, run.tasks, run.config.states * run.config.policy_seeds)
     source = provenance(run)
     with writing(run.folder):

@@ -66,8 +66,7 @@ def cluster_bootstrap(values: Mapping[Hashable, Sequence[float]], seed: int = 0)
         values: outcomes by cluster (for success rates: 0 or 1 by initial state); clusters may differ in size.
         seed: of the draws; the same seed gives the same interval.
 
-    Returns:
-        The interval. Where all clusters have the same mean it is a point: read Wilson's then.
+    Where all clusters have the same mean, the interval is a point: read Wilson's then.
 
     Raises:
         ValueError: no cluster, or an empty one.
@@ -102,11 +101,7 @@ class PairedComparison:
 
 
 def compare_paired(first: Iterable[Record], second: Iterable[Record]) -> PairedComparison:
-    """Compares two methods' successes by (task, state, policy seed); rollouts that only one of them has are left out.
-
-    Raises:
-        ValueError: the two have no rollout in common.
-    """
+    """Compares two methods' successes in the rollouts that both have; raises ValueError where there are none."""
     partners = {record_key(record): record for record in second}
     shared = [(record, partners[record_key(record)]) for record in first if record_key(record) in partners]
     if not shared:

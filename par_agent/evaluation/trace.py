@@ -68,16 +68,9 @@ def read_frames(policy: PARPolicy, observation: dict[str, Any]) -> np.ndarray:
 
 
 class RolloutTracer(RolloutObserver):
-    """Traces the rollouts of some environments that are stepped together.
+    """Traces rollouts that are stepped together; raises UserError for a policy that imagines nothing.
 
-    Args:
-        env: the environments.
-        policy: a PAR policy with a frame path.
-        chunks: how far ahead to imagine in every plan (K), at least 1.
-        chunks_at_start: the same for the first plan; None: ``chunks``.
-
-    Raises:
-        UserError: the policy cannot imagine.
+    Every plan imagines ``chunks`` ahead (K, at least 1), the first one ``chunks_at_start`` (None: as many).
     """
 
     def __init__(

@@ -67,14 +67,7 @@ class AttentionRollout:
 def record_attention(
     session: RolloutSession, state: int, policy_seed: int, *, layer: int | None = None, head: int | None = None
 ) -> AttentionRollout:
-    """Repeats a rollout of the benchmark and keeps its attention.
-
-    Args:
-        session: task and policy.
-        state: number of the initial state.
-        policy_seed: as in the benchmark.
-        layer: a layer that will be drawn, from 1; None: any.
-        head: a head that will be drawn, from 1; None: any.
+    """Repeats a rollout of the benchmark and keeps its attention; layer and head, from 1, are those to be drawn.
 
     Raises:
         UserError: there is no such state, layer or head, or the policy has no attention.
