@@ -158,7 +158,7 @@ class StandInRunner:
 
     @contextmanager
     def __call__(self, prepare: Any, setup: WorkerSetup, folder: Path, workers: int, *_: Any) -> Iterator[JobRunner]:
-        assert (setup.backend, setup.num_envs, workers) == ("gpu", 25, 1)
+        assert (setup.config.backend, setup.config.num_envs, workers) == ("gpu", 25, 1)
         yield self
 
     def run(self, jobs: list[Any], *, yield_lost: bool = False) -> Iterator[tuple[Any, Any]]:
