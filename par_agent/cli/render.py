@@ -106,19 +106,14 @@ class RenderConfig(Checked):
         return dataclasses.replace(spec, num_episodes=len(taken), source_episodes=chosen)
 
     def _random_spec(self, task: TaskSpec) -> RenderSpec:
-        from par_agent.policy.transforms import check_crop
-
         if self.recorded_images or self.episodes is not None or self.include_failures or self.skip_corrupt:
             raise UserError(
                 "--recorded-images, --episodes, --include-failures and --skip-corrupt are for a trajectory file; give "
                 "--trajectory FILE.h5"
             )
-        known = (task.camera, *task.sensor_cameras)
-        if unknown := [name for name in self.cameras if name not in known]:
-            raise UserError(f"{task.env_id} has no camera {unknown[0]!r}; it has {', '.join(known)}")
-        if self.crop is not None and task.camera in self.cameras:
-            check_crop(self.crop, task.image_size)  # before a worker builds the scene
-        return self._base_spec(task.env_id, "random-motion", 1000 if self.num is None else self.num, task)
+        spec = self._base_spec(task.env_id, "random-motion", 1000 if self.num is None else self.num, task)
+        spec.check_cameras(task)
+        return spec
 
     def _base_spec(self, env_id: str, source: str, count: int, task: TaskSpec | None) -> RenderSpec:
         if task is None and not self.instruction:

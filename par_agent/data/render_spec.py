@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from par_agent.errors import UserError
-from par_agent.tasks import PROTOCOL_SEED
+from par_agent.policy.transforms import check_crop
+from par_agent.tasks import PROTOCOL_SEED, TaskSpec
 from par_agent.utils.checked import Checked, Count, MayBeEmpty, NonNegative, Pixels
 from par_agent.utils.files import naming
 from par_agent.utils.json_fields import build
@@ -66,6 +67,18 @@ class RenderSpec(Checked):
     def is_random(self) -> bool:
         """Whether the episodes are made here, without actions, instead of being read from a trajectory file."""
         return self.source == "random-motion"
+
+    def check_cameras(self, task: TaskSpec) -> None:
+        """Compares cameras and crop with those of the task, before a worker builds its scene.
+
+        Raises:
+            UserError: the task has no such camera, or the crop leaves its image.
+        """
+        known = (task.camera, *task.sensor_cameras)
+        if unknown := [name for name in self.cameras if name not in known]:
+            raise UserError(f"{task.env_id} has no camera {unknown[0]!r}; it has {', '.join(known)}")
+        if self.crop is not None and task.camera in self.cameras:
+            check_crop(self.crop, task.image_size)
 
     def to_json(self) -> dict[str, Any]:
         """As it is written to JSON; tuples become lists there."""
