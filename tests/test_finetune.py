@@ -238,7 +238,7 @@ def test_data_of_another_crop_or_chunk_length_is_refused(config: FinetuneConfig,
     other = tiny_dataset(tmp_path / "crop")
     spec = (other / "spec.json").read_text().replace("4,\n    8,", "0,\n    0,")
     (other / "spec.json").write_text(spec)
-    with pytest.raises(UserError, match=r"rendered with crop \[0, 0, 16, 16\]; .* --crop 4 8 16 16"):
+    with pytest.raises(UserError, match=r"rendered with crop \(0, 0, 16, 16\); .* --crop 4 8 16 16"):
         finetune(with_options(config, data=(other,)))
     coarse = tiny_dataset(tmp_path / "coarse", stride=8)
     with pytest.raises(UserError, match="a frame every 8 control steps"):
