@@ -218,7 +218,7 @@ REFUSED = [
     ("train-vae", "--data nowhere", "nowhere"),
     ("train-vae", "--data", "data is empty"),
     ("train-vae", "--data data data", "data is given twice"),
-    ("train-vae", "--data data --camera nope", "has no camera 'nope'"),
+    ("train-vae", "--data data --camera nope", "holds no camera 'nope'"),
     ("train-vae", "--data data --patch 512", "512"),
     ("finetune", f"--data nowhere --init {MINI}", "nowhere"),
     ("finetune", "--data data --vae nowhere", "nowhere"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode
+from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode, open_datasets
 from par_agent.data.index import HELD_OUT
 from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
@@ -60,9 +60,9 @@ def open_frames(folders: Sequence[Path], camera: str, patch: int, stride: int) -
         stride: pixels of a frame for one pixel of its latent, along each side.
 
     Raises:
-        UserError: there are no datasets, or their frames do not fit the patches, the stride or one another.
+        UserError: there are no datasets, one is given twice, or their frames do not fit patches, stride or one another.
     """
-    datasets = [RenderedDataset(folder) for folder in folders]
+    datasets = open_datasets(folders)
     if not datasets:
         raise UserError("no rendered dataset given; name at least one with --data")
     sizes = {}

@@ -15,7 +15,7 @@ from par_agent.data.conventions import (
     fit_transforms,
     image_size,
 )
-from par_agent.data.episodes import RenderedDataset
+from par_agent.data.episodes import RenderedDataset, open_datasets
 from par_agent.data.index import EpisodeIndex, VideoIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
@@ -47,7 +47,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
             unknown LoRA target.
     """
     torch.manual_seed(config.seed)
-    datasets = [RenderedDataset(folder, skip_corrupt=config.dataset.skip_corrupt) for folder in config.folders()]
+    datasets = open_datasets(config.folders(), skip_corrupt=config.dataset.skip_corrupt)
     start, encoder_folder = load_start(config)
     indices, transforms = _index(config, datasets, start)
     model = start.model
