@@ -22,18 +22,31 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("LP_NUM_THREADS", "1")
 
 LONGEST = (
-    "test_vla_eval_runs",
-    "test_rendering",
     "test_benchmark_run",
-    "test_visualization",
-    "test_variations",
+    "test_rendering",
     "test_finetune",
-    "test_alignment",
+    "test_vla_eval_runs",
+    "test_cluster",
+    "test_visualization",
     "test_baseline_training",
-    "test_evaluation_environment",
     "test_demos",
+    "test_import_nova",
+    "test_distributed",
+    "test_virtual_cuda",
+    "test_option_ranges",
+    "test_variations",
+    "test_make_env",
+    "test_trainable",
+    "test_recipes",
+    "test_controllers",
     "test_play",
     "test_html_report",
+    "test_evaluation_environment",
+    "test_readme",
+    "test_vla_eval",
+    "test_workers",
+    "test_mutated_files",
+    "test_alignment",
 )
 """Modules that take longest, the longest first."""
 HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
