@@ -81,7 +81,7 @@ def _reader_is_gone() -> bool:
     """Whether the reader of this process's output or errors is gone; what is left of that stream is discarded."""
     streams = select.poll()
     for stream in (STDOUT, STDERR):
-        streams.register(stream, 0)  # errors are always told
+        streams.register(stream, 0)  # errors are always reported
     gone = [stream for stream, event in streams.poll(0) if event & select.POLLERR]
     for stream in gone:
         _drop(stream)

@@ -59,7 +59,7 @@ class LocalRunner:
         self._processes: list[_Worker] = []
 
     def start(self) -> None:
-        """Starts the processes; each gets a core of its own if there are as many cores."""
+        """Starts the processes; each gets a core of its own if there are exactly as many cores."""
         cores = sorted(os.sched_getaffinity(0))
         for core in cores if len(cores) == self.workers else [None] * self.workers:
             self._processes.append(_Worker(core, *self._arguments))

@@ -130,7 +130,7 @@ def _cause(error: Any) -> Exception:
     """The exception that ended a task."""
     cause: Exception = error.cause
     if isinstance(cause, RuntimeError) and "failed to import" in str(cause):  # in Ray's words
-        return UserError(f"a node of the cluster has not this version of this package: install it there ({cause})")
+        return UserError(f"a cluster node does not have this version of this package: install it there ({cause})")
     return cause
 
 

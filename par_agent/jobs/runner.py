@@ -45,8 +45,8 @@ class JobRunner(Protocol):
         again as a whole, by another worker: some of its messages may be yielded twice.
 
         Args:
-            jobs: picklable. The next one is taken when a worker is free; None stands for "none as yet", and another
-                is asked for when a job has ended.
+            jobs: picklable. The next one is taken when a worker is free; None means that no job is ready; another is
+                asked for when a job has ended.
             yield_lost: yield a :class:`LostJobError` as the job's last message where it would be raised.
 
         Raises:

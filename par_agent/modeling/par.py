@@ -53,7 +53,7 @@ class Targets:
     latents: Tensor | None
     """(B, N, C, h, w) next frames; None: no frame loss."""
     frame_weights: Tensor | None
-    """(B, N) bool; False: there is no next frame. Keep it on the CPU: counting it would wait for a GPU."""
+    """(B, N) bool; False: there is no next frame. Keep it on the CPU, where counting it waits for nothing."""
 
 
 @dataclass(frozen=True)

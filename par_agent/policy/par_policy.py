@@ -66,7 +66,7 @@ class PARPolicy:
     Args:
         checkpoint: the model and its conventions.
         instruction: what to do, in the words of training: one text, or one per environment, whose number it fixes.
-        device: where the checkpoint is; None: wherever that may be.
+        device: where the checkpoint has to be; None: not checked.
         seed: fixes the policy's randomness until a ``reset`` gives another; a whole number, 0 or more.
         **inference: fields of :class:`~par_agent.policy.checkpoint.InferenceConfig` in place of the checkpoint's.
 

@@ -159,7 +159,7 @@ class TrainingLoop(abc.ABC):
                 measured = last or progress.step % config.logging.validate_every == 0
                 rolled_out = self._rollout_every and (last or progress.step % self._rollout_every == 0)
                 if told and not last:
-                    if not (measured or rolled_out):  # a step that is saved is not measured later
+                    if not (measured or rolled_out):  # resuming from a state saved here would skip its validation
                         self._save_training_state()
                     clock.end()
                 if measured:

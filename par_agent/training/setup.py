@@ -71,8 +71,8 @@ def _index(
 ) -> tuple[Sequence[EpisodeIndex], Transforms | None]:
     """What the datasets hold, and the transforms to read it with.
 
-    These are the checkpoint's own where it was trained on actions before, for a new camera with the data's frames; else
-    they are fitted to the data. A model that was only trained on videos has none.
+    A checkpoint that was trained on actions keeps its transforms; a new camera replaces their part of the camera.
+    Otherwise they are fitted to the data. A model that was only trained on videos has none.
     """
     action, name = start.model.config.action, f"the checkpoint {config.init}"
     camera, new_camera = config.dataset.camera, config.model.new_camera

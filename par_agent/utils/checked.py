@@ -100,7 +100,7 @@ class Checked:
         hints = get_type_hints(type(self), include_extras=True)
         for option in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, option.name)
-            if value == () and option.default not in ((), None):  # an empty list is a choice beside None
+            if value == () and option.default not in ((), None):  # () is allowed where it is the default, or None is
                 raise UserError(f"{option.name} is empty; leave it out, or give it a value")
             for part, rules in _values(value, hints[option.name]):
                 _check(option.name, value, part, rules)
