@@ -6,7 +6,6 @@ in `par_agent/training/README.md`.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import sys
@@ -65,7 +64,7 @@ def main(folder: Path) -> None:
     torch.distributed.broadcast_object_list(found)
     assert found[0] is not None
     options = {"steps": STEPS, "keep": STEPS, "validate_every": 2, "gradient_checkpointing": True}
-    config = dataclasses.replace(found[0], **options)
+    config = with_options(found[0], **options)
     whole, sharded = (with_options(config, out=folder / name) for name in ("whole", "sharded"))
     training.finetune(whole)
     os.environ.update(ENVIRONMENT)

@@ -161,6 +161,7 @@ class TrainingLoop(abc.ABC):
                 if told and not last:
                     if not (measured or rolled_out):  # resuming from a state saved here would skip its validation
                         self._save_training_state()
+                    self.accelerator.wait_for_everyone()  # each then tells what the main process has saved
                     clock.end()
                 if measured:
                     self._validate(monitor)
