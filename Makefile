@@ -1,6 +1,6 @@
 # The two commands of a fresh clone are `make benchmark` and `make test`; both run `make setup` first.
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 TASKS := PushCube PickCube StackCube
 
 .DEFAULT_GOAL := help
