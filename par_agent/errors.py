@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class UserError(ValueError):
@@ -27,3 +27,21 @@ def user_errors(prefix: str = "") -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(f"{prefix}{error}") from error
+
+
+@contextlib.contextmanager
+def reader_faults(damaged: Callable[[str], UserError], name: str = "", longest: int | None = None) -> Iterator[None]:
+    """Makes whatever a library raises while it reads a damaged file a :class:`UserError`.
+
+    Args:
+        damaged: makes the error that names the file, from what was found.
+        name: the part that is read.
+        longest: characters kept of the library's message; None: all.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        words = " ".join(str(error).split())[:longest] or type(error).__name__
+        raise damaged(f"{name}: {words}" if name else words) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import runpy
 import shlex
 import sys
@@ -64,11 +63,3 @@ def test_the_examples_of_a_policy_and_a_task_of_ones_own_run_as_written(
     records = [json.loads(path.read_text()) for path in tmp_path.glob("benchmarks/results/*/rollouts.jsonl")]
     found = {(record["task"], record["steps"], record["error"]) for record in records}
     assert found == {("PushCube", 400, None), ("NudgeCube", 12, None)}
-
-
-def test_links_lead_somewhere() -> None:
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("par_agent/**/*.md")]
-    assert ROOT / "README.md" in documents and ROOT / "benchmarks" / "EXPERIMENTS.md" in documents
-    for document in documents:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -13,13 +13,10 @@ from par_agent.baselines.common import Method
 from par_agent.baselines.config import BaselineConfig
 from par_agent.data.windows import Windows
 from par_agent.modeling.par import PARLoss
-from par_agent.modeling.random_numbers import normal
+from par_agent.modeling.random_numbers import batch_seed, normal
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.policy.transforms import Transforms
 from par_agent.training.objective import perturb_proprioception, tensors
-
-STEP_SEEDS = 1_000_003
-"""A batch's noise follows from ``seed * STEP_SEEDS + number``, as in PAR's training."""
 
 
 class BaselineObjective(nn.Module):
@@ -32,7 +29,7 @@ class BaselineObjective(nn.Module):
 
     def forward(self, windows: Windows, number: int, device: torch.device) -> PARLoss:
         """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
-        with seeded(self.config.seed * STEP_SEEDS + number, device):
+        with seeded(batch_seed(self.config.seed, number), device):
             if self.config.recovery_noise:
                 length = self.model.config.chunk_length
                 windows = perturb_proprioception(windows, self.transforms, length, self.config.recovery_noise, None)

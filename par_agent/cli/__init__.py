@@ -76,17 +76,21 @@ def _pairs(first: str) -> list[str]:
     return [name for name in SUBCOMMANDS if name.startswith(f"{first} ")]
 
 
+def _words_of_name(words: Sequence[str]) -> int:
+    """How many of the first words name a subcommand; 0: there is none of that name."""
+    return next((count for count in (1, 2) if " ".join(words[:count]) in SUBCOMMANDS), 0)
+
+
 def find_subcommand(words: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The name of a subcommand, one or two words, and the arguments behind it.
 
     Raises:
         UserError: no such subcommand.
     """
-    for count in (1, 2):
-        if (name := " ".join(words[:count])) in SUBCOMMANDS:
-            return name, words[count:]
+    if (count := _words_of_name(words)) > 0:
+        return " ".join(words[:count]), words[count:]
     if pairs := _pairs(words[0]):
-        raise UserError(f"{name!r} is no subcommand; known: {', '.join(pairs)}")
+        raise UserError(f"{' '.join(words[:2])!r} is no subcommand; known: {', '.join(pairs)}")
     raise UserError(f"unknown subcommand {words[0]!r}; known subcommands: {', '.join(SUBCOMMANDS)}")
 
 
@@ -110,7 +114,7 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status; see :func:`par_agent.cli.entry.run_command`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    command = SUBCOMMANDS.get(" ".join(arguments[:1])) or SUBCOMMANDS.get(" ".join(arguments[:2]))
+    command = SUBCOMMANDS.get(" ".join(arguments[: _words_of_name(arguments)]))
     resumes = command is not None and command.resumes
     return run_command("par-agent", lambda: _answer(arguments), resumes)
 

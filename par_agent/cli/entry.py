@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import sys
 from collections.abc import Callable
 
 from par_agent.errors import UserError
-from par_agent.utils.interrupts import Interrupted, caught_interrupts
+from par_agent.utils.interrupts import Interrupted, caught_interrupts, discard_stream
 
 EXIT_BAD_INPUT = 2
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -73,7 +72,7 @@ def _flush() -> None:
     except BrokenPipeError:
         raise
     except OSError:
-        _drop(STDOUT)
+        discard_stream(STDOUT)
         raise
 
 
@@ -84,11 +83,5 @@ def _reader_is_gone() -> bool:
         streams.register(stream, 0)  # errors are always reported
     gone = [stream for stream, event in streams.poll(0) if event & select.POLLERR]
     for stream in gone:
-        _drop(stream)
+        discard_stream(stream)
     return bool(gone)
-
-
-def _drop(stream: int) -> None:
-    """Discards a stream's buffer, and all that is written to it later."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), stream)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from par_agent.data import lerobot
-from par_agent.errors import UserError
+from par_agent.errors import UserError, reader_faults
 from par_agent.utils.files import check_file
 from par_agent.utils.json_fields import check
 
@@ -119,13 +119,6 @@ class Table:
             raise self.damaged(str(error)) from None
         return values
 
-    @contextlib.contextmanager
-    def _named_faults(self, column: str = "") -> Iterator[None]:
+    def _named_faults(self, column: str = "") -> AbstractContextManager[None]:
         """Turns whatever pyarrow raises into a UserError."""
-        try:
-            yield
-        except UserError:
-            raise
-        except (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
-            words = " ".join(str(error).split())[:200] or type(error).__name__
-            raise self.damaged(f"{column}: {words}" if column else words) from None
+        return reader_faults(self.damaged, column, longest=200)

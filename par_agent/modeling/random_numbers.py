@@ -20,6 +20,11 @@ def seeded_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def batch_seed(seed: int, number: int) -> int:
+    """The seed of all random numbers of a run's batch ``number``; ``seed`` is the run's."""
+    return seed * 1_000_003 + number
+
+
 def copied_generator(generator: torch.Generator) -> torch.Generator:
     """A generator that goes on like another one, on its own."""
     return torch.Generator().set_state(generator.get_state())

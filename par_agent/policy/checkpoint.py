@@ -65,6 +65,10 @@ class InferenceConfig:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
 
+    def executed(self, chunk_length: int) -> int:
+        """Actions executed of a chunk of ``chunk_length``."""
+        return chunk_length if self.execute is None else self.execute
+
 
 @dataclass
 class Checkpoint:

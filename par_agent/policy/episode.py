@@ -99,7 +99,7 @@ class EpisodeState:
             inference,
             stream=checkpoint.model.start(features, inference.context),
             queue=zeros(action.chunk_length, action.action_size),
-            used=torch.full((batch,), inference.execute or action.chunk_length, device=device),
+            used=torch.full((batch,), inference.executed(action.chunk_length), device=device),
             chunk=zeros(action.chunk_length, action.action_size),
             positions=zeros(action.proprioception_size),
             z_frame=zeros(checkpoint.model.frame_tokens, width).to(checkpoint.model.nova.dtype),
@@ -121,7 +121,7 @@ class EpisodeState:
         """
         model = self.checkpoint.model
         self.stream.cache.reset(rows)
-        self.used[rows] = self.inference.execute or model.config.action.chunk_length
+        self.used[rows] = self.inference.executed(model.config.action.chunk_length)
         self.fresh[rows] = True
         if features:
             part = model.start(features, self.inference.context)

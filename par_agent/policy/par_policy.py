@@ -102,7 +102,7 @@ class PARPolicy:
             )
         self.action_size = self.transforms.action_size
         length = checkpoint.model.config.action.chunk_length
-        self.execute = self.inference.execute or length
+        self.execute = self.inference.executed(length)
         if self.execute > length:
             raise UserError(f"execute is {self.execute}; this checkpoint plans chunks of {length} actions")
         if self.inference.past_actions and self.execute < length:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from par_agent.data.windows import Windows
 from par_agent.modeling.par import PARLoss, PARModel, PhysicalTokens, Targets
-from par_agent.modeling.random_numbers import integers, normal, seeded_generator, uniform
+from par_agent.modeling.random_numbers import batch_seed, integers, normal, seeded_generator, uniform
 from par_agent.modeling.text_encoder import TextEncoder
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig
@@ -34,7 +34,7 @@ class Objective(nn.Module):
     def forward(self, windows: Windows, number: int, device: torch.device) -> PARLoss:
         """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
         config, shape = self.config, windows.steps.shape
-        generator = seeded_generator(config.seed * 1_000_003 + number)
+        generator = seeded_generator(batch_seed(config.seed, number))
         if config.loss.recovery_noise and self.transforms is not None:
             length = self.model.config.action.chunk_length
             windows = perturb_proprioception(windows, self.transforms, length, config.loss.recovery_noise, generator)

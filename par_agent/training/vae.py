@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from par_agent.data.patches import FrameSampler, open_frames
 from par_agent.errors import UserError
-from par_agent.modeling.random_numbers import seeded_generator
+from par_agent.modeling.random_numbers import batch_seed, seeded_generator
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.training.config import claimed_run
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
@@ -99,7 +99,7 @@ def _train(options: VAETraining, sampler: FrameSampler) -> FrameVAE:
     ):
         for step, batch in enumerate(batches, start):
             set_learning_rate(optimizer, learning_rate(step, options.steps, options.warmup, options.learning_rate))
-            generator = seeded_generator(options.seed * 1_000_003 + step)
+            generator = seeded_generator(batch_seed(options.seed, step))
             pixels = to_pixels(moved(batch, device)).contiguous(memory_format=torch.channels_last)
             loss, squared = vae_loss(vae, pixels, options.kl_weight, generator)
             loss.backward()

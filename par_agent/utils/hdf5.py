@@ -9,17 +9,16 @@ exceptions of any kind. :class:`HDF5Reader` turns all of these into a :class:`Us
 
 from __future__ import annotations
 
-import contextlib
 import math
 import struct
 import uuid
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from par_agent.errors import UserError
+from par_agent.errors import UserError, reader_faults
 from par_agent.utils.files import check_file
 
 if TYPE_CHECKING:
@@ -168,16 +167,9 @@ class HDF5Reader:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _named_faults(self, name: str = "") -> Iterator[None]:
+    def _named_faults(self, name: str = "") -> AbstractContextManager[None]:
         """Turns whatever h5py raises into a UserError."""
-        try:
-            yield
-        except UserError:
-            raise
-        except (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise self.damaged(f"{name}: {words}" if name else words) from None
+        return reader_faults(self.damaged, name)
 
     def _find(self, name: str) -> h5py.Group | h5py.Dataset | None:
         """The group or array of a name, or None. Links are refused."""

@@ -141,8 +141,13 @@ class Interrupts:
         """Discards output to a closed terminal, where writing is an error."""
         for stream in self._terminals:
             if not os.isatty(stream):
-                with open(os.devnull, "w") as nowhere:
-                    os.dup2(nowhere.fileno(), stream)
+                discard_stream(stream)
+
+
+def discard_stream(stream: int) -> None:
+    """Discards all that is written to a file descriptor from now on, what its buffer holds included."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream)
 
 
 def _tell(text: str) -> None:
