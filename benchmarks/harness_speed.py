@@ -26,10 +26,10 @@ from rich.table import Table
 
 from par_agent.cli.options import run_script
 from par_agent.errors import UserError
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.simulation.environment import make_simulation
 from par_agent.tasks import PAPER_TASKS, get_task
 from par_agent.utils.checked import Checked, Count, SmallCount

@@ -125,7 +125,7 @@ def without_workers(monkeypatch: pytest.MonkeyPatch, torch_threads: Callable[[in
     from recordings import run_in_this_process
 
     torch_threads(1)
-    for module in ("cli.render", "evaluation.runner"):
+    for module in ("cli.render", "evaluation.benchmark_run"):
         monkeypatch.setattr(f"par_agent.{module}.open_runner", run_in_this_process)
     monkeypatch.setattr("par_agent.evaluation.initial_states.local_runner", run_in_this_process)
 

@@ -14,12 +14,12 @@ from lxml import html
 from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment import MEASURES, Alignment, align
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import roll_out
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.evaluation.trace import RolloutTracer, Trace
 from par_agent.simulation.end_effector import EndEffector
 from par_agent.simulation.environment import TaskEnvironment

@@ -18,13 +18,13 @@ import pytest
 from held import Held, Moment
 from par_agent.cli import main
 from par_agent.errors import UserError
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.provenance import provenance
 from par_agent.evaluation.records import read_run
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import ROLLOUT_CODE, TIMING_FIELDS
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.utils.strict_json import parse_options
 from par_agent.utils.versions import PACKAGE_FOLDER, source_files
@@ -92,7 +92,7 @@ def records_in(out: Path) -> list[dict[str, Any]]:
 def run_here(words: list[str]) -> None:
     """Runs the benchmark to its end in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("par_agent.evaluation.runner.open_runner", run_in_this_process)
+        patch.setattr("par_agent.evaluation.benchmark_run.open_runner", run_in_this_process)
         assert main(["benchmark", *words]) == 0
 
 
@@ -215,7 +215,7 @@ def test_a_run_that_fails_before_its_first_rollout_leaves_nothing(
     def fail(*_: Any) -> None:
         raise UserError("the initial states cannot be made")
 
-    monkeypatch.setattr("par_agent.evaluation.runner.make_missing_states", fail)
+    monkeypatch.setattr("par_agent.evaluation.benchmark_run.make_missing_states", fail)
     out = tmp_path / "out"
     with pytest.raises(UserError, match="cannot be made"):
         run(config(out, "harness_policies:PlainResetPolicy", tasks=NUDGE))

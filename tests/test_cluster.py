@@ -18,10 +18,10 @@ import pytest
 from held import until
 from par_agent.cli import main
 from par_agent.errors import UserError
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.jobs import ray as ray_module
 from par_agent.jobs.ray import ray_runner
 from par_agent.jobs.runner import DoJob, LostJobError

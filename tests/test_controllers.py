@@ -14,12 +14,12 @@ from par_agent.data.conventions import check_conventions, fit_transforms
 from par_agent.data.episodes import RenderedDataset, read_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import save_states, states_checksum
 from par_agent.evaluation.rollout_worker import RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.policy.observations import check_task
 from par_agent.policy.transforms import Transforms
 from par_agent.tasks import PROTOCOL_STATES, UNKNOWN_CONTROLLER, get_task, resolve_task

@@ -20,9 +20,9 @@ import torch
 from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.evaluation.protocol import load_states, protocol_file
-from par_agent.evaluation.recorder import VideoObserver
 from par_agent.evaluation.rollout import roll_out
 from par_agent.evaluation.trace import RolloutTracer, Trace
+from par_agent.evaluation.video_observer import VideoObserver
 from par_agent.simulation import environment
 from par_agent.simulation.end_effector import EndEffector
 from par_agent.simulation.environment import TaskEnvironment

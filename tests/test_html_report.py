@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from lxml import html
 
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.evaluation.runner import BenchmarkRun
 
 STATES, POLICY_SEEDS = 3, 2
 TASKS = ("PushCube", "PickCube")

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from made_runs import measured
 from par_agent.errors import UnavailableError, UserError
-from par_agent.evaluation import runner
+from par_agent.evaluation import benchmark_run
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import (
     CHECKSUMS,
@@ -32,7 +33,6 @@ from par_agent.evaluation.protocol import (
 )
 from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.simulation.environment import TaskEnvironment
 from par_agent.simulation.initial_state import InitialState
 from par_agent.tasks import TASKS, get_task
@@ -205,7 +205,7 @@ class StandInRunner:
 
 
 def test_a_run_that_made_its_states_goes_on_with_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "open_runner", lambda *_: nullcontext(StandInRunner()))
+    monkeypatch.setattr(benchmark_run, "open_runner", lambda *_: nullcontext(StandInRunner()))
 
     def run() -> list[dict[str, Any]]:
         return BenchmarkRun(config(tmp_path, state_seed=50)).run(lambda found: None, lambda record: None)

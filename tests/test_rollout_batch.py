@@ -16,13 +16,13 @@ import torch
 from harness_policies import CountingPolicy
 from made_runs import measured
 from par_agent.errors import UserError
-from par_agent.evaluation import runner
+from par_agent.evaluation import benchmark_run
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import load_states, protocol_file, states_checksum
 from par_agent.evaluation.rollout import roll_out
 from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.jobs.runner import JobRunner
 from par_agent.simulation import environment
 from par_agent.simulation.environment import StepResult, TaskEnvironment
@@ -178,7 +178,7 @@ def test_the_gpu_backend_rolls_all_states_of_a_seed_out_at_once_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(runner, "open_runner", StandInRunner())
+    monkeypatch.setattr(benchmark_run, "open_runner", StandInRunner())
     run = BenchmarkRun(config(tmp_path, video=0))
     assert run.folder != BenchmarkRun(config(tmp_path, backend="cpu")).folder
     StandInRunner.jobs.clear()

@@ -18,11 +18,11 @@ from lxml import html
 from harness_task import NUDGE_CUBE
 from par_agent.cli import main
 from par_agent.errors import UserError
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import CHECKSUMS, states_checksum
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.tasks import TASKS
 from par_agent.utils.files import read_json, write_json
 from par_agent.visualization import causes
@@ -98,7 +98,7 @@ def failed_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         source = PolicySource(str(folder / "policy"))
         run = BenchmarkRun(RunConfig(tasks=("harness_task:NUDGE_CUBE",), policy=source, out=folder / "out", **options))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("par_agent.evaluation.runner.open_runner", run_in_this_process)
+            patch.setattr("par_agent.evaluation.benchmark_run.open_runner", run_in_this_process)
             records = run.run(lambda found: None, lambda record: None)
         write_results(run.info, records)
         return run.folder

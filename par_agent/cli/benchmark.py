@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from par_agent.baselines import find_policy
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment import Alignment
+from par_agent.evaluation.benchmark_run import BenchmarkRun
 from par_agent.evaluation.records import Record, rollout_name
 from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.run_config import RunConfig, RunOptions
-from par_agent.evaluation.runner import BenchmarkRun
 from par_agent.tasks import BUNDLED
 from par_agent.utils.checked import Checked, Range
 from par_agent.utils.strict_json import parse_options

@@ -34,9 +34,9 @@ def make_rollouts(config: FinetuneConfig) -> Rollouts:
     Raises:
         UserError: a dataset is not of a task that the benchmark knows, or the camera is none of its tracks'.
     """
+    from par_agent.evaluation.benchmark_run import BenchmarkRun
     from par_agent.evaluation.policies import PolicySource
     from par_agent.evaluation.run_config import RunConfig
-    from par_agent.evaluation.runner import BenchmarkRun
 
     tasks = tuple(dict.fromkeys(_task_of(folder) for folder in config.folders()))
     track = _track_of(config.dataset.camera, tasks)

@@ -69,7 +69,7 @@ def main(config: GenerateConfig) -> int:
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.random_numbers import seeded_generator
     from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
-    from par_agent.visualization.videos import check_video_path, write_video
+    from par_agent.utils.videos import check_video_path, write_video
 
     check_video_path(config.out, config.frames)
     with user_errors():

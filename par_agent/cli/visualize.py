@@ -90,9 +90,9 @@ def main(config: RolloutConfig) -> int:
     from tqdm import tqdm
 
     from par_agent.utils.image_quality import check_scikit_image
+    from par_agent.utils.videos import check_video_path
     from par_agent.visualization.rollout import record_rollout
     from par_agent.visualization.rollout_figure import draw_strip, draw_video
-    from par_agent.visualization.videos import check_video_path
 
     check_scikit_image()
     name = file_stem(config)

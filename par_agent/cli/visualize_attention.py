@@ -26,8 +26,8 @@ def main(config: AttentionConfig) -> int:
     """Writes two PNGs."""
     import dataclasses
 
+    from par_agent.utils.videos import check_video_path
     from par_agent.visualization.attention import draw_overlays, draw_tokens, record_attention
-    from par_agent.visualization.videos import check_video_path
 
     if config.context is not None:
         config = dataclasses.replace(config, policy_kwargs=(*config.policy_kwargs, f"context={config.context}"))

@@ -38,12 +38,12 @@ def main(config: GalleryConfig) -> int:
     from par_agent.evaluation.policies import PolicySource
     from par_agent.utils.files import writing
     from par_agent.utils.image_quality import check_scikit_image
+    from par_agent.utils.videos import check_video_path
     from par_agent.visualization.attention import draw_overlays, record_attention
     from par_agent.visualization.causes import find_goal
     from par_agent.visualization.gallery import compress, draw_one_failure, draw_rollouts
     from par_agent.visualization.rollout import record_rollout
     from par_agent.visualization.session import RolloutSession
-    from par_agent.visualization.videos import check_video_path
 
     check_scikit_image()
     get_task(config.attention[0])  # both refuse what cannot be drawn before any work is done

@@ -1,1 +1,1 @@
-"""Rolling a policy out under the paper's protocol (section 5.1): frozen initial states, runner, records, statistics."""
+"""Rolling a policy out under the paper's protocol (section 5.1): frozen initial states, runs, records, statistics."""

@@ -96,7 +96,7 @@ class Alignment:
 
     @staticmethod
     def section(summaries: Mapping[str, dict[str, Any]]) -> Section:
-        from par_agent.visualization.alignment_figure import draw_alignment
+        from par_agent.evaluation.alignment_figure import draw_alignment
 
         rows = [row for task, summary in summaries.items() for row in _rows(task, summary)]
         draw = partial(draw_alignment, summaries)

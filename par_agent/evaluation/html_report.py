@@ -11,7 +11,7 @@ from par_agent.evaluation.provenance import provenance_rows
 from par_agent.evaluation.records import Record, rollout_name
 from par_agent.evaluation.results import RESULT_HEADER, TaskResult, comparison_rows, measured_sections, result_row
 from par_agent.evaluation.run_info import RunInfo
-from par_agent.visualization.style import COLOURS
+from par_agent.utils.figures import COLOURS
 
 FAILURES_SECTION = "failures/section.html"
 """Part of the page in a run's folder that `par-agent visualize failures` writes, already HTML."""

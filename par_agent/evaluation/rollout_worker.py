@@ -132,8 +132,8 @@ class RolloutWorker:
 
     def _roll_out(self, job: RolloutJob) -> Iterator[Reply]:
         from par_agent.evaluation.protocol import load_states
-        from par_agent.evaluation.recorder import VideoObserver
         from par_agent.evaluation.rollout import roll_out
+        from par_agent.evaluation.video_observer import VideoObserver
 
         env, policy = self._build(job.task)
         if job.states_file not in self._states:

@@ -16,10 +16,10 @@ from par_agent.evaluation.rollout import derive_seed
 from par_agent.evaluation.trace import read_frames
 from par_agent.play.inputs import pixel, whole
 from par_agent.tasks import resolve_task
+from par_agent.utils.figures import smooth
 from par_agent.visualization.attention import frame_weights
 from par_agent.visualization.causes import GOALS
 from par_agent.visualization.session import RolloutSession
-from par_agent.visualization.style import smooth
 
 REACH = 0.85
 """How far from the robot's base an object may be put, metres."""

@@ -11,8 +11,7 @@ import torch
 
 from par_agent.errors import UserError
 from par_agent.modeling.attention_maps import AttentionMaps
-from par_agent.visualization.session import FrameObserver, RolloutSession
-from par_agent.visualization.style import (
+from par_agent.utils.figures import (
     COLOURS,
     SOFT,
     TEXT,
@@ -23,6 +22,7 @@ from par_agent.visualization.style import (
     show_image,
     smooth,
 )
+from par_agent.visualization.session import FrameObserver, RolloutSession
 
 if TYPE_CHECKING:
     from par_agent.modeling.config import EncoderConfig

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from par_agent.utils.figures import EXECUTED, IMAGINED, LINE, PREDICTED, SOFT, clean_axis
 from par_agent.visualization.rollout import Rollout
-from par_agent.visualization.style import EXECUTED, IMAGINED, LINE, PREDICTED, SOFT, clean_axis
 
 COLUMNS = 4
 """Action curves side by side."""

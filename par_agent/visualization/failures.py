@@ -23,10 +23,7 @@ from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import protocol_file, states_checksum
 from par_agent.evaluation.records import MADE_STATES, Record, read_run, record_key
 from par_agent.tasks import TaskSpec, resolve_task
-from par_agent.utils.files import read_json, write_json, write_text
-from par_agent.visualization.causes import CAUSES, GOALS, ObjectTrace, ObjectTracer, find_goal, propose_cause
-from par_agent.visualization.session import FrameObserver, RolloutSession
-from par_agent.visualization.style import (
+from par_agent.utils.figures import (
     EXECUTED,
     IMAGINED,
     PREDICTED,
@@ -38,6 +35,9 @@ from par_agent.visualization.style import (
     save,
     show_image,
 )
+from par_agent.utils.files import read_json, write_json, write_text
+from par_agent.visualization.causes import CAUSES, GOALS, ObjectTrace, ObjectTracer, find_goal, propose_cause
+from par_agent.visualization.session import FrameObserver, RolloutSession
 
 BEGIN, END = "<!-- failures -->", "<!-- /failures -->"
 """Marks around the section in report.html."""

@@ -8,11 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from par_agent.evaluation.recorder import FRAMES_PER_SECOND
-from par_agent.utils.image_quality import psnr, ssim
-from par_agent.visualization.curves import draw_curves, legend
-from par_agent.visualization.rollout import Rollout
-from par_agent.visualization.style import (
+from par_agent.evaluation.video_observer import FRAMES_PER_SECOND
+from par_agent.utils.figures import (
     EXECUTED,
     IMAGINED,
     PREDICTED,
@@ -23,7 +20,10 @@ from par_agent.visualization.style import (
     save,
     show_image,
 )
-from par_agent.visualization.videos import write_video
+from par_agent.utils.image_quality import psnr, ssim
+from par_agent.utils.videos import write_video
+from par_agent.visualization.curves import draw_curves, legend
+from par_agent.visualization.rollout import Rollout
 
 COLUMNS = 8
 """Moments shown in a strip at most."""

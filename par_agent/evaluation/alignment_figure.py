@@ -7,7 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from par_agent.visualization.style import COLOURS, SOFT, clean_axis, new_figure, save
+from par_agent.utils.figures import COLOURS, SOFT, clean_axis, new_figure, save
 
 _PANELS = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "path_cm": "path error, cm"}
 _LINES: Any = {"-": "imagined", ":": "still: the last frame", "--": "through the encoder alone"}
