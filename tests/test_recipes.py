@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from pathlib import Path
 
@@ -10,16 +9,22 @@ import pytest
 
 from par_agent.cli import SUBCOMMANDS, find_subcommand, main
 from par_agent.cli.options import parse
-from par_agent.cli.recipe import RecipeConfig, commands
-from par_agent.cli.recipes import RECIPES, Recipe, Step
+from par_agent.cli.recipe import RecipeConfig, commands, read_recipes
 from par_agent.errors import UserError
-from par_agent.tasks import PAPER_TASKS
 from rendered import write_dataset
 
-TOY = " --steps 2 --batch-size 1 --patch 8 --warmup 1 --channels 4 --widths 8"
+TOY = r"""
+[toy]
+summary = of a toy
+commands =
+    train-vae --data {data}/rendered/PushCube --out {out}/vae --steps 2 --batch-size 1 --patch 8 --warmup 1 \
+    --channels 4 --widths 8
+    info {out}/nowhere
+    info par-mini
+"""
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", read_recipes().sections())
 def test_every_command_of_a_recipe_is_one_of_par_agents(name: str, tmp_path: Path) -> None:
     steps = commands(RecipeConfig(name, data_root=tmp_path / "da ta", out=tmp_path / "runs"))
     made: list[str] = []
@@ -49,15 +54,14 @@ def test_an_unknown_recipe_is_refused_with_the_names_of_all() -> None:
 def test_a_recipe_is_printed_run_and_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for task in PAPER_TASKS:
-        for name in (task, f"{task}-video"):
-            write_dataset(tmp_path / "data" / "rendered" / name)
-    (step,) = (step for step in RECIPES["par-mini"].steps if step.command.startswith("train-vae"))
-    steps = (dataclasses.replace(step, command=step.command + TOY), Step("info {out}/nowhere"), Step("info par-mini"))
-    monkeypatch.setitem(RECIPES, "toy", Recipe("of a toy", steps))
+    write_dataset(tmp_path / "data" / "rendered" / "PushCube")
+    recipes = tmp_path / "recipes.ini"
+    recipes.write_text(TOY)
+    monkeypatch.setattr("par_agent.cli.recipe.RECIPES", recipes)
     command = ["recipe", "toy", "--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "runs")]
     assert main([*command, "--dry-run"]) == 0
-    assert f"par-agent train-vae --data {tmp_path}/data/rendered/PushCube " in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert f"par-agent train-vae --data {tmp_path}/data/rendered/PushCube --out {tmp_path}/runs/vae " in printed
     assert not (tmp_path / "runs").exists()
     for _ in range(2):
         assert main(command) == 2

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from configparser import ConfigParser, ExtendedInterpolation
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from par_agent.cli.recipes import RECIPES
 from par_agent.errors import UserError
 from par_agent.utils.checked import Checked
 from par_agent.utils.interrupts import Interrupted, Interrupts, deferred_interrupts
+from par_agent.utils.versions import PACKAGE_FOLDER
 
+RECIPES = Path(__file__).with_name("recipes.ini")
 TRAINING = ("train-vae", "finetune", "train-baseline")
 """Commands that run on a device."""
 
@@ -38,20 +40,32 @@ class RecipeConfig(Checked):
     """Only prints the commands."""
 
 
+def read_recipes() -> ConfigParser:
+    """The sections of recipes.ini: texts with the names ``summary`` and ``commands``."""
+    recipes = ConfigParser(interpolation=ExtendedInterpolation())
+    recipes.read_string(RECIPES.read_text())
+    return recipes
+
+
 def commands(config: RecipeConfig) -> list[tuple[list[str], str]]:
     """The words of the recipe's commands, each with its note.
 
     Raises:
         UserError: there is no such recipe.
     """
-    if config.name not in RECIPES:
-        known = "\n".join(f"  {name}: {recipe.summary}" for name, recipe in RECIPES.items())
+    recipes = read_recipes()
+    if config.name not in recipes.sections():
+        known = "\n".join(f"  {name}: {recipes[name]['summary']}" for name in recipes.sections())
         raise UserError(f"unknown recipe {config.name!r}; known:\n{known}")
+    folders = {"data": config.data_root, "out": config.out, "bundled": PACKAGE_FOLDER / "checkpoints"}
     found = []
-    for step in RECIPES[config.name].steps:
-        words = step.words(config.data_root, config.out)
-        device = ["--device", config.device] if config.device != "cpu" and words[0] in TRAINING else []
-        found.append(([*words, *device], step.note))
+    for line in recipes[config.name]["commands"].replace("\\\n", "").split("\n"):
+        command, _, note = line.partition("  # ")
+        words = [word.format(**folders) for word in shlex.split(command)]
+        if words and words[0] in TRAINING and config.device != "cpu":
+            words += ["--device", config.device]
+        if words:
+            found.append((words, note))
     return found
 
 
