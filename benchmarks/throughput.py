@@ -26,7 +26,7 @@ from par_agent.data.conventions import check_conventions
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latent_cache import CachedLatents
-from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec
+from par_agent.data.latents import LatentSource, LatentSpec
 from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import MixedSampler, Windows, WindowSampler
 from par_agent.errors import UserError
@@ -187,7 +187,7 @@ def open_data(config: ThroughputConfig, checkpoint: Checkpoint) -> MixedSampler:
         return encoder.encode(frames.to(config.device))
 
     def source(index: EpisodeIndex) -> LatentSource:
-        source = CachedLatents(index, spec, encode) if config.cache else EncodedFrames(index, spec, encode)
+        source = CachedLatents(index, spec, encode) if config.cache else LatentSource(index, spec, encode)
         source.prepare()
         return source
 

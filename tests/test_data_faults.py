@@ -15,8 +15,8 @@ from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions, fit_transforms, joint_targets
 from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
 from par_agent.data.index import EpisodeIndex, VideoIndex
-from par_agent.data.latent_cache import CachedLatents, cached_latents
-from par_agent.data.latents import EncodedFrames, LatentSpec
+from par_agent.data.latent_cache import CachedLatents
+from par_agent.data.latents import LatentSource, LatentSpec
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
 from par_agent.utils.files import read_json, write_json
@@ -56,8 +56,8 @@ def test_a_damaged_episode_in_the_middle_is_named_with_the_flag_that_skips_it(tm
     index = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path)), LENGTH)
     damage_frames(episode(tmp_path, 3))
     with pytest.raises(UserError, match=r"episode_000003\.h5 is damaged .*--skip-corrupt"):
-        cached_latents(index, SPEC, pixels)
-    frames = EncodedFrames(index, SPEC, pixels)
+        CachedLatents(index, SPEC, pixels).prepare()
+    frames = LatentSource(index, SPEC, pixels)
     windows = WindowSampler(index, frames, list(range(6)), 1, seed=0)
     with pytest.raises(UserError, match=r"episode_000003\.h5 is damaged"):
         windows.sample(0, len(windows))
@@ -66,17 +66,17 @@ def test_a_damaged_episode_in_the_middle_is_named_with_the_flag_that_skips_it(tm
 def test_skipping_leaves_out_the_damaged_ones_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     tiny_dataset(tmp_path)
     whole = EpisodeIndex(RenderedDataset(tmp_path), LENGTH)
-    cached_latents(whole, SPEC, pixels)
+    CachedLatents(whole, SPEC, pixels).prepare()
     damage_frames(episode(tmp_path, 3))
     episode(tmp_path, 5).write_bytes(episode(tmp_path, 5).read_bytes()[:900])
     dataset = RenderedDataset(tmp_path, skip_corrupt=True)
     assert [path.name[-4] for path in dataset.skipped] == ["3", "5"] and len(dataset) == 4
     assert "episode_000003.h5 is damaged" in "".join(capsys.readouterr())
     index = EpisodeIndex(dataset, LENGTH)
-    assert cached_latents(index, SPEC, pixels).shape[1] == index.num_frames < whole.num_frames
-    assert len(list((tmp_path / "latents").glob("*.npy"))) == 2, "the cache of all episodes is another file"
     latents = CachedLatents(index, SPEC, pixels)
     latents.prepare()
+    assert latents.file.shape[1] == index.num_frames < whole.num_frames
+    assert len(list((tmp_path / "latents").glob("*.npy"))) == 2, "the cache of all episodes is another file"
     sampler = WindowSampler(index, latents, list(range(4)), 1, seed=0)
     windows = sampler.sample(0, len(sampler), augment=False)
     for row, name in enumerate(windows.episodes):

@@ -17,8 +17,8 @@ from other_process import lock_held_elsewhere
 from par_agent.data.augmentation import Augmentation
 from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latent_cache import cached_latents
-from par_agent.data.latents import LatentSpec
+from par_agent.data.latent_cache import CachedLatents, LatentFile
+from par_agent.data.latents import Encoder, LatentSpec
 from par_agent.errors import UserError
 from par_agent.utils.files import write_json
 from tiny import LENGTH, tiny_dataset
@@ -40,10 +40,18 @@ class Pixels:
         return frames.permute(0, 3, 1, 2).float()
 
 
+def prepared(folder: Path, spec: LatentSpec, encode: Encoder) -> LatentFile:
+    """The file of a dataset's latents."""
+    latents = CachedLatents(EpisodeIndex(RenderedDataset(folder), LENGTH), spec, encode)
+    latents.prepare()
+    return latents.file
+
+
 def compute(folder: Path, spec: LatentSpec = SPEC, at: int | None = None) -> tuple[np.ndarray, int]:
     """All latents of a dataset, and how many episodes were encoded for that."""
-    index, encoder = EpisodeIndex(RenderedDataset(folder), LENGTH), Pixels(at)
-    return cached_latents(index, spec, encoder).read(range(index.num_frames)), encoder.calls
+    encoder = Pixels(at)
+    file = prepared(folder, spec, encoder)
+    return file.read(range(file.shape[1])), encoder.calls
 
 
 def cache_files(folder: Path) -> list[str]:
@@ -69,9 +77,8 @@ def test_the_cache_is_an_array_that_numpy_reads_and_is_computed_once(folder: Pat
 
 def test_rows_are_read_in_any_pattern(folder: Path) -> None:
     latents, _ = compute(folder)
-    index = EpisodeIndex(RenderedDataset(folder), LENGTH)
-    file = cached_latents(index, SPEC, Pixels())
-    for rows in ([0], [1, 2, 3], [0, 2, 3, 7], [index.num_frames - 1]):
+    file = prepared(folder, SPEC, Pixels())
+    for rows in ([0], [1, 2, 3], [0, 2, 3, 7], [file.shape[1] - 1]):
         np.testing.assert_array_equal(file[1, np.array(rows)], latents[1, rows])
 
 
@@ -170,7 +177,7 @@ def test_an_episode_that_changes_meanwhile_is_not_taken_for_what_it_was(folder: 
         write_episode(path, replace(episode, frames={"render_camera": 255 - episode.frames["render_camera"]}))
         return frames.permute(0, 3, 1, 2).float()
 
-    cached_latents(EpisodeIndex(RenderedDataset(folder), LENGTH), SPEC, meanwhile)
+    prepared(folder, SPEC, meanwhile)
     assert compute(folder)[1] == 1
 
 

@@ -12,7 +12,7 @@ from par_agent.data.augmentation import Augmentation
 from par_agent.data.episodes import Episode, RenderedDataset, write_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latent_cache import CachedLatents
-from par_agent.data.latents import EncodedFrames, LatentSpec
+from par_agent.data.latents import LatentSource, LatentSpec
 from par_agent.data.render_spec import RenderSpec
 from par_agent.data.windows import WindowSampler
 from par_agent.utils.files import write_json
@@ -43,7 +43,7 @@ def peak_of_an_epoch(folder: Path, cache: bool) -> int:
     tracemalloc.start()
     index = EpisodeIndex(RenderedDataset(folder), 4)
     encode = lambda frames: frames.permute(0, 3, 1, 2).float()  # noqa: E731
-    source = CachedLatents(index, SPEC, encode) if cache else EncodedFrames(index, SPEC, encode)
+    source = CachedLatents(index, SPEC, encode) if cache else LatentSource(index, SPEC, encode)
     source.prepare()
     sampler = WindowSampler(index, source, list(range(len(index.dataset))), 2, seed=0)
     for number in range(0, len(sampler), 4):

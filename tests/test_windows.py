@@ -14,7 +14,7 @@ from par_agent.data.conventions import fit_transforms
 from par_agent.data.episodes import RenderedDataset, read_episode, write_episode
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latent_cache import CachedLatents
-from par_agent.data.latents import EncodedFrames, LatentSpec, changes
+from par_agent.data.latents import LatentSource, LatentSpec, changes
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
 from tiny import LENGTH, SIZE, tiny_dataset
@@ -132,14 +132,14 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_repeats_and_misses_nothing(tmp_
 
 def test_frames_encoded_when_needed_are_those_of_the_cache(tmp_path: Path) -> None:
     cached = sampler(tmp_path, hop_stride=LENGTH // 2)
-    fresh = WindowSampler(cached.index, EncodedFrames(cached.index, SPEC, pixels), list(range(6)), 2, seed=0)
+    fresh = WindowSampler(cached.index, LatentSource(cached.index, SPEC, pixels), list(range(6)), 2, seed=0)
     a, b = (source.sample(0, len(source), augment=False) for source in (cached, fresh))
     assert torch.equal(a.latents, b.latents) and torch.equal(a.next_latents, b.next_latents)
 
 
 def test_without_cache_every_window_is_changed_anew_and_alike_in_all_its_frames(tmp_path: Path) -> None:
     index = EpisodeIndex(RenderedDataset(tiny_dataset(tmp_path)), LENGTH)
-    source = WindowSampler(index, EncodedFrames(index, SPEC, pixels), list(range(6)), 2, seed=0)
+    source = WindowSampler(index, LatentSource(index, SPEC, pixels), list(range(6)), 2, seed=0)
     found = set()
     for number in range(8 * len(source)):
         window = source.sample(number, 1)

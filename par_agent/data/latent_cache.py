@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from par_agent.data.episodes import damaged_episode
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latents import Encoder, LatentSpec, changes, encode_frames
+from par_agent.data.latents import Encoder, LatentSource, LatentSpec, changes, encode_frames
 from par_agent.errors import UserError
 from par_agent.utils.files import check_writable, only_process, read_content, read_object, remedy, write_json, writing
 from par_agent.utils.interrupts import deferred_interrupts
@@ -45,7 +45,7 @@ Shape = tuple[int, int, int, int, int]
 STORED = np.dtype("<f2")
 """Type of the numbers."""
 
-Hashes = dict[str, tuple[str, str]]
+Hashes = dict[str, list[str]]
 """Name of an episode file -> hash of its bytes, hash of its latents."""
 
 
@@ -54,134 +54,116 @@ class _Record(TypedDict):
 
     made: int
     encoder: str
-    episodes: dict[str, tuple[str, str]]
+    episodes: Hashes
 
 
-class CachedLatents:
-    """Latents that are kept on disk.
-
-    Raises:
-        UserError: the dataset lacks the camera.
-    """
+class CachedLatents(LatentSource):
+    """Latents that are kept on disk."""
 
     def __init__(self, index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> None:
-        index.dataset.check_camera(spec.camera)
-        self._index, self._spec, self._encode = index, spec, encode
-        self._file: LatentFile | None = None
+        super().__init__(index, spec, encode)
+        self._shape: Shape = (spec.variants, index.num_frames, *spec.shape)
+        self._path = index.dataset.folder / "latents" / f"{spec.name(index.dataset)}.npy"
+        self._contents: Hashes = {}
+        self.file: LatentFile | None = None
+        """The latents of all frames, once they are prepared."""
 
     def prepare(self) -> None:
-        """Computes what is missing; see :func:`cached_latents`."""
-        self._file = cached_latents(self._index, self._spec, self._encode)
+        """Computes latents of episodes that have none or whose hashes differ, and opens the file.
+
+        Computing resumes where it was stopped; the file has its final name only when complete.
+
+        Raises:
+            UserError: frames do not give latents of the expected shape, an episode is damaged, another process computes
+                them now, or they cannot be written.
+            Interrupted: the process was told to end.
+        """
+        dataset, folder = self._index.dataset, self._path.parent
+        paths = tqdm(dataset.paths, desc=f"check {dataset.folder.name}", unit="episode", delay=2)
+        self._contents = {path.name: [_hash(read_content(path))] for path in paths}
+        if len(self._intact(self._path, self._path.with_suffix(".json"))) < len(dataset):
+            try:
+                check_writable(folder)
+            except UserError as error:
+                raise UserError(f"{error}; or train without latents on disk: --no-cache") from None
+            lock, doing = self._path.with_suffix(".lock"), f"computes the latents of {dataset.folder}"
+            with writing(folder), only_process(lock, doing, within=folder):
+                self._compute()
+        self.file = LatentFile(self._path, self._shape)
 
     def read(self, rows: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
-        assert self._file is not None, "prepare() comes first"
-        variant = 0 if generator is None else int(generator.integers(len(self._file)))
-        return self._file[variant, rows]
+        assert self.file is not None, "prepare() comes first"
+        return self.file[0 if generator is None else int(generator.integers(len(self.file))), rows]
 
     def latents(self, stored: np.ndarray) -> Tensor:
         return torch.from_numpy(stored).float()
 
-
-def cached_latents(index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> LatentFile:
-    """Latents of all episodes' frames; computes those that are missing or whose hashes differ.
-
-    Computing resumes where it was stopped; the file has its final name only when complete.
-
-    Raises:
-        UserError: the dataset lacks the camera, its frames do not give latents of the expected shape, an episode is
-            damaged, another process computes them now, or they cannot be written.
-        Interrupted: the process was told to end.
-    """
-    dataset = index.dataset
-    dataset.check_camera(spec.camera)
-    path = dataset.folder / "latents" / f"{spec.name(dataset)}.npy"
-    cache = _Cache(index, spec, path)
-    if len(cache.intact(path, cache.record)) < len(dataset):
-        try:
-            check_writable(path.parent)
-        except UserError as error:
-            raise UserError(f"{error}; or train without latents on disk: --no-cache") from None
-        lock, doing = path.with_suffix(".lock"), f"computes the latents of {dataset.folder}"
-        with writing(path.parent), only_process(lock, doing, within=path.parent):
-            cache.compute(encode)
-    return LatentFile(path, cache.shape)
-
-
-class _Cache:
-    """Compares a cache with its dataset and completes it."""
-
-    def __init__(self, index: EpisodeIndex, spec: LatentSpec, path: Path) -> None:
-        self.index, self.spec, self.path, self.record = index, spec, path, path.with_suffix(".json")
-        self.shape: Shape = (spec.variants, index.num_frames, *spec.shape)
-        paths = tqdm(index.dataset.paths, desc=f"check {index.dataset.folder.name}", unit="episode", delay=2)
-        self.contents = {file.name: _hash(read_content(file)) for file in paths}
-
-    def intact(self, path: Path, record: Path) -> Hashes:
+    def _intact(self, path: Path, record: Path) -> Hashes:
         """Hashes of the episodes whose latents in a file are as its record says; empty where the file does not fit."""
-        known = self._read(record) if file_fits(path, self.shape) else {}
+        known = self._read_record(record) if file_fits(path, self._shape) else {}
         if not known:
             return {}
-        file, found = LatentFile(path, self.shape), {}
-        for number, (name, content) in enumerate(self.contents.items()):
-            if known.get(name) == (content, _hash(file.read(self.index.frames_of(number)).data)):
+        file, found = LatentFile(path, self._shape), {}
+        for number, (name, content) in enumerate(self._contents.items()):
+            if known.get(name) == [*content, _hash(file.read(self._index.frames_of(number)).data)]:
                 found[name] = known[name]
         return found
 
-    def compute(self, encode: Encoder) -> None:
+    def _compute(self) -> None:
         """Encodes what no file holds."""
-        partial, progress = self.path.with_suffix(".partial"), self.path.with_suffix(".progress.json")
-        older, done = self.intact(self.path, self.record), self.intact(partial, progress)
-        source = LatentFile(self.path, self.shape) if older else None
-        file = LatentFile(partial, self.shape, writable=True) if done else None
-        paths = tqdm(self.index.dataset.paths, desc=f"latents of {self.index.dataset.folder.name}", unit="episode")
+        partial, progress = self._path.with_suffix(".partial"), self._path.with_suffix(".progress.json")
+        record = self._path.with_suffix(".json")
+        older, done = self._intact(self._path, record), self._intact(partial, progress)
+        source = LatentFile(self._path, self._shape) if older else None
+        file = LatentFile(partial, self._shape, writable=True) if done else None
+        paths = tqdm(self._index.dataset.paths, desc=f"latents of {self._index.dataset.folder.name}", unit="episode")
         try:
             with deferred_interrupts() as interrupts, contextlib.closing(paths):
                 for number, path in enumerate(paths):
                     interrupts.check()
                     if path.name in done:
                         continue
-                    rows = self.index.frames_of(number)
+                    rows = self._index.frames_of(number)
                     copied = source is not None and path.name in older
-                    latents = source.read(rows) if source and copied else self._encode(path, rows, encode)
-                    file = file or LatentFile.create(partial, self.shape)
+                    latents = source.read(rows) if source and copied else self._variants(path, rows)
+                    file = file or LatentFile.create(partial, self._shape)
                     file.write(rows, latents)
-                    done[path.name] = (self.contents[path.name], _hash(latents.data))
+                    done[path.name] = [*self._contents[path.name], _hash(latents.data)]
                     if len(done) % EPISODES_PER_SAVE == 0:
-                        self._write(progress, done)
+                        self._write_record(progress, done)
         except BaseException:
             with contextlib.suppress(OSError):
                 if done:
-                    self._write(progress, done)
+                    self._write_record(progress, done)
                 else:
                     partial.unlink(missing_ok=True)
                     progress.unlink(missing_ok=True)
             raise
-        self._write(self.record, done)
-        partial.replace(self.path)
+        self._write_record(record, done)
+        partial.replace(self._path)
         progress.unlink(missing_ok=True)
 
-    def _encode(self, path: Path, rows: range, encode: Encoder) -> np.ndarray:
+    def _variants(self, path: Path, rows: range) -> np.ndarray:
         """Latents (V, n, C, h, w) float16 of an episode."""
-        spec, episode = self.spec, self.index.dataset.read(path)
+        spec, episode = self._spec, self._index.dataset.read(path)
         frames = episode.frames[spec.camera]
         if len(frames) != len(rows):
             raise damaged_episode(path, f"{len(frames)} frames, and {len(rows)} when it was first read")
         changed = np.concatenate([change(frames) for change in changes(int(episode.attributes["seed"]), spec)])
-        latents = np.ascontiguousarray(encode_frames(changed, spec, encode).numpy(), STORED)
+        latents = np.ascontiguousarray(encode_frames(changed, spec, self._encode).numpy(), STORED)
         return latents.reshape(spec.variants, len(frames), *spec.shape)
 
-    def _write(self, record: Path, done: Hashes) -> None:
-        write_json(record, {"made": FORMAT, "encoder": self.spec.encoder_config, "episodes": done})
+    def _write_record(self, record: Path, done: Hashes) -> None:
+        write_json(record, {"made": FORMAT, "encoder": self._spec.encoder_config, "episodes": done})
 
-    def _read(self, record: Path) -> Hashes:
+    def _read_record(self, record: Path) -> Hashes:
         """Hashes in a record; empty where it is damaged or of another encoder."""
         try:
             content = read_object(record, _Record)
         except UserError:
             return {}
-        if (content["made"], content["encoder"]) != (FORMAT, self.spec.encoder_config):
-            return {}
-        return {name: (hashes[0], hashes[1]) for name, hashes in content["episodes"].items()}
+        same = (content["made"], content["encoder"]) == (FORMAT, self._spec.encoder_config)
+        return content["episodes"] if same else {}
 
 
 def _hash(content: bytes | memoryview) -> str:
@@ -192,7 +174,7 @@ class LatentFile:
     """An open ``.npy`` file of (V, N, C, h, w) float16 that :func:`file_fits`, read and written piece by piece.
 
     It is not mapped into memory: where a disk is full or broken, or another program has cut the file, the system ends a
-    process that touches mapped memory, without a word. Here that is an error.
+    process that touches mapped memory, without a word. Here that is an OSError, or a UserError where the file was cut.
     """
 
     def __init__(self, path: Path, shape: Shape, *, writable: bool = False) -> None:
@@ -202,11 +184,7 @@ class LatentFile:
 
     @classmethod
     def create(cls, path: Path, shape: Shape) -> LatentFile:
-        """A new file, whose space on the disk is reserved.
-
-        Raises:
-            UserError: there is not as much space.
-        """
+        """A new file, whose space on the disk is reserved."""
         header = _header(shape)
         size = len(header) + STORED.itemsize * prod(shape)
         try:
@@ -226,12 +204,7 @@ class LatentFile:
         return self.shape[0]
 
     def __getitem__(self, place: tuple[int, np.ndarray]) -> np.ndarray:
-        """Latents (n, C, h, w) of one variant of frames ``rows`` (n,) int64, ascending.
-
-        Raises:
-            UserError: the file has been cut.
-            OSError: the disk cannot be read.
-        """
+        """Latents (n, C, h, w) of one variant of frames ``rows`` (n,) int64, ascending."""
         variant, rows = place
         latents = np.empty((len(rows), *self.shape[2:]), STORED)
         cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
@@ -240,18 +213,14 @@ class LatentFile:
         return latents
 
     def read(self, rows: range) -> np.ndarray:
-        """Latents (V, n, C, h, w) of all variants of consecutive frames; errors as of ``[]``."""
+        """Latents (V, n, C, h, w) of all variants of consecutive frames."""
         latents = np.empty((len(self), len(rows), *self.shape[2:]), STORED)
         for variant, values in enumerate(latents):
             self._read(variant, rows.start, values)
         return latents
 
     def write(self, rows: range, latents: np.ndarray) -> None:
-        """Replaces all variants of consecutive frames by (V, n, C, h, w).
-
-        Raises:
-            OSError: the disk is full or cannot be written.
-        """
+        """Replaces all variants of consecutive frames by (V, n, C, h, w)."""
         for variant, values in enumerate(np.ascontiguousarray(latents, STORED)):
             content, place = values.data.cast("B"), self._place(variant, rows.start)
             while content:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -56,8 +56,15 @@ class LatentSpec(Checked):
         return name
 
 
-class LatentSource(Protocol):
-    """Where training windows get their latents from."""
+class LatentSource:
+    """Where training windows get their latents from: here frames are read, changed and encoded when they are needed.
+
+    A dataset without the camera is refused.
+    """
+
+    def __init__(self, index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> None:
+        index.dataset.check_camera(spec.camera)
+        self._index, self._spec, self._encode = index, spec, encode
 
     def prepare(self) -> None:
         """Computes what is missing on disk; call it before the first :meth:`read`."""
@@ -67,31 +74,12 @@ class LatentSource(Protocol):
 
         All are augmented alike, as ``generator`` draws it; not at all if it is None.
         """
-
-    def latents(self, stored: np.ndarray) -> Tensor:
-        """Scaled latents (n, C, h, w) float32 of what :meth:`read` gave, of any number of episodes."""
-
-
-class EncodedFrames:
-    """Latents of frames that are read from disk, changed and encoded when they are needed.
-
-    Raises:
-        UserError: the dataset lacks the camera.
-    """
-
-    def __init__(self, index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> None:
-        index.dataset.check_camera(spec.camera)
-        self._index, self._spec, self._encode = index, spec, encode
-
-    def prepare(self) -> None:
-        return
-
-    def read(self, rows: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
         path, first = self._index.file_of(int(rows[0]))
         change = Change() if generator is None else self._spec.augmentation.draw(generator)
         return change(read_frames(path, self._spec.camera, rows - first))
 
     def latents(self, stored: np.ndarray) -> Tensor:
+        """Scaled latents (n, C, h, w) float32 of what :meth:`read` gave, of any number of episodes."""
         return encode_frames(stored, self._spec, self._encode).float()
 
 
@@ -107,11 +95,7 @@ def changes(seed: int, spec: LatentSpec) -> list[Change]:
 
 
 def encode_frames(frames: np.ndarray, spec: LatentSpec, encode: Encoder) -> Tensor:
-    """Latents (n, C, h, w), on the CPU, of frames (n, H, W, 3) uint8.
-
-    Raises:
-        UserError: they have another shape than the model reads.
-    """
+    """Latents (n, C, h, w), on the CPU, of frames (n, H, W, 3) uint8; other sizes than the model reads are refused."""
     parts = torch.from_numpy(np.ascontiguousarray(frames)).split(ENCODE_BATCH)
     latents = torch.cat([encode(part).cpu() for part in parts])
     if tuple(latents.shape[1:]) != spec.shape:

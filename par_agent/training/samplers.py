@@ -10,7 +10,7 @@ from torch import Tensor
 from par_agent.data.augmentation import Augmentation
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.latent_cache import CachedLatents
-from par_agent.data.latents import EncodedFrames, LatentSource, LatentSpec
+from par_agent.data.latents import LatentSource, LatentSpec
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, describe_frame_encoder
@@ -69,4 +69,4 @@ def _latents(index: EpisodeIndex, spec: LatentSpec, encoder: FrameEncoder, cache
         with user_errors():
             return encoder.encode(frames.to(next(encoder.parameters()).device))
 
-    return CachedLatents(index, spec, encode) if cache else EncodedFrames(index, spec, encode)
+    return CachedLatents(index, spec, encode) if cache else LatentSource(index, spec, encode)
