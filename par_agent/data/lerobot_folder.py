@@ -200,13 +200,13 @@ class LeRobotFolder:
         check(f"{key} of {self.name(number)}", begin, float)
         return path, round(max(0.0, begin) * self.fps)
 
-    def _file(self, key: str, number: int, place: str, **names: str) -> Path:
+    def _file(self, key: str, number: int, place: str, **names: int | str) -> Path:
         """A file of an episode, by its template in meta/info.json and the columns of ``place`` in its record."""
         chunk, file = (
             whole_number(self.records[number].get(f"{place}/{column}"), f"{place}/{column} of {self.name(number)}")
             for column in ("chunk_index", "file_index")
         )
-        fields = {"chunk_index": chunk, "file_index": file, "episode_chunk": chunk, "episode_index": number, **names}
+        fields = dict(names, chunk_index=chunk, file_index=file, episode_chunk=chunk, episode_index=number)
         template, where = self.info.get(key), self.folder / lerobot.INFO
         check(f"{where}: {key}", template, str)
         with user_errors(f"{where}: {key}: "):
