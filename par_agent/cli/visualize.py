@@ -91,8 +91,7 @@ def main(config: RolloutConfig) -> int:
 
     from par_agent.utils.image_quality import check_scikit_image
     from par_agent.utils.videos import check_video_path
-    from par_agent.visualization.rollout import record_rollout
-    from par_agent.visualization.rollout_figure import draw_strip, draw_video
+    from par_agent.visualization.rollout import draw_strip, draw_video, record_rollout
 
     check_scikit_image()
     name = file_stem(config)

@@ -10,8 +10,7 @@ from par_agent.errors import UserError
 from par_agent.utils.figures import EXECUTED, PREDICTED, TEXT, new_figure, save, show_image
 from par_agent.utils.files import atomic_path
 from par_agent.visualization.failures import examine
-from par_agent.visualization.rollout import Rollout
-from par_agent.visualization.rollout_figure import moments
+from par_agent.visualization.rollout import Rollout, moments
 from par_agent.visualization.session import RolloutSession
 
 COLUMNS = 8
