@@ -32,11 +32,7 @@ class CompareConfig(Checked):
 
 
 def read_rollouts(place: Path, reported: Path) -> dict[RecordKey, Record]:
-    """The records of a run's folder or of a reported run.
-
-    Raises:
-        UserError: there is no such run, it has no finished rollouts, or its files are damaged.
-    """
+    """The records of a run's folder or of a reported run."""
     if (place / "run.json").is_file():
         _, records = read_run(place)
     elif place.exists() or place.is_absolute():
@@ -56,11 +52,7 @@ def state_seed(rollouts: dict[RecordKey, Record]) -> int | None:
 
 
 def comparison_table(config: CompareConfig) -> Table:
-    """One line per task that both runs have.
-
-    Raises:
-        UserError: a folder without rollouts, or runs on different initial states.
-    """
+    """One line per task that both runs have."""
     first, second = (read_rollouts(place, config.reported) for place in (config.first, config.second))
     seed, other_seed = state_seed(first), state_seed(second)
     if seed != other_seed:

@@ -96,9 +96,6 @@ def filled(text: str, runs: Runs, base: Path, reported: Path = REPORTED) -> str:
         runs: all reported runs.
         base: the document's folder.
         reported: folder of the reported runs.
-
-    Raises:
-        UserError: a mark without its end.
     """
     tables = {**TABLES, "results": lambda runs: bundled_table(runs, base, reported)}
     for name, make in tables.items():

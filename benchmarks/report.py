@@ -131,11 +131,7 @@ class Output:
 
 
 def outputs(config: MakeConfig) -> list[Output]:
-    """All files that are made from the reported runs.
-
-    Raises:
-        UserError: no runs, two of which only one can be shown, or a document that is missing or lacks a mark.
-    """
+    """All files that are made from the reported runs."""
     runs, reported = read_reported(config.reported), config.reported
     made = [
         Output(reported / RESULTS_PAGE, results_page(runs, read_development(reported))),
@@ -184,11 +180,7 @@ def make(config: MakeConfig) -> int:
 
 
 def add(config: AddConfig) -> int:
-    """Adds a run.
-
-    Raises:
-        UserError: it is not finished, or there is one of that name.
-    """
+    """Adds a run."""
     for part in (config.group, config.name or ""):
         if "/" in part:
             raise UserError(f"{part!r} has a slash; group and name are given apart: --group rows --name act")
@@ -200,11 +192,7 @@ def add(config: AddConfig) -> int:
 
 
 def export(config: ExportConfig) -> int:
-    """Writes a run's folder.
-
-    Raises:
-        UserError: no such run, or the folder holds one.
-    """
+    """Writes a run's folder."""
     if (config.out / "run.json").exists() or (config.out / "rollouts.jsonl").exists():
         raise UserError(f"{config.out} holds a run already; choose another folder")
     if config.name.startswith(f"{DEVELOPMENT}/"):

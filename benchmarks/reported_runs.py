@@ -150,11 +150,7 @@ def results_by_task(records: list[Record]) -> dict[str, TaskResult]:
 
 
 def write_rollouts(path: Path, rollouts: Mapping[str, list[Record]]) -> None:
-    """Writes the rollouts of runs by name.
-
-    Raises:
-        UserError: a record has what the columns cannot hold; nothing is written then.
-    """
+    """Writes the rollouts of runs by name, or nothing where a record has what the columns cannot hold."""
     pyarrow, parquet = _pyarrow()
     rows = [{RUN_COLUMN: name, **_row(record)} for name in sorted(rollouts) for record in rollouts[name]]
     try:
@@ -170,11 +166,7 @@ def write_rollouts(path: Path, rollouts: Mapping[str, list[Record]]) -> None:
 
 
 def read_rollouts(path: Path) -> dict[str, list[Record]]:
-    """Reads what :func:`write_rollouts` wrote.
-
-    Raises:
-        UserError: the file is missing or damaged, or has other columns.
-    """
+    """Reads what :func:`write_rollouts` wrote."""
     pyarrow, parquet = _pyarrow()
     content = pyarrow.BufferReader(read_content(path))
     try:
@@ -188,11 +180,7 @@ def read_rollouts(path: Path) -> dict[str, list[Record]]:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    """The packages pyarrow and pyarrow.parquet.
-
-    Raises:
-        UserError: they are not installed.
-    """
+    """The packages pyarrow and pyarrow.parquet."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -236,11 +224,7 @@ def _sorted_line(record: Record) -> str:
 
 
 def read_reported(folder: Path) -> dict[str, Run]:
-    """All reported runs by name.
-
-    Raises:
-        UserError: a file is missing or damaged, or the two contradict each other.
-    """
+    """All reported runs by name."""
     rollouts = read_rollouts(folder / ROLLOUTS_FILE)
     entries = read_object(folder / RUNS_FILE)
     runs = {}
@@ -258,21 +242,13 @@ def read_reported(folder: Path) -> dict[str, Run]:
 
 
 def read_development(folder: Path) -> dict[str, list[Record]]:
-    """The rollouts of runs made during development, by name; none where the file is missing.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The rollouts of runs made during development, by name; none where the file is missing."""
     path = folder / DEVELOPMENT_FILE
     return read_rollouts(path) if path.exists() else {}
 
 
 def reported_records(folder: Path, name: str) -> list[Record]:
-    """The rollouts of one run, reported or of development.
-
-    Raises:
-        UserError: there is no such run, or a file is damaged.
-    """
+    """The rollouts of one run, reported or of development."""
     found = read_development(folder) if name.startswith(f"{DEVELOPMENT}/") else read_rollouts(folder / ROLLOUTS_FILE)
     if name not in found:
         raise no_run(folder, name)
@@ -285,11 +261,7 @@ def no_run(folder: Path, name: str) -> UserError:
 
 
 def read_finished(folder: Path, name: str) -> Run:
-    """A finished run from the folder that `par-agent benchmark` left.
-
-    Raises:
-        UserError: it is not finished, a file is damaged, or the files contradict each other.
-    """
+    """A finished run from the folder that `par-agent benchmark` left."""
     path = folder / "results.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no finished run: it has no results.json; give the folder of a finished run")
@@ -310,11 +282,7 @@ def read_finished(folder: Path, name: str) -> Run:
 
 
 def add_run(folder: Path, run: Run, replace: bool = False) -> None:
-    """Adds a finished run to the reported ones; of a run of development, its rollouts.
-
-    Raises:
-        UserError: there is one of that name already, or the files cannot be read or written.
-    """
+    """Adds a finished run to the reported ones; of a run of development, its rollouts."""
     if run.group == DEVELOPMENT:
         rollouts, path = read_development(folder), folder / DEVELOPMENT_FILE
     else:

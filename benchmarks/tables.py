@@ -139,11 +139,7 @@ def _count(result: TaskResult) -> str:
 
 
 def by_policy(runs: Iterable[Run]) -> dict[str, Run]:
-    """Runs of the paper track with nothing changed and all demonstrations, by policy, in the order of the paper's rows.
-
-    Raises:
-        UserError: two of them are of the same policy.
-    """
+    """Runs of the paper track with nothing changed and all demonstrations, by policy, in the order of the paper's rows."""
     rows: dict[str, Run] = {}
     for run in runs:
         if run.track != "paper" or run.variation != "none" or run.demos is not None:
@@ -169,9 +165,6 @@ def methods_page(rows: Runs, unseen: Runs, reference: str, points: Mapping[Curve
         unseen: runs of other initial states, by policy.
         reference: the policy that the others are tested against.
         points: what :func:`curves` gives.
-
-    Raises:
-        UserError: there is no run of the reference.
     """
     sources = (
         (name, f"`{run.about['checkpoint']}`", str(len(run.records)), f"`{run.about['command']}`")
@@ -286,9 +279,6 @@ def curves(runs: Iterable[Run]) -> dict[Curve, list[Point]]:
 
     Returns:
         Each curve's points by number.
-
-    Raises:
-        UserError: two runs make the same point, or a run's policy was rolled out on none of its training's datasets.
     """
     found: dict[Curve, dict[int, Point]] = {}
     for run in runs:

@@ -23,12 +23,7 @@ from par_agent.utils.interrupts import deferred_interrupts
 
 
 class BenchmarkRun:
-    """One benchmark run.
-
-    Raises:
-        UserError: unknown task, policy or track, a task given twice, damaged initial states of the protocol, or an
-            output folder that cannot be written.
-    """
+    """One benchmark run."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

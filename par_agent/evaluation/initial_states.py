@@ -39,9 +39,6 @@ def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None
     Args:
         files: task reference by file.
         seeds: environment seeds of the states.
-
-    Raises:
-        UserError: the states cannot be made.
     """
     if missing := {path: task for path, task in files.items() if not is_complete(path)}:
         with local_runner(_states_maker, seeds, Path(), workers=1) as runner:

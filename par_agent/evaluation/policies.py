@@ -77,9 +77,6 @@ class PolicySource:
 
         A class is called with the options and, if it has such parameters, with ``task`` (the :class:`TaskSpec`),
         ``device`` and ``checkpoint``.
-
-        Raises:
-            UserError: the options do not fit, or the policy does not fit the task.
         """
         policy = self._from_class(spec) if ":" in self.reference else self._from_checkpoint(spec)
         check_policy(policy, spec, track)
@@ -89,9 +86,6 @@ class PolicySource:
         """Hash of what decides the policy's actions: the checkpoint's files, the source file of the class, or both.
 
         Of a class in a package, all of the package's sources count.
-
-        Raises:
-            UserError: no such checkpoint, module or class.
         """
         code: list[Path] = []
         if ":" in self.reference:

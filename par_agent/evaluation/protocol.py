@@ -52,11 +52,7 @@ def check_seeds(first_seed: int, count: int) -> None:
 
 
 def save_states(path: Path, spec: TaskSpec, states: Sequence[InitialState]) -> None:
-    """Writes initial states of consecutive seeds to one file, and its checksum beside it, each atomically.
-
-    Raises:
-        UserError: :func:`load_states` would refuse them.
-    """
+    """Writes initial states of consecutive seeds to one file, and its checksum beside it, each atomically."""
     import torch
 
     from par_agent.modeling.weights import write_tensors
@@ -113,9 +109,6 @@ def load_states(
         spec: its task.
         checksum: its SHA-256; None: that in the checksums beside it.
         content: its bytes, on a machine that may not have it; None: it is read.
-
-    Raises:
-        UserError: the file is missing, changed, damaged or of another task, or its tensors are no states.
     """
     import torch
 

@@ -70,11 +70,7 @@ class _RunFile(_RunIdentity, total=False):
 
 
 class RunPlan:
-    """Which rollouts a run has by its run.json, and what all of its records share.
-
-    Raises:
-        UserError: a field of run.json is missing or of another type.
-    """
+    """Which rollouts a run has by its run.json, and what all of its records share."""
 
     def __init__(self, run: dict[str, Any]) -> None:
         check("run", run, _RunFile)

@@ -44,11 +44,7 @@ def rollout_name(record: Record) -> str:
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Record]]:
-    """What a run is, by its run.json, and its records; a last line cut off by a crash is left out.
-
-    Raises:
-        UserError: no run, a damaged file, a record that is none of the run, or two that contradict each other.
-    """
+    """What a run is, by its run.json, and its records; a last line cut off by a crash is left out."""
     run, plan = _read_plan(folder / RUN_FILE)
     return run, _read_records(folder / RECORDS_FILE, plan)
 

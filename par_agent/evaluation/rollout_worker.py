@@ -75,11 +75,7 @@ class Reply:
 
 
 class RolloutWorker:
-    """A worker's environments and policies, made before its first rollout; it saves videos in ``folder``.
-
-    Raises:
-        UserError: a task, the policy or the renderer does not work, or the policy is not that of the run.
-    """
+    """A worker's environments and policies, made before its first rollout; it saves videos in ``folder``."""
 
     def __init__(self, setup: WorkerSetup, folder: Path) -> None:
         logging.getLogger("mani_skill").setLevel(logging.ERROR)

@@ -39,11 +39,7 @@ class RunInfo:
 
     @classmethod
     def of(cls, config: RunConfig) -> RunInfo:
-        """The description of a run that has not begun.
-
-        Raises:
-            UserError: unknown task, policy or device, a task given twice, or damaged initial states of the protocol.
-        """
+        """The description of a run that has not begun."""
         specs = {name: config.policy.task(spec) for name, spec in resolve_tasks(config.tasks).items()}
         check_backend(config.backend, list(specs.values()))
         if config.policy.device != "cpu":  # torch need not be imported in this process for the CPU

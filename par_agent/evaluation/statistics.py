@@ -67,9 +67,6 @@ def cluster_bootstrap(values: Mapping[Hashable, Sequence[float]], seed: int = 0)
         seed: of the draws; the same seed gives the same interval.
 
     Where all clusters have the same mean, the interval is a point: read Wilson's then.
-
-    Raises:
-        ValueError: no cluster, or an empty one.
     """
     if not values or any(len(cluster) == 0 for cluster in values.values()):
         raise ValueError("the cluster bootstrap needs at least one cluster and no empty ones")

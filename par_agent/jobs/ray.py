@@ -201,11 +201,7 @@ def _prepare(node: _NodeSetup) -> tuple[DoJob, tempfile.TemporaryDirectory[str]]
 
 
 def _do_on_node(node: _NodeSetup, job: Any) -> _NodeResult:
-    """Does one job.
-
-    Raises:
-        UserError: the node has other versions or cannot start, or the job failed.
-    """
+    """Does one job."""
     who = f"node {platform.node()}"
     try:
         do_job, temporary = _prepare(node)

@@ -73,9 +73,6 @@ class Live:
     """One rollout that goes on by calls from any thread; simulator and policy have a thread of their own.
 
     Leaving it as a context manager frees the simulation.
-
-    Raises:
-        UserError: the policy does not fit the task, or there is no such task or state.
     """
 
     def __init__(self, source: PolicySource, task: str, state: int) -> None:
@@ -141,22 +138,13 @@ class Live:
 
     @_in_turn
     def put_object(self, x: float, y: float) -> View:
-        """Puts the task's object to where a pixel of the simulator's image shows the table.
-
-        Raises:
-            UserError: the task has no object that is known here, or the pixel shows no place within reach.
-        """
+        """Puts the task's object to where a pixel of the simulator's image shows the table."""
         moved, seen = self._object, pixel((x, y))
         return self._move(moved, _meet(*self._ray(*seen), self._lying.p[2]))
 
     @_in_turn
     def drag_object(self, start: tuple[float, float], end: tuple[float, float]) -> View:
-        """Drags the task's object over the table: its point that the pixel `start` (x, y) shows goes to `end`.
-
-        Raises:
-            UserError: the task has no object that is known here, `start` does not show it, or `end` shows no place
-                within reach.
-        """
+        """Drags the task's object over the table: its point that the pixel `start` (x, y) shows goes to `end`."""
         start, end, moved = pixel(start), pixel(end), self._object
         origin, direction = self._ray(*start)
         centre = moved.pose.sp.p

@@ -47,11 +47,7 @@ class StepResult:
 
 
 def check_backend(backend: str, specs: Sequence[TaskSpec]) -> None:
-    """Checks that tasks can be simulated by a backend, here and now.
-
-    Raises:
-        UserError: unknown backend, no CUDA device, or a task that the GPU cannot start from a stored state.
-    """
+    """Checks that tasks can be simulated by a backend, here and now."""
     if backend not in BACKENDS:
         raise UserError(f"unknown backend {backend!r}; known backends: {', '.join(BACKENDS)}")
     if backend == "cpu":
@@ -91,9 +87,6 @@ def make_simulation(
 
     ``options`` go to ``gym.make`` in place of those that follow from the rest. The ``cpu`` backend takes one
     environment; ``shader`` is ManiSkill's shader pack, of all cameras.
-
-    Raises:
-        UserError: no such environment or controller, or a package that the task needs is missing.
     """
     import gymnasium as gym
 
@@ -184,9 +177,6 @@ class TaskEnvironment:
         backend: one of :data:`BACKENDS`.
         num_envs: environments simulated at once (B); the ``cpu`` backend takes one.
         variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
-
-    Raises:
-        UserError: unknown track or variation, or the environment is not what the task says.
     """
 
     def __init__(
@@ -219,9 +209,6 @@ class TaskEnvironment:
 
         Args:
             states: (B) one per environment.
-
-        Raises:
-            UserError: they are not of the same objects as the scene.
         """
         import torch
 

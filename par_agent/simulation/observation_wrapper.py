@@ -30,9 +30,6 @@ def check_simulation(policy: Any, env: gym.Env, camera: str | None = None) -> No
     """Compares a policy with the environment that it will act in; one without ``transforms`` is not looked at.
 
     ``camera`` is the only one that is shown; None: all of the environment's are.
-
-    Raises:
-        UserError: another camera, image size, number of joints or controller.
     """
     from par_agent.policy.observations import check_environment
     from par_agent.policy.transforms import Transforms

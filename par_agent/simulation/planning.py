@@ -51,11 +51,7 @@ class Part(TypedDict):
 
 
 def read_part(parts: Path, first: int) -> Part:
-    """ManiSkill's JSON of a part: `env_info`, ..., and one entry in `episodes` for each success.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """ManiSkill's JSON of a part: `env_info`, ..., and one entry in `episodes` for each success."""
     return read_object(part_folder(parts, first) / "part.json", Part)
 
 
@@ -126,11 +122,7 @@ def make_part(env_id: str, first: int, parts: Path) -> Iterator[int | Path]:
 
 
 def find_solution(env_id: str) -> Callable[..., Any]:
-    """ManiSkill's motion-planned solution of a task, for the arm that the environment has unless told otherwise.
-
-    Raises:
-        UserError: it has none.
-    """
+    """ManiSkill's motion-planned solution of a task, for the arm that the environment has unless told otherwise."""
     known: dict[str, Callable[..., Any]] = {}
     for arm in ARMS:
         known |= importlib.import_module(f"mani_skill.examples.motionplanning.{arm}.run").MP_SOLUTIONS

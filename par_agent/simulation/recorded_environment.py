@@ -26,11 +26,7 @@ _FAULTS = (ImportError, OSError, RuntimeError, TypeError, ValueError, LookupErro
 
 
 def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, Any]) -> Any:
-    """The environment as it was when it was ``recorded``, its robot for example, on the CPU and with cheap shading.
-
-    Raises:
-        UserError: it cannot be made with these options, or not on this machine.
-    """
+    """The environment as it was when it was ``recorded``, its robot for example, on the CPU and with cheap shading."""
     import gymnasium
 
     if ":" in env_id:  # Gymnasium would import what stands before it

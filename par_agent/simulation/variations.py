@@ -88,11 +88,7 @@ VARIATIONS: dict[str, Variation] = {
 
 
 def get_variation(name: str) -> Variation:
-    """The variation of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The variation of that name."""
     if name not in VARIATIONS:
         raise UserError(f"unknown variation {name!r}; known variations: {', '.join(VARIATIONS)}")
     return VARIATIONS[name]

@@ -67,11 +67,7 @@ class AttentionRollout:
 def record_attention(
     session: RolloutSession, state: int, policy_seed: int, *, layer: int | None = None, head: int | None = None
 ) -> AttentionRollout:
-    """Repeats a rollout of the benchmark and keeps its attention; layer and head, from 1, are those to be drawn.
-
-    Raises:
-        UserError: there is no such state, layer or head, or the policy has no attention.
-    """
+    """Repeats a rollout of the benchmark and keeps its attention; layer and head, from 1, are those to be drawn."""
     check_choice(session.policy.checkpoint.model.config.nova.video_encoder, layer, head)
     observer = _AttentionObserver(session)
     session.roll_out(state, policy_seed, [observer])

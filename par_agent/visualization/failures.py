@@ -67,11 +67,7 @@ class Failure:
 
 
 class FailedRun:
-    """A run's folder, read; ``policy`` is where its policy is now, None: where it was.
-
-    Raises:
-        UserError: no run, another policy than the run's, or one that is not PAR.
-    """
+    """A run's folder, read; ``policy`` is where its policy is now, None: where it was."""
 
     def __init__(self, folder: Path, policy: str | None = None, device: str = "cpu") -> None:
         self.folder = folder

@@ -32,9 +32,6 @@ class RolloutSession:
         track: ``paper`` or ``native``.
         states_file: gives the file of initial states; called once the policy is known to fit.
         variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
-
-    Raises:
-        UserError: the policy is no PAR policy or does not fit the task; or there are no such states or variation.
     """
 
     def __init__(

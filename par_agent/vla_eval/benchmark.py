@@ -45,9 +45,6 @@ class ManiSkill3Benchmark(StepBenchmark):
         states: initial states per task, the protocol's first ones.
         send_state: whether observations hold joint positions.
         frame_every: send images in every n-th observation of an episode only. A PAR server sets it.
-
-    Raises:
-        UserError: a value out of range, a task given twice, or tasks with different actions.
     """
 
     render_backends = frozenset({"cpu"})

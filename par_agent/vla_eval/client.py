@@ -41,9 +41,6 @@ def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource
         reference: as given.
         options: arguments of :class:`ModelServerPolicy` but ``url``, ``task`` and ``server``, and ``name`` for tables
             and folders (default: the class of the server).
-
-    Raises:
-        UserError: no such address, nobody answers, an option is out of range, or ``vla-eval`` is not installed.
     """
     url = reference.removeprefix(PREFIX)
     if given := [name for name in ("url", "task", "server") if name in options]:
@@ -142,12 +139,7 @@ class ModelServerPolicy:
         return not self._queue and self._answered % self._frame_every == 0
 
     def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
-        """Starts an episode and tells the server the seed.
-
-        Raises:
-            UnavailableError: nobody answers, or another server than before.
-            UserError: the server answers with an error.
-        """
+        """Starts an episode and tells the server the seed."""
         self._queue.clear()
         self._answered = 0
         seeds = {} if seed is None else {"seeds": [seed]}
@@ -155,13 +147,7 @@ class ModelServerPolicy:
         self._connection.start_episode({"task": task})
 
     def act(self, obs: dict[str, Any]) -> torch.Tensor:
-        """The next action (1, action_size) float32 of the one environment.
-
-        Raises:
-            UnavailableError: the server is gone.
-            UserError: the server answers too late, with an error or with actions that do not fit; or there are several
-                environments.
-        """
+        """The next action (1, action_size) float32 of the one environment."""
         import torch
 
         if len(obs["agent"]["qpos"]) != 1:

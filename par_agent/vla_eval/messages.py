@@ -56,11 +56,7 @@ def from_message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_actions(answer: dict[str, Any], spec: TaskSpec) -> np.ndarray:
-    """The actions (n, action_size) float32 of a model server's answer.
-
-    Raises:
-        UserError: no actions, none that are numbers, of another size, or not finite.
-    """
+    """The actions (n, action_size) float32 of a model server's answer."""
     if not isinstance(answer, dict) or answer.get("actions") is None:
         found = ", ".join(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
         raise UserError(f'the model server\'s answer has no "actions" (it holds: {found or "nothing"})')

@@ -40,9 +40,6 @@ class PARModelServer(PredictModelServer):
         device: where the model runs.
         seed: of episodes that start without one.
         inference: fields of :class:`~par_agent.policy.checkpoint.InferenceConfig` in place of the checkpoint's.
-
-    Raises:
-        UserError: no such checkpoint or device, or an option that it does not take.
     """
 
     def __init__(
