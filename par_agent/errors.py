@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 class UserError(ValueError):
     """Bad input. The message names what was given, what is allowed and what to do next.
 
-    Whatever takes what a user gave raises it; docstrings mention it only where what is refused is not plain. The command
-    line prints it without a traceback and exits with status 2.
+    Whatever takes what a user gave raises it; docstrings mention it only where what is refused is not plain.
+    The command line prints it without a traceback and exits with status 2.
     """
 
 
