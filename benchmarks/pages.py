@@ -16,7 +16,6 @@ from tables import (
     context_table,
     curves,
     demonstrations_table,
-    markdown,
     methods_table,
     of_group,
     unseen_table,
@@ -24,7 +23,7 @@ from tables import (
 
 from par_agent.errors import UserError
 from par_agent.evaluation.record_checks import Record
-from par_agent.evaluation.results import RESULT_HEADER, result_row
+from par_agent.evaluation.results import RESULT_HEADER, csv_cells, markdown_table, result_row
 
 ALL_RUNS = (
     "Every run that the READMEs, the model cards and the lab book report. `runs.json` says more about each: versions, "
@@ -42,7 +41,7 @@ def results_page(runs: Runs, development: Mapping[str, list[Record]]) -> str:
     for group in dict.fromkeys(run.group for run in runs.values()):
         found = of_group(runs, group)
         lines += ["", f"## {group}", "", *_results_table({run.name: run.records for run in found}), ""]
-        lines += markdown(("run", "checkpoint", "git commit", "command"), map(_source, found))
+        lines += markdown_table(("run", "checkpoint", "git commit", "command"), map(_source, found))
     if development:
         lines += ["", f"## {DEVELOPMENT}", "", DEVELOPMENT_RUNS, "", *_results_table(development)]
     return "\n".join(lines) + "\n"
@@ -52,7 +51,7 @@ def _results_table(records: Mapping[str, list[Record]]) -> list[str]:
     rows = [
         (name, *result_row(result)) for name, found in records.items() for result in results_by_task(found).values()
     ]
-    return markdown(("run", *RESULT_HEADER), rows)
+    return markdown_table(("run", *RESULT_HEADER), rows)
 
 
 def _source(run: Run) -> tuple[str, ...]:
@@ -62,18 +61,14 @@ def _source(run: Run) -> tuple[str, ...]:
 
 def results_csv(runs: Runs) -> str:
     """The results of all runs, a line for each run and task."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    fields = ("successes", "rollouts", "distinct", "errors", "rate_percent")
-    bounds = ("wilson_low", "wilson_high", "state_low", "state_high")
-    writer.writerow(("run", "policy", "track", "variation", "initial_states", "task", *fields, *bounds))
+    buffer, rows = io.StringIO(), []
     for run in runs.values():
         states = "the protocol" if run.state_seed is None else f"from seed {run.state_seed}"
-        for r in run.results.values():
-            counts = (r.successes, r.rollouts, r.distinct, r.errors)
-            percent = (100 * value for value in (r.rate, r.wilson.low, r.wilson.high, r.cluster.low, r.cluster.high))
-            head = (run.name, run.policy, run.track, run.variation, states, r.task)
-            writer.writerow((*head, *counts, *(f"{value:.2f}" for value in percent)))
+        head = {"run": run.name, "policy": run.policy, "track": run.track, "variation": run.variation}
+        rows += [{**head, "initial_states": states, **csv_cells(result)} for result in run.results.values()]
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return buffer.getvalue()
 
 

@@ -14,7 +14,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.measurements import Section
 from par_agent.evaluation.record_checks import Record
 from par_agent.evaluation.records import record_key
-from par_agent.evaluation.results import PAPER_RESULTS, TaskResult, measured_sections
+from par_agent.evaluation.results import PAPER_RESULTS, TaskResult, markdown_table, measured_sections
 from par_agent.evaluation.statistics import compare_paired
 from par_agent.simulation.variations import VARIATIONS
 from par_agent.tasks import PAPER_TASKS
@@ -50,11 +50,6 @@ Runs = Mapping[str, Run]
 """Reported runs by name."""
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table in Markdown."""
-    return [f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows)]
-
-
 def of_group(runs: Runs, group: str) -> list[Run]:
     """The runs of one group."""
     return [run for run in runs.values() if run.group == group]
@@ -81,7 +76,7 @@ def bundled_table(runs: Runs, base: Path, reported: Path) -> list[str]:
     for method in ("PAR-Full", "DP", "RDT"):
         figures = (f"{PAPER_RESULTS[method][task]:g}" for task in PAPER_TASKS)
         lines.append((f"{method}, the paper's figure", *figures))
-    table = markdown(("success rate in %", *PAPER_TASKS), lines)
+    table = markdown_table(("success rate in %", *PAPER_TASKS), lines)
     return [*table, "", f"Measured with {', '.join(commands)}.", "", *robustness_table(runs)]
 
 
@@ -95,7 +90,7 @@ def robustness_table(runs: Runs) -> list[str]:
         change = "initial states never used before" if unseen else VARIATIONS[run.variation].description
         rows.append(_row(change, run, _count))
     title = f"Successes of `{found[0].policy}` in 25 rollouts a task, with one change that training did not show:"
-    table = markdown(("", *PAPER_TASKS), rows)
+    table = markdown_table(("", *PAPER_TASKS), rows)
     return [title, "", *table, "", "Measured with `make benchmark-robustness`.", ""]
 
 
@@ -103,7 +98,7 @@ def context_table(runs: Runs) -> list[str]:
     """Successes by the number of physical tokens that the policy remembers."""
     found = {run.about["policy_options"]["context"]: run for run in of_group(runs, "context")}
     rows = [_row(str(number), found[number], _count) for number in sorted(found)]
-    return [*markdown(("physical tokens", *PAPER_TASKS), rows), ""]
+    return [*markdown_table(("physical tokens", *PAPER_TASKS), rows), ""]
 
 
 def alignment_section(runs: Runs) -> Section | None:
@@ -115,7 +110,7 @@ def alignment_section(runs: Runs) -> Section | None:
 def alignment_table(runs: Runs) -> list[str]:
     """How well what was imagined agrees with what was executed."""
     section = alignment_section(runs)
-    return [] if section is None else [*markdown(section.header, section.rows), ""]
+    return [] if section is None else [*markdown_table(section.header, section.rows), ""]
 
 
 def _row(name: str, run: Run, show: Callable[[TaskResult], str]) -> tuple[str, ...]:
@@ -126,8 +121,7 @@ def _row(name: str, run: Run, show: Callable[[TaskResult], str]) -> tuple[str, .
 
 def _rate(result: TaskResult) -> str:
     """`123/125 = 98.4 (94.4–99.6)`: successes, rollouts, rate in % and Wilson interval."""
-    wilson = f"{100 * result.wilson.low:.1f}–{100 * result.wilson.high:.1f}"
-    return f"{_count(result)} = **{100 * result.rate:.1f}** ({wilson})"
+    return f"{_count(result)} = **{100 * result.rate:.1f}** ({result.wilson.percent})"
 
 
 def _count(result: TaskResult) -> str:
@@ -139,7 +133,7 @@ def _count(result: TaskResult) -> str:
 
 
 def by_policy(runs: Iterable[Run]) -> dict[str, Run]:
-    """Runs of the paper track with nothing changed and all demonstrations, by policy, in the order of the paper's rows."""
+    """Runs of the paper track with nothing changed and all demonstrations, by policy, in the paper's order."""
     rows: dict[str, Run] = {}
     for run in runs:
         if run.track != "paper" or run.variation != "none" or run.demos is not None:
@@ -174,11 +168,11 @@ def methods_page(rows: Runs, unseen: Runs, reference: str, points: Mapping[Curve
     lines = [
         *("# All methods", "", EXPLAINED, "", *methods_table(rows), ""),
         *(f"## Against {reference}", "", COMPARED.format(reference=reference), ""),
-        *(*markdown(("method", *PAPER_TASKS), _comparisons(rows, reference)), ""),
+        *(*markdown_table(("method", *PAPER_TASKS), _comparisons(rows, reference)), ""),
         *(["## From other initial states", "", *unseen_table(unseen), ""] if unseen else []),
         *(["## By number of demonstrations", "", *demonstrations_table(points), ""] if points else []),
         *("## Where this comes from", "", SOURCES, ""),
-        *markdown(("method", "weights and code", "rollouts", "command"), sources),
+        *markdown_table(("method", "weights and code", "rollouts", "command"), sources),
     ]
     return "\n".join(lines) + "\n"
 
@@ -187,7 +181,7 @@ def methods_table(rows: Runs) -> list[str]:
     """Every method, and below it what the paper prints of it."""
     lines = [line for name, run in rows.items() for line in _method_lines(name, run)]
     lines += [_paper_line(row) for name, row in ROWS.items() if name not in rows]
-    return markdown(("method", *PAPER_TASKS, "parameters", "training min", "ms per chunk"), lines)
+    return markdown_table(("method", *PAPER_TASKS, "parameters", "training min", "ms per chunk"), lines)
 
 
 def unseen_table(rows: Runs) -> list[str]:
@@ -196,7 +190,7 @@ def unseen_table(rows: Runs) -> list[str]:
     for name, run in rows.items():
         results = run.results
         lines.append((name, str(run.state_seed), *(_cell(results.get(task)) for task in PAPER_TASKS)))
-    return markdown(("method", "states from seed", *PAPER_TASKS), lines)
+    return markdown_table(("method", "states from seed", *PAPER_TASKS), lines)
 
 
 def _method_lines(name: str, run: Run) -> list[tuple[str, ...]]:
@@ -224,9 +218,8 @@ def _paper_line(row: str) -> tuple[str, ...]:
 def _cell(result: TaskResult | None) -> str:
     if result is None:
         return NOTHING
-    wilson, cluster = (f"{100 * bounds.low:.1f}–{100 * bounds.high:.1f}" for bounds in (result.wilson, result.cluster))
     errors = f", {result.errors} errors" if result.errors else ""
-    return f"**{100 * result.rate:.1f}** {_count(result)}, {wilson} [{cluster}]{errors}"
+    return f"**{100 * result.rate:.1f}** {_count(result)}, {result.wilson.percent} [{result.cluster.percent}]{errors}"
 
 
 def _comparisons(rows: Runs, reference: str) -> list[tuple[str, ...]]:
@@ -310,4 +303,6 @@ def demonstrations_table(points: Mapping[Curve, Sequence[Point]]) -> list[str]:
     for curve, found in points.items():
         cells = {point.demonstrations: _cell(point.result) for point in found}
         lines.append((curve.task, curve.policy, str(curve.steps), *(cells.get(number, NOTHING) for number in numbers)))
-    return markdown(("task", "policy", "training steps", *(f"{number} demonstrations" for number in numbers)), lines)
+    return markdown_table(
+        ("task", "policy", "training steps", *(f"{number} demonstrations" for number in numbers)), lines
+    )

@@ -17,6 +17,8 @@ from par_agent.evaluation.results import (
     RESULT_HEADER,
     TaskResult,
     comparison_rows,
+    csv_cells,
+    markdown_table,
     measured_sections,
     result_row,
     summarise,
@@ -77,9 +79,6 @@ def write_results(run: RunInfo, records: list[Record]) -> list[TaskResult]:
 
 
 def _markdown(run: RunInfo, results: list[TaskResult], source: dict[str, Any]) -> str:
-    def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-        return [f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows)]
-
     label = run.config.policy.label
     note = "" if run.config.track == "paper" else "The paper's figures are of the `paper` track."
     lines = [
@@ -89,12 +88,12 @@ def _markdown(run: RunInfo, results: list[TaskResult], source: dict[str, Any]) -
         "another's actions from the same initial state, under another policy seed, are not distinct, and count once in "
         "the intervals.",
         "",
-        *table(RESULT_HEADER, [result_row(result) for result in results]),
-        *(line for s in measured_sections(results) for line in ("", *table(s.header, s.rows), "", s.note)),
+        *markdown_table(RESULT_HEADER, [result_row(result) for result in results]),
+        *(line for s in measured_sections(results) for line in ("", *markdown_table(s.header, s.rows), "", s.note)),
         "",
         f"Success rate in %. Rows labelled *paper* are printed there and were not measured here. {note}".strip(),
         "",
-        *table(("method", "source", *run.tasks), comparison_rows(results, label, run.tasks)),
+        *markdown_table(("method", "source", *run.tasks), comparison_rows(results, label, run.tasks)),
         "",
         "## Provenance",
         "",
@@ -103,30 +102,18 @@ def _markdown(run: RunInfo, results: list[TaskResult], source: dict[str, Any]) -
     return "\n".join(lines) + "\n"
 
 
-def _csv_row(run: RunInfo, result: TaskResult) -> dict[str, Any]:
-    config = run.config
-    row: dict[str, Any] = {"method": config.policy.label, "source": "this run", "initial_states": config.protocol_label}
-    row |= {"track": config.track, "rate_percent": f"{100 * result.rate:.2f}"}
-    row |= {name: getattr(result, name) for name in ("task", "successes", "rollouts", "distinct", "errors")}
-    for name, interval in (("wilson", result.wilson), ("state", result.cluster)):
-        row |= {f"{name}_low": f"{100 * interval.low:.2f}", f"{name}_high": f"{100 * interval.high:.2f}"}
-    for name, summary in result.measured.items():
-        row |= known_measurements()[name].cells(summary)
-    return row
-
-
 def _csv(run: RunInfo, results: list[TaskResult]) -> str:
     buffer = io.StringIO()
-    rows = [_csv_row(run, result) for result in results]
-    fields = ["method", "source", "initial_states", "track", "task", "successes", "rollouts", "distinct", "errors"]
-    fields += ["rate_percent", "wilson_low", "wilson_high", "state_low", "state_high"]
-    fields += dict.fromkeys(name for row in rows for name in row if name not in fields)  # what was measured besides
-    writer = csv.DictWriter(buffer, fields, restval="", lineterminator="\n")
+    head = {"source": "this run", "initial_states": run.config.protocol_label, "track": run.config.track}
+    rows: list[dict[str, Any]] = [{"method": run.config.policy.label, **head, **csv_cells(r)} for r in results]
+    for row, result in zip(rows, results, strict=True):
+        for name, summary in result.measured.items():
+            row |= known_measurements()[name].cells(summary)
+    head = {"source": "paper", "initial_states": "the protocol", "track": "paper"}
+    for method, rates in PAPER_RESULTS.items():
+        known = [task for task in run.tasks if task in rates]
+        rows += [{"method": method, **head, "task": task, "rate_percent": rates[task]} for task in known]
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    for method, rates in PAPER_RESULTS.items():
-        row = {"method": method, "source": "paper", "initial_states": "the protocol", "track": "paper"}
-        for task in run.tasks:
-            if task in rates:
-                writer.writerow({**row, "task": task, "rate_percent": rates[task]})
     return buffer.getvalue()

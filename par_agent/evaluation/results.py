@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import Any
@@ -104,10 +104,6 @@ def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResul
     )
 
 
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}"
-
-
 def _number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
@@ -122,8 +118,8 @@ _COLUMNS: dict[str, Callable[[TaskResult], str]] = {
     "successes": _successes,
     "distinct": lambda result: str(result.distinct),
     "rate %": lambda result: f"{100 * result.rate:.1f}",
-    "95% Wilson": lambda result: _percent(result.wilson),
-    "95% by state": lambda result: _percent(result.cluster),
+    "95% Wilson": lambda result: result.wilson.percent,
+    "95% by state": lambda result: result.cluster.percent,
     "at end": lambda result: "–" if result.success_at_end is None else f"{result.success_at_end}/{result.rollouts}",
     "errors": lambda result: str(result.errors),
     "steps to success": lambda result: _number(result.steps_to_success),
@@ -138,6 +134,20 @@ RESULT_HEADER = tuple(_COLUMNS)
 def result_row(result: TaskResult) -> tuple[str, ...]:
     """A task's row, for :data:`RESULT_HEADER`."""
     return tuple(cell(result) for cell in _COLUMNS.values())
+
+
+def csv_cells(result: TaskResult) -> dict[str, Any]:
+    """A task's cells in CSV files, by column."""
+    cells = {name: getattr(result, name) for name in ("task", "successes", "rollouts", "distinct", "errors")}
+    cells["rate_percent"] = f"{100 * result.rate:.2f}"
+    for name, interval in (("wilson", result.wilson), ("state", result.cluster)):
+        cells |= {f"{name}_low": f"{100 * interval.low:.2f}", f"{name}_high": f"{100 * interval.high:.2f}"}
+    return cells
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    return [f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows)]
 
 
 def comparison_rows(results: list[TaskResult], label: str, tasks: list[str]) -> list[tuple[str, ...]]:

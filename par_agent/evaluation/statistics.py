@@ -28,6 +28,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def percent(self) -> str:
+        """The interval of a rate, in percent."""
+        return f"{100 * self.low:.1f}–{100 * self.high:.1f}"
+
 
 def distinct_rollouts(records: Iterable[Record]) -> list[Record]:
     """Without those that repeat another's actions (by hash) from the same initial state; errors repeat nothing."""
