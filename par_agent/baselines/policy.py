@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.common import History
-from par_agent.errors import UserError, user_errors
+from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import normal_rows
-from par_agent.policy.observations import camera_images, check_task, proprioception
-from par_agent.policy.rows import checked_seed, chosen_rows, next_seed, reseed, row_generator
+from par_agent.policy.chunk_policy import ChunkPolicy, Episodes
+from par_agent.policy.instructions import Instructions
+from par_agent.policy.rows import row_generator
 from par_agent.tasks import TaskSpec
 from par_agent.utils.json_fields import check
 
 
 @dataclass
-class _State:
+class _State(Episodes):
     """What is remembered of the environments, one row each."""
 
     tokens: Tensor
@@ -35,17 +35,9 @@ class _State:
     """(B,) int64 observations since the reset."""
     plans: Tensor
     """(B, R, H, A) predictions in the controller's units, the newest first."""
-    chunk: Tensor
-    """(B, L, A) normalised chunk planned last."""
-    queue: Tensor
-    """(B, execute, A) what is executed, in the controller's units."""
-    used: Tensor
-    """(B,) int64 actions of the queue that were executed."""
-    generators: list[torch.Generator]
-    """Source of each row's randomness."""
 
 
-class BaselinePolicy:
+class BaselinePolicy(ChunkPolicy[_State]):
     """Acts with a baseline: looks at a frame, predicts, executes a chunk, looks again.
 
     Args:
@@ -79,12 +71,10 @@ class BaselinePolicy:
         check("deterministic", deterministic, bool)
         check("ensemble", ensemble, float | None)
         loaded = BaselineCheckpoint.load(checkpoint, device)
-        self.model, self.transforms, self.encoder = loaded.model, loaded.transforms, loaded.encoder
-        config = self.model.config
-        self.device = torch.device(device)
-        self.action_size = self.transforms.action_size
+        self.model, config = loaded.model, loaded.model.config
+        execute = config.chunk_length if execute is None else execute
+        super().__init__(loaded.transforms, loaded.encoder, torch.device(device), execute)
         self.context = self.model.context if context is None else context
-        self.execute = config.chunk_length if execute is None else execute
         if self.context < 1:
             raise UserError(f"context is {self.context}; it must be at least 1")
         if not 1 <= self.execute <= config.horizon:
@@ -106,10 +96,8 @@ class BaselinePolicy:
             )
         self.deterministic, self.ensemble = deterministic, ensemble
         with torch.no_grad():
-            features = loaded.text_encoder.encode(task.instruction).to(self.device)
-            if not len(features):
-                raise UserError(f"the instruction {task.instruction!r} holds no words")
-            self._text = self.model.stem.text([features])
+            features = Instructions.read(task.instruction, loaded.text_encoder, self.device).features
+            self._text = self.model.stem.text(list(features))
             self._prompt = self._read_prompt(loaded, task.instruction)
         shown = 0 if self._prompt is None else self._prompt.context_length.shape[1]
         limit = self.model.max_context
@@ -118,66 +106,6 @@ class BaselinePolicy:
                 f"context is {self.context}; {loaded.method} reads {limit} steps at most, its prompt's "
                 f"{shown} included: give a context of {limit - shown} or less"
             )
-        self._seed = 0
-        self._state: _State | None = None
-
-    def check(self, spec: TaskSpec, track: str) -> None:
-        """Compares the checkpoint's conventions with the task's; raises UserError."""
-        check_task(self.transforms, spec, track)
-
-    @property
-    def needs_frame(self) -> bool:
-        """Whether the next :meth:`act` looks at the camera."""
-        return self._state is None or bool((self._state.used >= self.execute).any())
-
-    @torch.no_grad()
-    def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
-        """Forgets the episodes of some rows, or of all; ``seed`` decides what they draw from now on.
-
-        Raises:
-            UserError: rows that do not exist, or another seed than a whole number of at least 0; nothing has changed
-                then.
-        """
-        state = self._state
-        count = None if state is None else len(state.used)
-        rows = None if env_idx is None else chosen_rows(env_idx, count, self.device)
-        if seed is not None:
-            self._seed = seed = checked_seed(seed)
-        elif state is not None and rows is None:
-            self._seed = next_seed(state.generators)
-        if rows is None or state is None:
-            self._state = None
-            return
-        state.seen[rows] = 0
-        state.used[rows] = self.execute
-        reseed(state.generators, rows, seed)
-
-    @torch.no_grad()
-    def act(self, obs: dict[str, Any]) -> Tensor:
-        """The next action (B, A) float32 of every environment, on the observation's device.
-
-        Raises:
-            UserError: a missing key, or a wrong shape or type.
-        """
-        measured = proprioception(obs, self.transforms)
-        if self._state is None:
-            self._state = self._begin(len(measured))
-        state = self._state
-        if len(state.used) != len(measured):
-            raise UserError(
-                f"the observation has {len(measured)} environments, the last one had {len(state.used)}; call reset() "
-                "when the number changes"
-            )
-        rows = (state.used >= self.execute).nonzero()[:, 0]
-        if len(rows):
-            images = camera_images(obs, self.transforms.camera, len(measured))[rows.to(measured.device)]
-            frames = self.transforms.frames(images).to(self.device)
-            with user_errors():
-                latents = self.encoder.encode(frames)
-            self._plan(state, rows, latents, measured.to(self.device)[rows])
-        action = state.queue[torch.arange(len(state.used)), state.used]
-        state.used += 1
-        return action.to(measured.device)
 
     def _begin(self, batch: int) -> _State:
         config, size = self.model.config, self.action_size
@@ -193,8 +121,12 @@ class BaselinePolicy:
             generators=[row_generator(self._seed, row) for row in range(batch)],
         )
 
-    def _plan(self, state: _State, rows: Tensor, latents: Tensor, positions: Tensor) -> None:
-        """Takes in one frame of some rows and predicts what they do next; no other row changes."""
+    def _forget(self, rows: Tensor | None, seed: int | None) -> None:
+        super()._forget(rows, seed)
+        if self._state is not None:
+            self._state.seen[rows] = 0
+
+    def _plan(self, state: _State, latents: Tensor, positions: Tensor, rows: Tensor) -> None:
         config = self.model.config
         tokens = self.model.stem(latents[:, None], self.transforms.normalise_proprioception(positions)[:, None])
         state.tokens[rows] = torch.cat([state.tokens[rows, 1:], tokens], 1)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,44 +15,19 @@ from torch import Tensor
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
 from par_agent.modeling.config import GenerationConfig
+from par_agent.modeling.par import PhysicalTokens
+from par_agent.modeling.random_numbers import normal_rows
 from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
-from par_agent.policy.episode import EpisodeState, Imagination, Plan
+from par_agent.policy.chunk_policy import ChunkPolicy, one_thread
+from par_agent.policy.episode import EpisodeState, Imagination, Plan, RowNoise
 from par_agent.policy.folders import checkpoint_folder
 from par_agent.policy.instructions import Instructions
-from par_agent.policy.observations import camera_images, check_environment, check_task, proprioception
-from par_agent.policy.rows import checked_seed, chosen_rows, next_seed, reseed
-from par_agent.tasks import TaskSpec
+from par_agent.policy.observations import proprioception
+from par_agent.policy.rows import row_generator
 from par_agent.utils.device import usable_device, use_tf32
 
-if TYPE_CHECKING:
-    import gymnasium as gym
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _one_thread(method: Callable[Concatenate[PARPolicy, P], R]) -> Callable[Concatenate[PARPolicy, P], R]:
-    """Runs a method without gradients, and refuses a call that comes while another thread's is not over."""
-
-    @functools.wraps(method)
-    def call(self: PARPolicy, *args: P.args, **kwargs: P.kwargs) -> R:
-        # setdefault is atomic
-        mine = threading.get_ident()
-        if self.__dict__.setdefault("_thread", mine) != mine:
-            raise UserError(
-                f"{method.__name__}() was called while another thread was using this policy; give each thread a policy "
-                "of its own (PARPolicy(policy.checkpoint, ...) shares the weights), or hold a lock around its calls"
-            )
-        try:
-            with torch.no_grad():
-                return method(self, *args, **kwargs)
-        finally:
-            self.__dict__.pop("_thread", None)
-
-    return call
-
-
-class PARPolicy:
+class PARPolicy(ChunkPolicy[EpisodeState]):
     """Acts in one or many ManiSkill environments; plans a chunk from each frame it looks at and executes it.
 
     Observations are ManiSkill's own (``obs["sensor_data"][camera]["rgb"]``, ``obs["agent"]["qpos"]`` and, where the
@@ -92,22 +66,20 @@ class PARPolicy:
                 "this checkpoint cannot act yet: its action parts are random and nothing was fitted to data; train it "
                 "with `par-agent finetune --init FOLDER`"
             )
-        self.checkpoint, self.transforms = checkpoint, checkpoint.transforms
-        self.inference = dataclasses.replace(checkpoint.inference, **inference)
-        self.device = checkpoint.model.nova.device
+        self.checkpoint, self.inference = checkpoint, dataclasses.replace(checkpoint.inference, **inference)
+        length = checkpoint.model.config.action.chunk_length
+        execute = length if self.inference.execute is None else self.inference.execute
+        super().__init__(checkpoint.transforms, checkpoint.encoder, checkpoint.model.nova.device, execute, seed)
         if device is not None and usable_device(device) != self.device:
             raise UserError(
                 f"device is {str(device)!r}, but the checkpoint is on {self.device}: load it with "
                 f"Checkpoint.load(folder, {str(device)!r})"
             )
-        self.action_size = self.transforms.action_size
-        length = checkpoint.model.config.action.chunk_length
-        self.execute = self.inference.executed(length)
-        if self.execute > length:
-            raise UserError(f"execute is {self.execute}; this checkpoint plans chunks of {length} actions")
-        if self.inference.past_actions and self.execute < length:
+        if execute > length:
+            raise UserError(f"execute is {execute}; this checkpoint plans chunks of {length} actions")
+        if self.inference.past_actions and execute < length:
             raise UserError(
-                f"execute is {self.execute} and past_actions is on: the model knows whole chunks of {length} actions "
+                f"execute is {execute} and past_actions is on: the model knows whole chunks of {length} actions "
                 "that were executed; leave execute out, or give past_actions=False"
             )
         max_context = checkpoint.model.config.max_context
@@ -124,8 +96,6 @@ class PARPolicy:
                 stacklevel=2,
             )
         self._instructions = Instructions.read(instruction, checkpoint.text_encoder, self.device)
-        self._seed = checked_seed(seed)
-        self._state: EpisodeState | None = None
         self._last_read: EpisodeState | None = None  # where imagining starts: after act() or plan()
 
     @classmethod
@@ -165,22 +135,6 @@ class PARPolicy:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""
         dataclasses.replace(self.checkpoint, inference=self.inference).save(folder, dtype)
 
-    def check(self, target: TaskSpec | gym.Env, track: str = "paper") -> None:
-        """Compares the checkpoint's conventions with a task, as ``track`` shows it, or with a ManiSkill environment.
-
-        Raises:
-            UserError: another camera, image size, number of joints or controller.
-        """
-        if isinstance(target, TaskSpec):
-            check_task(self.transforms, target, track)
-        else:
-            check_environment(self.transforms, target)
-
-    @property
-    def needs_frame(self) -> bool:
-        """Whether the next :meth:`act` looks at the camera; False while it only pops planned actions."""
-        return self._state is None or bool((self._state.used >= self.execute).any())
-
     @property
     def instruction(self) -> str | tuple[str, ...]:
         """One text for all environments, or one for each. Assigning it resets all episodes."""
@@ -190,7 +144,7 @@ class PARPolicy:
     def instruction(self, instruction: str | Sequence[str]) -> None:
         self.reset(instruction=instruction)
 
-    @_one_thread
+    @one_thread
     def reset(
         self,
         env_idx: Tensor | Sequence[int] | int | None = None,
@@ -211,50 +165,26 @@ class PARPolicy:
                 instruction; nothing has changed then.
         """
         state, instructions = self._state, self._instructions
-        count = instructions.count if state is None else len(state.used)
-        rows = None if env_idx is None else chosen_rows(env_idx, count, self.device)
+        rows = self._rows(env_idx, instructions.count)
         if instruction is not None:
             new = Instructions.read(instruction, self.checkpoint.text_encoder, self.device)
+            count = instructions.count if state is None else len(state.used)
             instructions = new if rows is None else instructions.with_rows(rows.tolist(), new, count)
-        if seed is not None:
-            self._seed = seed = checked_seed(seed)
-        elif state is not None and rows is None:
-            self._seed = next_seed(state.generators)
-        self._instructions = instructions
+        self._forget(rows, seed)
+        self._instructions, self._last_read = instructions, self._state
         if rows is None or state is None:
-            self._state = self._last_read = None
             return
-        self._last_read = state
-        features = None if instruction is None else [instructions.features[row] for row in rows.tolist()]
-        state.reset(rows, features)
-        reseed(state.generators, rows, seed)
+        state.stream.cache.reset(rows)
+        state.fresh[rows] = True
+        if instruction is not None and len(rows):
+            features = [instructions.features[row] for row in rows.tolist()]
+            part = self.checkpoint.model.start(features, self.inference.context)
+            state.stream.cache.put(rows, part.cache)
+            prefix = state.stream.prefix.clone()  # copies of the state share it
+            prefix[rows] = part.prefix
+            state.stream.prefix = prefix
 
-    @_one_thread
-    def act(self, obs: dict[str, Any]) -> Tensor:
-        """The next action of every environment.
-
-        Args:
-            obs: a ManiSkill observation. The camera's image may be missing while :attr:`needs_frame` is False.
-
-        Returns:
-            (B, A) float32 in the controller's units, on the observation's device; for an unbatched numpy observation
-            (1, A) on the CPU.
-
-        Raises:
-            UserError: a missing key, or a wrong shape or type, with what to change in the environment.
-        """
-        measured = proprioception(obs, self.transforms)
-        positions = measured.to(self.device)
-        self._state = state = self._state_for(len(positions))
-        due = state.used >= self.execute
-        if bool(due.any()):
-            self._read(state, obs, positions, due)
-        rows = torch.arange(len(state.used), device=self.device)
-        action = state.queue[rows, state.used]
-        state.used += 1
-        return action.to(measured.device)
-
-    @_one_thread
+    @one_thread
     def plan(self, obs: dict[str, Any], frames: bool = False, generation: GenerationConfig | None = None) -> Plan:
         """Plans the next chunk of every environment without changing what :meth:`act` does.
 
@@ -271,35 +201,50 @@ class PARPolicy:
             UserError: see :meth:`act`; or frames of a model that predicts none.
         """
         positions = proprioception(obs, self.transforms).to(self.device)
-        state = self._state_for(len(positions)).copy()
-        self._read(state, obs, positions, torch.ones_like(state.fresh))
+        state = self._episodes(len(positions)).copy()
+        self._read(state, obs, positions, torch.arange(len(positions), device=self.device))
         if not frames:
             return Plan(state.queue.clone(), None)
         # The noise comes from a copy's generators: imagining from this plan begins with the same frames.
-        latents = state.copy().next_frames(generation)
-        return Plan(state.queue.clone(), self.checkpoint.encoder.decode(latents))
+        return Plan(state.queue.clone(), self.encoder.decode(self._next_frames(state.copy(), generation)))
 
-    @_one_thread
+    @one_thread
     def imagine(self, n: int, generation: GenerationConfig | None = None) -> Imagination:
         """Rolls the model forward on its own predictions for ``n`` chunks, from the frame that :meth:`act` or
         :meth:`plan` read last; acting goes on as if nothing had been imagined.
 
+        A step executes the whole planned chunk. The predicted frame becomes the next one read, and the commanded joint
+        positions become the measured ones; joints without a target of their own, the fingers, stay where they were.
         ``generation`` says how frames are drawn, without guidance; None: in few steps.
 
         Returns:
             Frames (B, n, H, W, 3) uint8 and chunks (B, n, L, A) float32 in the controller's units, on the policy's
-            device; see :meth:`par_agent.policy.episode.EpisodeState.imagine`.
+            device.
 
         Raises:
-            UserError: nothing was read yet, ``n`` is below 1, or the model predicts no frames.
+            UserError: an environment's frame was not read yet, ``n`` is below 1, or the model predicts no frames.
         """
         if self._last_read is None:
             raise UserError(
                 "there is nothing to imagine from: no frame was read since reset(); call act() or plan() first"
             )
-        return self._last_read.imagine(n, generation)
+        if n < 1:
+            raise UserError(f"{n} steps were to be imagined; it must be at least 1")
+        if bool(self._last_read.fresh.any()):
+            unseen = self._last_read.fresh.nonzero()[:, 0].tolist()
+            raise UserError(f"environments {unseen} have seen no frame since their reset; call act() or plan() first")
+        state = self._last_read.copy()
+        frames, chunks = [], []
+        for number in range(n):
+            latents = self._next_frames(state, generation)
+            frames.append(self.encoder.decode(latents))
+            chunks.append(state.queue.clone())
+            if number + 1 < n:
+                commanded = self.transforms.commanded_positions(state.queue, state.positions)
+                self._plan(state, latents, commanded, torch.arange(len(state.used), device=self.device))
+        return Imagination(torch.stack(frames, 1), torch.stack(chunks, 1))
 
-    @_one_thread
+    @one_thread
     def attention(self, obs: dict[str, Any]) -> AttentionMaps:
         """Where :meth:`act` would attend if it read this observation, with its image, and planned now; acting goes on
         unchanged.
@@ -308,35 +253,68 @@ class PARPolicy:
             UserError: see :meth:`act`; or the model has no transformer (ablation PAR-NoAR).
         """
         positions = proprioception(obs, self.transforms).to(self.device)
-        state = self._state_for(len(positions))
-        rows = torch.arange(len(positions), device=self.device)
-        inputs = state.inputs(self._latents(obs, len(positions), rows), positions, rows)
+        state, rows = self._episodes(len(positions)), torch.arange(len(positions), device=self.device)
+        tokens = self._physical_tokens(state, self._latents(obs, len(positions), rows), positions, rows)
         with user_errors():
-            return step_attention(self.checkpoint.model, state.stream, inputs)
+            return step_attention(self.checkpoint.model, state.stream, tokens)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _state_for(self, batch: int) -> EpisodeState:
-        """The episodes so far, or new ones."""
-        if self._state is None:
-            features = self._instructions.for_rows(batch).features
-            return EpisodeState.start(self.checkpoint, self.inference, list(features), self._seed)
-        if len(self._state.used) != batch:
-            raise UserError(
-                f"the observation has {batch} environments, the last one had {len(self._state.used)}; call reset() "
-                "when the number changes"
-            )
-        return self._state
+    def _begin(self, batch: int) -> EpisodeState:
+        model, features = self.checkpoint.model, list(self._instructions.for_rows(batch).features)
+        action, width = model.config.action, model.config.nova.video_encoder.width
+        zeros = functools.partial(torch.zeros, dtype=torch.float32, device=self.device)
+        return EpisodeState(
+            queue=zeros(batch, action.chunk_length, action.action_size),
+            used=torch.full((batch,), self.execute, device=self.device),
+            chunk=zeros(batch, action.chunk_length, action.action_size),
+            generators=[row_generator(self._seed, row) for row in range(batch)],
+            stream=model.start(features, self.inference.context),
+            positions=zeros(batch, action.proprioception_size),
+            z_frame=zeros(batch, model.frame_tokens, width, dtype=model.nova.dtype),
+            fresh=torch.ones(batch, dtype=torch.bool, device=self.device),
+        )
 
-    def _read(self, state: EpisodeState, obs: dict[str, Any], positions: Tensor, due: Tensor) -> None:
-        """Reads the frame of the rows that are due (B,) bool, and plans their next chunk."""
-        rows = due.nonzero()[:, 0]
-        state.plan(self._latents(obs, len(positions), rows), positions[rows], rows)
+    def _read(self, state: EpisodeState, obs: dict[str, Any], positions: Tensor, rows: Tensor) -> None:
+        super()._read(state, obs, positions, rows)
         self._last_read = state
 
-    def _latents(self, obs: dict[str, Any], batch: int, rows: Tensor) -> Tensor:
-        """Latents (k, C, h, w) of the images of ``rows`` (k,)."""
-        images = camera_images(obs, self.transforms.camera, batch)[rows.to("cpu")]
-        frames = self.transforms.frames(images).to(self.device)
+    def _physical_tokens(self, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor) -> PhysicalTokens:
+        """What the model reads next; arguments as :meth:`_plan` has them."""
+        known = ~state.fresh[rows] if self.inference.past_actions else torch.zeros_like(state.fresh[rows])
+        normalised = self.transforms.normalise_proprioception(positions)
+        return PhysicalTokens(latents[:, None], normalised[:, None], state.chunk[rows][:, None], known[:, None])
+
+    def _plan(self, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor) -> None:
+        """Paper section 4.2.6.
+
+        Raises:
+            UserError: the model gives an action that is not finite; nothing is planned then.
+        """
+        model, action = self.checkpoint.model, self.checkpoint.model.config.action
+        tokens = self._physical_tokens(state, latents, positions, rows)
+        z_frame, z_action = model.step(state.stream, tokens, rows)
+        start = torch.zeros(len(rows), action.targets, action.action_size, device=self.device)
+        if self.inference.random_start:
+            start = normal_rows(start.shape[1:], [state.generators[row] for row in rows.tolist()], self.device)
         with user_errors():
-            return self.checkpoint.encoder.encode(frames)
+            chunks = model.sample_actions(z_action, start, self.inference.denoising_steps)
+        planned = self.transforms.denormalise_actions(chunks, positions)
+        if bad := rows[~planned.isfinite().flatten(1).all(1)].tolist():
+            raise UserError(
+                f"the model gives actions that are not finite in environments {bad}; look at their observations (qpos "
+                f"{positions[torch.isin(rows, rows.new_tensor(bad))].tolist()}), then call reset(env_idx={bad})"
+            )
+        state.chunk[rows] = chunks
+        state.queue[rows] = planned
+        state.positions[rows] = positions
+        state.z_frame[rows] = z_frame
+        state.used[rows] = 0
+        state.fresh[rows] = False
+
+    def _next_frames(self, state: EpisodeState, generation: GenerationConfig | None) -> Tensor:
+        """Draws scaled latents (B, C, h, w) of the frames after the planned chunks; the rows' generators move on."""
+        with user_errors():
+            return self.checkpoint.model.sample_frame(
+                state.z_frame, RowNoise(state.generators, self.device), generation
+            )

@@ -1,4 +1,4 @@
-"""Rows of a batch of environments, and the randomness of each."""
+"""Rows of a batch of environments, and the randomness of each; what is none is a :class:`UserError`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ import torch
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.modeling.random_numbers import integers, seeded_generator
+from par_agent.modeling.random_numbers import seeded_generator
 from par_agent.policy.observations import as_tensor
 
 _ROW_NUMBERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def checked_seed(seed: Any) -> int:
-    """The seed as a number.
-
-    Raises:
-        UserError: it is no whole number of at least 0.
-    """
+    """The seed as a number."""
     try:
         number = -1 if isinstance(seed, bool) else operator.index(seed)
     except TypeError:
@@ -38,26 +34,11 @@ def row_generator(seed: int, row: int) -> torch.Generator:
     return seeded_generator(int(mixed) >> 1)
 
 
-def next_seed(generators: list[torch.Generator]) -> int:
-    """A seed for the episodes that follow these rows' without one of their own."""
-    return int(integers(0, 2**31, (), "cpu", generators[0]))
-
-
-def reseed(generators: list[torch.Generator], rows: Tensor, seed: int | None) -> None:
-    """Gives the rows (n,) int64 the streams of another seed; None: theirs go on."""
-    if seed is not None:
-        for row in rows.tolist():
-            generators[row] = row_generator(seed, row)
-
-
 def chosen_rows(env_idx: Tensor | Sequence[int] | int, count: int | None, device: torch.device) -> Tensor:
     """Rows (n,) int64 that ``env_idx`` names, on ``device``.
 
     ``env_idx`` holds row numbers, each once, or is a mask (count,) bool. Whole numbers are always row numbers;
     ``uint8`` and floats are neither. ``count`` is the number of environments; None: it is not known, and not compared.
-
-    Raises:
-        UserError: something else, a row that does not exist or is named twice, or a mask of another length.
     """
     rows = as_tensor(env_idx, "env_idx")
     known = "" if count is None else f"; there are {count} environments"
