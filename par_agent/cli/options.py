@@ -14,7 +14,7 @@ from par_agent.errors import UserError
 from par_agent.utils.checked import Checked, MayBeEmpty, from_options, is_group, option_hints, option_values
 from par_agent.utils.device import usable_device
 from par_agent.utils.files import check_writable, naming, read_object
-from par_agent.utils.json_fields import from_json, required_fields
+from par_agent.utils.json_fields import check, required_fields
 
 C = TypeVar("C", bound=Checked)
 FILE_OPTION = "--config"
@@ -82,7 +82,7 @@ def read_options(cls: type[Checked], path: Path) -> dict[str, Any]:
     if unknown := [name for name in content if name not in hints]:
         raise UserError(f"{path} has the unknown option {unknown[0]!r}; known: {', '.join(hints)}")
     with naming(path):
-        return {name: from_json(name, value, hints[name]) for name, value in content.items()}
+        return {name: check(name, value, hints[name]) for name, value in content.items()}
 
 
 def _unchecked(cls: type[C]) -> type[C]:

@@ -1,4 +1,9 @@
-"""Makes frozen dataclasses from JSON and checks JSON against TypedDicts; errors name the field."""
+"""Makes frozen dataclasses from JSON and checks JSON against annotations; every fault is a UserError naming the field.
+
+An annotation is a type of JSON, a path, a tuple for a list, a literal, ``list[X]``, ``dict[str, X]``, a dataclass, a
+TypedDict, besides whose fields an object may have others, or a union. Of unions with one of the last five, the other
+part is None.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +38,6 @@ def build(cls: type[T], content: Any, added: Collection[str] | None = None) -> T
         content: read from JSON.
         added: the only fields that may be missing, at any depth, because files of older versions lack them; None: all
             that have a default.
-
-    Raises:
-        UserError: not an object; a field is unknown, missing or of another type; or what the class itself refuses.
     """
     assert dataclasses.is_dataclass(cls)
     name, hints = cls.__name__, get_type_hints(cls)
@@ -50,7 +52,7 @@ def build(cls: type[T], content: Any, added: Collection[str] | None = None) -> T
     )
     if missing := sorted(field for field in required if field not in content):
         raise UserError(f"missing fields in {name}: {', '.join(missing)}")
-    values = {field: from_json(f"{name}.{field}", value, hints[field], added) for field, value in content.items()}
+    values = {field: check(f"{name}.{field}", value, hints[field], added) for field, value in content.items()}
     with user_errors():
         return cls(**values)
 
@@ -61,74 +63,47 @@ def required_fields(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
 
 
-def from_json(name: str, value: Any, hint: Any, added: Collection[str] | None = None) -> Any:
-    """A JSON value as an annotation names it: objects become dataclasses, lists tuples, and texts paths.
+def check(name: str, value: Any, hint: Any, added: Collection[str] | None = None) -> Any:
+    """Compares a JSON value with an annotation; returns it as that says: objects as dataclasses, lists as tuples, texts
+    as paths.
 
     Args:
         name: says whose value it is, for messages.
         value: read from JSON.
-        hint: a dataclass, or what :func:`check` takes.
+        hint: the annotation.
         added: see :func:`build`.
-
-    Raises:
-        UserError: they do not match.
-    """
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, added)  # type: ignore[arg-type]
-    check(name, value, hint)
-    return _converted(value, hint)
-
-
-def check(name: str, value: Any, hint: Any) -> None:
-    """Compares a JSON value with a type annotation.
-
-    Args:
-        name: says whose value it is, for messages.
-        value: read from JSON.
-        hint: types of JSON, tuples for lists, unions, literals, ``list[X]``, ``dict[str, X]``, or TypedDicts, besides
-            whose fields an object may have others; the latter three also in unions with None.
-
-    Raises:
-        UserError: they do not match; the message names the field inside ``value``.
     """
     kind, parts = _parts(hint)
-    if kind is Union and (found := list(filter(_has_entries, parts))):
-        if value is not None or type(None) not in parts:
-            check(name, value, found[0])
-    elif _has_entries(hint):
-        _check_entries(name, value, hint)
-    elif not fits(value, hint):
-        raise UserError(f"{name} is {short(value)}; expected {_describe(hint)}")
-
-
-def _has_entries(hint: Any) -> bool:
-    return is_typeddict(hint) or get_origin(hint) in (list, dict)
-
-
-def _check_entries(name: str, value: Any, hint: Any) -> None:
-    """Compares each entry of a list or an object."""
-    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Union and (nested := [part for part in parts if _has_entries(part)]):
+        return None if value is None and type(None) in parts else check(name, value, nested[0], added)
+    if not _has_entries(hint):
+        if not fits(value, hint):
+            raise UserError(f"{name} is {short(value)}; expected {_describe(hint)}")
+        return _converted(value, hint)
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, added)  # type: ignore[arg-type]
     check(name, value, list if kind is list else dict)
     if kind is list:
         for number, entry in enumerate(value):
             check(f"{name}[{number}]", entry, parts[0])
-    elif kind is dict:
-        for key, entry in value.items():
-            check(f"{name}.{key}", entry, parts[1])
-    else:
-        if missing := sorted(hint.__required_keys__ - set(value)):
-            raise UserError(f"{name} lacks {', '.join(missing)}")
-        for key, part in get_type_hints(hint).items():
-            if key in value:
-                check(f"{name}.{key}", value[key], part)
+        return value
+    if is_typeddict(kind) and (missing := sorted(kind.__required_keys__ - set(value))):
+        raise UserError(f"{name} lacks {', '.join(missing)}")
+    hints = dict.fromkeys(value, parts[1]) if kind is dict else get_type_hints(kind)
+    for key, part in hints.items():
+        if key in value:
+            check(f"{name}.{key}", value[key], part)
+    return value
+
+
+def _has_entries(hint: Any) -> bool:
+    kind, parts = _parts(hint)
+    return dataclasses.is_dataclass(kind) or is_typeddict(kind) or (kind in (list, dict) and bool(parts))
 
 
 def check_sizes(owner: object, *names: str, most: int = MOST) -> None:
-    """Checks that fields, whole numbers or tuples of them, are from 1 to ``most``; damaged files have larger ones.
-
-    Raises:
-        ValueError: one is not.
-    """
+    """Checks that fields, whole numbers or tuples of them, are from 1 to ``most``; damaged files have larger ones. Others
+    are a ValueError."""
     for name in names:
         value = getattr(owner, name)
         if not all(1 <= number <= most for number in (value if isinstance(value, tuple) else (value,))):
