@@ -82,11 +82,7 @@ def _words_of_name(words: Sequence[str]) -> int:
 
 
 def find_subcommand(words: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """The name of a subcommand, one or two words, and the arguments behind it.
-
-    Raises:
-        UserError: no such subcommand.
-    """
+    """The name of a subcommand, one or two words, and the arguments behind it; a UserError if there is none."""
     if (count := _words_of_name(words)) > 0:
         return " ".join(words[:count]), words[count:]
     if pairs := _pairs(words[0]):
@@ -95,12 +91,7 @@ def find_subcommand(words: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def run_subcommand(name: str, arguments: Sequence[str]) -> int:
-    """Parses `arguments` into the configuration of one of :data:`SUBCOMMANDS` and runs it.
-
-    Raises:
-        UserError: bad values.
-        SystemExit: `--help`, or arguments that do not parse (printed by tyro).
-    """
+    """Parses `arguments` into the configuration of one of :data:`SUBCOMMANDS` and runs it."""
     from par_agent.cli.options import parse
 
     command = SUBCOMMANDS[name]

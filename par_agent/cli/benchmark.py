@@ -54,11 +54,7 @@ class BenchmarkConfig(RunOptions, PolicyOptions):  # dataclasses put the fields 
 
 
 def run_config(config: BenchmarkConfig) -> RunConfig:
-    """The run that the command line asks for.
-
-    Raises:
-        UserError: bad values.
-    """
+    """The run that the command line asks for."""
     device = config.device or ("cuda" if config.backend == "gpu" else "cpu")
     policy = config.policy or BUNDLED[config.track]
     if policy.startswith(PREFIX) and (config.device is not None or config.backend == "gpu"):

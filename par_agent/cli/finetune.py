@@ -29,11 +29,7 @@ def main(config: FinetuneConfig) -> int:
 
 
 def make_rollouts(config: FinetuneConfig) -> Rollouts:
-    """Closed-loop evaluation by the benchmark's own harness, on initial states for development.
-
-    Raises:
-        UserError: a dataset is not of a task that the benchmark knows, or the camera is none of its tracks'.
-    """
+    """Closed-loop evaluation by the benchmark's own harness, on initial states for development."""
     from par_agent.evaluation.benchmark_run import BenchmarkRun
     from par_agent.evaluation.policies import PolicySource
     from par_agent.evaluation.run_config import RunConfig

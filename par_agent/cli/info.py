@@ -50,11 +50,7 @@ def main(config: InfoConfig) -> int:
 
 
 def describe(name_or_folder: str) -> Description:
-    """Looks a preset or a checkpoint up; a folder comes before a bundled checkpoint, and that before a preset.
-
-    Raises:
-        UserError: neither, or a folder that is no policy checkpoint.
-    """
+    """Looks a preset or a checkpoint up; a folder comes before a bundled checkpoint, and that before a preset."""
     from par_agent.modeling.presets import PRESETS
     from par_agent.policy.checkpoint import ENCODER, read_model_config, read_policy
     from par_agent.policy.folders import bundled_checkpoints, find_checkpoint

@@ -17,11 +17,7 @@ TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
 def require_parts(folder: Path, text_cache: Path | None) -> None:
-    """Checks, before anything is loaded, that all parts are there; a cache of text features replaces the text parts.
-
-    Raises:
-        UserError: parts are missing; each is named.
-    """
+    """Checks, before anything is loaded, that all parts are there; a cache of text features replaces the text parts."""
     wanted = PARTS if text_cache is not None else PARTS + TEXT_PARTS
     if missing := [name for name in wanted if not (folder / name).is_dir()]:
         hint = " (--text-cache FOLDER replaces the text encoder)" if set(missing) & set(TEXT_PARTS) else ""

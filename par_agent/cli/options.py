@@ -24,11 +24,8 @@ FILE_OPTION = "--config"
 def parse(cls: type[C], arguments: Sequence[str], prog: str, description: str, **defaults: Any) -> C:
     """Makes a frozen dataclass ``cls`` from command-line arguments; ``defaults`` stand in for those of its options.
 
-    --help shows its own options first, then those of each of its groups under the group's docstring.
-
-    Raises:
-        UserError: values out of range, or a file of options that cannot be read.
-        SystemExit: `--help`, or arguments that do not parse (printed by tyro).
+    --help shows its own options first, then those of each of its groups under the group's docstring. --help, and
+    arguments that do not parse, are a SystemExit of tyro, which prints why.
     """
     import tyro
 
@@ -58,26 +55,16 @@ def run_script(
     resumes: bool = False,
     **defaults: Any,
 ) -> int:
-    """Runs a script of `benchmarks/` with the options of the command line; its exit status.
+    """Runs ``main`` of a script of `benchmarks/` with the options of the command line; its exit status.
 
-    Args:
-        program: what error messages begin with.
-        main: takes the options and returns the status; None counts as 0.
-        cls: frozen dataclass of the options.
-        description: what --help says first.
-        resumes: whether the same command goes on where it was stopped.
-        defaults: of options, in place of those of ``cls``.
+    See :func:`parse` for the options, and :func:`par_agent.cli.entry.run_command` for the rest.
     """
     read = partial(parse, cls, sys.argv[1:], program, description or "", **defaults)
     return run_command(program, lambda: main(read()), resumes)
 
 
 def read_options(cls: type[Checked], path: Path) -> dict[str, Any]:
-    """The options that a JSON file holds, by their names.
-
-    Raises:
-        UserError: the file is missing, not a JSON object of options, or names one that ``cls`` does not have.
-    """
+    """The options that a JSON file holds, by their names."""
     content, hints = read_object(path), option_hints(cls)
     if unknown := [name for name in content if name not in hints]:
         raise UserError(f"{path} has the unknown option {unknown[0]!r}; known: {', '.join(hints)}")
@@ -94,11 +81,7 @@ def _unchecked(cls: type[C]) -> type[C]:
 
 
 def _without_file(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The arguments without ``--config FILE``, and that file.
-
-    Raises:
-        UserError: no file follows the option.
-    """
+    """The arguments without ``--config FILE``, and that file."""
     words = list(arguments)
     place = next((i for i, word in enumerate(words) if word.partition("=")[0] == FILE_OPTION), None)
     if place is None:
@@ -110,13 +93,8 @@ def _without_file(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def _check_words(cls: type, words: Sequence[str]) -> None:
-    """Refuses empty values: an empty path would be the folder that the command is given in.
-
-    Raises:
-        UserError: one is empty.
-    """
-    may_be_empty = [name for name, hint in option_hints(cls).items() if MayBeEmpty in get_args(hint)]
-    option = ""
+    """Refuses empty values: an empty path would be the folder that the command is given in."""
+    may_be_empty, option = [name for name, hint in option_hints(cls).items() if MayBeEmpty in get_args(hint)], ""
     for word in words:
         if word.startswith("--"):
             option, inline, value = word.partition("=")
@@ -126,11 +104,7 @@ def _check_words(cls: type, words: Sequence[str]) -> None:
 
 
 def _check_places(config: Any) -> None:
-    """Checks, before any work is done, the device and where results go.
-
-    Raises:
-        UserError: no such device here, or nothing can be written there.
-    """
+    """Checks, before any work is done, the device and that results can be written."""
     out, device = getattr(config, "out", None), getattr(config, "device", None)
     if isinstance(out, Path):
         check_writable(out.parent if config.out_is_file else out)

@@ -48,11 +48,7 @@ def read_recipes() -> ConfigParser:
 
 
 def commands(config: RecipeConfig) -> list[tuple[list[str], str]]:
-    """The words of the recipe's commands, each with its note.
-
-    Raises:
-        UserError: there is no such recipe.
-    """
+    """The words of the recipe's commands, each with its note."""
     recipes = read_recipes()
     if config.name not in recipes.sections():
         known = "\n".join(f"  {name}: {recipes[name]['summary']}" for name in recipes.sections())

@@ -49,11 +49,7 @@ class RolloutConfig(VisualizedRollout):
 
 
 def open_session(config: VisualizedRollout) -> RolloutSession:
-    """Task and policy that the command line asks for.
-
-    Raises:
-        UserError: no such task, initial state or policy, or the policy does not fit.
-    """
+    """Task and policy that the command line asks for."""
     from par_agent.evaluation.policies import PolicySource
     from par_agent.tasks import resolve_task
     from par_agent.visualization.session import RolloutSession
@@ -69,11 +65,7 @@ def file_stem(config: VisualizedRollout) -> str:
 
 
 def _states_file(config: VisualizedRollout, spec: TaskSpec) -> Path:
-    """File of the task's initial states; those of a task of one's own are made where they are missing.
-
-    Raises:
-        UserError: its states cannot be made.
-    """
+    """File of the task's initial states; those of a task of one's own are made where they are missing."""
     from par_agent.evaluation.initial_states import make_missing_states
     from par_agent.evaluation.protocol import protocol_file, protocol_seeds
 

@@ -95,11 +95,7 @@ class LoggingConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Checked):
-    """What the training of any policy has; run the same command again to resume.
-
-    Raises:
-        UserError: an option is out of its range, or there is no such device.
-    """
+    """What the training of any policy has; run the same command again to resume."""
 
     out: Path
     """Folder of the run; the trained policy is written to its `policy` folder."""
@@ -180,11 +176,7 @@ class TrainingConfig(Checked):
         return "\n  ".join([f"options (in {self.out / self.settings_file}):", *lines])
 
     def folders(self) -> list[Path]:
-        """The datasets to train on.
-
-        Raises:
-            UserError: none were given.
-        """
+        """The datasets to train on."""
         root = self.dataset.data_root
         for name in self.task:
             if name not in TASKS and not (root / name).is_dir():
@@ -194,15 +186,9 @@ class TrainingConfig(Checked):
             raise UserError("nothing to train on; give --task NAME or --data FOLDER")
         return folders
 
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """While the block runs, the run's folder is this process's, and holds the options that the run has.
-
-        Raises:
-            UserError: another process trains in the folder, or it was begun with other options.
-        """
-        with claimed_run(self.out, self.settings_file, self.to_json(), _FREE):
-            yield
+    def claimed(self) -> contextlib.AbstractContextManager[None]:
+        """While the block runs, the run's folder is this process's, and holds the options that the run has."""
+        return claimed_run(self.out, self.settings_file, self.to_json(), _FREE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,11 +252,7 @@ class EvaluationConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig):
-    """Trains a policy on rendered demonstrations; run the same command again to resume.
-
-    Raises:
-        UserError: an option is out of its range, or two of them contradict each other.
-    """
+    """Trains a policy on rendered demonstrations; run the same command again to resume."""
 
     settings_file = "finetune.json"
 
@@ -335,8 +317,7 @@ class FinetuneConfig(TrainingConfig):
 def claimed_run(out: Path, file: str, options: dict[str, Any], free: tuple[str, ...]) -> Iterator[None]:
     """While the block runs, folder ``out`` is this process's, and ``out / file`` holds the run's options.
 
-    Raises:
-        UserError: another process trains there, or the run was begun with other options than ``free`` ones.
+    Of a run that has begun, only the ``free`` ones may be others.
     """
 
     def begun() -> bool:

@@ -34,11 +34,9 @@ def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkp
     """Runs or resumes training; returns the trained policy's checkpoint, which is also in ``config.out / "policy"``.
 
     Started by `torchrun` or `accelerate launch`, it trains on all of their processes; only the main one writes.
-    ``rollouts`` evaluates the policy in a folder in closed loop; ``rollout_every`` needs it.
-
-    Raises:
-        UserError: data that does not fit the model, a run folder of other options or of another process, a loss that
-            explodes or is not finite, a full disk.
+    ``rollouts`` evaluates the policy in a folder in closed loop; ``rollout_every`` needs it. Data that does not fit the
+    model, a run folder of other options or of another process, a loss that explodes or is not finite, and a full disk
+    are UserErrors.
     """
     if config.evaluation.rollout_every and rollouts is None:
         raise UserError("rollout_every is for `par-agent finetune`; from Python also give finetune() its rollouts")
@@ -58,12 +56,7 @@ def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkp
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """This process's place among all, its device and its arithmetic.
-
-    Raises:
-        UserError: the processes were started in a way that this training does not support, or this one has trained on
-            another device or in another precision, which accelerate fixes once per process.
-    """
+    """This process's place among all, its device and its arithmetic, which accelerate fixes once per process."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise UserError(
             "DeepSpeed keeps weights and training states in its own format; par_agent cannot resume them. FSDP shards "

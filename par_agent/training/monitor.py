@@ -21,9 +21,6 @@ class Monitor:
     """Shows one run; a context manager. It does nothing unless ``enabled``, as it is on the main process.
 
     ``start`` steps were done before; ``windows_per_step`` counts those of all processes.
-
-    Raises:
-        UserError: Weights & Biases is asked for and not installed.
     """
 
     def __init__(self, config: TrainingConfig, start: int, windows_per_step: int, enabled: bool) -> None:
@@ -116,11 +113,7 @@ class Monitor:
 
 
 def start_wandb(config: TrainingConfig, project: str) -> Any:
-    """A run of Weights & Biases that goes on when the run in ``config.out`` does.
-
-    Raises:
-        UserError: wandb is not installed.
-    """
+    """A run of Weights & Biases that goes on when the run in ``config.out`` does."""
     try:
         import wandb
     except ImportError:

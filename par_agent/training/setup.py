@@ -42,9 +42,7 @@ class Setup:
 def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     """Loads or makes the model, and opens the data (computing latents that are missing, on ``device``).
 
-    Raises:
-        UserError: data that does not fit the model, a checkpoint that is damaged, an instruction without features, an
-            unknown LoRA target.
+    Data that does not fit the model, and an instruction that it has no features of, are a UserError before the work.
     """
     torch.manual_seed(config.seed)
     datasets = open_datasets(config.folders(), skip_corrupt=config.dataset.skip_corrupt)

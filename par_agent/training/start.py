@@ -22,9 +22,6 @@ def load_start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
     """The model to begin with and its frozen parts, and the folder of its frame encoder.
 
     A model whose action parts are random, from scratch or on imported video weights, has no transforms.
-
-    Raises:
-        UserError: no frame encoder is named, or the checkpoint cannot be read.
     """
     if config.init is not None:
         loaded = Checkpoint.load(config.init)
@@ -46,11 +43,7 @@ def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARMo
 
 
 def with_proprioception(model: PARModel, size: int) -> PARModel:
-    """The model with ``size`` numbers of proprioception; the weights of new ones are zero.
-
-    Raises:
-        UserError: the model reads none, or already more than that.
-    """
+    """The model with ``size`` numbers of proprioception, no fewer than it has; the weights of new ones are zero."""
     known = model.config.action.proprioception_size
     if not 0 < known <= size:
         raise UserError(f"the model reads {known} numbers of proprioception; that cannot become {size}")

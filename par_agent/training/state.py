@@ -1,5 +1,7 @@
 """Training states: one folder a step, complete or absent, safetensors and JSON only.
 
+A UserError names one that cannot be written, is damaged, or is of another model; older ones are untouched.
+
 ::
 
     training_states/step_00001200/
@@ -73,9 +75,6 @@ def save_training_state(
 
     ``weights`` maps names of files to tensors by name; ``state`` is anything else, as JSON. Sharded tensors are
     gathered, so every process has to call this, all but the main one with ``write=False``.
-
-    Raises:
-        UserError: the disk is full or not writable; older training states are untouched.
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
@@ -172,11 +171,7 @@ def interruptible(folder: Path, minutes: float) -> Iterator[SaveClock]:
 def load_training_state(
     path: Path, weights: Mapping[str, Mapping[str, Tensor]], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Restores what :func:`save_training_state` wrote, in place; returns the state with its ``step``.
-
-    Raises:
-        UserError: the training state is damaged or belongs to another model.
-    """
+    """Restores what :func:`save_training_state` wrote, in place; returns the state with its ``step``."""
     try:
         state: dict[str, Any] = {**read_object(path / "state.json", _State)}
         found = {name: read_tensors(path / f"{name}.safetensors") for name in weights}

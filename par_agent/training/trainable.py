@@ -28,9 +28,6 @@ def choose_weights(model: PARModel, config: FinetuneConfig, *, fresh_actions: bo
     """Marks the weights that ``config`` trains and freezes all others; puts adapters into the model where asked.
 
     Where the action parts are random (``fresh_actions``), LoRA trains them in full: there is nothing to adapt.
-
-    Raises:
-        UserError: an unknown target of LoRA, or peft is not installed.
     """
     video = not config.has_actions
     if config.train == "full":
@@ -78,11 +75,7 @@ def merged(tensors: dict[str, Tensor], config: FinetuneConfig) -> dict[str, Tens
 
 
 def save_adapter(folder: Path, tensors: dict[str, Tensor], config: FinetuneConfig) -> None:
-    """Writes trained weights alone, in peft's layout: ``PeftModel.from_pretrained(model, folder)`` reads them.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
+    """Writes trained weights alone, in peft's layout: ``PeftModel.from_pretrained(model, folder)`` reads them."""
     layers = sorted(name.removesuffix(_A) for name in tensors if name.endswith(_A))
     parts = sorted({name.split(".")[0] for name in tensors if ".lora_" not in name})
     named = {_PEFT_PREFIX + name.replace(".default.", "."): value for name, value in tensors.items()}

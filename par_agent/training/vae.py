@@ -1,4 +1,4 @@
-"""Trains the small frame VAE on rendered frames (with or without actions)."""
+"""Trains the small frame VAE on rendered frames (with or without actions), and freezes it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from par_agent.data.patches import FrameSampler, open_frames
 from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import batch_seed, seeded_generator
+from par_agent.modeling.vae.frame_encoder import save_frame_encoder
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
 from par_agent.training.config import claimed_run
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
-from par_agent.training.state import (
-    interruptible,
-    latest_training_state,
-    load_training_state,
-    save_training_state,
-)
-from par_agent.training.vae_result import freeze
+from par_agent.training.state import interruptible, latest_training_state, load_training_state, save_training_state
 from par_agent.utils.checked import Checked, Count, Minutes, NonNegative, Pixels, Range, Seed, Size, Strength
 from par_agent.utils.device import moved, usable_device
-from par_agent.utils.image_quality import psnr_of_error
+from par_agent.utils.files import atomic_path
+from par_agent.utils.image_quality import psnr, psnr_of_error
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,8 @@ class VAETraining(Checked):
 def train_vae(options: VAETraining) -> dict[str, Any]:
     """Runs or resumes training, writes the frozen VAE into ``out`` and returns its measurements.
 
-    Raises:
-        UserError: data that does not fit, a run folder of other settings or of another process, a diverging loss, a
-            full disk.
-        Interrupted: the process was told to end; the step in hand is done and saved.
+    A UserError is data that does not fit, a run folder of other settings or of another process, a diverging loss or a
+    full disk; :class:`Interrupted` that the process was told to end, after the step in hand was done and saved.
     """
     train, held_out = open_frames(options.data, options.camera, options.patch, options.model.stride)
     free = ("out", "save_minutes", "device")
@@ -80,7 +75,7 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
         vae = _train(options, FrameSampler(train, options.camera, options.seed))
         for_scale = FrameSampler(train, options.camera, options.seed + 1)
         for_error = FrameSampler(held_out, options.camera, options.seed + 2)
-        return freeze(vae, for_scale, for_error, options.out, options.steps)
+        return _freeze(vae, for_scale, for_error, options)
 
 
 def _train(options: VAETraining, sampler: FrameSampler) -> FrameVAE:
@@ -114,3 +109,28 @@ def _train(options: VAETraining, sampler: FrameSampler) -> FrameVAE:
             if told:
                 clock.end()
     return vae
+
+
+def _freeze(vae: FrameVAE, train: FrameSampler, held_out: FrameSampler, options: VAETraining) -> dict[str, Any]:
+    """Measures and sets the latents' scale, measures the held-out error, and saves the frozen VAE and a picture: frames
+    above, their reconstructions below.
+    """
+    import imageio.v3 as iio
+
+    vae.eval()
+    device = vae.latent_mean.device
+    frames = train.patches(0, 256, None).to(device)
+    latents = torch.cat([vae.encode(part) for part in frames.split(32)])
+    vae.set_scale(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    frames = held_out.patches(0, 64, None).to(device)
+    shown = torch.cat([vae.decode(vae.encode(part)) for part in frames.split(32)]).cpu().numpy()
+    true = frames.cpu().numpy()
+    metrics = {
+        "psnr_db": round(psnr(shown, true), 2),
+        "steps": options.steps,
+        "held_out_episodes": len(held_out.paths),
+    }
+    with atomic_path(options.out / "reconstructions.png") as temporary:
+        iio.imwrite(temporary, np.vstack([np.hstack(true[:4]), np.hstack(shown[:4])]), extension=".png")
+    save_frame_encoder(vae, options.out / "vae", metrics)
+    return metrics

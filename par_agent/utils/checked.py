@@ -89,8 +89,7 @@ ClusterAddress = Annotated[
 class Checked:
     """Base of frozen dataclasses of options: numbers are finite and in their ranges, and no text or list is empty.
 
-    Raises:
-        UserError: one is not; the message names the option.
+    What is not is a UserError that names the option.
     """
 
     out_is_file: ClassVar[bool] = False
@@ -131,11 +130,7 @@ def option_values(config: Any) -> dict[str, Any]:
 
 
 def from_options(cls: type[C], values: Mapping[str, Any]) -> C:
-    """The inverse of :func:`option_values`; options that are not given have their defaults.
-
-    Raises:
-        UserError: a value is refused.
-    """
+    """The inverse of :func:`option_values`; options that are not given have their defaults."""
     hints = get_type_hints(cls)
     given: dict[str, Any] = {}
     for option in dataclasses.fields(cls):  # type: ignore[arg-type]

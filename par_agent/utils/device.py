@@ -1,4 +1,4 @@
-"""Torch devices and types by name, and moving tensors to a device."""
+"""Torch devices and types by name, where unknown or unusable ones are a UserError, and moving tensors to a device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:
-    """The device of this name, after a check that it works; None: torch's default device.
-
-    Raises:
-        UserError: no such device, or none on this machine.
-    """
+    """The device of this name, after a check that it works; None: torch's default device."""
     import torch
 
     try:
@@ -31,11 +27,7 @@ def usable_device(name: str | torch.device | None) -> torch.device:
 
 
 def floating_type(name: str | torch.dtype) -> torch.dtype:
-    """A type that models compute in, by its name or as it is.
-
-    Raises:
-        UserError: it is another than float32, float16 and bfloat16.
-    """
+    """A type that models compute in, float32, float16 or bfloat16, by its name or as it is."""
     import torch
 
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -1,4 +1,7 @@
-"""Files that appear under their final name only when they are complete."""
+"""Files that appear under their final name only when they are complete, and strict reading of files.
+
+What cannot be read, written or is not as expected is a UserError that names the path.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Makes a folder and those above it; returns those that did not exist, the innermost first."""
+    """Makes a folder; returns those of it and above it that did not exist, the innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
@@ -73,18 +76,15 @@ def _remove_empty(folders: list[Path]) -> None:
 
 @contextlib.contextmanager
 def only_process(lock: Path, doing: str, within: Path | None = None) -> Iterator[None]:
-    """Holds the file ``lock`` while the block runs, so that no other process does the same; a dead one holds nothing.
+    """Holds the file ``lock`` while the block runs, so that no other process does the same.
 
-    The lock file, and those of its folders that this made and that are still empty, are removed at the end. A killed
-    process leaves the file; the next one takes it.
+    A killed process leaves the file, which the next one takes; else it is removed at the end, with those of its folders
+    that this made and that are still empty.
 
     Args:
         lock: made if absent, with its folder.
-        doing: what the block does, for the error message: "another process {doing} now".
+        doing: what the block does, for the error message: "another process {doing} now"; nothing was made then.
         within: a folder to write to, from which unfinished files of processes that were killed are removed first.
-
-    Raises:
-        UserError: another process holds it, or the folder cannot be made; nothing was made then.
     """
     with contextlib.ExitStack() as undo:
         held = _acquire(lock, doing, undo)
@@ -127,11 +127,7 @@ def _acquire(lock: Path, doing: str, undo: contextlib.ExitStack) -> BaseFileLock
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that files can be written into a folder, or that it could be made; leaves nothing behind.
-
-    Raises:
-        UserError: the folder or one above it is a file, a link to nothing, read-only or full.
-    """
+    """Checks that files can be written into a folder, or that it could be made; leaves nothing behind."""
     existing = Path(folder)
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
@@ -151,11 +147,7 @@ def check_writable(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON atomically.
-
-    Raises:
-        UserError: NaN or infinity is in it, which JSON has no words for.
-    """
+    """Writes indented JSON atomically; NaN and infinity, which JSON has no words for, are refused."""
     try:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     except ValueError:
@@ -170,11 +162,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Checks that a path is a file's: opening a pipe, for example, would wait for ever.
-
-    Raises:
-        UserError: it does not exist, cannot be reached, or is something else.
-    """
+    """Checks that a path is a file's: opening a pipe, for example, would wait for ever."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -188,10 +176,8 @@ def check_file(path: Path) -> None:
 def inside(folder: Path, name: str) -> Path:
     """The path of a file below a folder, by a name that is written in the data of somebody else.
 
-    Links may lead out of the folder only where it is a snapshot in a model hub's cache: into that repository's cache.
-
-    Raises:
-        UserError: the name leads out of the folder.
+    A name that leads out of the folder is refused. Links may lead out of it only where it is a snapshot in a model
+    hub's cache: into that repository's cache.
     """
     root, fits = os.path.realpath(folder), False
     if os.path.basename(os.path.dirname(root)) == "snapshots":
@@ -205,11 +191,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        UserError: see :func:`check_file`; or it cannot be read.
-    """
+    """The bytes of a file."""
     check_file(path)
     try:
         return Path(path).read_bytes()
@@ -218,11 +200,7 @@ def read_content(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON.
-
-    Raises:
-        UserError: the file is missing, cannot be read or is not JSON as :mod:`par_agent.utils.strict_json` knows it.
-    """
+    """Reads JSON, by the rules of :mod:`par_agent.utils.strict_json`."""
     return parse_json(read_content(path), str(path))
 
 
@@ -242,15 +220,7 @@ def read_object(path: Path, kind: type[T]) -> T: ...
 
 
 def read_object(path: Path, kind: Any = dict) -> Any:
-    """Reads JSON that is an object.
-
-    Args:
-        path: the file.
-        kind: a TypedDict, whose fields must be there and be of its types, others may be; a plain dict has none.
-
-    Raises:
-        UserError: see :func:`read_json`; or it is something else.
-    """
+    """Reads JSON that is an object; of a TypedDict, ``kind``, the fields must be there, and others may be."""
     content = read_json(path)
     check(str(path), content, kind)
     return content
@@ -258,11 +228,7 @@ def read_object(path: Path, kind: Any = dict) -> Any:
 
 @contextlib.contextmanager
 def claimed_folder(
-    settings: Path,
-    wanted: dict[str, Any],
-    *,
-    begun: Callable[[], bool],
-    free: tuple[str, ...] = (),
+    settings: Path, wanted: dict[str, Any], *, begun: Callable[[], bool], free: tuple[str, ...] = ()
 ) -> Iterator[None]:
     """Writes the settings that a folder's content depends on, or checks that it was begun with the same ones.
 
@@ -273,9 +239,6 @@ def claimed_folder(
         wanted: this run's settings: JSON types, tuples and paths.
         begun: whether the folder holds any content yet; before that, other settings replace the old ones.
         free: names of settings that may change.
-
-    Raises:
-        UserError: the folder was begun with other settings.
     """
     wanted = json.loads(json.dumps(wanted, default=str))
     older = settings.read_bytes() if settings.exists() else None
@@ -303,9 +266,6 @@ def writing(folder: Path) -> Iterator[None]:
     """Turns the system's errors inside the block, which works in ``folder``, into one line for the user.
 
     That the reader of this process's own output is gone (``BrokenPipeError``) is none of them.
-
-    Raises:
-        UserError: the disk is full, the folder is read-only, and the like.
     """
     try:
         yield
@@ -316,7 +276,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def cannot_write(folder: Path | str, error: OSError) -> str:
-    """What to tell the user when a disk is full or a folder cannot be written, or of any other error of the system."""
+    """What to tell the user of an error of the system."""
     what = f"cannot write below {folder}" if error.errno in _REMEDIES else f"the work in {folder} failed"
     return f"{what}: {error}. What is finished is kept: {remedy(error)}, then run the same command again"
 

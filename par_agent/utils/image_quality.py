@@ -11,11 +11,7 @@ from par_agent.errors import UserError
 
 
 def check_scikit_image() -> None:
-    """Checks that :func:`ssim` can be computed.
-
-    Raises:
-        UserError: scikit-image is missing.
-    """
+    """Checks that :func:`ssim` can be computed."""
     try:
         import skimage.metrics  # noqa: F401
     except ImportError as error:

@@ -102,8 +102,7 @@ def _has_entries(hint: Any) -> bool:
 
 
 def check_sizes(owner: object, *names: str, most: int = MOST) -> None:
-    """Checks that fields, whole numbers or tuples of them, are from 1 to ``most``; damaged files have larger ones. Others
-    are a ValueError."""
+    """Makes it a ValueError if whole numbers, or tuples of them, are not from 1 to ``most``, as in damaged files."""
     for name in names:
         value = getattr(owner, name)
         if not all(1 <= number <= most for number in (value if isinstance(value, tuple) else (value,))):

@@ -25,11 +25,7 @@ _FINDER = _CurrentFolder()
 
 
 def load_object(reference: str) -> Any:
-    """Imports ``module:NAME``, from the current folder if no such module is installed.
-
-    Raises:
-        UserError: the module cannot be imported or has no such name.
-    """
+    """Imports ``module:NAME``, from the current folder if no such module is installed; UserError if it cannot."""
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)
     module_name, _, name = reference.partition(":")

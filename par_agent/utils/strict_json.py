@@ -1,4 +1,4 @@
-"""Strict reading of JSON from files that may be damaged; errors name the fault."""
+"""Strict reading of JSON from files that may be damaged; a UserError names the fault."""
 
 from __future__ import annotations
 
@@ -16,17 +16,10 @@ LARGEST = 2**64
 
 
 def parse_json(content: bytes | str, origin: str) -> Any:
-    """Reads JSON text in UTF-8, by the standard and these rules on top of it.
+    """Reads JSON text in UTF-8; ``origin`` says where it is from, for messages: a file's path, for example.
 
     No NaN or infinity, no numbers of more than 64 bits, no name twice in an object, no halves of surrogate pairs, no
     character NUL, and no nesting deeper than :data:`DEEPEST`.
-
-    Args:
-        content: the text.
-        origin: where it is from, for messages: a file's path, for example.
-
-    Raises:
-        UserError: the text breaks a rule.
     """
     try:
         text = content if isinstance(content, str) else content.decode()
@@ -47,11 +40,7 @@ def parse_json(content: bytes | str, origin: str) -> Any:
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Reads ``key=value`` options; values are JSON where they parse as such (``4``, ``true``, ``null``), else text.
-
-    Raises:
-        UserError: an option without ``=``, or a key given twice.
-    """
+    """Reads ``key=value`` options; values are JSON where they parse as such (``4``, ``true``, ``null``), else text."""
     parsed: dict[str, Any] = {}
     for option in options:
         key, separator, text = option.partition("=")

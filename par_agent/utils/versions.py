@@ -16,21 +16,13 @@ PACKAGE_FOLDER = Path(__file__).parents[1]
 
 
 def source_files(names: Iterable[str]) -> list[Path]:
-    """Python files of this package, sorted.
-
-    Args:
-        names: files, or folders of which all files count, below this package's folder.
-    """
+    """Python files of this package, sorted; of folders among the ``names``, below the package's folder, all files."""
     paths = [PACKAGE_FOLDER / name for name in names]
     return sorted(file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path]))
 
 
 def hash_code(names: Iterable[str]) -> str:
-    """Hash of what this package's Python files do, 12 hexadecimal digits: comments and docstrings do not count.
-
-    Args:
-        names: as for :func:`source_files`.
-    """
+    """Hash of what :func:`source_files` do, 12 hexadecimal digits: comments and docstrings do not count."""
     parts: list[str] = []
     for file in source_files(names):
         parts.append(file.relative_to(PACKAGE_FOLDER).as_posix())
@@ -47,12 +39,7 @@ class _WithoutText(ast.NodeTransformer):
 
 
 def installed_versions(packages: Sequence[str], code: Sequence[str]) -> dict[str, str]:
-    """Versions of Python and of packages; ``code`` is a hash of sources of this package, see :func:`hash_code`.
-
-    Args:
-        packages: names as pip knows them.
-        code: files and folders below this package's folder.
-    """
+    """Versions of Python and of packages, named as pip knows them; ``code`` is :func:`hash_code` of those names."""
     versions = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -64,11 +51,7 @@ def installed_versions(packages: Sequence[str], code: Sequence[str]) -> dict[str
 
 
 def check_versions(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Compares this machine's versions with those of the machine that asks it to work.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Refuses to work for a machine that has other versions than this one."""
     differing = [
         f"{name} {found.get(name)} instead of {value}" for name, value in expected.items() if found.get(name) != value
     ]
