@@ -130,7 +130,8 @@ def _freeze(vae: FrameVAE, train: FrameSampler, held_out: FrameSampler, options:
         "steps": options.steps,
         "held_out_episodes": len(held_out.paths),
     }
+    rows = [np.concatenate(list(images[:4]), axis=1) for images in (true, shown)]
     with atomic_path(options.out / "reconstructions.png") as temporary:
-        iio.imwrite(temporary, np.vstack([np.hstack(true[:4]), np.hstack(shown[:4])]), extension=".png")
+        iio.imwrite(temporary, np.concatenate(rows), extension=".png")
     save_frame_encoder(vae, options.out / "vae", metrics)
     return metrics
