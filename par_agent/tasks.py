@@ -139,11 +139,7 @@ def check_track(track: str) -> None:
 
 
 def check_camera(who: str, camera: str, spec: TaskSpec, track: str) -> None:
-    """Compares the camera that ``who`` sees through with those that a task shows on a track.
-
-    Raises:
-        UserError: it is none of them.
-    """
+    """Compares the camera that ``who`` sees through with those that a task shows on a track."""
     cameras = spec.cameras(track)
     if camera not in cameras:
         raise UserError(
@@ -158,22 +154,14 @@ def find_task(name: str) -> TaskSpec | None:
 
 
 def get_task(name: str) -> TaskSpec:
-    """A task as :func:`find_task` finds it.
-
-    Raises:
-        UserError: no such task.
-    """
+    """A task as :func:`find_task` finds it."""
     if (spec := find_task(name)) is None:
         raise UserError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}")
     return spec
 
 
 def resolve_task(reference: str) -> TaskSpec:
-    """A task by its name, or your own :class:`TaskSpec` as ``module:NAME`` (the module also registers its environment).
-
-    Raises:
-        UserError: no such task.
-    """
+    """A task by its name, or your own :class:`TaskSpec` as ``module:NAME``, which also registers its environment."""
     if ":" not in reference:
         return get_task(reference)
     spec = load_object(reference)
@@ -185,11 +173,7 @@ def resolve_task(reference: str) -> TaskSpec:
 
 
 def resolve_tasks(references: Sequence[str]) -> dict[str, TaskSpec]:
-    """Tasks by reference, each as :func:`resolve_task` finds it.
-
-    Raises:
-        UserError: one does not exist, or is given twice.
-    """
+    """Tasks by reference, each as :func:`resolve_task` finds it."""
     specs = {reference: resolve_task(reference) for reference in references}
     if len({spec.name for spec in specs.values()}) < len(references):
         raise UserError(f"a task is given twice: {', '.join(references)}")

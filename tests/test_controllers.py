@@ -24,6 +24,7 @@ from par_agent.policy.observations import check_task
 from par_agent.policy.transforms import Transforms
 from par_agent.tasks import PROTOCOL_STATES, UNKNOWN_CONTROLLER, get_task, resolve_task
 from par_agent.training.finetune import finetune
+from par_agent.utils.json_fields import build
 from recordings import record, require_renderer, run_in_this_process
 from tiny import LENGTH, SIZE, task_checkpoint, tiny_dataset, tiny_run, tiny_transforms
 
@@ -75,12 +76,12 @@ def test_data_of_another_controller_than_the_checkpoints_is_refused_by_name(tmp_
 
 
 def test_transforms_that_do_not_say_their_controller_are_refused_and_unknown_ones_fit_any_task() -> None:
-    content = tiny_transforms().to_json()
-    other = Transforms.from_json(content | {"control_mode": UNKNOWN_CONTROLLER, "relative": [False] * SIZE})
+    content = dataclasses.asdict(tiny_transforms())
+    other = build(Transforms, content | {"control_mode": UNKNOWN_CONTROLLER, "relative": [False] * SIZE}, added=())
     check_task(dataclasses.replace(other, image_size=None), get_task("PushCube"))
     del content["control_mode"]
     with pytest.raises(UserError, match="missing fields in Transforms: control_mode"):
-        Transforms.from_json(content)
+        build(Transforms, content, added=())
 
 
 def test_a_new_camera_leaves_the_controller_as_it_was() -> None:

@@ -33,9 +33,6 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
         options: of the policy.
         device: where checkpoints are loaded.
         checkpoint: as given with ``--policy-checkpoint``.
-
-    Raises:
-        UserError: the checkpoint was not trained yet, or is of another method; or no model server answers.
     """
     if reference.startswith(PREFIX):
         if checkpoint is not None:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,16 +85,12 @@ class BaselineCheckpoint:
             }
             write_tensors(folder / "prompts.safetensors", tensors)
         save_module(self.model, self.model.config.to_json(), folder)
-        content = {"method": self.method, "transforms": self.transforms.to_json(), "trained": self.trained}
+        content = {"method": self.method, "transforms": dataclasses.asdict(self.transforms), "trained": self.trained}
         write_json(folder / ABOUT, content)
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> BaselineCheckpoint:
-        """Reads a folder, with modules in evaluation mode on ``device``.
-
-        Raises:
-            UserError: a file is missing, damaged, or does not fit the others; or no such device.
-        """
+        """Reads a folder, with modules in evaluation mode on ``device``."""
         folder, device = Path(folder), usable_device(device)
         if not (folder / ABOUT).is_file():
             raise UserError(f"{folder} holds no baseline (no {ABOUT}); train one with `par-agent train-baseline`")
@@ -111,7 +108,7 @@ class BaselineCheckpoint:
             model = cls_(config)
         load_module(model, folder)
         with naming(folder / ABOUT):
-            transforms = Transforms.from_json(content["transforms"])
+            transforms = build(Transforms, content["transforms"], added=())
             check("trained", content["trained"], dict)
         if (config.horizon, config.action_size) != (transforms.targets, transforms.action_size):
             raise UserError(

@@ -26,11 +26,7 @@ from par_agent.utils.json_fields import MOST, MOST_BLOCKS, check_sizes
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Sizes that every method has; the defaults of data and stem are those of ``par-mini``.
-
-    Raises:
-        UserError: a size that is not positive, or sizes that do not fit one another.
-    """
+    """Sizes that every method has; the defaults of data and stem are those of ``par-mini``."""
 
     horizon: int = 8
     """Actions predicted together, ``H``; the first ``L`` of them are the chunk that is executed."""

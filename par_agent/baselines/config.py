@@ -37,11 +37,7 @@ class BaselineConfig(TrainingConfig):
             raise UserError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
 
     def sizes(self, **data: object) -> MethodConfig:
-        """The method's sizes, with those that follow from the ``data``.
-
-        Raises:
-            UserError: a size that follows from the data was given, or one that cannot be.
-        """
+        """The method's sizes, with those that follow from the ``data``."""
         asked = parse_options(self.model)
         if settled := sorted(asked.keys() & data.keys()):
             raise UserError(

@@ -50,9 +50,6 @@ class BaselinePolicy(ChunkPolicy[_State]):
         ensemble: averages all predictions of an action, the weight of one falling by ``exp(-ensemble)`` for every frame
             that it is younger (ACT's temporal ensembling); None: only the newest counts. ICRT refuses it, since it
             reads its own predictions.
-
-    Raises:
-        UserError: an option out of range, or a checkpoint that is damaged or has no prompt for the instruction.
     """
 
     def __init__(

@@ -33,11 +33,7 @@ class BaselineSetup:
 
 
 def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
-    """Makes the model, and opens the data (computing latents that are missing).
-
-    Raises:
-        UserError: data or sizes that do not fit.
-    """
+    """Makes the model, and opens the data (computing latents that are missing)."""
     if config.vae is None:
         raise UserError("a baseline needs --vae FOLDER, made by `par-agent train-vae`")
     encoder = load_frame_encoder(config.vae).to(device)

@@ -26,12 +26,7 @@ MEASURED = 64
 
 
 def train(config: BaselineConfig) -> BaselineCheckpoint:
-    """Runs or resumes training; returns the trained policy, which is also in ``config.out / "policy"``.
-
-    Raises:
-        UserError: data that does not fit, a run folder of other options or of another process, a loss that explodes or
-            is not finite, a full disk.
-    """
+    """Runs or resumes training; returns the trained policy, which is also in ``config.out / "policy"``."""
     accelerator = make_accelerator(config)
     config.folders()  # unknown ones are refused before anything is written
     accelerator.print(config.describe())

@@ -15,6 +15,7 @@ A checkpoint fresh from `par-agent import-nova` has no transforms (null): nothin
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,10 +66,6 @@ class InferenceConfig:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
 
-    def executed(self, chunk_length: int) -> int:
-        """Actions executed of a chunk of ``chunk_length``."""
-        return chunk_length if self.execute is None else self.execute
-
 
 @dataclass
 class Checkpoint:
@@ -87,9 +84,6 @@ class Checkpoint:
         """Writes the folder; every file appears complete, ``policy.json`` last.
 
         Weights are stored as ``dtype``, or as they are if it is None. A small frame encoder stays as it is.
-
-        Raises:
-            UserError: the text encoder is none of those that a checkpoint can hold.
         """
         folder = Path(folder)
         if (text := TEXT_ENCODERS.get(type(self.text_encoder))) is None:
@@ -103,7 +97,7 @@ class Checkpoint:
         save_frame_encoder(self.encoder if small else _cast(self.encoder, dtype), folder / ENCODER)
         save_module(_cast(self.model, dtype), self.model.config.to_json(), folder)
         content = {
-            "transforms": None if self.transforms is None else self.transforms.to_json(),
+            "transforms": None if self.transforms is None else dataclasses.asdict(self.transforms),
             "text_encoder": text,
             "inference": dataclasses.asdict(self.inference),
             "trained": self.trained,
@@ -117,11 +111,7 @@ class Checkpoint:
         device: torch.device | str | None = "cpu",
         dtype: torch.dtype | str = torch.float32,
     ) -> Checkpoint:
-        """Reads a folder, with modules in evaluation mode on ``device`` and weights of ``dtype``.
-
-        Raises:
-            UserError: a file is missing, damaged, from a newer version, or does not fit the others; or no such device.
-        """
+        """Reads a folder, with modules in evaluation mode on ``device`` and weights of ``dtype``."""
         folder, device, dtype = Path(folder), usable_device(device), floating_type(dtype)
         content = read_policy(folder)
         config = read_model_config(folder)
@@ -130,7 +120,7 @@ class Checkpoint:
         load_module(model, folder)
         encoder = load_frame_encoder(folder / ENCODER)
         with naming(folder / POLICY):
-            transforms = None if content["transforms"] is None else Transforms.from_json(content["transforms"])
+            transforms = None if content["transforms"] is None else build(Transforms, content["transforms"], added=())
             inference = build(InferenceConfig, content["inference"], added=())
         if encoder.channels != config.nova.latent_channels:
             raise UserError(
@@ -146,11 +136,7 @@ class Checkpoint:
 
 
 def read_policy(folder: Path) -> dict[str, Any]:
-    """Content of a checkpoint's ``policy.json``: ``transforms``, ``inference``, ``text_encoder``, ``trained``.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Content of a checkpoint's ``policy.json``: ``transforms``, ``inference``, ``text_encoder``, ``trained``."""
     path = folder / POLICY
     if not path.is_file():
         raise UserError(
@@ -168,20 +154,11 @@ def read_policy(folder: Path) -> dict[str, Any]:
 
 
 def read_model_config(folder: Path) -> PARConfig:
-    """A checkpoint's ``config.json``.
-
-    Raises:
-        UserError: it is missing, damaged, or from a newer version.
-    """
+    """A checkpoint's ``config.json``."""
     path = folder / "config.json"
     content = read_json(path)
     with naming(path):
         return PARConfig.from_json(content)
-
-
-def make_text_encoder(config: PARConfig) -> TextEncoder:
-    """The frozen text encoder of a model that is trained from scratch."""
-    return HashTextEncoder(config.nova.text_dim, config.nova.text_length)
 
 
 def _load_text_encoder(kind: str, config: PARConfig, folder: Path) -> TextEncoder:
@@ -191,7 +168,7 @@ def _load_text_encoder(kind: str, config: PARConfig, folder: Path) -> TextEncode
             "come from a newer version: update par_agent"
         )
     if kind == "hash":
-        return make_text_encoder(config)
+        return HashTextEncoder(config.nova.text_dim, config.nova.text_length)
     return StoredTextEncoder.load(folder / FEATURES, config.nova.text_dim, config.nova.text_length)
 
 
@@ -219,8 +196,4 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def _cast(module: Module, dtype: torch.dtype | None) -> Module:
-    if dtype is None:
-        return module
-    import copy
-
-    return copy.deepcopy(module).to(dtype)
+    return module if dtype is None else copy.deepcopy(module).to(dtype)

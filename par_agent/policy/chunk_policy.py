@@ -77,11 +77,7 @@ class ChunkPolicy(abc.ABC, Generic[State]):
         self._state: State | None = None
 
     def check(self, target: TaskSpec | gym.Env, track: str = "paper") -> None:
-        """Compares the checkpoint's conventions with a task, as ``track`` shows it, or with a ManiSkill environment.
-
-        Raises:
-            UserError: another camera, image size, number of joints or controller.
-        """
+        """Compares the checkpoint's conventions with a task, as ``track`` shows it, or with a ManiSkill environment."""
         if isinstance(target, TaskSpec):
             check_task(self.transforms, target, track)
         else:
@@ -111,9 +107,6 @@ class ChunkPolicy(abc.ABC, Generic[State]):
         Returns:
             (B, A) float32 in the controller's units, on the observation's device; for an unbatched numpy observation
             (1, A) on the CPU.
-
-        Raises:
-            UserError: a missing key, or a wrong shape or type, with what to change in the environment.
         """
         measured = proprioception(obs, self.transforms)
         self._state = state = self._episodes(len(measured))

@@ -24,11 +24,7 @@ def find_checkpoint(name_or_folder: str | Path) -> Path | None:
 
 
 def checkpoint_folder(name_or_folder: str | Path) -> Path:
-    """Folder of a checkpoint, as :func:`find_checkpoint` finds it.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Folder of a checkpoint, as :func:`find_checkpoint` finds it."""
     if (folder := find_checkpoint(name_or_folder)) is None:
         raise UserError(
             f"no checkpoint {str(name_or_folder)!r}: neither a checkpoint folder nor bundled (bundled: "

@@ -27,11 +27,7 @@ class Instructions:
 
     @classmethod
     def read(cls, given: Any, encoder: TextEncoder, device: torch.device) -> Instructions:
-        """Encodes a text, or a list, tuple or array of one text per environment.
-
-        Raises:
-            UserError: something else, no words, or more than the encoder reads.
-        """
+        """Encodes a text, or a list, tuple or array of one text per environment."""
         for_all = isinstance(given, str)
         texts = (given,) if for_all else tuple(given) if isinstance(given, list | tuple | np.ndarray) else ()
         if not texts or not all(isinstance(text, str) for text in texts):
@@ -48,11 +44,7 @@ class Instructions:
         return None if self.for_all else len(self.texts)
 
     def for_rows(self, batch: int) -> Instructions:
-        """One text for each of ``batch`` environments.
-
-        Raises:
-            UserError: there are texts for another number.
-        """
+        """One text for each of ``batch`` environments."""
         if self.for_all:
             return Instructions(self.texts * batch, self.features * batch, False)
         if len(self.texts) != batch:
@@ -63,11 +55,7 @@ class Instructions:
         return self
 
     def with_rows(self, rows: Sequence[int], new: Instructions, batch: int | None) -> Instructions:
-        """These, with others for some of ``batch`` environments (None: their number is not known yet).
-
-        Raises:
-            UserError: as many texts as rows are not given, or the number of environments is not known.
-        """
+        """These, with others for some of ``batch`` environments (None: their number is not known yet)."""
         if batch is None:
             raise UserError(
                 "how many environments there are is not known before the first observation: give instruction without "

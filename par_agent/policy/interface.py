@@ -30,11 +30,7 @@ class Policy(Protocol):
 
 
 def check_policy(policy: Any, spec: TaskSpec, track: str) -> None:
-    """Compares a policy's conventions with the task's.
-
-    Raises:
-        UserError: a missing member, another action size, or a fault that the policy's own ``check`` finds.
-    """
+    """Compares a policy's conventions with the task's."""
     name = type(policy).__name__
     for member in ("reset", "act", "action_size"):
         if not hasattr(policy, member):

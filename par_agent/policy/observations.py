@@ -18,17 +18,12 @@ if TYPE_CHECKING:
 MAX_OBSERVATION = 1e6
 """Larger joint positions and extra observations are refused."""
 
-
 AGE = "age"
 """Key beside a camera's ``rgb``: (B,) int32, how many control steps old the image is; optional."""
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """Converts a tensor, array (in any memory layout) or list of numbers to a tensor.
-
-    Raises:
-        UserError: it holds no numbers; ``name`` says whose value it is.
-    """
+    """Converts a tensor, array (in any memory layout) or list of numbers to a tensor; ``name`` is for errors."""
     if isinstance(value, Tensor):
         return value
     try:
@@ -43,22 +38,14 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> None:
-    """Compares a checkpoint's conventions with a task's, as a track shows it.
-
-    Raises:
-        UserError: another camera, image size, number of joints or controller.
-    """
+    """Compares a checkpoint's conventions with a task's, as a track shows it."""
     check_camera("this checkpoint", transforms.camera, spec, track)
     size = tuple(spec.image_size) if transforms.camera == spec.camera else None
     _check(transforms, f"task {spec.name}", size, spec.joint_count, spec.action_size, spec.control_mode)
 
 
 def check_environment(transforms: Transforms, env: Any) -> None:
-    """Compares a checkpoint's conventions with a ManiSkill environment, wrapped or not.
-
-    Raises:
-        UserError: it is none, of one robot, or has another camera, image size, number of joints or controller.
-    """
+    """Compares a checkpoint's conventions with a ManiSkill environment, wrapped or not."""
     base = getattr(env, "base_env", env.unwrapped)
     robot = getattr(getattr(base, "agent", None), "robot", None)
     if robot is None:
@@ -107,10 +94,6 @@ def proprioception(obs: dict[str, Any], transforms: Transforms) -> Tensor:
     """Joint positions and the checkpoint's extra observations (B, P) float32, on the observation's device.
 
     An extra observation that the task does not have is zero.
-
-    Raises:
-        UserError: there are no joint positions, or none of ``obs["extra"]`` at all, or other sizes or types; or no
-            environment, or numbers that nothing can measure, with the environments named.
     """
     joints = joint_positions(obs, transforms.joint_count)
     if not transforms.extra:
@@ -130,11 +113,7 @@ def proprioception(obs: dict[str, Any], transforms: Transforms) -> Tensor:
 
 
 def joint_positions(obs: dict[str, Any], size: int) -> Tensor:
-    """Joint positions (B, size) float32, radians, on the observation's device.
-
-    Raises:
-        UserError: there are none, another number of them, or other than finite floating point numbers.
-    """
+    """Joint positions (B, size) float32, radians, on the observation's device."""
     value = _lookup(obs, ("agent", "qpos"), 'make the environment with obs_mode="rgb" (joint positions are in it)')
     where = 'obs["agent"]["qpos"]'
     value = as_tensor(value, where)
@@ -150,11 +129,7 @@ def joint_positions(obs: dict[str, Any], size: int) -> Tensor:
 
 
 def _measured(values: Tensor, where: str) -> Tensor:
-    """The same values (B, n).
-
-    Raises:
-        UserError: NaN, infinity or numbers of :data:`MAX_OBSERVATION` and more.
-    """
+    """The same values (B, n), none of which is NaN, infinite, or :data:`MAX_OBSERVATION` and more."""
     wrong = ~(values.abs() < MAX_OBSERVATION).all(1)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
@@ -167,11 +142,7 @@ def _measured(values: Tensor, where: str) -> Tensor:
 
 
 def camera_images(obs: dict[str, Any], camera: str, batch: int) -> Tensor:
-    """A camera's images (batch, H, W, 3) uint8.
-
-    Raises:
-        UserError: there are none, or of another shape or type; or they are older than the joint positions.
-    """
+    """A camera's images (batch, H, W, 3) uint8; those that are older than the joint positions are refused."""
     fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
     if camera == "render_camera":
         fix = "make the environment with par_agent.make_env"

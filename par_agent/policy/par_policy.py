@@ -43,10 +43,6 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         device: where the checkpoint has to be; None: not checked.
         seed: fixes the policy's randomness until a ``reset`` gives another; a whole number, 0 or more.
         **inference: fields of :class:`~par_agent.policy.checkpoint.InferenceConfig` in place of the checkpoint's.
-
-    Raises:
-        UserError: an unknown or impossible option, an instruction that is too long or holds no words, or a checkpoint
-            that was not trained yet or is on another device.
     """
 
     def __init__(
@@ -196,9 +192,6 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         Returns:
             The chunk (B, L, A) float32 in the controller's units and the frames (B, H, W, 3) uint8 or None, on the
             policy's device.
-
-        Raises:
-            UserError: see :meth:`act`; or frames of a model that predicts none.
         """
         positions = proprioception(obs, self.transforms).to(self.device)
         state = self._episodes(len(positions)).copy()
@@ -220,9 +213,6 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         Returns:
             Frames (B, n, H, W, 3) uint8 and chunks (B, n, L, A) float32 in the controller's units, on the policy's
             device.
-
-        Raises:
-            UserError: an environment's frame was not read yet, ``n`` is below 1, or the model predicts no frames.
         """
         if self._last_read is None:
             raise UserError(
@@ -247,11 +237,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
     @one_thread
     def attention(self, obs: dict[str, Any]) -> AttentionMaps:
         """Where :meth:`act` would attend if it read this observation, with its image, and planned now; acting goes on
-        unchanged.
-
-        Raises:
-            UserError: see :meth:`act`; or the model has no transformer (ablation PAR-NoAR).
-        """
+        unchanged. The ablation PAR-NoAR has no transformer, hence no maps."""
         positions = proprioception(obs, self.transforms).to(self.device)
         state, rows = self._episodes(len(positions)), torch.arange(len(positions), device=self.device)
         tokens = self._physical_tokens(state, self._latents(obs, len(positions), rows), positions, rows)
@@ -286,11 +272,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         return PhysicalTokens(latents[:, None], normalised[:, None], state.chunk[rows][:, None], known[:, None])
 
     def _plan(self, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor) -> None:
-        """Paper section 4.2.6.
-
-        Raises:
-            UserError: the model gives an action that is not finite; nothing is planned then.
-        """
+        """Paper section 4.2.6; nothing is planned if the model gives an action that is not finite."""
         model, action = self.checkpoint.model, self.checkpoint.model.config.action
         tokens = self._physical_tokens(state, latents, positions, rows)
         z_frame, z_action = model.step(state.stream, tokens, rows)

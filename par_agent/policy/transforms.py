@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from par_agent.errors import UserError
-from par_agent.utils.json_fields import build
 
 Crop = tuple[int, int, int, int]
 Extra = tuple[tuple[str, int], ...]
@@ -34,11 +32,7 @@ def pixels(size: tuple[int, ...] | None) -> str:
 
 
 def check_crop(crop: Crop, size: tuple[int, int]) -> None:
-    """Checks that a crop (top, left, height, width) lies inside an image of a size (height, width).
-
-    Raises:
-        UserError: it does not.
-    """
+    """Checks that a crop (top, left, height, width) lies inside an image of a size (height, width)."""
     top, left, height, width = crop
     inside = top + height <= size[0] and left + width <= size[1]
     if min(top, left) < 0 or min(height, width) < 1 or not inside:
@@ -49,9 +43,6 @@ def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] 
     """Crops (top, left, height, width) and resizes (height, width) an image (H, W, 3) uint8.
 
     Shrinking averages areas, enlarging interpolates linearly.
-
-    Raises:
-        UserError: the crop does not lie inside the image.
     """
     if crop is not None:
         top, left, height, width = crop
@@ -143,11 +134,7 @@ class Transforms:
         return self.size or self.image_size
 
     def frames(self, images: Tensor) -> Tensor:
-        """Crops and resizes camera images (B, H, W, 3) uint8 into the frames (B, h, w, 3) uint8 that the VAE reads.
-
-        Raises:
-            UserError: the images are not of the size that the checkpoint was trained with.
-        """
+        """Crops and resizes camera images (B, H, W, 3) uint8 into the frames (B, h, w, 3) uint8 that the VAE reads."""
         if self.image_size is not None and tuple(images.shape[1:3]) != tuple(self.image_size):
             raise UserError(
                 f"{self.camera} gives images of {pixels(images.shape[1:3])} pixels; this checkpoint was trained with "
@@ -158,18 +145,18 @@ class Transforms:
 
     def normalise_proprioception(self, positions: Tensor) -> Tensor:
         """Normalises joint positions in radians and extra observations (..., P) to zero mean and unit variance."""
-        mean, std = (value.to(positions) for value in self._proprioception)
+        mean, std = self._statistics("proprioception", positions)
         return (positions - mean) / std
 
     def normalise_actions(self, actions: Tensor, positions: Tensor) -> Tensor:
         """Chunks, or all targets, (..., L or T, A) in the controller's units to the model's, given the joint positions
         (..., P) at their start."""
-        mean, std = (value[: actions.shape[-2]].to(actions) for value in self._actions)
+        mean, std = (values[: actions.shape[-2]] for values in self._statistics("action", actions))
         return (actions - self._base(positions) - mean) / std
 
     def denormalise_actions(self, chunks: Tensor, positions: Tensor) -> Tensor:
         """Inverse of :meth:`normalise_actions`."""
-        mean, std = (value[: chunks.shape[-2]].to(chunks) for value in self._actions)
+        mean, std = (values[: chunks.shape[-2]] for values in self._statistics("action", chunks))
         return chunks * std + mean + self._base(positions)
 
     def commanded_positions(self, actions: Tensor, positions: Tensor) -> Tensor:
@@ -178,7 +165,7 @@ class Transforms:
         Joints that an action moves relative to their position end at its last target; others stay at ``positions``.
         """
         shared = min(self.action_size, self.joint_count)
-        joints = self._relative[:shared].to(positions.device).bool()
+        joints = self._tensors["relative"][:shared].to(positions.device).bool()
         moved = torch.where(joints, actions[..., -1, :shared], positions[..., :shared])
         return torch.cat([moved, positions[..., shared:]], -1)
 
@@ -203,37 +190,18 @@ class Transforms:
             action_std=self.action_std[:chunk_length] + other.action_std[chunk_length:],
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Any) -> Transforms:
-        """Inverse of :meth:`to_json`.
-
-        Raises:
-            UserError: a field is missing, unknown, of another type or of another size than the rest.
-        """
-        return build(cls, content, added=())
-
     def _base(self, positions: Tensor) -> Tensor:
         """What relative numbers are relative to: (..., 1, A)."""
         shared = positions[..., : self.action_size]
-        base = shared * self._relative[: shared.shape[-1]].to(positions)
+        base = shared * self._tensors["relative"][: shared.shape[-1]].to(positions)
         return F.pad(base, (0, self.action_size - shared.shape[-1]))[..., None, :]
 
-    @cached_property
-    def _relative(self) -> Tensor:
-        return torch.tensor(self.relative, dtype=torch.float32)
+    def _statistics(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, with the device and dtype of ``like``."""
+        return self._tensors[f"{name}_mean"].to(like), self._tensors[f"{name}_std"].to(like)
 
     @cached_property
-    def _proprioception(self) -> tuple[Tensor, Tensor]:
-        return _float32(self.proprioception_mean), _float32(self.proprioception_std)
-
-    @cached_property
-    def _actions(self) -> tuple[Tensor, Tensor]:
-        return _float32(self.action_mean), _float32(self.action_std)
-
-
-def _float32(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32)
+    def _tensors(self) -> dict[str, Tensor]:
+        """The statistics, and which numbers are relative, as float32."""
+        names = ("relative", "proprioception_mean", "proprioception_std", "action_mean", "action_std")
+        return {name: torch.tensor(getattr(self, name), dtype=torch.float32) for name in names}

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.presets import preset
+from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_encoder import load_frame_encoder
 from par_agent.modeling.weights import find_weights
-from par_agent.policy.checkpoint import Checkpoint, InferenceConfig, make_text_encoder
+from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig
 from par_agent.utils.hashes import hash_file
@@ -32,7 +33,8 @@ def load_start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
         raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
     encoder = load_frame_encoder(config.vae)
     model = _with_foresight(PARModel(preset(config.preset)), config.model.foresight)
-    return Checkpoint(model, encoder, None, make_text_encoder(model.config)), config.vae
+    text_encoder = HashTextEncoder(model.config.nova.text_dim, model.config.nova.text_length)
+    return Checkpoint(model, encoder, None, text_encoder), config.vae
 
 
 def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARModel:
