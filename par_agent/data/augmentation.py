@@ -15,11 +15,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Augmentation(Checked):
-    """How far frames may be changed.
-
-    Raises:
-        UserError: a value out of range.
-    """
+    """How far frames may be changed."""
 
     shift: Annotated[int, Range(0, 1024)] = 6
     """Largest shift, pixels."""

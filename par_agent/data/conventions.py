@@ -1,4 +1,7 @@
-"""From rendered datasets to the conventions of a policy: which camera and crop, and the statistics that normalise."""
+"""From rendered datasets to the conventions of a policy: which camera and crop, and the statistics that normalise.
+
+Datasets that differ where they have to be alike are refused.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,7 @@ def joint_targets(control_mode: str, action_size: int, joint_count: int) -> tupl
 
 
 def extra_observations(datasets: Sequence[RenderedDataset]) -> Extra:
-    """All extra observations that some of the datasets have, in the order of their names.
-
-    Raises:
-        UserError: not all were rendered with the same ones, or one has different sizes.
-    """
+    """All extra observations that some of the datasets have, in the order of their names."""
     asked = {str(dataset.folder): sorted(dataset.spec.extra) for dataset in datasets}
     found = {pair for dataset in datasets for pair in dataset.extra.items()}
     if len(set(map(tuple, asked.values()))) > 1 or len({name for name, _ in found}) < len(found):
@@ -46,11 +45,7 @@ def extra_observations(datasets: Sequence[RenderedDataset]) -> Extra:
 
 
 def image_size(datasets: Sequence[RenderedDataset], camera: str) -> tuple[int, int] | None:
-    """Height and width of a camera's whole image, before it was cropped; None where no dataset or task gives them.
-
-    Raises:
-        UserError: the datasets differ.
-    """
+    """Height and width of a camera's whole image, before it was cropped; None where no dataset or task gives them."""
     sizes = {}
     for dataset in datasets:
         task = find_task(dataset.spec.env_id)
@@ -71,9 +66,6 @@ def fit_transforms(
     The statistics are those of the first ``demos`` training episodes of each dataset (:meth:`EpisodeIndex.split`);
     None: of all episodes, the held-out ones included. ``image_size`` is the height and width of the camera's whole
     image.
-
-    Raises:
-        UserError: the datasets differ in crop, size, controller, action size or joints, or hold no whole chunk.
     """
     specs = {(index.dataset.spec.crop, index.dataset.spec.size) for index in indices}
     robots = {(index.control_mode, index.action_size, index.joint_count) for index in indices}
@@ -113,11 +105,7 @@ def fit_transforms(
 
 
 def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkpoint: str) -> None:
-    """Compares datasets' frames with those that a checkpoint was trained with; its name is for the message.
-
-    Raises:
-        UserError: another size of the camera's images, another crop or size, or without the extra observations.
-    """
+    """Refuses datasets of other frames or extra observations than a checkpoint, named for the message, knows."""
     known = transforms.image_size
     for index in indices:
         found = index.dataset.image_size(transforms.camera)
@@ -142,19 +130,14 @@ def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkp
 
 
 def check_conventions(indices: Sequence[EpisodeIndex], transforms: Transforms, checkpoint: str) -> None:
-    """Compares datasets with the conventions that a checkpoint was trained with; its name is for the message.
-
-    Raises:
-        UserError: another crop or size, action size, number of joints or controller.
-    """
+    """Refuses datasets of another robot, controller or other frames than a checkpoint, named for the message, knows."""
     check_frames(indices, transforms, checkpoint)
     for index in indices:
         folder = index.dataset.folder
-        sizes = {
-            "numbers per action": (index.action_size, transforms.action_size),
-            "joint positions": (index.joint_count, transforms.joint_count),
-        }
-        for name, (here, there) in sizes.items():
+        for name, here, there in (
+            ("numbers per action", index.action_size, transforms.action_size),
+            ("joint positions", index.joint_count, transforms.joint_count),
+        ):
             if here != there:
                 raise UserError(
                     f"{folder} has {here} {name}, {checkpoint} was trained with {there}: another robot; give "

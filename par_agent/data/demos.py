@@ -42,11 +42,7 @@ class _Made(planning.Part, _Request):
 
 @dataclass(frozen=True)
 class DemoRequest(Checked):
-    """Which demonstrations to make. Equal requests give equal files.
-
-    Raises:
-        UserError: a value out of range, or seeds that reach the evaluation protocol's.
-    """
+    """Which demonstrations to make. Equal requests give equal files."""
 
     task: str
     """A registered task, for example PushCube."""
@@ -123,11 +119,7 @@ def make_demos(
 
 
 def _is_complete(target: Path, request: DemoRequest) -> bool:
-    """Whether all demonstrations are there.
-
-    Raises:
-        UserError: they were made by another request, or the file is damaged.
-    """
+    """Whether all demonstrations are there; those of another request are refused."""
     if not target.exists():
         return False
     if not target.with_suffix(".json").exists():

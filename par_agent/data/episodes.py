@@ -15,7 +15,7 @@
         actions                    (T, A) float32, in the controller's units; absent in action-free (video) episodes
 
 Frames exist only at chunk boundaries; joint positions and actions exist at every control step, so that any frame can
-start a chunk of any length.
+start a chunk of any length. A file that is damaged, or whose arrays do not fit one another, is a UserError.
 """
 
 from __future__ import annotations
@@ -92,11 +92,7 @@ class Episode:
 
     @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """Height and width of each camera's whole image, before it was cropped; cameras of unknown size are missing.
-
-        Raises:
-            UserError: an attribute is no such size.
-        """
+        """Height and width of each camera's whole image, before it was cropped; cameras of unknown size are missing."""
         sizes = {}
         for name, value in self.attributes.items():
             if name.startswith(IMAGE_SIZE):
@@ -119,8 +115,7 @@ def image_size_attributes(images: Mapping[str, np.ndarray]) -> dict[str, str]:
 def write_episode(path: Path, episode: Episode) -> None:
     """Writes one episode file atomically; equal episodes give equal bytes.
 
-    Raises:
-        UserError: frames that are not (K, H, W, 3) uint8, or numbers that are no robot's.
+    Frames that are not (K, H, W, 3) uint8, and numbers that are no robot's, are refused.
     """
     import h5py
 
@@ -155,11 +150,7 @@ def write_episode(path: Path, episode: Episode) -> None:
 
 
 def read_episode(path: Path, *, frames: bool = True) -> Episode:
-    """Reads one episode file; ``frames=False`` skips the images.
-
-    Raises:
-        UserError: the file is damaged, or its arrays do not fit one another.
-    """
+    """Reads one episode file; ``frames=False`` skips the images."""
     return _read(path, frames)[0]
 
 
@@ -183,11 +174,7 @@ def _read(path: Path, frames: bool) -> tuple[Episode, dict[str, tuple[int, ...]]
 
 
 def read_frames(path: Path, camera: str, numbers: np.ndarray) -> np.ndarray:
-    """Reads only frames ``numbers`` (ascending) of one camera: (n, H, W, 3) uint8 RGB.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Reads only frames ``numbers`` (ascending) of one camera: (n, H, W, 3) uint8 RGB."""
     with HDF5Reader(path, ADVICE) as file:
         return file.array(f"frames/{camera}", np.uint8, IMAGES, rows=numbers)
 
@@ -223,9 +210,9 @@ def frame_steps(num_steps: int, stride: int, phase: int) -> np.ndarray:
     return np.array(steps if steps and steps[-1] == num_steps else [*steps, num_steps], dtype=np.int32)
 
 
-def episode_path(folder: Path, index: int) -> Path:
-    """File of episode ``index`` of a dataset folder."""
-    return folder / "episodes" / f"episode_{index:06d}.h5"
+def episode_path(folder: Path, number: int) -> Path:
+    """File of episode ``number`` of a dataset folder."""
+    return folder / "episodes" / f"episode_{number:06d}.h5"
 
 
 def has_episodes(folder: Path) -> bool:
@@ -234,11 +221,7 @@ def has_episodes(folder: Path) -> bool:
 
 
 def summarise(folder: Path) -> dict[str, Any]:
-    """What the episodes that a folder holds have in common, and their counts (the content of dataset.json).
-
-    Raises:
-        UserError: they are of images of different sizes.
-    """
+    """What the episodes that a folder holds have in common, and their counts (the content of dataset.json)."""
     summary: dict[str, Any] = {"num_episodes": 0, "num_frames": 0, "num_steps": 0}
     summary |= {"actions": False, "extra": {}, "image_sizes": {}}
     sizes: dict[str, tuple[int, int]] = summary["image_sizes"]
@@ -264,11 +247,7 @@ def damaged_episode(path: Path, error: Exception | str) -> UserError:
 
 
 def open_datasets(folders: Sequence[Path], *, skip_corrupt: bool = False) -> list[RenderedDataset]:
-    """Opens the datasets of a training run; see :class:`RenderedDataset`.
-
-    Raises:
-        UserError: a dataset is given twice, or one cannot be used.
-    """
+    """Opens the datasets of a training run, each given once; see :class:`RenderedDataset`."""
     places = [folder.resolve() for folder in folders]
     if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
         raise UserError(f"the dataset {twice[0]} is given twice; name each once")
@@ -294,6 +273,12 @@ class RenderedDataset:
             raise UserError(f"{self.folder} is unfinished (no dataset.json); run the same `par-agent render` again")
         self.spec = RenderSpec.from_json(read_object(self.folder / "spec.json"), self.folder / "spec.json")
         self.summary = read_object(self.folder / "dataset.json", _Summary)
+        self.cameras = self.spec.cameras
+        """Names of the cameras that were rendered."""
+        self.extra = self.summary["extra"]
+        """Extra observations by name, and how many numbers each has."""
+        self.has_actions = self.summary["actions"]
+        """False for action-free video."""
         self.paths = sorted((self.folder / "episodes").glob("episode_*.h5"))
         if len(self.paths) != self.summary["num_episodes"]:
             raise UserError(
@@ -302,18 +287,15 @@ class RenderedDataset:
             )
         if not self.paths:
             raise UserError(f"{self.folder} holds no episodes; render a trajectory file with at least one")
-        self.skipped: list[Path] = self._damaged() if skip_corrupt else []
+        self.skipped: list[Path] = []
         """Files left out because they are damaged."""
-        self.paths = [path for path in self.paths if path not in self.skipped]
+        if skip_corrupt:
+            self._skip_damaged()
         if not self.paths:
             raise UserError(f"{self.folder}: every one of its {len(self.skipped)} episodes is damaged; render it again")
 
     def read(self, path: Path, *, frames: bool = True) -> Episode:
-        """Reads one of the episodes; ``frames=False`` skips the images.
-
-        Raises:
-            UserError: the file is damaged, or is not what the dataset's spec says.
-        """
+        """Reads one of the episodes; ``frames=False`` skips the images."""
         episode, shapes = _read(path, frames)
         if fault := self._mismatch(episode, shapes):
             raise damaged_episode(path, fault)
@@ -343,22 +325,15 @@ class RenderedDataset:
             return f"it is of {episode.attributes['env_id']}; the dataset is of {self.spec.env_id}"
         return None
 
-    def _damaged(self) -> list[Path]:
-        """Files that cannot be read; each is reported."""
-        found = []
+    def _skip_damaged(self) -> None:
         with tqdm(self.paths, desc=f"check {self.folder.name}", unit="episode") as progress:
             for path in progress:
                 try:
                     self.read(path)
                 except UserError as error:
-                    found.append(path)
+                    self.skipped.append(path)
                     progress.write(f"left out: {error}")
-        return found
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras that were rendered."""
-        return self.spec.cameras
+        self.paths = [path for path in self.paths if path not in self.skipped]
 
     def check_camera(self, camera: str) -> None:
         """Raises a UserError where the dataset has no such camera."""
@@ -372,16 +347,6 @@ class RenderedDataset:
         """Height and width of a camera's whole image, before it was cropped; None where they are not known."""
         size = self.summary["image_sizes"].get(camera)
         return size and (size[0], size[1])
-
-    @property
-    def extra(self) -> dict[str, int]:
-        """Extra observations by name, and how many numbers each has."""
-        return dict(self.summary["extra"])
-
-    @property
-    def has_actions(self) -> bool:
-        """False for action-free video."""
-        return self.summary["actions"]
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -6,27 +6,17 @@ joint positions, then extra observations.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from par_agent.data.episodes import Episode, RenderedDataset, damaged_episode
 from par_agent.errors import UserError
-from par_agent.policy.transforms import Extra, extra_size
+from par_agent.policy.transforms import Extra
 
 HELD_OUT = 20
 """One episode in this many is kept for validation."""
-
-COLUMNS = (
-    "row",
-    "next_row",
-    "proprioception",
-    "past_actions",
-    "past_proprioception",
-    "past_actions_known",
-    "target_actions",
-    "action_weights",
-)
 
 
 class EpisodeIndex:
@@ -59,27 +49,31 @@ class EpisodeIndex:
         """K of every episode."""
         self.instructions: list[tuple[str, ...]] = []
         """Wordings of the language instruction of every episode."""
-        self.control_mode = ""
-        """ManiSkill's name of the actions' controller."""
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+        robot: tuple[int, int, str] | None = None
+        columns = defaultdict[str, list[np.ndarray]](list)
         frames, ahead = [0], np.array([*range(chunk_length), *foresight])
         for path in dataset.paths:
             episode = dataset.read(path, frames=False)
-            self._check(path, episode, columns)
-            assert episode.actions is not None
+            if episode.actions is None:
+                raise damaged_episode(path, "it holds no actions")
+            mode = str(episode.attributes.get("control_mode", "pd_joint_pos"))
+            found = episode.actions.shape[1], episode.proprioception.shape[1], mode
+            _compare(path, found, robot or found)
+            robot = found
             steps, total = episode.frame_steps, len(episode.actions)
             usable = int(np.sum((steps < total) & ((steps - phase) % stride == 0)))
-            positions = _proprioception(episode, extra)
-            chunks = _chunks(positions, episode.actions, steps[:usable], chunk_length, ahead)
+            chunks = _chunks(episode, extra, steps[:usable], chunk_length, ahead)
             chunks["row"] = np.arange(frames[-1], frames[-1] + usable)
             chunks["next_row"] = frames[-1] + np.minimum(np.arange(usable) + self.chunk_stride, len(steps) - 1)
-            for name in COLUMNS:
-                columns[name].append(chunks[name])
+            for name, values in chunks.items():
+                columns[name].append(values)
             frames.append(frames[-1] + len(steps))
             self.boundaries.append(usable)
             self.instructions.append(instructions_of(path, episode))
-            self.control_mode = _control_mode(episode)
-        self.columns = {name: np.concatenate(columns.pop(name)) for name in COLUMNS}
+        assert robot is not None
+        self.action_size, self.joint_count, self.control_mode = robot
+        """Numbers per action ``A``, joint positions of the robot, and ManiSkill's name of the actions' controller."""
+        self.columns = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
         """Name -> values of all boundaries; see :class:`par_agent.data.windows.Windows`."""
         self.offsets = np.concatenate([[0], np.cumsum(self.boundaries)])
         """First boundary of every episode, then the number of all boundaries."""
@@ -89,16 +83,6 @@ class EpisodeIndex:
     def num_frames(self) -> int:
         """Frames of all episodes."""
         return int(self._frames[-1])
-
-    @property
-    def action_size(self) -> int:
-        """Numbers per action, ``A``."""
-        return int(self.columns["target_actions"].shape[2])
-
-    @property
-    def joint_count(self) -> int:
-        """Joint positions of the robot."""
-        return int(self.columns["proprioception"].shape[1]) - extra_size(self.extra)
 
     def file_of(self, row: int) -> tuple[Path, int]:
         """The episode file that frame ``row`` of the dataset is in, and the row of that file's first frame."""
@@ -110,11 +94,7 @@ class EpisodeIndex:
         return range(*self._frames[[episode, episode + 1]].tolist())
 
     def split(self, demos: int | None = None) -> tuple[list[int], list[int]]:
-        """Episode numbers for training, the first ``demos`` or all, and for validation (one in :data:`HELD_OUT`).
-
-        Raises:
-            UserError: there are fewer than ``demos``.
-        """
+        """Episode numbers for training, the first ``demos`` or all, and for validation (one in :data:`HELD_OUT`)."""
         numbers = list(range(len(self.dataset)))
         train = [number for number in numbers if number % HELD_OUT] or numbers
         if demos is not None and demos > len(train):
@@ -128,27 +108,6 @@ class EpisodeIndex:
         """Rows of episodes in :attr:`columns`."""
         return np.concatenate([np.arange(*self.offsets[[episode, episode + 1]]) for episode in episodes])
 
-    def _check(self, path: Path, episode: Episode, columns: dict[str, list[np.ndarray]]) -> None:
-        """Compares an episode with the ones before it."""
-        if episode.actions is None:
-            raise damaged_episode(path, "it holds no actions")
-        if columns["target_actions"]:
-            found = episode.actions.shape[1], episode.proprioception.shape[1]
-            wanted = (
-                columns["target_actions"][0].shape[2],
-                columns["proprioception"][0].shape[1] - extra_size(self.extra),
-            )
-            if found != wanted:
-                raise UserError(
-                    f"episode file {path} has {found[0]} numbers per action and {found[1]} joints, those before it "
-                    f"have {wanted[0]} and {wanted[1]}; a dataset holds one robot's episodes: use two folders"
-                )
-            if _control_mode(episode) != self.control_mode:
-                raise UserError(
-                    f"episode file {path} holds actions of {_control_mode(episode)}, those before it of "
-                    f"{self.control_mode}; a dataset holds one controller's actions: use two folders"
-                )
-
 
 class VideoIndex(EpisodeIndex):
     """Pairs of consecutive frames of a dataset; joint positions and actions are left out.
@@ -156,9 +115,6 @@ class VideoIndex(EpisodeIndex):
     Its windows have the sizes that the model reads. Proprioception (``joints`` numbers) and actions (``targets`` of
     them predicted) are all zero, ``past_actions_known`` is False everywhere, and ``action_weights`` are 1 except in
     padding steps.
-
-    Raises:
-        UserError: no episode has two frames, or one holds no language instruction.
     """
 
     def __init__(
@@ -188,16 +144,22 @@ class VideoIndex(EpisodeIndex):
         }
 
 
-def _control_mode(episode: Episode) -> str:
-    return str(episode.attributes.get("control_mode", "pd_joint_pos"))
+def _compare(path: Path, found: tuple[int, int, str], wanted: tuple[int, int, str]) -> None:
+    """Compares an episode's numbers per action, joints and control mode with those of the episodes before it."""
+    if found[:2] != wanted[:2]:
+        raise UserError(
+            f"episode file {path} has {found[0]} numbers per action and {found[1]} joints, those before it "
+            f"have {wanted[0]} and {wanted[1]}; a dataset holds one robot's episodes: use two folders"
+        )
+    if found[2] != wanted[2]:
+        raise UserError(
+            f"episode file {path} holds actions of {found[2]}, those before it of {wanted[2]}; a dataset holds one "
+            "controller's actions: use two folders"
+        )
 
 
 def instructions_of(path: Path, episode: Episode) -> tuple[str, ...]:
-    """Wordings of an episode's instruction; its file is for the message.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Wordings of an episode's instruction, at least one; its file is for the message."""
     if not episode.instructions:
         raise UserError(
             f"episode file {path} holds no language instruction; render the dataset again with --instruction TEXT"
@@ -205,17 +167,14 @@ def instructions_of(path: Path, episode: Episode) -> tuple[str, ...]:
     return episode.instructions
 
 
-def _proprioception(episode: Episode, extra: Extra) -> np.ndarray:
-    """(T + 1, P) joint positions, then the extra observations."""
-    count = len(episode.proprioception)
-    observed = [episode.extra.get(name, np.zeros((count, size), np.float32)) for name, size in extra]
-    return np.concatenate([episode.proprioception, *observed], 1)
-
-
 def _chunks(
-    positions: np.ndarray, actions: np.ndarray, steps: np.ndarray, length: int, offsets: np.ndarray
+    episode: Episode, extra: Extra, steps: np.ndarray, length: int, offsets: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Per chunk boundary of one episode: proprioception and the chunks around it; ``offsets`` are the targets'."""
+    """Per chunk boundary of an episode: proprioception and the chunks around it; ``offsets`` are the targets'."""
+    actions, count = episode.actions, len(episode.proprioception)
+    assert actions is not None
+    observed = [episode.extra.get(name, np.zeros((count, size), np.float32)) for name, size in extra]
+    positions = np.concatenate([episode.proprioception, *observed], 1)
     ahead = steps[:, None] + offsets
     behind = steps[:, None] + np.arange(-length, 0)
     return {

@@ -36,11 +36,7 @@ IS_NEW, DONE = "frame_is_new", "next.done"
 
 
 def pyarrow_module(name: str) -> Any:
-    """A module of pyarrow, for example ``parquet``.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """A module of pyarrow, for example ``parquet``."""
     try:
         return importlib.import_module(f"pyarrow.{name}" if name else "pyarrow")
     except ImportError:
@@ -56,11 +52,8 @@ def numbered(pattern: str, number: int, **names: str) -> str:
 def fill(template: str, **fields: int | str) -> str:
     """Fills the fields of a path template such as :data:`VIDEO`, which a dataset names in its description.
 
-    Fields stand in braces and have at most a width. Python's own formatting is not used: it would read attributes of
-    the values.
-
-    Raises:
-        UserError: an unknown field, or other braces.
+    Fields stand in braces and have at most a width; all else in braces is refused. Python's own formatting is not used:
+    it would read attributes of the values.
     """
 
     def value(match: re.Match[str]) -> str:

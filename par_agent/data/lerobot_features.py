@@ -111,11 +111,7 @@ class Feature:
 
     @property
     def image_size(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image; the description may have them in another order.
-
-        Raises:
-            UserError: the description is not that of an image.
-        """
+        """Height, width and channels of an image; the description may have them in another order."""
         shape = self.shape if len(self.shape) == 3 else (*self.shape, 1)
         first = [str(name)[:1].lower() for name in self.names] if isinstance(self.names, list | tuple) else []
         if sorted(first) == ["c", "h", "w"] and len(shape) == 3:
@@ -135,11 +131,7 @@ class Feature:
 
     @property
     def size(self) -> int:
-        """Numbers a row.
-
-        Raises:
-            UserError: they have more than one dimension.
-        """
+        """Numbers a row; those of several dimensions are refused."""
         sizes = [size for size in self.shape if size != 1]
         if len(sizes) > 1 or 0 in sizes:
             raise UserError(
@@ -208,10 +200,8 @@ class Keys:
 def choose_keys(features: Sequence[Feature], origin: str, request: LeRobotRequest, *, video: bool = False) -> Keys:
     """Finds cameras, state and actions among a dataset's features, first those that the request names.
 
-    ``origin`` names the dataset in messages; a dataset may lack actions if ``video`` is true.
-
-    Raises:
-        UserError: something is not found, or is ambiguous; an image that shows no colours.
+    ``origin`` names the dataset in messages; a dataset may lack actions if ``video`` is true. What is not found or
+    ambiguous, and images that show no colours, are a UserError.
     """
     known = {feature.name: feature for feature in features}
     views = _cameras(known, origin, request.image_key, request.cameras)

@@ -131,12 +131,7 @@ class CameraFrames:
         self._next = 0
 
     def take(self, number: int, table: Table, steps: np.ndarray) -> np.ndarray:
-        """Frames (K, H, W, 3) uint8 of rows ``steps``, ascending, of episode ``number``, whose rows are ``table``.
-
-        Raises:
-            UserError: an image or a video is missing, damaged, too short, of another size than the dataset says, or
-                has more than 8 bits a channel.
-        """
+        """Frames (K, H, W, 3) uint8 of rows ``steps``, ascending, of episode ``number``, whose rows are ``table``."""
         where = f"{self._feature.name} of {self._source.name(number)}"
         if self._feature.dtype == "image":
             pictures = table.values(self._feature.name, _Picture, steps)

@@ -227,11 +227,7 @@ class EpisodeRows:
 def read_rows(
     source: LeRobotFolder, keys: Keys, request: LeRobotRequest, number: int, images: tuple[Feature, ...] = ()
 ) -> EpisodeRows:
-    """Reads an episode, with the images that are stored among its rows.
-
-    Raises:
-        UserError: they are missing or damaged, hold what are no finite numbers, or the task changes on the way.
-    """
+    """Reads an episode, with the images that are stored among its rows."""
     success = None if request.include_failures else keys.success
     features = (*keys.state, *keys.action, *keys.extra.values())
     task = [] if request.instruction or source.export_record is not None else ["task_index"]

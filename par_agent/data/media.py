@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from par_agent.data.tables import ADVICE
 from par_agent.errors import UserError
 from par_agent.utils.files import check_file
 
@@ -21,11 +22,9 @@ HIGH_BIT_DEPTH = re.compile(r"I|F|I;16.*|gray(9|1\d|f).*")
 
 
 def decode_image(content: bytes, origin: str) -> np.ndarray:
-    """Decodes an image file's bytes into (H, W, 3) uint8 RGB: gray is repeated, transparency dropped.
+    """Decodes the bytes of a PNG, JPEG or WebP, at most 8 bits a channel, into (H, W, 3) uint8 RGB.
 
-    Raises:
-        UserError: they are damaged, no PNG, JPEG or WebP, or have more than 8 bits a channel; ``origin`` says where
-            they are from.
+    Gray is repeated, transparency dropped. ``origin`` says in messages where the bytes are from.
     """
     from PIL import Image
 
@@ -42,16 +41,12 @@ def video_frames(path: Path, fps: float | None = None) -> Generator[np.ndarray, 
     """Frames (H, W, 3) uint8 RGB of a video, from its beginning; close the generator to end the decoder.
 
     The format is found here: ffmpeg itself would also open texts that list other files or network addresses. Every
-    frame comes once, whatever time stamps the file gives it.
-
-    Raises:
-        UserError: the file is missing, damaged, neither MP4 nor Matroska, has more than 8 bits a channel, or other
-            frames a second than ``fps``, if that is given.
+    frame comes once, whatever time stamps the file gives it. Files that are neither MP4 nor Matroska, have more than
+    8 bits a channel, or other frames a second than ``fps``, are refused.
     """
     import imageio.v2 as imageio
 
     check_file(path)
-    advice = "copy or download the dataset again"
     reader: Any = None
     try:
         options = ["-f", _container(path), "-protocol_whitelist", "file"]
@@ -70,7 +65,7 @@ def video_frames(path: Path, fps: float | None = None) -> Generator[np.ndarray, 
         raise
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
         words = " ".join(str(error).split())[-200:]
-        raise UserError(f"{path} is damaged ({words}); {advice}") from None
+        raise UserError(f"{path} is damaged ({words}); {ADVICE}") from None
     finally:
         if reader is not None:
             reader.close()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode, open_datasets
 from par_agent.data.index import HELD_OUT
-from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
 from par_agent.utils.hdf5 import HDF5Reader
 
@@ -27,9 +25,9 @@ class FrameSampler:
         """(count, size, size, 3) uint8 patches; whole frames if ``size`` is None."""
         generator = np.random.default_rng([self.seed, step])
         images: list[np.ndarray] = []
-        for index in generator.integers(len(self.paths), size=count):
-            name = f"frames/{self.camera}"
-            with HDF5Reader(self.paths[index], ADVICE) as file:
+        name = f"frames/{self.camera}"
+        for number in generator.integers(len(self.paths), size=count):
+            with HDF5Reader(self.paths[number], ADVICE) as file:
                 frames, *extents, _ = file.check(name, np.uint8, IMAGES)
                 if not frames or min(extents) < (size or 1):
                     raise file.damaged(f"{name} has {frames} frames of {extents[0]}x{extents[1]} pixels")
@@ -39,19 +37,13 @@ class FrameSampler:
                 top, left = (int(generator.integers(extent - size + 1)) for extent in image.shape[:2])
                 image = image[top : top + size, left : left + size]
             elif images and image.shape != images[0].shape:
-                raise damaged_episode(self.paths[index], "its frames have another size than those of others")
+                raise damaged_episode(self.paths[number], "its frames have another size than those of others")
             images.append(image)
         return torch.from_numpy(np.stack(images))
 
-    def batches(
-        self, start: int, steps: int, count: int, size: int
-    ) -> contextlib.AbstractContextManager[Iterator[Tensor]]:
-        """Patches of steps ``start`` to ``steps - 1``, made ahead in a thread that ends with the block."""
-        return prefetch(lambda step: self.patches(step, count, size), start, steps)
-
 
 def open_frames(folders: Sequence[Path], camera: str, patch: int, stride: int) -> tuple[list[Path], list[Path]]:
-    """Looks at one episode of each dataset before hours of training; returns the files of :func:`split_paths`.
+    """Compares one episode of each dataset with the patches to take, before hours of training.
 
     Args:
         folders: rendered datasets.
@@ -59,8 +51,8 @@ def open_frames(folders: Sequence[Path], camera: str, patch: int, stride: int) -
         patch: side of the patches, pixels.
         stride: pixels of a frame for one pixel of its latent, along each side.
 
-    Raises:
-        UserError: there are no datasets, one is given twice, or their frames do not fit patches, stride or one another.
+    Returns:
+        The files of :func:`split_paths`.
     """
     datasets = open_datasets(folders)
     if not datasets:

@@ -69,11 +69,7 @@ class RenderSpec(Checked):
         return self.source == "random-motion"
 
     def check_cameras(self, task: TaskSpec) -> None:
-        """Compares cameras and crop with those of the task, before a worker builds its scene.
-
-        Raises:
-            UserError: the task has no such camera, or the crop leaves its image.
-        """
+        """Compares cameras and crop with those of the task, before a worker builds its scene."""
         known = (task.camera, *task.sensor_cameras)
         if unknown := [name for name in self.cameras if name not in known]:
             raise UserError(f"{task.env_id} has no camera {unknown[0]!r}; it has {', '.join(known)}")
@@ -91,11 +87,7 @@ class RenderSpec(Checked):
 
     @classmethod
     def from_json(cls, content: dict[str, Any], origin: Path) -> RenderSpec:
-        """Makes a spec from the JSON that was read from file ``origin``.
-
-        Raises:
-            UserError: fields are missing, unknown, of another type or out of range.
-        """
+        """Makes a spec from the JSON of file ``origin``; every field must be there."""
         with naming(origin):
             return build(cls, content, ())
 

@@ -1,4 +1,7 @@
-"""From simulator states to frames: sets each chunk-boundary state and renders it once; no physics is re-stepped."""
+"""From simulator states to frames: sets each chunk-boundary state and renders it once; no physics is re-stepped.
+
+Episodes that start from an initial state of the evaluation protocol are refused.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,6 @@ class Renderer:
     """A ManiSkill environment that shows given states to chosen cameras.
 
     ``options`` are those of the environment when the states were recorded; None: as the task says.
-
-    Raises:
-        UserError: the environment does not start here, or has no such camera.
     """
 
     def __init__(self, spec: RenderSpec, options: dict[str, Any] | None = None) -> None:
@@ -64,12 +64,7 @@ class Renderer:
         return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
 
     def render_demonstration(self, demonstration: Demonstration) -> Episode:
-        """Renders an episode of the trajectory file at its chunk boundaries.
-
-        Raises:
-            UserError: it starts from an initial state of the evaluation protocol, or has other objects than the
-                environment.
-        """
+        """Renders an episode of the trajectory file at its chunk boundaries; its objects must be the environment's."""
         info = demonstration.info
         check_seed(self.spec, info)
         self.env.reset(seed=info.seed)  # for what is no part of the states, such as a peg of random length
@@ -85,12 +80,12 @@ class Renderer:
         proprioception = demonstration.joint_positions(self.robot)
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes, _stack(extra))
 
-    def render_random_motion(self, index: int) -> Episode:
+    def render_random_motion(self, number: int) -> Episode:
         """Steps a smooth random walk of the arm from a random initial state; the episode has no actions.
 
         The scene is rebuilt before a motion: contacts carry traces of earlier episodes.
         """
-        seed = self.spec.first_seed + index
+        seed = self.spec.first_seed + number
         self.env.reset(seed=seed, options={"reconfigure": self.spec.motion_steps > 0})
         generator = np.random.default_rng(seed)
         dof = int(self.base.agent.robot.get_qpos().shape[1])
@@ -109,16 +104,12 @@ class Renderer:
                 velocity = 0.9 * velocity + generator.normal(0, 0.01, size).astype(np.float32)
                 target = np.clip(target + velocity, low, high)
                 self.env.step(target)
-        attributes = _attributes(self.spec, seed, index, self.base.control_mode) | self._sizes
+        attributes = _attributes(self.spec, seed, number, self.base.control_mode) | self._sizes
         return Episode(_stack(images), steps, positions, None, attributes, _stack(extra))
 
 
 def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, number: int) -> Episode:
-    """An episode of a trajectory file with the images that were recorded at its chunk boundaries.
-
-    Raises:
-        UserError: the file holds no such images, is damaged, or starts from one of the protocol's states.
-    """
+    """An episode of a trajectory file with the images that were recorded at its chunk boundaries."""
     steps = frame_steps(trajectories.num_steps(number), spec.stride, spec.phase)
     recording = trajectories.read_recording(number, spec.cameras, steps, spec.extra)
     info = recording.info
@@ -133,11 +124,7 @@ def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, number: int
 
 
 def check_seed(spec: RenderSpec, info: EpisodeInfo) -> None:
-    """Refuses the initial states of the evaluation protocol.
-
-    Raises:
-        UserError: the episode starts from one.
-    """
+    """Refuses the initial states of the evaluation protocol."""
     if info.seed >= PROTOCOL_SEED:
         raise UserError(
             f"{spec.source}: episode {info.episode_id} starts from seed {info.seed}, which the evaluation protocol "
@@ -174,7 +161,7 @@ class RenderSetup:
 class RenderJob:
     """One episode to write."""
 
-    index: int
+    number: int
     """Number of the episode in the dataset."""
     source: Demonstration | Episode | None
     """States to render, an episode that holds its frames already, or None for random motion."""
@@ -189,9 +176,9 @@ def episode_renderer(setup: RenderSetup, folder: Path) -> DoJob:
         if not isinstance(episode, Episode):
             assert renderer is not None
             episode = (
-                renderer.render_random_motion(job.index) if episode is None else renderer.render_demonstration(episode)
+                renderer.render_random_motion(job.number) if episode is None else renderer.render_demonstration(episode)
             )
-        write_episode(episode_path(folder, job.index), episode)
+        write_episode(episode_path(folder, job.number), episode)
         yield len(episode.frame_steps)
 
     return render

@@ -12,13 +12,10 @@ from par_agent.errors import UserError
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
-    """Episode numbers of a text, in its order.
+    """Episode numbers of a text, in its order, each once.
 
     >>> parse_numbers("0-3,120")
     (0, 1, 2, 3, 120)
-
-    Raises:
-        UserError: it is of another form, or names an episode twice.
     """
     numbers: list[int] = []
     for part in text.replace(" ", "").split(","):

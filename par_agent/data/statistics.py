@@ -26,11 +26,7 @@ class RunningStatistics:
         self._high = np.maximum(self._high, rows.max(0))
 
     def result(self) -> dict[str, list]:
-        """``mean``, ``std``, ``min``, ``max`` as nested lists, ready for JSON.
-
-        Raises:
-            ValueError: nothing was added.
-        """
+        """``mean``, ``std``, ``min``, ``max`` of what was added, as nested lists, ready for JSON."""
         if self.count == 0:
             raise ValueError("statistics of no rows")
         mean = self._sum / self.count

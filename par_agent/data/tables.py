@@ -20,16 +20,13 @@ ADVICE = "copy or download the dataset again"
 class Table:
     """A table in memory.
 
-    Every method raises a UserError that names the file, the column, what was found and what is expected.
+    What is missing or damaged is a UserError that names the file, the column, what was found and what is expected.
 
     Args:
         path: the file.
         columns: names of the columns to read, which must be there; None: all but those of statistics.
         episode: reads the rows of this ``episode_index`` alone, in the order of their ``frame_index``.
         others: further files that hold such rows.
-
-    Raises:
-        UserError: the file is missing or damaged, lacks a column, or pyarrow is not installed.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""Reader for ManiSkill's trajectory format: an ``.h5`` file with a ``.json`` of the same stem beside it."""
+"""Reader for ManiSkill's trajectory format: an ``.h5`` file with a ``.json`` of the same stem beside it.
+
+What is missing, damaged or not as ManiSkill writes it is a UserError that names file, entry and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,17 @@ POSE = 13
 """Numbers in a state before the joints'."""
 
 
+class _EnvOptions(TypedDict, total=False):
+    """Types of some options of an environment."""
+
+    control_mode: str | None
+    sensor_configs: dict[str, Any] | None
+    human_render_camera_configs: dict[str, Any] | None
+
+
 class _EnvInfo(TypedDict):
     env_id: str
-    env_kwargs: dict[str, Any]
+    env_kwargs: _EnvOptions
 
 
 class _Entry(TypedDict):
@@ -32,14 +43,6 @@ class _Document(TypedDict):
 
     env_info: _EnvInfo
     episodes: list[_Entry]
-
-
-class _EnvOptions(TypedDict, total=False):
-    """Types of some options of an environment."""
-
-    control_mode: str | None
-    sensor_configs: dict[str, Any] | None
-    human_render_camera_configs: dict[str, Any] | None
 
 
 class _Details(TypedDict, total=False):
@@ -101,11 +104,7 @@ class Recording:
 
 
 class TrajectoryFile:
-    """Random access to the episodes of a ManiSkill trajectory file, by the numbers that it gives them.
-
-    Raises:
-        UserError: the file or its JSON is missing, damaged, or not what ManiSkill writes.
-    """
+    """Random access to the episodes of a ManiSkill trajectory file, by the numbers that it gives them."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -117,7 +116,6 @@ class TrajectoryFile:
         document = read_json(about)
         try:
             check(str(about), document, _Document)
-            check(f"{about}: env_kwargs", document["env_info"]["env_kwargs"], _EnvOptions)
         except UserError as error:
             raise UserError(f"{error}; expected the JSON that ManiSkill writes beside an .h5") from None
         self.env_id: str = document["env_info"]["env_id"]
@@ -138,15 +136,11 @@ class TrajectoryFile:
     @property
     def unlisted(self) -> list[str]:
         """Names of entries in the file that its JSON does not list."""
-        listed = {self._group(number) for number in self.episodes}
+        listed = set(map(self._group, self.episodes))
         return [name for name in self._file.names() if name not in listed]
 
     def info(self, number: int) -> EpisodeInfo:
-        """Description of an episode, from the JSON.
-
-        Raises:
-            UserError: the seed of its initial state or its control mode is missing or ambiguous.
-        """
+        """Description of an episode, from the JSON."""
         details = self._details(number)
         mode = details.get("control_mode") or self.options.get("control_mode")
         if not mode:
@@ -157,11 +151,7 @@ class TrajectoryFile:
         return EpisodeInfo(number, self._seed(number, details), mode)
 
     def succeeded(self, number: int) -> bool | None:
-        """Whether an episode was solved after its last step, by its JSON and its array ``success``; None: neither says.
-
-        Raises:
-            UserError: the JSON's entry or the array is damaged.
-        """
+        """Whether an episode was solved after its last step, by its JSON and its array ``success``; None: unknown."""
         told = [self._details(number).get("success")]
         if self._group(number) in self._file and f"{self._group(number)}/success" in self._file:
             told += self._file.array(f"{self._group(number)}/success", np.bool_, (None,))[-1:].tolist()
@@ -169,20 +159,11 @@ class TrajectoryFile:
         return all(known) if known else None
 
     def num_steps(self, number: int) -> int:
-        """Control steps of an episode.
-
-        Raises:
-            UserError: the episode's actions are damaged, or there are none.
-        """
+        """Control steps of an episode."""
         return len(self._actions(number))
 
     def read(self, number: int) -> Demonstration:
-        """Reads an episode.
-
-        Raises:
-            UserError: the episode is damaged or empty, holds numbers that cannot be, or was recorded without simulator
-                states.
-        """
+        """Reads an episode."""
         info, actions, group = self.info(number), self._actions(number), self._group(number)
         if f"{group}/env_states" not in self._file:
             images = ", or take its images: --recorded-images" if f"{group}/obs/sensor_data" in self._file else ""
@@ -206,11 +187,7 @@ class TrajectoryFile:
         self, number: int, cameras: tuple[str, ...], steps: np.ndarray, extra: tuple[str, ...] = ()
     ) -> Recording:
         """Reads an episode as it was observed: images of control steps ``steps``, ascending, and those of the ``extra``
-        observations that it has.
-
-        Raises:
-            UserError: the episode is damaged or empty, holds numbers that cannot be, or was recorded without images of
-                these cameras, or with old ones.
+        observations that it has. Images that repeat older ones are refused.
         """
         info, actions, group = self.info(number), self._actions(number), self._group(number)
         sensors = f"{group}/obs/sensor_data"
@@ -249,7 +226,7 @@ class TrajectoryFile:
         return f"traj_{number}"
 
     def _check_ages(self, name: str, rows: int, steps: np.ndarray) -> None:
-        """Refuses images that repeat older ones, which a wrapped environment gives between two looks of a policy."""
+        """A wrapped environment gives the same image again between two looks of a policy."""
         if name not in self._file:
             return
         old = steps[self._file.array(name, np.int32, (rows,), rows=steps) > 0]

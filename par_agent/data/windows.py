@@ -122,12 +122,13 @@ class WindowSampler:
         packs = [self._read(number, augment) for number in range(first, first + count)]
         reads = [read for pack in packs for read in pack[1]]
         latents = self.latents.latents(np.concatenate([read.stored for read in reads]))
-        starts = np.cumsum([0, *(len(read.stored) for read in reads)])[:-1].tolist()
-        frames, done = [], 0
+        frames, count_stored = [], 0
         for _, pack in packs:
-            places = [start + read.frames for start, read in zip(starts[done:], pack, strict=False)]
+            places = []
+            for read in pack:
+                places.append(count_stored + read.frames)
+                count_stored += len(read.stored)
             frames.append(self._pad(np.concatenate(places, axis=1).T))
-            done += len(pack)
         shown = torch.from_numpy(np.stack(frames))
         columns = [self._join(pack) for _, pack in packs]
         return Windows(
@@ -152,11 +153,11 @@ class WindowSampler:
         if total >= span:
             reach = self.window * stride // 2
             jitter = 0 if generator is None else int(generator.integers(-reach, reach + 1))
-            start = int(np.clip(piece.first * stride + jitter, 0, total - span))
+            first = int(np.clip(piece.first * stride + jitter, 0, total - span))
         else:
             phase = 0 if generator is None else int(generator.integers(stride))
-            start = min(piece.first * stride + phase, total - 1)
-        inside = np.arange(start, total, stride)[: piece.length]
+            first = min(piece.first * stride + phase, total - 1)
+        inside = np.arange(first, total, stride)[: piece.length]
         table = {name: values[index.offsets[piece.episode] + inside] for name, values in index.columns.items()}
         rows, places = np.unique([table.pop("row"), table.pop("next_row")], return_inverse=True)
         table["steps"], table["context_length"] = inside // stride, np.arange(1, len(inside) + 1)

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from par_agent.data.patches import FrameSampler, open_frames
+from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import batch_seed, seeded_generator
 from par_agent.modeling.vae.frame_encoder import save_frame_encoder
@@ -89,7 +90,9 @@ def _train(options: VAETraining, sampler: FrameSampler) -> FrameVAE:
         print(f"resumed from {found}")
     with (
         interruptible(states, options.save_minutes) as clock,
-        sampler.batches(start, options.steps, options.batch_size, options.patch) as batches,
+        prefetch(
+            lambda step: sampler.patches(step, options.batch_size, options.patch), start, options.steps
+        ) as batches,
         tqdm(total=options.steps, initial=start, desc="train-vae", unit="step") as progress,
     ):
         for step, batch in enumerate(batches, start):
