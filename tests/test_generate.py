@@ -92,7 +92,7 @@ def test_a_folder_that_misses_a_part_is_refused_by_name(nova_folder, tmp_path, c
 
 
 def test_pixels_outside_the_range_are_clipped_not_wrapped():
-    from par_agent.cli.generate import _to_uint8
+    from par_agent.modeling.vae.frame_vae import to_frames
 
-    pixels = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(3, 1, 1, 5)
-    assert _to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    pixels = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(1, 3, 1, 5)
+    assert to_frames(pixels)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]

@@ -10,7 +10,6 @@ from par_agent.errors import UserError, user_errors
 from par_agent.utils.checked import Checked, Length, MayBeEmpty, Range, Seed, Share, Strength
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from par_agent.modeling.nova.model import NOVA
@@ -68,6 +67,7 @@ def main(config: GenerateConfig) -> int:
     from par_agent.modeling.nova.generation import RandomNoise, generate_clip
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.random_numbers import seeded_generator
+    from par_agent.modeling.vae.frame_vae import to_frames
     from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
     from par_agent.utils.videos import check_video_path, write_video
 
@@ -92,7 +92,7 @@ def main(config: GenerateConfig) -> int:
         clip = generate_clip(nova, prefix, latent_frames, RandomNoise(generator, device), steps, first_frame=first)
         latents = torch.stack(list(tqdm(clip, total=latent_frames, desc="latent frames")), 2)
         pixels = vae.decode(vae.unscale(latents).to(dtype))[0]
-    write_video(config.out, _to_uint8(pixels), config.fps)
+    write_video(config.out, to_frames(pixels.transpose(0, 1).float()).cpu().numpy(), config.fps)
     print(f"wrote {pixels.shape[1]} frames of {pixels.shape[2]}x{pixels.shape[3]} to {config.out}")
     return 0
 
@@ -108,6 +108,7 @@ def _first_frame(path: Path, nova: NOVA, vae: AutoencoderKLOpenSora, generator: 
     import imageio.v3 as imageio
     import torch
 
+    from par_agent.modeling.vae.frame_vae import to_pixels
     from par_agent.policy.transforms import crop_and_resize
 
     try:
@@ -119,10 +120,5 @@ def _first_frame(path: Path, nova: NOVA, vae: AutoencoderKLOpenSora, generator: 
     crop_height, crop_width = max(1, int(height * scale)), max(1, int(width * scale))
     top, left = (image.shape[0] - crop_height) // 2, (image.shape[1] - crop_width) // 2
     image = crop_and_resize(image, (top, left, crop_height, crop_width), (height, width))
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(nova.mask_embed.mask_token) / 127.5 - 1
+    pixels = to_pixels(torch.from_numpy(image)[None]).to(nova.mask_embed.mask_token)
     return vae.scale(vae.encode(pixels).sample(generator))
-
-
-def _to_uint8(pixels: torch.Tensor) -> np.ndarray:
-    """(3, T, H, W) in [-1, 1] to (T, H, W, 3) uint8."""
-    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()

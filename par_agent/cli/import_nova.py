@@ -49,11 +49,13 @@ def main(config: ImportNovaConfig) -> int:
 
 def _import(config: ImportNovaConfig) -> None:
     import torch
+    from tqdm import tqdm
 
-    from par_agent.cli.nova_folder import folder_text_encoder, require_parts, stored_text_encoder
+    from par_agent.cli.nova_folder import folder_text_encoder, require_parts
     from par_agent.modeling.config import ActionConfig, PARConfig
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.par import PARModel
+    from par_agent.modeling.text_encoder import StoredTextEncoder
     from par_agent.modeling.vae.frame_encoder import load_frame_encoder
     from par_agent.policy.checkpoint import POLICY, Checkpoint
     from par_agent.utils.device import usable_device
@@ -71,7 +73,8 @@ def _import(config: ImportNovaConfig) -> None:
             f"the VAE gives latents of {encoder.channels} channels; the transformer reads {nova.config.latent_channels}"
         )
     phi = folder_text_encoder(config.model, config.text_cache, nova.config, device)
-    text = stored_text_encoder(phi, config.instructions)
+    texts = tqdm(config.instructions, desc="text features", unit="instruction")
+    text = StoredTextEncoder({text: phi.encode(text) for text in texts}, phi.dim, phi.length)
     torch.manual_seed(config.seed)  # of the action parts' random weights
     par = PARConfig("par-nova", nova.config, ActionConfig(chunk_length=config.chunk_length))
     model = PARModel.from_weights(par, {f"nova.{name}": value for name, value in nova.state_dict().items()})

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from par_agent.errors import UserError
 from par_agent.modeling.config import NOVAConfig
-from par_agent.modeling.text_encoder import PhiTextEncoder, StoredTextEncoder
+from par_agent.modeling.text_encoder import PhiTextEncoder
 
 PARTS = ("transformer", "vae", "scheduler")
 TEXT_PARTS = ("text_encoder", "tokenizer")
@@ -32,9 +30,3 @@ def folder_text_encoder(
     """The folder's text encoder, or the cache alone where the folder has none."""
     found = folder if all((folder / name).is_dir() for name in TEXT_PARTS) else None
     return PhiTextEncoder(found, cache=text_cache, dim=config.text_dim, length=config.text_length, device=device)
-
-
-def stored_text_encoder(encoder: PhiTextEncoder, instructions: Sequence[str]) -> StoredTextEncoder:
-    """The features of these instructions alone."""
-    progress = tqdm(instructions, desc="text features", unit="instruction")
-    return StoredTextEncoder({text: encoder.encode(text) for text in progress}, encoder.dim, encoder.length)
