@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from par_agent.errors import UserError
 from par_agent.utils.checked import Checked
 from par_agent.utils.files import read_object
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 STAGE_TOLERANCE = 2e-5
@@ -55,7 +55,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether it was computed and is within tolerance; NaN is not."""
+        """Whether it was computed and is within tolerance."""
         return self.absolute <= self.tolerance
 
     def __str__(self) -> str:
@@ -71,16 +71,17 @@ def main(config: CheckNovaConfig) -> int:
     """Prints one row per reference tensor; returns 1 if any is off or was not computed."""
     import torch
 
+    from par_agent.modeling.weights import read_tensors
     from par_agent.utils.device import usable_device, use_tf32
 
     device = usable_device(config.device)
     use_tf32(False)
-    reference = _read_reference(config.io)
-    description = read_object(config.io.with_suffix(".json"))
-    compute = _computation(config, reference, description, device, getattr(torch, config.dtype))
+    reference = read_tensors(config.io)
     names = sorted(name.removeprefix("out.") for name in reference if name.startswith("out."))
-    results, factor = compute(set(names)), DTYPE_FACTOR[config.dtype]
-    rows = [compare(name, results.get(name), reference[f"out.{name}"], factor) for name in names]
+    if not names:
+        raise UserError(f"{config.io} has no tensor whose name starts with 'out.'; expected a reference file")
+    results = _compute(config, reference, set(names), device, getattr(torch, config.dtype))
+    rows = [compare(name, results.get(name), reference[f"out.{name}"], DTYPE_FACTOR[config.dtype]) for name in names]
     print(HEADER)
     print("\n".join(map(str, rows)))
     failed = [row for row in rows if not row.passed]
@@ -93,10 +94,8 @@ def compare(name: str, actual: Tensor | Exception | None, expected: Tensor, fact
     size = expected.double().abs().max().item() if expected.numel() else 0.0
     allowed = tolerance(name) * max(1.0, size) * factor
     shape = tuple(expected.shape)
-    if actual is None:
-        return Comparison(name, shape, allowed, problem="not computed")
-    if isinstance(actual, Exception):
-        return Comparison(name, shape, allowed, problem=f"not computed: {actual}")
+    if actual is None or isinstance(actual, Exception):
+        return Comparison(name, shape, allowed, problem="not computed" if actual is None else f"not computed: {actual}")
     if actual.shape != expected.shape:
         return Comparison(name, shape, allowed, problem=f"has shape {'x'.join(map(str, actual.shape))}")
     error = (actual.cpu().double() - expected.double()).abs()
@@ -116,11 +115,13 @@ def tolerance(name: str) -> float:
     return STAGE_TOLERANCE
 
 
-def _computation(
-    config: CheckNovaConfig, reference: dict[str, Tensor], description: Any, device: Any, dtype: Any
-) -> Callable[[set[str]], dict[str, Tensor | Exception]]:
+def _compute(
+    config: CheckNovaConfig, reference: dict[str, Tensor], names: set[str], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor | Exception]:
+    """The outputs of these names, or why there are none."""
     import torch
 
+    description = read_object(config.io.with_suffix(".json"))
     inputs = {name.removeprefix("in."): value for name, value in reference.items() if name.startswith("in.")}
     # Half types are for the model alone: noise and times stay float32, as they do in training and generation.
     wide = torch.promote_types(dtype, torch.float32)
@@ -132,19 +133,10 @@ def _computation(
         from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
 
         vae = AutoencoderKLOpenSora.from_pretrained(config.vae, device=device, dtype=dtype)
-        return lambda names: vae_outputs(vae, inputs, names)
+        return vae_outputs(vae, inputs, names)
     from par_agent.cli.parity.nova import transformer_outputs
     from par_agent.modeling.nova.model import NOVA
 
     assert config.transformer is not None
     nova = NOVA.from_pretrained(config.transformer, device=device, dtype=dtype)
-    return lambda names: transformer_outputs(nova, inputs, description, names)
-
-
-def _read_reference(path: Path) -> dict[str, Tensor]:
-    from par_agent.modeling.weights import read_tensors
-
-    reference = read_tensors(path)
-    if not any(name.startswith("out.") for name in reference):
-        raise UserError(f"{path} has no tensor whose name starts with 'out.'; expected a reference file")
-    return reference
+    return transformer_outputs(nova, inputs, description, names)

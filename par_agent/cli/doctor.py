@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,6 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 from par_agent.utils.checked import Checked
+from par_agent.utils.versions import installed_version
 
 PACKAGES = ("torch", "numpy", "mani_skill", "sapien", "mplib", "gymnasium", "diffusers", "accelerate", "safetensors")
 OPTIONAL_PACKAGES = ("transformers", "peft", "wandb", "torchvision")
@@ -44,31 +44,19 @@ class Finding:
         return not self.fix
 
 
-def installed_version(package: str) -> str | None:
-    """Version of an installed package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def find_python() -> list[Finding]:
-    """Interpreter and operating system."""
+def find_software() -> list[Finding]:
+    """Interpreter, operating system, and versions of the packages that matter most."""
     supported = (3, 10) <= sys.version_info[:2] <= (3, 12)
     fix = "" if supported else f"install Python 3.10, 3.11 or 3.12, then: {SETUP} PYTHON=/path/to/python3.12"
+    versions = {package: installed_version(package) for package in (*PACKAGES, *OPTIONAL_PACKAGES)}
     return [
         Finding("python", f"{platform.python_version()} ({sys.executable})", fix),
         Finding("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
-    ]
-
-
-def find_packages() -> list[Finding]:
-    """Versions of the packages that matter most."""
-    versions = {package: installed_version(package) for package in (*PACKAGES, *OPTIONAL_PACKAGES)}
-    return [
-        Finding(package, version or "not installed", "" if version else SETUP)
-        for package, version in versions.items()
-        if version or package in PACKAGES
+        *(
+            Finding(package, version or "not installed", "" if version else SETUP)
+            for package, version in versions.items()
+            if version or package in PACKAGES
+        ),
     ]
 
 
@@ -118,8 +106,7 @@ def find_programs() -> list[Finding]:
 
 def check_torchvision() -> list[Finding]:
     """A torchvision that does not fit torch takes the imports of diffusers and transformers down with it."""
-    version = installed_version("torchvision")
-    if version is None:
+    if (version := installed_version("torchvision")) is None:
         return []
     try:
         importlib.import_module("torchvision")
@@ -127,13 +114,6 @@ def check_torchvision() -> list[Finding]:
         problem = f"{version} does not fit torch: {error}"
         return [Finding("torchvision", problem, f"{sys.executable} -m pip uninstall -y torchvision")]
     return []
-
-
-def examine() -> list[Finding]:
-    """Everything the doctor looks at, in the order of the report."""
-    planner = check_planner(installed_version("numpy"), installed_version("mplib"))
-    before = [*find_python(), *find_packages(), *planner, *check_torchvision()]
-    return [*before, *find_devices(), *find_renderer(), *find_programs()]
 
 
 def report(findings: list[Finding]) -> str:
@@ -148,7 +128,8 @@ def report(findings: list[Finding]) -> str:
 
 def main(config: DoctorConfig) -> int:
     """Prints the report; returns 1 if something needed is missing."""
-    findings = examine()
+    planner = check_planner(installed_version("numpy"), installed_version("mplib"))
+    findings = [*find_software(), *planner, *check_torchvision(), *find_devices(), *find_renderer(), *find_programs()]
     healthy = all(finding.ok for finding in findings)
     if config.json:
         print(json.dumps({"ok": healthy, "findings": [{**asdict(f), "ok": f.ok} for f in findings]}, indent=2))

@@ -40,14 +40,16 @@ class _WithoutText(ast.NodeTransformer):
 
 def installed_versions(packages: Sequence[str], code: Sequence[str]) -> dict[str, str]:
     """Versions of Python and of packages, named as pip knows them; ``code`` is :func:`hash_code` of those names."""
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name.replace("-", "_")] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name.replace("-", "_")] = "not installed"
-    versions["code"] = hash_code(code)
-    return versions
+    versions = {name.replace("-", "_"): installed_version(name) or "not installed" for name in packages}
+    return {"python": platform.python_version(), **versions, "code": hash_code(code)}
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def check_versions(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
