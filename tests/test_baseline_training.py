@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from held import Held, Moment
 from par_agent.baselines import NAMES
 from par_agent.baselines.checkpoint import BaselineCheckpoint
-from par_agent.baselines.objective import context_length
 from par_agent.baselines.setup import prepare
-from par_agent.baselines.training import predict, train
+from par_agent.baselines.training import context_length, predict, train
 from par_agent.data.windows import Windows
 from par_agent.errors import UserError
 from par_agent.training.state import latest_training_state
@@ -76,9 +75,10 @@ def test_a_handful_of_episodes_is_learnt_by_heart_from_their_frames_and_saved(me
     config = with_options(config, model=(*config.model, *sizes.get(method, ())))
     setup = prepare(config, torch.device("cpu"))
     sampler = setup.train.samplers[0]
-    before = BaselineCheckpoint(method, setup.model.eval(), setup.encoder, setup.transforms, setup.prompts)
+    before = setup.policy
+    before.model.eval()
     windows = sampler.sample(0, len(sampler), augment=False)
-    counted = setup.model.counted(context_length(windows))
+    counted = setup.policy.model.counted(context_length(windows))
     windows = dataclasses.replace(windows, action_weights=windows.action_weights * counted[..., None])
     latents = windows.latents
     others = dataclasses.replace(windows, latents=latents.flatten(0, 1).roll(1, 0).view_as(latents))
@@ -145,5 +145,5 @@ def test_fewer_demonstrations_are_the_first_ones_and_decide_the_statistics(tmp_p
             names[count] |= {part for text in sampler.sample(number, 1).episodes for part in text.split("+")}
     assert names[5] == {f"data/episode_{number:06d}.h5" for number in range(1, 6)} < names[9]
     assert len(names[9]) == 9
-    assert few.transforms.action_mean != more.transforms.action_mean
+    assert few.policy.transforms.action_mean != more.policy.transforms.action_mean
     assert len(few.held_out[0]) == len(more.held_out[0]) == len(prepare(config, torch.device("cpu")).held_out[0])

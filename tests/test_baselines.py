@@ -13,10 +13,9 @@ import torch
 from par_agent.baselines import NAMES, find_policy
 from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.config import BaselineConfig
-from par_agent.baselines.objective import context_length
 from par_agent.baselines.policy import BaselinePolicy
 from par_agent.baselines.setup import prepare
-from par_agent.baselines.training import predict, train
+from par_agent.baselines.training import context_length, predict, train
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
 from par_agent.tasks import TASKS
@@ -124,13 +123,13 @@ def test_an_episode_that_is_acted_in_is_read_as_in_training(trained: BaselineCon
     loaded = BaselineCheckpoint.load(trained.out / "policy")
     index, latents = setup.train.samplers[0].index, setup.train.samplers[0].latents
     episodes = [12]
-    if setup.prompts:  # a window of training begins with one episode of the same instruction, here with the prompt's
+    if setup.policy.prompts:  # a window of training begins with an episode of the same instruction, here the prompt's
         same = [number for number in index.split(None)[0] if index.instructions[number] == index.instructions[12]]
         episodes.insert(0, min(same[:10], key=lambda number: index.boundaries[number]))
     windows = WindowSampler(index, latents, episodes, loaded.model.sequence or 3, 0).sample(0, 1, augment=False)
     seen = context_length(windows)[0]
     first = int((seen == 1).nonzero()[-1])
-    assert (first > 0) == bool(setup.prompts)
+    assert (first > 0) == bool(setup.policy.prompts)
     wanted = predict(loaded, windows, torch.device("cpu"))[0]
     past = loaded.transforms.normalise_actions(windows.past_actions, windows.past_proprioception)[0]
     task = dataclasses.replace(TASK, instruction=windows.instructions[0])
@@ -175,7 +174,7 @@ def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConf
         one = model.conditions(policy._history(state, torch.tensor([0])))[:, -1]
         whole = policy._history(state, torch.tensor([0]))
         assert int((whole.context_length > 0).sum()) == steps + (
-            len(setup.prompts["push cube 1"].past_actions) if setup.prompts else 0
+            len(setup.policy.prompts["push cube 1"].past_actions) if setup.policy.prompts else 0
         )
         present = whole.context_length[0] > 0
         short = dataclasses.replace(

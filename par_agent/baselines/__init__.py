@@ -12,6 +12,7 @@ from typing import Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
+from par_agent.policy.folders import BASELINE
 from par_agent.utils.files import read_object
 from par_agent.vla_eval.client import PREFIX, model_server_source
 
@@ -42,7 +43,7 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
         folder = checkpoint or Path("runs") / reference / "policy"
         if not folder.is_dir():
             raise UserError(f"no policy {reference!r}: {folder} does not exist; train it with: {_command(reference)}")
-        if (found := _method(folder) or _preset(folder)) != reference:
+        if (found := _entry(folder / BASELINE, "method") or _entry(folder / "config.json", "name")) != reference:
             inside = folder / "policy"
             other = str(inside) if inside.is_dir() else "another"
             raise UserError(f"{folder} holds {found or 'no policy'}, not {reference}; give --policy-checkpoint {other}")
@@ -54,21 +55,14 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
     if checkpoint is not None:
         known = ", ".join(("mini", "par-mini", *ABLATIONS, *NAMES))
         raise UserError(f"--policy-checkpoint goes with module:Class or one of {known}, not with --policy {reference}")
-    if (method := _method(Path(reference))) is not None:
+    if (method := _entry(Path(reference) / BASELINE, "method")) is not None:
         return PolicySource(_POLICY, options, device, Path(reference), method)
     return PolicySource(reference, options, device)
 
 
-def _method(folder: Path) -> str | None:
-    """Which baseline a folder holds."""
-    about = folder / "baseline.json"
-    return read_object(about).get("method") if about.is_file() else None
-
-
-def _preset(folder: Path) -> str | None:
-    """Which preset of PAR a folder's policy was made from."""
-    config = folder / "config.json"
-    return read_object(config).get("name") if config.is_file() else None
+def _entry(path: Path, name: str) -> str | None:
+    """An entry of a JSON file; None where there is no such file or entry."""
+    return read_object(path).get(name) if path.is_file() else None
 
 
 def _command(name: str) -> str:

@@ -25,12 +25,11 @@ from par_agent.errors import UserError
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.weights import load_module, read_tensors, save_module, write_tensors
+from par_agent.policy.folders import BASELINE
 from par_agent.policy.transforms import Transforms
 from par_agent.utils.device import usable_device
 from par_agent.utils.files import naming, read_object, write_json
 from par_agent.utils.json_fields import build, check
-
-ABOUT = "baseline.json"
 
 
 @dataclass(frozen=True)
@@ -84,22 +83,22 @@ class BaselineCheckpoint:
                 for name, value in vars(prompt).items()
             }
             write_tensors(folder / "prompts.safetensors", tensors)
-        save_module(self.model, self.model.config.to_json(), folder)
+        save_module(self.model, dataclasses.asdict(self.model.config), folder)
         content = {"method": self.method, "transforms": dataclasses.asdict(self.transforms), "trained": self.trained}
-        write_json(folder / ABOUT, content)
+        write_json(folder / BASELINE, content)
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> BaselineCheckpoint:
         """Reads a folder, with modules in evaluation mode on ``device``."""
         folder, device = Path(folder), usable_device(device)
-        if not (folder / ABOUT).is_file():
-            raise UserError(f"{folder} holds no baseline (no {ABOUT}); train one with `par-agent train-baseline`")
-        content = read_object(folder / ABOUT)
+        if not (folder / BASELINE).is_file():
+            raise UserError(f"{folder} holds no baseline (no {BASELINE}); train one with `par-agent train-baseline`")
+        content = read_object(folder / BASELINE)
         if (method := str(content.get("method"))) not in METHODS:
-            raise UserError(f"{folder / ABOUT} names the method {method!r}; known: {', '.join(METHODS)}")
+            raise UserError(f"{folder / BASELINE} names the method {method!r}; known: {', '.join(METHODS)}")
         for name in ("transforms", "trained"):
             if name not in content:
-                raise UserError(f"{folder / ABOUT} lacks {name!r}; copy or train the checkpoint again")
+                raise UserError(f"{folder / BASELINE} lacks {name!r}; copy or train the checkpoint again")
         cls_ = METHODS[method]
         fields = read_object(folder / "config.json")
         with naming(folder / "config.json"):
@@ -107,7 +106,7 @@ class BaselineCheckpoint:
         with torch.device("meta"):
             model = cls_(config)
         load_module(model, folder)
-        with naming(folder / ABOUT):
+        with naming(folder / BASELINE):
             transforms = build(Transforms, content["transforms"], added=())
             check("trained", content["trained"], dict)
         if (config.horizon, config.action_size) != (transforms.targets, transforms.action_size):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -79,10 +79,6 @@ class MethodConfig:
     def frame_tokens(self) -> int:
         """Tokens of one observation, ``F``."""
         return (self.latent_size[0] // self.patch) * (self.latent_size[1] // self.patch) + 1
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)

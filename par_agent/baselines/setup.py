@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from par_agent.baselines.checkpoint import Prompt
+from par_agent.baselines.checkpoint import BaselineCheckpoint, Prompt
 from par_agent.baselines.config import BaselineConfig
-from par_agent.baselines.methods import METHODS, Method
+from par_agent.baselines.methods import METHODS
 from par_agent.data.conventions import fit_transforms, image_size
 from par_agent.data.episodes import open_datasets
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
-from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder
+from par_agent.modeling.vae.frame_encoder import load_frame_encoder
 from par_agent.policy.transforms import Transforms
 from par_agent.training.samplers import open_samplers
 
@@ -24,10 +24,8 @@ from par_agent.training.samplers import open_samplers
 class BaselineSetup:
     """A method and its data."""
 
-    model: Method
-    encoder: FrameEncoder
-    transforms: Transforms
-    prompts: dict[str, Prompt]
+    policy: BaselineCheckpoint
+    """The method before its training, and its frozen parts."""
     train: MixedSampler
     held_out: list[WindowSampler]
 
@@ -63,7 +61,8 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     prompts: dict[str, Prompt] = {}
     if model.prompted and model.sequence is not None:
         prompts = make_prompts(train.samplers, config.dataset.demos, transforms, model.sequence - model.context)
-    return BaselineSetup(model, encoder, transforms, prompts, train, held_out)
+    policy = BaselineCheckpoint(config.method, model, encoder, transforms, prompts)
+    return BaselineSetup(policy, train, held_out)
 
 
 def make_prompts(

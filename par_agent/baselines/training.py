@@ -7,18 +7,19 @@ from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.common import Method
 from par_agent.baselines.config import BaselineConfig
-from par_agent.baselines.objective import BaselineObjective, context_length
 from par_agent.baselines.setup import BaselineSetup, prepare
 from par_agent.data.windows import Windows, WindowSampler
+from par_agent.modeling.par import PARLoss
+from par_agent.modeling.random_numbers import batch_seed, normal
 from par_agent.training.finetune import make_accelerator
 from par_agent.training.loop import SavedPolicy, TrainingLoop, channels_last
 from par_agent.training.monitor import Monitor
-from par_agent.training.objective import tensors
+from par_agent.training.objective import perturb_proprioception, tensors
 from par_agent.training.validation import action_metrics, held_out_windows, over_datasets
 
 MEASURED = 64
@@ -47,26 +48,50 @@ class BaselineTraining(TrainingLoop):
 
     def __init__(self, config: BaselineConfig, setup: BaselineSetup, accelerator: Accelerator) -> None:
         self.setup = setup
-        channels_last(setup.model.stem.patch_embed, accelerator)
+        channels_last(setup.policy.model.stem.patch_embed, accelerator)
         if config.compile:
-            setup.model.compile_for_training()
-        objective = BaselineObjective(setup.model, setup.transforms, config)
-        super().__init__(config, objective, setup.train, accelerator)
+            setup.policy.model.compile_for_training()
+        super().__init__(config, BaselineObjective(setup.policy, config), setup.train, accelerator)
 
     def policy(self) -> BaselineCheckpoint:
-        setup = self.setup
         with torch.device("meta"):
-            model = type(setup.model)(setup.model.config)
+            model = type(self.model)(self.model.config)
         model.load_state_dict({name: value.clone() for name, value in self.averaged_weights().items()}, assign=True)
         model.eval().requires_grad_(False)
-        return BaselineCheckpoint(
-            self.config.method, model, setup.encoder, setup.transforms, setup.prompts, self.trained()
-        )
+        return dataclasses.replace(self.setup.policy, model=model, trained=self.trained())
 
     def measure(self, policy: SavedPolicy, monitor: Monitor) -> tuple[dict[str, float], float]:
         assert isinstance(policy, BaselineCheckpoint)
         metrics = over_datasets(self.setup.held_out, lambda sampler: measure(policy, sampler, self.accelerator.device))
         return metrics, metrics["action_error"]
+
+
+class BaselineObjective(nn.Module):
+    """Method and loss as one module, whose forward accelerate can distribute over processes."""
+
+    def __init__(self, policy: BaselineCheckpoint, config: BaselineConfig) -> None:
+        super().__init__()
+        self.model, self.transforms, self.config = policy.model, policy.transforms, config
+        self.text_encoder = policy.text_encoder
+
+    def forward(self, windows: Windows, number: int, device: torch.device) -> PARLoss:
+        """Loss of batch ``number``, whose noise and dropout follow from the number and the run's seed alone."""
+        config = self.config
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(batch_seed(config.seed, number))
+            if config.recovery_noise:
+                length = self.model.config.chunk_length
+                windows = perturb_proprioception(windows, self.transforms, length, config.recovery_noise, None)
+            inputs, targets, features = tensors(windows, self.transforms, self.text_encoder, device)
+            noise = config.proprioception_noise * normal(inputs.proprioception.shape, device)
+            inputs = dataclasses.replace(inputs, proprioception=inputs.proprioception + noise)
+            loss = self.model.loss(inputs, targets, features, context_length(windows).to(device))
+        return PARLoss(loss, loss, torch.zeros_like(loss))
+
+
+def context_length(windows: Windows) -> Tensor:
+    """(B, N) steps of the same episode so far, 0 in padding; see :class:`par_agent.baselines.common.History`."""
+    return windows.context_length * (windows.action_weights[..., 0] > 0)
 
 
 @torch.inference_mode()

@@ -8,7 +8,8 @@ from par_agent.errors import UserError
 from par_agent.utils.versions import PACKAGE_FOLDER
 
 BUNDLED_FOLDER = PACKAGE_FOLDER / "checkpoints"
-TRAINING_FILES = ("policy.json", "baseline.json")
+POLICY, BASELINE = "policy.json", "baseline.json"
+TRAINING_FILES = (POLICY, BASELINE)
 """Files that record how a checkpoint was trained."""
 
 
