@@ -14,7 +14,7 @@ from tqdm import tqdm
 from par_agent.data.episodes import episode_path, has_episodes, summarise
 from par_agent.data.render_spec import RenderSpec, wordings
 from par_agent.data.rendering import RenderJob, RenderSetup, check_seed, episode_renderer, recorded_episode
-from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
+from par_agent.data.selection import format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.jobs import DEFAULT_WORKERS, open_runner
@@ -140,9 +140,16 @@ class RenderConfig(Checked):
 
         if unlisted := file.unlisted:
             print(f"left out {len(unlisted)} episodes that the JSON does not list: {unlisted[0]}")
-        numbers = None if self.episodes is None else parse_numbers(self.episodes)
-        selection = Selection(numbers, self.num, self.include_failures, self.skip_corrupt)
-        return select(str(file.path), file.episodes, selection, file.succeeded, check)
+        return select(
+            str(file.path),
+            file.episodes,
+            self.episodes,
+            file.succeeded,
+            check,
+            limit=self.num,
+            include_failures=self.include_failures,
+            skip_corrupt=self.skip_corrupt,
+        )
 
 
 def main(config: RenderConfig) -> int:

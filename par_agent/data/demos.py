@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
+import h5py
 import numpy as np
 from tqdm import tqdm
 
@@ -24,9 +25,6 @@ from par_agent.utils.checked import Checked, Count, Seed
 from par_agent.utils.files import atomic_path, only_process, read_object, write_json, writing
 from par_agent.utils.hdf5 import HDF5Reader, file_image, open_in_memory
 from par_agent.utils.interrupts import Interrupts, deferred_interrupts
-
-if TYPE_CHECKING:
-    import h5py
 
 REMAKE = "delete it and run the same command again, which makes it anew"
 FILE_NAME = "trajectory.none.pd_joint_pos.physx_cpu.h5"

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+import h5py
 import numpy as np
 from tqdm import tqdm
 
@@ -117,8 +118,6 @@ def write_episode(path: Path, episode: Episode) -> None:
 
     Frames that are not (K, H, W, 3) uint8, and numbers that are no robot's, are refused.
     """
-    import h5py
-
     for camera, frames in episode.frames.items():
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise UserError(

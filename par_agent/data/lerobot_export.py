@@ -96,7 +96,7 @@ class _Writer:
         task = self.tasks[tasks[0]]
         rows = len(episode.proprioception)
         shown = np.searchsorted(episode.frame_steps, np.arange(rows), side="right") - 1
-        columns = self._columns(episode, number, task)
+        columns: dict[str, Any] = self._columns(episode, number, task)
         record = {
             "episode_index": number,
             "tasks": list(tasks),
@@ -105,23 +105,22 @@ class _Writer:
             "dataset_to_index": self.rows + rows,
             **_place("meta/episodes", 0),
         }
-        pictures = {f"{lerobot.IMAGES}{camera}": frames[shown] for camera, frames in episode.frames.items()}
+        pixels = {f"{lerobot.IMAGES}{camera}": _pixels(frames) for camera, frames in episode.frames.items()}
+        statistics = self._statistics({**columns, **pixels}, rows)
         if self.images:
-            columns |= {name: _png(episode.frames[name.removeprefix(lerobot.IMAGES)], shown) for name in pictures}
+            columns |= {f"{lerobot.IMAGES}{camera}": _png(frames, shown) for camera, frames in episode.frames.items()}
         record |= self.data.write(columns)
         for camera, video in self.videos.items():
-            record |= video.write(pictures[f"{lerobot.IMAGES}{camera}"])
-        numbers = {name: np.asarray(values) for name, values in columns.items() if name not in pictures}
-        pixels = {f"{lerobot.IMAGES}{camera}": _pixels(frames) for camera, frames in episode.frames.items()}
-        record |= self._statistics({**numbers, **pixels}, rows)
-        self.episodes.append(record)
-        self.attributes.append({name: _plain(value) for name, value in episode.attributes.items()})
+            record |= video.write(episode.frames[camera][shown])
+        self.episodes.append(record | statistics)
+        plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in episode.attributes.items()}
+        self.attributes.append(plain)
         self.rows += rows
 
-    def _columns(self, episode: Episode, number: int, task: int) -> dict[str, Any]:
+    def _columns(self, episode: Episode, number: int, task: int) -> dict[str, np.ndarray]:
         """Values of all features but images, a row each."""
         rows = np.arange(len(episode.proprioception))
-        columns: dict[str, Any] = {lerobot.STATE: episode.proprioception}
+        columns = {lerobot.STATE: episode.proprioception}
         if episode.actions is not None:
             columns[lerobot.ACTION] = episode.actions[np.minimum(rows, len(episode.actions) - 1)]
         columns |= {f"{lerobot.EXTRA}{name}": values for name, values in episode.extra.items()}
@@ -183,29 +182,21 @@ class _Writer:
         parquet.write_table(arrow.Table.from_pylist(self.episodes), path, write_page_checksum=True)
 
 
-class _DataFiles:
-    """Parquet files of rows, one row group an episode."""
+class _Files:
+    """Numbered files of several episodes each, by a pattern of :mod:`par_agent.data.lerobot`; the last one is open."""
 
-    def __init__(self, folder: Path, features: dict[str, dict[str, Any]]) -> None:
-        self._folder, self._schema = folder, lerobot.arrow_schema(features)
+    def __init__(self, folder: Path, pattern: str, **names: str) -> None:
+        self._folder, self._pattern, self._names = folder, pattern, names
         self._number, self._path = -1, folder
         self._writer: Any = None
 
-    def write(self, columns: dict[str, Any]) -> dict[str, int]:
-        """Appends an episode; returns where it is."""
-        arrow, parquet = lerobot.pyarrow_module(""), lerobot.pyarrow_module("parquet")
-        if self._writer is None or self._path.stat().st_size > lerobot.DATA_MEGABYTES * 2**20:
-            self.close()
-            self._number += 1
-            self._path = self._folder / lerobot.numbered(lerobot.DATA, self._number)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # A dictionary holds an image once that several rows show.
-            self._writer = parquet.ParquetWriter(
-                self._path, self._schema, dictionary_pagesize_limit=2**28, write_page_checksum=True
-            )
-        arrays = [_array(arrow, columns[field.name], field.type) for field in self._schema]
-        self._writer.write_table(arrow.Table.from_arrays(arrays, schema=self._schema))
-        return _place("data", self._number)
+    def _begin(self) -> Path:
+        """The path of the next file."""
+        self.close()
+        self._number += 1
+        self._path = self._folder / lerobot.numbered(self._pattern, self._number, **self._names)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return self._path
 
     def close(self) -> None:
         """Ends the file that is open."""
@@ -214,44 +205,51 @@ class _DataFiles:
             self._writer = None
 
 
-class _VideoFiles:
-    """Videos of one camera, several episodes each."""
+class _DataFiles(_Files):
+    """Parquet files of rows, one row group an episode."""
+
+    def __init__(self, folder: Path, features: dict[str, dict[str, Any]]) -> None:
+        super().__init__(folder, lerobot.DATA)
+        self._schema = lerobot.arrow_schema(features)
+
+    def write(self, columns: dict[str, Any]) -> dict[str, int]:
+        """Appends an episode; returns where it is."""
+        arrow, parquet = lerobot.pyarrow_module(""), lerobot.pyarrow_module("parquet")
+        if self._writer is None or self._path.stat().st_size > lerobot.DATA_MEGABYTES * 2**20:
+            # A dictionary holds an image once that several rows show.
+            self._writer = parquet.ParquetWriter(
+                self._begin(), self._schema, dictionary_pagesize_limit=2**28, write_page_checksum=True
+            )
+        arrays = [_array(arrow, columns[field.name], field.type) for field in self._schema]
+        self._writer.write_table(arrow.Table.from_arrays(arrays, schema=self._schema))
+        return _place("data", self._number)
+
+
+class _VideoFiles(_Files):
+    """Videos of one camera; a frame is shown for ``hold`` rows."""
 
     def __init__(self, folder: Path, camera: str, fps: int, hold: int) -> None:
-        self._folder, self._key, self._fps, self._hold = folder, f"{lerobot.IMAGES}{camera}", fps, hold
-        self._number, self._path, self._frames = -1, folder, 0
-        self._writer: Any = None
+        super().__init__(folder, lerobot.VIDEO, video_key=f"{lerobot.IMAGES}{camera}")
+        self._place, self._fps, self._frames = f"videos/{lerobot.IMAGES}{camera}", fps, 0
+        group = str(max(2, hold))  # so that a frame is decoded without many others
+        output = ["-crf", str(QUALITY), "-g", group, "-bf", "0", "-preset", "veryfast"]
+        self._options: dict[str, Any] = {"fps": fps, "codec": "libx264", "macro_block_size": 2, "output_params": output}
 
     def write(self, frames: np.ndarray) -> dict[str, Any]:
         """Appends an episode's frames (rows, H, W, 3); returns where they are."""
         import imageio.v2 as imageio
 
         if self._writer is None or self._frames > lerobot.VIDEO_ROWS:
-            self.close()
-            self._number += 1
-            self._path = self._folder / lerobot.numbered(lerobot.VIDEO, self._number, video_key=self._key)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            group = str(max(2, self._hold))  # so that a frame is decoded without many others
-            options = ["-crf", str(QUALITY), "-g", group, "-bf", "0", "-preset", "veryfast"]
-            self._writer = imageio.get_writer(
-                self._path, format="ffmpeg", fps=self._fps, codec="libx264", macro_block_size=2, output_params=options
-            )
+            self._writer = imageio.get_writer(self._begin(), format="ffmpeg", **self._options)
             self._frames = 0
         for frame in frames:
             self._writer.append_data(frame)
-        start, self._frames = self._frames, self._frames + len(frames)
-        times = {"from_timestamp": start / self._fps, "to_timestamp": self._frames / self._fps}
-        prefix = f"videos/{self._key}"
-        return {**_place(prefix, self._number), **{f"{prefix}/{name}": time for name, time in times.items()}}
-
-    def close(self) -> None:
-        """Ends the video that is open."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        begin, self._frames = self._frames, self._frames + len(frames)
+        times = {"from_timestamp": begin / self._fps, "to_timestamp": self._frames / self._fps}
+        return _place(self._place, self._number) | {f"{self._place}/{name}": time for name, time in times.items()}
 
 
-def _place(prefix: str, number: int) -> dict[str, int]:
+def _place(prefix: str, number: int) -> dict[str, Any]:
     """Columns that say in which file an episode is."""
     chunk, file = divmod(number, lerobot.FILES_PER_CHUNK)
     return {f"{prefix}/chunk_index": chunk, f"{prefix}/file_index": file}
@@ -305,11 +303,6 @@ def _measures(statistics: RunningStatistics, rows: int, name: str) -> dict[str, 
     if name.startswith(lerobot.IMAGES):
         measures = {measure: [[[value]] for value in values] for measure, values in measures.items()}
     return {**measures, "count": [rows]}
-
-
-def _plain(value: Any) -> Any:
-    """A value of an HDF5 attribute as JSON has it."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _tasks_table(tasks: dict[str, int]) -> Any:

@@ -126,7 +126,7 @@ class LeRobotFolder:
         """Rows of the table of episodes of v3.0, or why some cannot be read."""
         for path in sorted((self.folder / "meta/episodes").rglob("*.parquet")):
             try:
-                yield from Table(inside(self.folder, str(path.relative_to(self.folder)))).records(dict)
+                yield from Table(inside(self.folder, str(path.relative_to(self.folder)))).records()
             except UserError as error:
                 yield error
 
@@ -152,7 +152,7 @@ class LeRobotFolder:
         """Instructions by the index that rows have."""
         where = f"the table of tasks of {self.folder}"
         tasks: dict[int, str] = {}
-        for row in self._lines("tasks") if self._is_v2 else Table(inside(self.folder, lerobot.TASKS)).records(dict):
+        for row in self._lines("tasks") if self._is_v2 else Table(inside(self.folder, lerobot.TASKS)).records():
             if isinstance(row, UserError):
                 raise row
             number = whole_number(row.get("task_index"), f"task_index in {where}")

@@ -16,7 +16,7 @@ from par_agent.data.conventions import joint_targets
 from par_agent.data.lerobot_features import CONTROL_MODES, Feature, Keys, LeRobotRequest, choose_keys
 from par_agent.data.lerobot_folder import LeRobotFolder, whole_number
 from par_agent.data.render_spec import RenderSpec, wordings
-from par_agent.data.selection import Selection, format_numbers, parse_numbers, select
+from par_agent.data.selection import format_numbers, select
 from par_agent.data.tables import Table
 from par_agent.errors import UserError, user_errors
 from par_agent.policy.transforms import crop_and_resize
@@ -97,17 +97,14 @@ def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
     def read(number: int) -> EpisodeRows:
         return read_rows(source, keys, request, number)
 
-    selection = Selection(
-        None if request.episodes is None else parse_numbers(request.episodes),
-        include_failures=request.include_failures,
-        skip_corrupt=request.skip_corrupt,
-    )
     taken = select(
         str(source.folder),
         list(source.records),
-        selection,
+        request.episodes,
         lambda number: read(number).succeeded,
         lambda number: survey.add(read(number), keys),
+        include_failures=request.include_failures,
+        skip_corrupt=request.skip_corrupt,
     )
     mode = _control_mode(source, request, keys, follows=survey.misses <= survey.spread)
     spec = _spec(source, request, keys, taken, survey.instructions)

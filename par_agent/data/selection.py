@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -44,40 +43,30 @@ def format_numbers(numbers: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which episodes of a source to take."""
-
-    numbers: tuple[int, ...] | None = None
-    """Episode numbers, in the order in which they are taken; None: all."""
-    limit: int | None = None
-    """How many to take, the first ones; None: all."""
-    include_failures: bool = False
-    """Whether to take also episodes that did not succeed."""
-    skip_corrupt: bool = False
-    """Whether to leave out those that cannot be used, instead of ending with an error."""
-
-
 def select(
     source: str,
     available: Sequence[int],
-    selection: Selection,
+    episodes: str | None,
     succeeded: Callable[[int], bool | None],
     check: Callable[[int], None],
+    *,
+    limit: int | None = None,
+    include_failures: bool = False,
+    skip_corrupt: bool = False,
 ) -> tuple[int, ...]:
     """Numbers of the episodes to take; says what was left out.
 
     Args:
         source: name of the source, for messages.
         available: numbers of its episodes, in their order.
-        selection: what the user wants.
+        episodes: numbers of those that are wanted, as :func:`parse_numbers` reads them; None: all.
         succeeded: tells whether an episode ended in success; None: it is not known, and the episode is taken.
         check: raises a UserError for an episode that cannot be used.
-
-    Raises:
-        UserError: an episode that does not exist or cannot be used, fewer than asked for, or none at all.
+        limit: how many to take, the first ones; fewer are an error. None: all.
+        include_failures: takes also episodes that did not succeed.
+        skip_corrupt: leaves out those that cannot be used, instead of ending with an error.
     """
-    wanted = tuple(available) if selection.numbers is None else selection.numbers
+    wanted = tuple(available) if episodes is None else parse_numbers(episodes)
     if absent := sorted(set(wanted) - set(available)):
         raise UserError(
             f"{source} has no episode {format_numbers(absent)}; it has {format_numbers(available) or 'none at all'}"
@@ -86,15 +75,15 @@ def select(
     failed, unusable = 0, 0
     with tqdm(wanted, desc="check episodes", unit="episode", leave=False) as progress:
         for number in progress:
-            if selection.limit is not None and len(taken) == selection.limit:
+            if limit is not None and len(taken) == limit:
                 break
             try:
-                if not selection.include_failures and succeeded(number) is False:
+                if not include_failures and succeeded(number) is False:
                     failed += 1
                     continue
                 check(number)
             except UserError as error:
-                if not selection.skip_corrupt:
+                if not skip_corrupt:
                     raise UserError(f"{error}; or leave such episodes out: --skip-corrupt") from None
                 progress.write(f"left out: {error}")
                 unusable += 1
@@ -103,9 +92,9 @@ def select(
     seen = len(taken) + failed + unusable
     notes = [f"left out {failed} of {seen} episodes that did not succeed; --include-failures keeps them"] * (failed > 0)
     notes += [f"left out {unusable} of {seen} episodes that cannot be used"] * (unusable > 0)
-    if selection.limit is not None and len(taken) < selection.limit:
+    if limit is not None and len(taken) < limit:
         reasons = "".join(f" ({note})" for note in notes)
-        raise UserError(f"--num {selection.limit} asks for more episodes than the {len(taken)} in {source}{reasons}")
+        raise UserError(f"--num {limit} asks for more episodes than the {len(taken)} in {source}{reasons}")
     if not taken:
         raise UserError(f"no episode of {source} is left: {'; '.join(notes) or 'it holds none'}")
     for note in notes:

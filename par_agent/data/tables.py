@@ -69,13 +69,17 @@ class Table:
         with self._named_faults(column):
             found = self._table[column]
             values: list[Any] = (found if rows is None else found.take(rows.tolist())).to_pylist()
-        return self._checked(column, values, kind)
+        try:
+            check(column, values, list[kind])
+        except UserError as error:
+            raise self.damaged(str(error)) from None
+        return values
 
-    def records(self, kind: Any) -> list[dict[str, Any]]:
-        """All rows as objects, each of a kind as :func:`par_agent.utils.json_fields.check` knows them."""
+    def records(self) -> list[dict[str, Any]]:
+        """All rows as objects."""
         with self._named_faults():
             rows: list[dict[str, Any]] = self._table.to_pylist()
-        return self._checked("row", rows, kind)
+        return rows
 
     def matrix(self, column: str, *, truths: bool = False) -> np.ndarray:
         """A column of numbers, or of lists of as many of them, as (K, n) float32, all finite.
@@ -107,13 +111,6 @@ class Table:
         if not np.isfinite(values).all():
             row = int(np.argmin(np.isfinite(values).all(1)))
             raise self.damaged(f"row {row} of {column} holds NaN, infinity or a number too large for float32")
-        return values
-
-    def _checked(self, name: str, values: list[Any], kind: Any) -> list[Any]:
-        try:
-            check(name, values, list[kind])
-        except UserError as error:
-            raise self.damaged(str(error)) from None
         return values
 
     def _named_faults(self, column: str = "") -> AbstractContextManager[None]:

@@ -14,15 +14,13 @@ import struct
 import uuid
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
 import numpy as np
 
 from par_agent.errors import UserError, reader_faults
 from par_agent.utils.files import check_file
-
-if TYPE_CHECKING:
-    import h5py
 
 FLOATS = (np.float32, np.float64)
 """Types of real numbers that files of others may hold."""
@@ -42,8 +40,6 @@ Shape = tuple[int | None, ...]
 
 def open_in_memory() -> h5py.File:
     """A new, empty HDF5 file that never touches the disk; all but the values of its arrays will have checksums."""
-    import h5py
-
     # HDF5 takes two open files of one name for the same file. The format of version 1.8 has no checksums.
     name, format = f"in-memory-{uuid.uuid4()}.h5", ("v110", "v110")
     return h5py.File(name, "w", driver="core", backing_store=False, libver=format)
@@ -70,19 +66,11 @@ def number_fault(values: np.ndarray) -> str | None:
 class HDF5Reader:
     """An HDF5 file that is open for reading. Use it as a context manager, or close it.
 
-    Every method raises a UserError that names the file, the entry, what was found and what is expected.
-
-    Args:
-        path: the file.
-        advice: what the user can do where it is damaged; ends the messages.
-
-    Raises:
-        UserError: it is missing, no HDF5 file, or damaged.
+    What is missing or damaged is a UserError that names the file, the entry, what was found and what is expected, and
+    ends with ``advice``, what the user can do.
     """
 
     def __init__(self, path: Path | str, advice: str = "copy or make it again") -> None:
-        import h5py
-
         self.path, self._advice = Path(path), advice
         check_file(self.path)
         with self._named_faults():
@@ -109,15 +97,11 @@ class HDF5Reader:
 
     def is_group(self, name: str) -> bool:
         """Whether ``name`` is a group, and no array."""
-        import h5py
-
         with self._named_faults(name):
             return isinstance(self._find(name), h5py.Group)
 
     def names(self, group: str = "") -> list[str]:
         """Names in a group, sorted; of the whole file if none is given."""
-        import h5py
-
         with self._named_faults(group):
             found = self._find(group)
             if not isinstance(found, h5py.Group):
@@ -133,13 +117,7 @@ class HDF5Reader:
             return found
 
     def array(
-        self,
-        name: str,
-        dtype: Any,
-        shape: Shape | None,
-        *,
-        rows: np.ndarray | None = None,
-        finite: bool = True,
+        self, name: str, dtype: Any, shape: Shape | None, *, rows: np.ndarray | None = None, finite: bool = True
     ) -> np.ndarray:
         """Reads an array.
 
@@ -173,8 +151,6 @@ class HDF5Reader:
 
     def _find(self, name: str) -> h5py.Group | h5py.Dataset | None:
         """The group or array of a name, or None. Links are refused."""
-        import h5py
-
         found = self._file["/"]
         for part in filter(None, name.split("/")):
             if not isinstance(found, h5py.Group) or not found.id.links.exists(part.encode()):
@@ -186,13 +162,14 @@ class HDF5Reader:
 
     def _checked(self, name: str, dtype: Any, shape: Shape | None) -> h5py.Dataset:
         """The array of a name, after its type, shape and storage were checked."""
-        import h5py
-
         found = self._find(name)
         if not isinstance(found, h5py.Dataset):
             raise self.damaged(f"{name} is {'missing' if found is None else 'no array'}; expected an array")
-        if dtype is not None:
-            self._check_type(found, name, dtype if isinstance(dtype, tuple) else (dtype,))
+        allowed = () if dtype is None else dtype if isinstance(dtype, tuple) else (dtype,)
+        stored = found.id.get_type()
+        if allowed and not any(stored == h5py.h5t.py_create(np.dtype(kind), logical=True) for kind in allowed):
+            wanted = " or ".join(str(np.dtype(kind)) for kind in allowed)
+            raise self.damaged(f"{name} is stored as {found.dtype}; expected {wanted}")
         given = found.shape or ()
         shape = (None,) * len(given) if shape is None else shape
         if len(given) != len(shape) or any(n not in (None, size) for n, size in zip(shape, given, strict=True)):
@@ -200,14 +177,6 @@ class HDF5Reader:
             raise self.damaged(f"{name} has the shape {found.shape}; expected ({wanted})")
         self._check_storage(found, name)
         return found
-
-    def _check_type(self, dataset: h5py.Dataset, name: str, allowed: tuple[Any, ...]) -> None:
-        import h5py
-
-        stored = dataset.id.get_type()
-        if not any(stored == h5py.h5t.py_create(np.dtype(kind), logical=True) for kind in allowed):
-            wanted = " or ".join(str(np.dtype(kind)) for kind in allowed)
-            raise self.damaged(f"{name} is stored as {dataset.dtype}; expected {wanted}")
 
     def _check_storage(self, dataset: h5py.Dataset, name: str) -> None:
         """Checks that an array lies in this file, is complete, and claims no more bytes than compression explains."""
