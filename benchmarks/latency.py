@@ -186,7 +186,7 @@ def cases(config: LatencyConfig, model: PARModel, batch: int) -> list[Case]:
         drawing = GenerationConfig(config.mask_steps, steps, 1.0)
 
         def with_frame(model: PARModel, inputs: Inputs) -> None:
-            model.sample_frame(act(model, inputs), NoNoise(inputs.start.device), drawing)
+            model.sample_frame(act(model, inputs), inputs.newest.latents[:, 0], NoNoise(inputs.start.device), drawing)
 
         size = sets * (weights(model.nova.image_encoder) + steps * weights(model.nova.image_decoder))
         found.append(Case("act, cached, and next frame", with_frame, temporal + cache + head + size, slow=True))

@@ -118,7 +118,8 @@ def test_regression_has_one_answer_for_actions_and_frames() -> None:
     first, second = (model.sample_actions(z, torch.randn(2, LENGTH, SIZE), 4) for _ in range(2))
     assert torch.equal(first, second) and first.shape == (2, LENGTH, SIZE)
     z_frame = torch.randn(2, model.frame_tokens, 32)
-    frames = [model.sample_frame(z_frame, RandomNoise(torch.Generator().manual_seed(seed))) for seed in (0, 1)]
+    last, sources = torch.randn(2, 2, 8, 8), [RandomNoise(torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    frames = [model.sample_frame(z_frame, last, source) for source in sources]
     assert torch.equal(*frames) and frames[0].shape == (2, 2, 8, 8)
 
 

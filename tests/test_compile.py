@@ -74,7 +74,8 @@ def test_the_frame_loss(model: PARModel) -> None:
     latents, z = torch.randn(2, 2, 8, 8), torch.randn(2, model.frame_tokens, 32, requires_grad=True)
 
     def loss(condition: Tensor) -> Tensor:
-        return frame_errors(model.nova, latents, condition, known, process, noise, index)[0].sum()
+        z = model.nova.encode_frame(latents, condition, known)
+        return frame_errors(model.nova, latents, z, known, process, noise, index)[0].sum()
 
     total = compiled(loss)(z)
     close(total, loss(z))

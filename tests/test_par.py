@@ -206,7 +206,9 @@ def test_frames_are_sampled_from_conditions(nova_layout: bool) -> None:
     model, features, inputs = tiny_model(nova_layout), tiny_features(2), tiny_inputs(2, 1)
     z_frame, _ = model(features, inputs, numbers(2, 1))
     config = GenerationConfig(mask_steps=2, diffusion_steps=2, guidance=1.0)
-    frame = model.sample_frame(z_frame[:, 0], RandomNoise(torch.Generator().manual_seed(0)), config)
+    frame = model.sample_frame(
+        z_frame[:, 0], inputs.latents[:, 0], RandomNoise(torch.Generator().manual_seed(0)), config
+    )
     assert frame.shape == (2, 2, 8, 8) and frame.isfinite().all()
 
 

@@ -17,6 +17,7 @@ from par_agent.baselines.common import History
 from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import normal_rows
 from par_agent.policy.chunk_policy import ChunkPolicy, Episodes
+from par_agent.policy.frames import Frames
 from par_agent.policy.instructions import Instructions
 from par_agent.policy.rows import row_generator
 from par_agent.tasks import TaskSpec
@@ -123,9 +124,9 @@ class BaselinePolicy(ChunkPolicy[_State]):
         if self._state is not None:
             self._state.seen[rows] = 0
 
-    def _plan(self, state: _State, latents: Tensor, positions: Tensor, rows: Tensor) -> None:
+    def _plan(self, state: _State, frames: Frames, positions: Tensor, rows: Tensor) -> None:
         config = self.model.config
-        tokens = self.model.stem(latents[:, None], self.transforms.normalise_proprioception(positions)[:, None])
+        tokens = self.model.stem(frames.latents[:, None], self.transforms.normalise_proprioception(positions)[:, None])
         state.tokens[rows] = torch.cat([state.tokens[rows, 1:], tokens], 1)
         state.past_actions[rows] = torch.cat([state.past_actions[rows, 1:], state.chunk[rows, None]], 1)
         state.seen[rows] += 1

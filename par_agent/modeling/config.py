@@ -56,6 +56,9 @@ class DiffusionConfig:
     """Flow matching only: shift of the noise levels towards noise."""
     steps_offset: int = 1
     """DDPM only: what is added to every sampling time, 1 in NOVA's released video model."""
+    preconditioned: bool = False
+    """Flow matching only: the network predicts what the noised sample leaves open, scaled to unit variance, and all
+    noise levels weigh the same (Karras et al. 2022). The noise itself need not pass through the network."""
 
     def __post_init__(self) -> None:
         check_sizes(self, "train_steps")
@@ -65,6 +68,8 @@ class DiffusionConfig:
             raise ValueError(f"DiffusionConfig.steps_offset is {self.steps_offset}; allowed: 0, 1")
         if self.shift <= 0:
             raise ValueError(f"DiffusionConfig.shift is {self.shift}; it must be above 0")
+        if self.preconditioned and self.kind != "flow":
+            raise ValueError("DiffusionConfig.preconditioned goes with kind 'flow' only")
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,9 @@ class NOVAConfig:
     """Rank of the scaling-and-shift layer on frame conditions; negative: full rank; None: no such layer."""
     stem_widths: tuple[int, ...] = ()
     """Widths of a convolutional stem before the patch embedding, all but the first halving the resolution."""
+    reads_last_frame: bool = False
+    """The spatial encoder also reads the frame before the one that is drawn, and tells where the two differ. The
+    condition tokens then need not carry what stays the same."""
     diffusion: DiffusionConfig = DiffusionConfig("ddpm")
     """Noise process of the frame de-tokenizer."""
 
@@ -292,4 +300,4 @@ class PARConfig:
             raise UserError(
                 f"this configuration has format version {version}; this package reads {CONFIG_VERSION}: {advice}"
             )
-        return build(cls, content, added=())
+        return build(cls, content, added=("reads_last_frame", "preconditioned"))

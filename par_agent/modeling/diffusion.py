@@ -63,6 +63,7 @@ class NoiseProcess:
 
     Args:
         scheduler: ``FlowMatchEulerDiscreteScheduler``, or ``DDPMScheduler`` with noise prediction and without clipping.
+        preconditioned: see :class:`DiffusionConfig`; flow matching only.
 
     Raises:
         ValueError: another scheduler.
@@ -70,7 +71,7 @@ class NoiseProcess:
 
     kind: Literal["flow", "ddpm"]
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, preconditioned: bool = False) -> None:
         name = type(scheduler).__name__
         if name not in ("FlowMatchEulerDiscreteScheduler", "DDPMScheduler"):
             raise ValueError(f"{name} is not known; expected FlowMatchEulerDiscreteScheduler or DDPMScheduler")
@@ -83,6 +84,7 @@ class NoiseProcess:
                 "without clipping"
             )
         self.train_steps: int = config.num_train_timesteps
+        self.preconditioned = preconditioned
         self._scheduler = scheduler
         self._samplers: dict[int, Sampler] = {}
         table = scheduler.alphas_cumprod if self.kind == "ddpm" else scheduler.sigmas
@@ -117,6 +119,38 @@ class NoiseProcess:
             return Noised(signal * clean + sigma * noise, index.float(), noise)
         sigma = level[..., None].to(clean)
         return Noised(sigma * noise + (1 - sigma) * clean, self.train_steps * level, noise - clean)
+
+    def complete(self, sample: Tensor, time: Tensor, output: Tensor) -> Tensor:
+        """The prediction of :attr:`Noised.target` from noised samples (B, ..., size), times (B, ...) and the network's
+        output.
+
+        It is the output itself, unless the process is preconditioned (Karras et al. 2022, table 1): for clean samples
+        of unit variance, the output then is the scaled error of the best linear prediction from the sample.
+        """
+        if not self.preconditioned:
+            return output
+        level = self._levels(time, sample)
+        scale = self._scale(level)
+        return (2 * level - 1) * scale.square() * sample + scale * output.to(sample)
+
+    def network_input(self, sample: Tensor, time: Tensor) -> Tensor:
+        """Noised samples (B, ..., size) as the network reads them: scaled to unit variance if preconditioned."""
+        return sample * self._scale(self._levels(time, sample)) if self.preconditioned else sample
+
+    def error_weights(self, time: Tensor) -> Tensor:
+        """Weights of squared errors at times (...), float32: those of the network's own output if preconditioned."""
+        if not self.preconditioned:
+            return torch.ones_like(time)
+        return self._scale(time / self.train_steps) ** -2
+
+    def _levels(self, time: Tensor, sample: Tensor) -> Tensor:
+        """Noise levels in the sample's type, with as many dimensions."""
+        return (time / self.train_steps)[(..., *[None] * (sample.ndim - time.ndim))].to(sample)
+
+    @staticmethod
+    def _scale(level: Tensor) -> Tensor:
+        """One over the standard deviation of a noised sample of unit variance."""
+        return (level.square() + (1 - level).square()).rsqrt()
 
     def sampler(self, steps: int) -> Sampler:
         """The reverse process in ``steps`` steps; made once, since making its tables can take longer than using them.
@@ -170,7 +204,8 @@ def noise_process(config: DiffusionConfig) -> NoiseProcess:
             )
 
             return NoiseProcess(
-                FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.train_steps, shift=config.shift)
+                FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.train_steps, shift=config.shift),
+                config.preconditioned,
             )
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 

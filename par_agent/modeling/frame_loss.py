@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from par_agent.modeling.diffusion import Noised, NoiseProcess, noise_process
 from par_agent.modeling.nova.model import NOVA
@@ -12,6 +13,8 @@ from par_agent.modeling.random_numbers import normal, orders, permutation, unifo
 from par_agent.utils.device import moved
 
 WEIGHT_EPS = 1e-5
+MOTION_WEIGHT = 0.3
+"""Weight of the cross entropy of where frames differ."""
 
 
 def frame_loss(
@@ -21,8 +24,11 @@ def frame_loss(
     known_ids: Tensor,
     repeat: int = 4,
     generator: torch.Generator | None = None,
+    last: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error (scalar) of the predicted noise, or velocity, of masked patches.
+
+    A model that reads the frame before also learns where the two differ; the cross entropy of that is added.
 
     Args:
         nova: the model; its spatial encoder runs once, its de-tokenizer ``repeat`` times as many rows.
@@ -31,18 +37,25 @@ def frame_loss(
         known_ids: (B, k) int64 patches that are given; the loss is over all others.
         repeat: draws of noise and time per condition (``R``).
         generator: source of random numbers.
+        last: (B, C, h, w) the frames before, for models that read them.
     """
     process = noise_process(nova.config.diffusion)
     shape = (repeat * len(latents), nova.config.image_tokens, nova.patch_size)
     noise = normal(shape, latents.device, generator)
     index = process.draw_index(shape[:2], generator, latents.device)
-    return frame_errors(nova, latents, condition, known_ids, process, noise, index)[0].sum()
+    z = nova.encode_frame(latents, condition, known_ids, last)
+    loss = frame_errors(nova, latents, z, known_ids, process, noise, index)[0].sum()
+    if last is None or nova.image_encoder.motion is None:
+        return loss
+    masked = ~nova.known_mask(known_ids)
+    logits, moved_patches = nova.image_encoder.motion(z)[..., 0][masked], nova.moving(last, latents)[masked]
+    return loss + MOTION_WEIGHT * binary_cross_entropy_with_logits(logits.float(), moved_patches.float())
 
 
 def frame_errors(
     nova: NOVA,
     latents: Tensor,
-    condition: Tensor,
+    z: Tensor,
     known_ids: Tensor,
     process: NoiseProcess,
     noise: Tensor,
@@ -51,17 +64,17 @@ def frame_errors(
     """Squared errors (R B, M) that add up to the loss, the noised patches, and what was predicted (R B, M, p p C).
 
     Args:
-        nova, latents, condition, known_ids: see :func:`frame_loss`.
+        nova, latents, known_ids: see :func:`frame_loss`.
+        z: (B, M, D) outputs of the spatial encoder.
         process: noise process.
         noise: (R B, M, p p C) N(0, 1) in patch vector order.
         index: (R B, M) int64 training times.
     """
     repeat = len(noise) // len(latents)
-    z = nova.encode_frame(latents, condition, known_ids).repeat(repeat, 1, 1)
     clean = nova.patchify(latents).repeat(repeat, 1, 1)
     noised = process.noised(clean, noise.to(clean), index)
-    prediction = nova.image_decoder(noised.x, noised.time, z)
-    errors = (prediction.float() - noised.target.float()).square().mean(-1)
+    prediction = nova.predict_noise(process, noised.x, noised.time, z.repeat(repeat, 1, 1))
+    errors = (prediction.float() - noised.target.float()).square().mean(-1) * process.error_weights(noised.time)
     weights = (~nova.known_mask(known_ids)).float().repeat(repeat, 1)
     return errors * weights / (weights.sum() + WEIGHT_EPS), noised, prediction
 

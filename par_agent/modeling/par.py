@@ -241,7 +241,7 @@ class PARModel(nn.Module):
         """
         z_frame, z_action = self(features, inputs, steps, context)
         action = self._action_loss(z_action, targets, generator)
-        frame = self._frame_loss(z_frame, targets, frame_fraction, generator)
+        frame = self._frame_loss(z_frame, inputs, targets, frame_fraction, generator)
         return PARLoss(action + frame, action, frame)
 
     def _action_loss(self, z_action: Tensor, targets: Targets, generator: torch.Generator | None) -> Tensor:
@@ -261,7 +261,12 @@ class PARModel(nn.Module):
         )
 
     def _frame_loss(
-        self, z_frame: Tensor, targets: Targets, fraction: float, generator: torch.Generator | None
+        self,
+        z_frame: Tensor,
+        inputs: PhysicalTokens,
+        targets: Targets,
+        fraction: float,
+        generator: torch.Generator | None,
     ) -> Tensor:
         if targets.latents is None or targets.frame_weights is None or not self.config.imagination:
             return z_frame.new_zeros(())
@@ -270,13 +275,13 @@ class PARModel(nn.Module):
             return z_frame.new_zeros(())
         latents = targets.latents.flatten(0, 1)[chosen].to(self.nova.dtype)
         known = draw_known_patches(len(chosen), self.config.nova.image_tokens, generator, chosen.device)
-        condition = z_frame.flatten(0, 1)[chosen]
+        condition, last = z_frame.flatten(0, 1)[chosen], inputs.latents.flatten(0, 1)[chosen]
         if self.frame_regression is not None:
-            prediction = self.frame_regression(self.nova.encode_frame(latents, condition, known))
+            prediction = self.frame_regression(self.nova.encode_frame(latents, condition, known, last))
             masked = (~self.nova.known_mask(known)).float()
             return regression_loss(prediction, self.nova.patchify(latents), masked)
         repeat = self.config.noise_samples
-        return frame_loss(self.nova, latents, condition, known, repeat, generator)
+        return frame_loss(self.nova, latents, condition, known, repeat, generator, last)
 
     # --- inference ------------------------------------------------------------------------------------------------
 
@@ -326,11 +331,14 @@ class PARModel(nn.Module):
         targets = sample_actions(self.action_detokenizer, z_action, reverse, start, generator)  # (B, L + K, A)
         return targets[:, : self.config.action.chunk_length]
 
-    def sample_frame(self, z_frame: Tensor, noise: NoiseSource, config: GenerationConfig | None = None) -> Tensor:
+    def sample_frame(
+        self, z_frame: Tensor, last: Tensor, noise: NoiseSource, config: GenerationConfig | None = None
+    ) -> Tensor:
         """Draws scaled latents (B, C, h, w) of the next frames from conditions (B, F, D).
 
         Args:
             z_frame: from :meth:`forward` or :meth:`step`.
+            last: (B, C, h, w) scaled latents of the frames before, which were read last.
             noise: random numbers.
             config: numbers of steps, without guidance; None: the model's own. Not used by a model with regression
                 de-tokenizers.
@@ -345,9 +353,20 @@ class PARModel(nn.Module):
         if self.frame_regression is not None:
             nothing = torch.zeros(len(z_frame), 0, dtype=torch.long, device=z_frame.device)
             blank = z_frame.new_zeros(len(z_frame), self.config.nova.latent_channels, *self.config.nova.latent_size)
-            return self.nova.unpatchify(self.frame_regression(self.nova.encode_frame(blank, z_frame, nothing)))
+            return self.nova.unpatchify(self.frame_regression(self.nova.encode_frame(blank, z_frame, nothing, last)))
         config = config or self.config.generation
         if config.guided:
             raise ValueError(f"guidance is {config.guidance}; frames of a rollout are drawn without: set it to 1")
         order = noise.order(len(z_frame), self.config.nova.image_tokens)
-        return generate_frame(self.nova, z_frame, noise, order, config)
+        return generate_frame(self.nova, z_frame, noise, order, config, last=last)
+
+    def motion(self, z_frame: Tensor, last: Tensor) -> Tensor | None:
+        """Probabilities (B, rows, columns) float32 that patches of the next frame differ from the last one's.
+
+        See :meth:`sample_frame` for the arguments. None: the model's spatial encoder does not read the last frame.
+        """
+        if not self.config.imagination or self.nova.image_encoder.motion is None:
+            return None
+        nothing = torch.zeros(len(z_frame), 0, dtype=torch.long, device=z_frame.device)
+        logits = self.nova.image_encoder.motion(self.nova.encode_frame(last, z_frame, nothing, last))
+        return logits[..., 0].float().sigmoid().unflatten(1, self.config.nova.image_grid)

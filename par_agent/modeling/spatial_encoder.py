@@ -25,12 +25,16 @@ class SpatialEncoder(nn.Module):
     """Reads the condition of a frame and its known patches; its outputs condition the de-tokenizer at the masked ones.
 
     The first half of the blocks sees the condition and the known tokens only, the second half the whole frame, in which
-    masked patches hold the mask token.
+    masked patches hold the mask token. With ``reads_last_frame`` the patches of the frame before are added to every
+    patch, and again to the outputs.
     """
 
-    def __init__(self, config: EncoderConfig, channels: int, patch: int) -> None:
+    def __init__(self, config: EncoderConfig, channels: int, patch: int, reads_last_frame: bool = False) -> None:
         super().__init__()
         self.recompute = False
+        self.last_embed = PatchEmbedding(channels, patch, config.width) if reads_last_frame else None
+        self.last_output = PatchEmbedding(channels, patch, config.width) if reads_last_frame else None
+        self.motion = nn.Linear(config.width, 1) if reads_last_frame else None
         self.patch_embed = PatchEmbedding(channels, patch, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
@@ -41,6 +45,7 @@ class SpatialEncoder(nn.Module):
         condition: Tensor,
         known_ids: Tensor,
         rotation: Rotation | None = None,
+        last: Tensor | None = None,
     ) -> Tensor:
         """Outputs (B, M, D).
 
@@ -49,7 +54,10 @@ class SpatialEncoder(nn.Module):
             condition: (B, F, D) condition tokens of the frame.
             known_ids: (B, k) int64, known patches; their order matters for nothing but rotary positions.
             rotation: cosines and sines (M, head_dim / 2) of the patches' rotary positions.
+            last: (B, C, h, w) latents of the frame before; needed by an encoder that reads it.
         """
+        if self.last_embed is not None:
+            x = x + self.last_embed(last)
         prefix, half = condition.shape[1], len(self.blocks) // 2
         first, second = _rotations(rotation, prefix, known_ids)
         sequence = torch.cat([condition, gather_tokens(x, known_ids)], 1)
@@ -57,7 +65,8 @@ class SpatialEncoder(nn.Module):
         x = scatter_tokens(x, known_ids, sequence[:, prefix:])
         sequence = torch.cat([sequence[:, :prefix], x], 1)
         sequence = run_blocks(self.blocks[half:], sequence, None, second, self.recompute)
-        return self.norm(sequence)[:, prefix:]
+        outputs = self.norm(sequence)[:, prefix:]
+        return outputs if self.last_output is None else outputs + self.last_output(last)
 
 
 def _rotations(rotation: Rotation | None, prefix: int, ids: Tensor) -> tuple[Rotation | None, Rotation | None]:

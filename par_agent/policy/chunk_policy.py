@@ -15,6 +15,7 @@ from torch import Tensor
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.random_numbers import integers
 from par_agent.modeling.vae.frame_encoder import FrameEncoder
+from par_agent.policy.frames import Frames
 from par_agent.policy.observations import camera_images, check_environment, check_task, proprioception
 from par_agent.policy.rows import checked_seed, chosen_rows, row_generator
 from par_agent.policy.transforms import Transforms
@@ -122,12 +123,12 @@ class ChunkPolicy(abc.ABC, Generic[State]):
         """Episodes before their first frame."""
 
     @abc.abstractmethod
-    def _plan(self, state: State, latents: Tensor, positions: Tensor, rows: Tensor) -> None:
+    def _plan(self, state: State, frames: Frames, positions: Tensor, rows: Tensor) -> None:
         """Reads one frame of some rows and plans their next chunks; no other row changes.
 
         Args:
             state: of all rows.
-            latents: (k, C, h, w) scaled latents of the rows' frames.
+            frames: those of the rows.
             positions: (k, P) proprioception measured with them, radians for joints.
             rows: (k,) int64, ascending.
         """
@@ -145,14 +146,14 @@ class ChunkPolicy(abc.ABC, Generic[State]):
 
     def _read(self, state: State, obs: dict[str, Any], positions: Tensor, rows: Tensor) -> None:
         """Looks at the frames of ``rows`` (k,) and plans; ``positions`` (B, P) are those of all rows."""
-        self._plan(state, self._latents(obs, len(positions), rows), positions[rows], rows)
+        self._plan(state, self._frames(obs, len(positions), rows), positions[rows], rows)
 
-    def _latents(self, obs: dict[str, Any], batch: int, rows: Tensor) -> Tensor:
-        """Scaled latents (k, C, h, w) of the images of ``rows`` (k,)."""
+    def _frames(self, obs: dict[str, Any], batch: int, rows: Tensor) -> Frames:
+        """The frames of ``rows`` (k,)."""
         images = camera_images(obs, self.transforms.camera, batch)[rows.to("cpu")]
         frames = self.transforms.frames(images).to(self.device)
         with user_errors():
-            return self.encoder.encode(frames)
+            return Frames(frames, self.encoder.encode(frames))
 
     def _rows(self, env_idx: Any, count: int | None = None) -> Tensor | None:
         """Rows (k,) int64 that ``env_idx`` names, None: all; ``count``: environments that are known before a frame."""

@@ -1,7 +1,7 @@
 """The state of a batch of episodes, and what a policy intends in them.
 
 Letters: B environments, L actions a chunk, A numbers per action, P joint positions, F frame tokens, D width, H x W
-pixels a frame.
+pixels a frame, C latent channels of h x w.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ class EpisodeState(Episodes):
 
     stream: PARStream
     """The model's past."""
+    pixels: Tensor
+    """(B, H, W, 3) uint8 frame read last."""
+    latents: Tensor
+    """(B, C, h, w) its scaled latents."""
     positions: Tensor
     """(B, P) joint positions measured with the frame read last, radians."""
     z_frame: Tensor

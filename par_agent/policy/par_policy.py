@@ -21,6 +21,7 @@ from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.policy.chunk_policy import ChunkPolicy, one_thread
 from par_agent.policy.episode import EpisodeState, Imagination, Plan, RowNoise
 from par_agent.policy.folders import checkpoint_folder
+from par_agent.policy.frames import Frames, next_frames
 from par_agent.policy.instructions import Instructions
 from par_agent.policy.observations import proprioception
 from par_agent.policy.rows import row_generator
@@ -199,7 +200,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         if not frames:
             return Plan(state.queue.clone(), None)
         # The noise comes from a copy's generators: imagining from this plan begins with the same frames.
-        return Plan(state.queue.clone(), self.encoder.decode(self._next_frames(state.copy(), generation)))
+        return Plan(state.queue.clone(), self._next_frames(state.copy(), generation).pixels)
 
     @one_thread
     def imagine(self, n: int, generation: GenerationConfig | None = None) -> Imagination:
@@ -226,12 +227,12 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         state = self._last_read.copy()
         frames, chunks = [], []
         for number in range(n):
-            latents = self._next_frames(state, generation)
-            frames.append(self.encoder.decode(latents))
+            predicted = self._next_frames(state, generation)
+            frames.append(predicted.pixels)
             chunks.append(state.queue.clone())
             if number + 1 < n:
                 commanded = self.transforms.commanded_positions(state.queue, state.positions)
-                self._plan(state, latents, commanded, torch.arange(len(state.used), device=self.device))
+                self._plan(state, predicted, commanded, torch.arange(len(state.used), device=self.device))
         return Imagination(torch.stack(frames, 1), torch.stack(chunks, 1))
 
     @one_thread
@@ -240,7 +241,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         unchanged. The ablation PAR-NoAR has no transformer, hence no maps."""
         positions = proprioception(obs, self.transforms).to(self.device)
         state, rows = self._episodes(len(positions)), torch.arange(len(positions), device=self.device)
-        tokens = self._physical_tokens(state, self._latents(obs, len(positions), rows), positions, rows)
+        tokens = self._physical_tokens(state, self._frames(obs, len(positions), rows), positions, rows)
         with user_errors():
             return step_attention(self.checkpoint.model, state.stream, tokens)
 
@@ -249,6 +250,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
     def _begin(self, batch: int) -> EpisodeState:
         model, features = self.checkpoint.model, list(self._instructions.for_rows(batch).features)
         action, width = model.config.action, model.config.nova.video_encoder.width
+        latent_size = model.config.nova.latent_size
         zeros = functools.partial(torch.zeros, dtype=torch.float32, device=self.device)
         return EpisodeState(
             queue=zeros(batch, action.chunk_length, action.action_size),
@@ -256,6 +258,8 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
             chunk=zeros(batch, action.chunk_length, action.action_size),
             generators=[row_generator(self._seed, row) for row in range(batch)],
             stream=model.start(features, self.inference.context),
+            pixels=zeros(batch, *(self.encoder.stride * size for size in latent_size), 3, dtype=torch.uint8),
+            latents=zeros(batch, model.config.nova.latent_channels, *latent_size),
             positions=zeros(batch, action.proprioception_size),
             z_frame=zeros(batch, model.frame_tokens, width, dtype=model.nova.dtype),
             fresh=torch.ones(batch, dtype=torch.bool, device=self.device),
@@ -265,16 +269,16 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         super()._read(state, obs, positions, rows)
         self._last_read = state
 
-    def _physical_tokens(self, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor) -> PhysicalTokens:
+    def _physical_tokens(self, state: EpisodeState, frames: Frames, positions: Tensor, rows: Tensor) -> PhysicalTokens:
         """What the model reads next; arguments as :meth:`_plan` has them."""
         known = ~state.fresh[rows] if self.inference.past_actions else torch.zeros_like(state.fresh[rows])
         normalised = self.transforms.normalise_proprioception(positions)
-        return PhysicalTokens(latents[:, None], normalised[:, None], state.chunk[rows][:, None], known[:, None])
+        return PhysicalTokens(frames.latents[:, None], normalised[:, None], state.chunk[rows][:, None], known[:, None])
 
-    def _plan(self, state: EpisodeState, latents: Tensor, positions: Tensor, rows: Tensor) -> None:
+    def _plan(self, state: EpisodeState, frames: Frames, positions: Tensor, rows: Tensor) -> None:
         """Paper section 4.2.6; nothing is planned if the model gives an action that is not finite."""
         model, action = self.checkpoint.model, self.checkpoint.model.config.action
-        tokens = self._physical_tokens(state, latents, positions, rows)
+        tokens = self._physical_tokens(state, frames, positions, rows)
         z_frame, z_action = model.step(state.stream, tokens, rows)
         start = torch.zeros(len(rows), action.targets, action.action_size, device=self.device)
         if self.inference.random_start:
@@ -289,14 +293,14 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
             )
         state.chunk[rows] = chunks
         state.queue[rows] = planned
+        state.pixels[rows], state.latents[rows] = frames.pixels, frames.latents.float()
         state.positions[rows] = positions
         state.z_frame[rows] = z_frame
         state.used[rows] = 0
         state.fresh[rows] = False
 
-    def _next_frames(self, state: EpisodeState, generation: GenerationConfig | None) -> Tensor:
-        """Draws scaled latents (B, C, h, w) of the frames after the planned chunks; the rows' generators move on."""
+    def _next_frames(self, state: EpisodeState, generation: GenerationConfig | None) -> Frames:
+        """Draws the frames after the planned chunks; the rows' generators move on."""
+        noise, last = RowNoise(state.generators, self.device), Frames(state.pixels, state.latents)
         with user_errors():
-            return self.checkpoint.model.sample_frame(
-                state.z_frame, RowNoise(state.generators, self.device), generation
-            )
+            return next_frames(self.checkpoint.model, self.encoder, state.z_frame, last, noise, generation)

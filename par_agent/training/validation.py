@@ -18,6 +18,7 @@ from par_agent.data.windows import Windows, WindowSampler, concatenate
 from par_agent.modeling.nova.generation import RandomNoise
 from par_agent.modeling.random_numbers import seeded_generator
 from par_agent.policy.checkpoint import Checkpoint
+from par_agent.policy.frames import Frames, next_frames
 from par_agent.policy.transforms import Transforms
 from par_agent.training.objective import tensors
 from par_agent.utils.image_quality import psnr
@@ -79,11 +80,11 @@ def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, a
     if policy.model.config.imagination:
         rows = torch.arange(min(MAX_FRAMES, len(windows.steps)))
         last = (windows.action_weights[rows, :, 0] > 0).sum(1) - 1
-        predicted = _frames(policy, z_frame[rows, last])
         true, still = (
             policy.encoder.decode(latents[rows, last].to(device)).cpu()
             for latents in (windows.next_latents, windows.latents)
         )
+        predicted = _frames(policy, z_frame[rows, last], windows.latents[rows, last].to(device))
         metrics |= {
             "frame_psnr": psnr(predicted, true),
             "still_psnr": psnr(still, true),
@@ -146,7 +147,7 @@ def predict_episode(
     true_frames = frames = true_actions = predicted = None
     if policy.model.config.imagination:
         shown = places[np.linspace(0, len(places) - 1, min(MAX_FRAMES, len(places))).round().astype(int)]
-        frames = _frames(policy, z_frame.flatten(0, 1)[shown]).numpy()
+        frames = _frames(policy, z_frame.flatten(0, 1)[shown], windows.latents.flatten(0, 1)[shown].to(device)).numpy()
         latents = windows.next_latents.flatten(0, 1)[shown]
         true_frames = policy.encoder.decode(latents.to(device)).cpu().numpy()
     if actions:
@@ -186,7 +187,9 @@ def _chunks(policy: Checkpoint, windows: Windows, z_action: Tensor) -> Tensor:
     return policy.transforms.denormalise_actions(drawn.unflatten(0, start.shape[:2]).cpu(), windows.proprioception)
 
 
-def _frames(policy: Checkpoint, z_frame: Tensor) -> Tensor:
-    """Predicted frames (k, H, W, 3) uint8 on the CPU, the same at every call, of conditions (k, F, D)."""
+def _frames(policy: Checkpoint, z_frame: Tensor, latents: Tensor) -> Tensor:
+    """Predicted frames (k, H, W, 3) uint8 on the CPU, the same at every call, of conditions (k, F, D) and the latents
+    (k, C, h, w) of the frames before."""
+    last = Frames(policy.encoder.decode(latents), latents)
     noise = RandomNoise(seeded_generator(0), z_frame.device)
-    return policy.encoder.decode(policy.model.sample_frame(z_frame, noise)).cpu()
+    return next_frames(policy.model, policy.encoder, z_frame, last, noise).pixels.cpu()

@@ -243,9 +243,10 @@ class Stages:
         first = self.latents[:, :, 0].repeat(2, 1, 1, 1)
         known, ids = self.known_ids[::total], self.pred_ids[::total]
         z = self.nova.encode_frame(first, condition, known.repeat(2, 1))
-        sampler = self.flow_process.sampler(self.description["steps"])
         noise = ReplayedNoise(self.inputs["denoise_cfg.noise"][None])
-        x = denoise(self.nova, z, sampler, noise, ids, self.description["cfg_scale"])
+        x = denoise(
+            self.nova, z, self.flow_process, self.description["steps"], noise, ids, self.description["cfg_scale"]
+        )
         return {"cond": condition, "z": z, "out": x[:batch]}
 
     def loss_fm(self) -> dict[str, Tensor]:
@@ -280,9 +281,9 @@ class Stages:
     # --- helpers ---
 
     def _denoise(self, process: NoiseProcess, step: Tensor | None) -> tuple[Tensor, Sampler]:
-        sampler = process.sampler(self.description["steps"])
+        steps = self.description["steps"]
         noise = ReplayedNoise(self.inputs["denoise.noise"][None], step)
-        return denoise(self.nova, self.image_outputs, sampler, noise, self.pred_ids), sampler
+        return denoise(self.nova, self.image_outputs, process, steps, noise, self.pred_ids), process.sampler(steps)
 
     def _loss(
         self, process: NoiseProcess, latents: Tensor, condition: Tensor, known_ids: Tensor, source: str = "loss"
@@ -290,7 +291,8 @@ class Stages:
         """NOVA's loss of clips, whose first frame (text to image) weighs as much as the later ones (image to image)."""
         total, frames = latents.shape[2], latents.transpose(1, 2).flatten(0, 1)
         noise, index = self.inputs[f"{source}.noise"], self.inputs[f"{source}.t_index"]
-        errors, noised, prediction = frame_errors(self.nova, frames, condition, known_ids, process, noise, index)
+        z = self.nova.encode_frame(frames, condition, known_ids)
+        errors, noised, prediction = frame_errors(self.nova, frames, z, known_ids, process, noise, index)
         results = {"x_t": self.nova.unpatchify(noised.x), "timestep": noised.time, "pred": prediction}
         if total == 1:
             return {**results, "loss": errors.sum()[None], "total": errors.sum()[None]}

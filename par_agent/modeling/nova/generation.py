@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from par_agent.modeling.config import GenerationConfig
-from par_agent.modeling.diffusion import NoiseProcess, Sampler, noise_process
+from par_agent.modeling.diffusion import NoiseProcess, noise_process
 from par_agent.modeling.nova.model import NOVA
 from par_agent.modeling.random_numbers import normal, orders
 from par_agent.modeling.spatial_encoder import gather_tokens, scatter_tokens
@@ -69,7 +69,8 @@ def guide(outputs: Tensor, guidance: float) -> Tensor:
 def denoise(
     nova: NOVA,
     z: Tensor,
-    sampler: Sampler,
+    process: NoiseProcess,
+    steps: int,
     noise: NoiseSource,
     ids: Tensor,
     guidance: float | None = None,
@@ -80,7 +81,8 @@ def denoise(
     Args:
         nova: the model.
         z: (B, M, D) spatial encoder outputs; (2 B, M, D) with guidance, the rows with prompt first.
-        sampler: steps of the reverse process.
+        process: noise process.
+        steps: denoising steps.
         noise: random numbers.
         ids: (B, n) int64, the patches to draw.
         guidance: strength; None: unguided.
@@ -91,13 +93,15 @@ def denoise(
         runs with the sample in place of the network's output, as in the published model.
     """
     copies = 1 if guidance is None else 2
+    sampler = process.sampler(steps)
     shape = (len(ids), nova.config.latent_channels, *nova.config.latent_size)
     # The network may run in a half type; the sample is kept in float32 at least.
     x = temperature * nova.patchify(noise.start(shape)).to(torch.promote_types(z.dtype, torch.float32))
     wanted = gather_tokens(z, ids.repeat(copies, 1))
     for j, time in enumerate(sampler.times):
         tokens = gather_tokens(x, ids).repeat(copies, 1, 1)
-        output = nova.image_decoder(tokens, torch.full((len(tokens),), time, device=x.device), wanted).to(x.dtype)
+        times = torch.full((len(tokens),), time, device=x.device)
+        output = nova.predict_noise(process, tokens, times, wanted).to(x.dtype)
         output = output if guidance is None else guide(output, guidance)
         fresh = temperature * nova.patchify(noise.step(shape)).to(x.dtype) if sampler.noise[j] else None
         x = sampler.step(j, x, scatter_tokens(x, ids, output), fresh)
@@ -112,6 +116,7 @@ def generate_frame(
     order: Tensor,
     config: GenerationConfig,
     process: NoiseProcess | None = None,
+    last: Tensor | None = None,
 ) -> Tensor:
     """Draws one frame (B, C, h, w) of scaled latents.
 
@@ -122,9 +127,9 @@ def generate_frame(
         order: (B, M) int64, the order in which patches are drawn.
         config: numbers of steps, guidance and temperature.
         process: noise process; None: the model's own.
+        last: (B, C, h, w) the frame before, for models that read it.
     """
     process = noise_process(nova.config.diffusion) if process is None else process
-    sampler = process.sampler(config.diffusion_steps)
     copies = 2 if config.guided else 1
     batch = len(condition) // copies
     frame = condition.new_zeros(
@@ -134,9 +139,9 @@ def generate_frame(
     for count in mask_schedule(nova.config.image_tokens, config.mask_steps):
         known, ids = order[:, :done], order[:, done : done + count]
         latents = nova.unpatchify(frame).repeat(copies, 1, 1, 1)
-        z = nova.encode_frame(latents, condition, known.repeat(copies, 1))
+        z = nova.encode_frame(latents, condition, known.repeat(copies, 1), last)
         guidance = config.guidance if config.guided else None
-        drawn = denoise(nova, z, sampler, noise, ids, guidance, config.temperature)
+        drawn = denoise(nova, z, process, config.diffusion_steps, noise, ids, guidance, config.temperature)
         frame = scatter_tokens(frame, ids, gather_tokens(drawn, ids))
         done += count
     return nova.unpatchify(frame)

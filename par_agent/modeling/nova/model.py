@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from par_agent.modeling.attention_mask import block_causal_mask
 from par_agent.modeling.config import NOVAConfig
+from par_agent.modeling.diffusion import NoiseProcess
 from par_agent.modeling.embeddings import (
     MaskEmbedding,
     MotionEmbedding,
@@ -37,6 +38,8 @@ DEFAULT_FLOW = 5.0
 """Strength of motion (optical flow) where none is given."""
 DEFAULT_FPS = 12.0
 """Frames a second where none are given."""
+MOVING = 0.25
+"""Change of a patch's latents, in their standard deviations, from which it counts as moving."""
 
 
 @dataclass
@@ -67,7 +70,9 @@ class NOVA(nn.Module):
             config.video_encoder, config.latent_channels, config.video_patch, config.mixer_rank, config.stem_widths
         )
         if image_encoder:
-            self.image_encoder = SpatialEncoder(config.image_encoder, config.latent_channels, config.image_patch)
+            self.image_encoder = SpatialEncoder(
+                config.image_encoder, config.latent_channels, config.image_patch, config.reads_last_frame
+            )
         if image_decoder:
             self.image_decoder = FrameDetokenizer(
                 config.latent_channels, config.image_patch, width, config.decoder_width, config.decoder_depth
@@ -219,14 +224,22 @@ class NOVA(nn.Module):
 
     # --- one frame ---------------------------------------------------------------------------------------------------
 
-    def encode_frame(self, latents: Tensor, condition: Tensor, known_ids: Tensor) -> Tensor:
+    def encode_frame(self, latents: Tensor, condition: Tensor, known_ids: Tensor, last: Tensor | None = None) -> Tensor:
         """Spatial encoder's outputs (B, M, D), which condition the de-tokenizer.
 
         Args:
             latents: (B, C, h, w) frames; what is not known is not looked at.
             condition: (B, F, D) condition tokens.
             known_ids: (B, k) int64 numbers of the known patches.
+            last: (B, C, h, w) the frames before; a model that does not read them ignores them.
+
+        Raises:
+            ValueError: the model reads the frame before, and it was not given.
         """
+        if self.config.reads_last_frame:
+            if last is None:
+                raise ValueError("this model reads the frame before the one that it draws: give `last`")
+            last = self.check_latents(last)
         x = self.mask_patches(latents, self.known_mask(known_ids))
         rows, columns = self.config.image_grid
         rotation = None
@@ -236,7 +249,23 @@ class NOVA(nn.Module):
             axes = (torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
             positions = torch.cartesian_prod(*axes).to(x.device)
             rotation = frame_rotation(positions, self.config.image_encoder.head_dim)
-        return self.image_encoder(x, condition, known_ids, rotation)
+        return self.image_encoder(x, condition, known_ids, rotation, last)
+
+    def predict_noise(self, process: NoiseProcess, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
+        """Noise or velocity (B, k, p p C) of noised patches.
+
+        Args:
+            process: noise process.
+            x: (B, k, p p C) noised patch vectors.
+            time: (B,) or (B, k) diffusion times.
+            z: (B, k, D) outputs of the spatial encoder.
+        """
+        return process.complete(x, time, self.image_decoder(process.network_input(x, time), time, z))
+
+    def moving(self, last: Tensor, latents: Tensor) -> Tensor:
+        """(B, M) bool, True for patches that differ between two frames (B, C, h, w): by :data:`MOVING`, root mean
+        square."""
+        return (self.patchify(latents) - self.patchify(last)).float().square().mean(-1) > MOVING**2
 
     def known_mask(self, known_ids: Tensor) -> Tensor:
         """(B, M) bool, True where a patch is among ``known_ids`` (B, k)."""

@@ -1,0 +1,55 @@
+"""Frames as the model reads and imagines them: pixels, and the latents that they stand for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from par_agent.modeling.config import GenerationConfig
+from par_agent.modeling.nova.generation import NoiseSource
+from par_agent.modeling.par import PARModel
+from par_agent.modeling.vae.frame_encoder import FrameEncoder
+
+
+class Frames(NamedTuple):
+    """One frame of each environment."""
+
+    pixels: Tensor
+    """(B, H, W, 3) uint8, cropped and resized as the model sees them."""
+    latents: Tensor
+    """(B, C, h, w) scaled latents."""
+
+
+def next_frames(
+    model: PARModel,
+    encoder: FrameEncoder,
+    z_frame: Tensor,
+    last: Frames,
+    noise: NoiseSource,
+    config: GenerationConfig | None = None,
+) -> Frames:
+    """Draws the frames that follow ``last``.
+
+    Where a model that reads the last frame expects no motion, the pixels are the last frame's: they keep detail that
+    the frame encoder loses.
+
+    Args:
+        model: predicts the latents.
+        encoder: decodes them.
+        z_frame: (B, F, D) conditions of the frames.
+        last: the frames that were read last.
+        noise: random numbers.
+        config: how frames are drawn; None: the model's own.
+
+    Raises:
+        ValueError: the model predicts no frames, or guidance was asked for.
+    """
+    latents = model.sample_frame(z_frame, last.latents, noise, config)
+    pixels = encoder.decode(latents)
+    motion = model.motion(z_frame, last.latents)
+    if motion is None:
+        return Frames(pixels, latents)
+    share = interpolate(motion[:, None], pixels.shape[1:3], mode="bilinear")[:, 0, ..., None]
+    return Frames(last.pixels.float().lerp(pixels.float(), share).round().to(pixels.dtype), latents)
