@@ -17,16 +17,12 @@ RESUMES = "the same command resumes where this one stopped"
 
 
 def run_command(program: str, command: Callable[[], int | None], resumes: bool = False) -> int:
-    """Runs a command and returns its exit status.
+    """Runs a command and returns its exit status, of which None is 0.
 
-    Args:
-        program: what error messages begin with.
-        command: returns the status; None counts as 0.
-        resumes: whether the same command goes on where it was stopped.
+    ``program`` is what error messages begin with; ``resumes``, whether the same command goes on where it was stopped.
 
-    Returns:
-        2 after bad input, 128 + n when signal n ended it (Ctrl-C: 130, SIGHUP: 129, SIGTERM: 143); 141, as by SIGPIPE,
-        when the reader of its output is gone (`par-agent info | true`), without a message.
+    The status is 2 after bad input and 128 + n when signal n ended it (Ctrl-C: 130, SIGHUP: 129, SIGTERM: 143). When
+    the reader of its output is gone (`par-agent info | true`), it is 141, as by SIGPIPE, without a message.
     """
     try:
         try:
@@ -55,12 +51,10 @@ def _run(program: str, command: Callable[[], int | None], resumes: bool) -> int:
         print(f"{program}: error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interruption:
-        number, kept = int(signal.SIGINT), None
-        if isinstance(interruption, Interrupted):
-            number, kept = interruption.number, interruption.kept
-        kept = kept or (RESUMES if resumes else None)
+        told = interruption if isinstance(interruption, Interrupted) else Interrupted(signal.SIGINT)
+        kept = told.kept or (RESUMES if resumes else None)
         print(f"\n{program}: interrupted{f'; {kept}' if kept else ''}.", file=sys.stderr)
-        return 128 + number
+        return 128 + told.number
 
 
 def _flush() -> None:

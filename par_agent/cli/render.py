@@ -20,6 +20,7 @@ from par_agent.errors import UserError
 from par_agent.jobs import DEFAULT_WORKERS, open_runner
 from par_agent.tasks import TaskSpec, find_task, get_task
 from par_agent.utils.checked import (
+    MANY,
     Checked,
     ClusterAddress,
     Count,
@@ -32,9 +33,6 @@ from par_agent.utils.checked import (
 )
 from par_agent.utils.files import claimed_folder, only_process, remove_leftovers, write_json, writing
 from par_agent.utils.interrupts import deferred_interrupts
-
-MOST_STEPS = 10**9
-"""No episode has as many control steps."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class RenderConfig(Checked):
 
     def _select(self, file: TrajectoryFile, spec: RenderSpec) -> tuple[int, ...]:
         """Numbers of the episodes to render; what is read later is checked now, of images the first and the last."""
-        looked_at = spec if self.skip_corrupt else dataclasses.replace(spec, stride=MOST_STEPS)
+        looked_at = spec if self.skip_corrupt else dataclasses.replace(spec, stride=MANY)
 
         def check(number: int) -> None:
             if spec.recorded:

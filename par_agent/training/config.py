@@ -171,7 +171,8 @@ class TrainingConfig(Checked):
 
     def describe(self) -> str:
         """All options, as they are printed when a run begins."""
-        words = [f"{name}={_short(value)}" for name, value in self.to_json().items() if name != "out"]
+        shown = {name: value for name, value in self.to_json().items() if name != "out"}
+        words = [f"{name}={' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in shown.items()]
         lines = textwrap.wrap(", ".join(words), 118, break_long_words=False, break_on_hyphens=False)
         return "\n  ".join([f"options (in {self.out / self.settings_file}):", *lines])
 
@@ -328,10 +329,6 @@ def claimed_run(out: Path, file: str, options: dict[str, Any], free: tuple[str, 
         claimed_folder(out / file, options, begun=begun, free=free),
     ):
         yield
-
-
-def _short(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 _FREE = (

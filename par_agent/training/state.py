@@ -118,15 +118,6 @@ def latest_training_state(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def saved_steps(folder: Path) -> str:
-    """Tells the user how far an interrupted run is saved."""
-    found = latest_training_state(folder)
-    if found is None:
-        return "no step is saved yet: the same command begins anew"
-    step = int(found.name.removeprefix("step_"))
-    return f"the first {step} steps are saved, and the same command goes on from there"
-
-
 class SaveClock:
     """Says when the next training state is due, and whether the process was told to end."""
 
@@ -154,18 +145,19 @@ class SaveClock:
 
 @contextlib.contextmanager
 def interruptible(folder: Path, minutes: float) -> Iterator[SaveClock]:
-    """Lets training finish the step in hand when the process is told to end.
+    """Lets training finish the step in hand when the process is told to end; :meth:`SaveClock.end` ends the block.
 
-    The clock says when ``minutes`` have passed since the last training state.
-
-    Raises:
-        Interrupted: the block called :meth:`SaveClock.end`; the message says how far the run in ``folder`` is saved.
+    The clock says when ``minutes`` have passed since the last training state in ``folder``.
     """
     with deferred_interrupts() as interrupts:
         try:
             yield SaveClock(interrupts, minutes)
         except Interrupted as interruption:
-            raise Interrupted(interruption.number, saved_steps(folder)) from None
+            kept = "no step is saved yet: the same command begins anew"
+            if (found := latest_training_state(folder)) is not None:
+                step = int(found.name.removeprefix("step_"))
+                kept = f"the first {step} steps are saved, and the same command goes on from there"
+            raise Interrupted(interruption.number, kept) from None
 
 
 def load_training_state(
@@ -188,8 +180,10 @@ def load_training_state(
             f"cannot resume from {path} ({error}); delete that folder to go on from the one before, or choose "
             "another --out"
         ) from None
-    for name, own in weights.items():
-        _fill(own, found[name])
+    with torch.no_grad():
+        for file, own in weights.items():
+            for name, tensor in own.items():
+                tensor.copy_(_sharded_like(found[file][name], tensor))
     _restore_optimizer(optimizer, moments)
     del state["moments"]
     return state
@@ -200,7 +194,7 @@ def _check_state(state: dict[str, Any], path: Path) -> None:
     if path.name != f"step_{state['step']:08d}":
         raise UserError(f"its state is of step {state['step']}")
     for name, value in state.items():
-        if isinstance(value, float | int) and not (isinstance(value, bool) or math.isfinite(value)):
+        if isinstance(value, float | int) and not math.isfinite(value):
             raise UserError(f"{name} in state.json is {value}")
         if name != "best" and isinstance(value, float | int) and value < 0:
             raise UserError(f"{name} in state.json is {value}; it must be 0 or more")
@@ -227,12 +221,6 @@ def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Whole tensors on the CPU; gathered, then dropped unless ``keep``."""
     gathered = ((name, full_tensor(value.detach())) for name, value in tensors.items())
     return {name: value.cpu() for name, value in gathered if keep}
-
-
-@torch.no_grad()
-def _fill(tensors: Mapping[str, Tensor], values: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        tensor.copy_(_sharded_like(values[name], tensor))
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -30,12 +30,8 @@ AGAIN = 0.05
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was told to end.
-
-    Args:
-        number: the signal.
-        kept: what the user has to know of the work that is done; None: nothing beside what the command always says.
-    """
+    """The process was told to end by a signal; ``kept`` tells of the work that is done, where the command says more
+    than always."""
 
     def __init__(self, number: int, kept: str | None = None) -> None:
         super().__init__(signal.Signals(number).name)
@@ -62,11 +58,7 @@ class Interrupts:
         return self._readable
 
     def check(self) -> None:
-        """Does nothing unless a signal has come.
-
-        Raises:
-            Interrupted: one has.
-        """
+        """Raises :class:`Interrupted` if a signal has come."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._readable, 4096)  # signals that mean something else would wake a waiting loop for ever
         if self.received is not None:
@@ -108,18 +100,16 @@ class Interrupts:
             self._deferred = before
 
     def handle(self, number: int, frame: Any) -> None:
-        """The signal handler.
-
-        Raises:
-            Interrupted: outside of a deferred block.
-        """
+        """The signal handler, which raises :class:`Interrupted` outside of a deferred block."""
         if number == signal.SIGHUP:
-            self._leave_lost_terminals()
+            for stream in self._terminals:
+                if not os.isatty(stream):  # closed: writing there is an error
+                    discard_stream(stream)
         first = self.received is None
         if not first and number == signal.SIGINT:
             _tell("\nended at once; what was finished before is kept\n")
             os._exit(128 + number)  # worker processes end with this one
-        self.received = number if self.received is None else self.received
+        self.received = self.received or number
         if not self._deferred:
             raise Interrupted(self.received)
         if first:
@@ -136,12 +126,6 @@ class Interrupts:
     def _raise_again(self, number: int, frame: Any) -> None:
         if self.received is not None and not self._deferred:
             raise Interrupted(self.received)
-
-    def _leave_lost_terminals(self) -> None:
-        """Discards output to a closed terminal, where writing is an error."""
-        for stream in self._terminals:
-            if not os.isatty(stream):
-                discard_stream(stream)
 
 
 def discard_stream(stream: int) -> None:
@@ -175,13 +159,9 @@ def caught_interrupts() -> Iterator[Interrupts]:
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[Interrupts]:
-    """Signals are caught while the block runs, and only :meth:`Interrupts.check` raises.
-
-    Raises:
-        Interrupted: (on entering) a signal came before, but what the handler raised was dropped.
-    """
+    """Signals are caught while the block runs, and only :meth:`Interrupts.check` raises."""
     with caught_interrupts() as interrupts, interrupts.deferred():
-        interrupts.check()
+        interrupts.check()  # a signal may have come before, and Python have dropped what the handler raised
         yield interrupts
 
 

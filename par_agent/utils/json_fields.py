@@ -33,11 +33,8 @@ NAMES = {
 def build(cls: type[T], content: Any, added: Collection[str] | None = None) -> T:
     """Makes a dataclass from JSON: objects become the dataclasses that its fields name, lists become tuples.
 
-    Args:
-        cls: the dataclass.
-        content: read from JSON.
-        added: the only fields that may be missing, at any depth, because files of older versions lack them; None: all
-            that have a default.
+    ``added`` are the only fields that may be missing, at any depth, because files of older versions lack them; None:
+    all that have a default.
     """
     assert dataclasses.is_dataclass(cls)
     name, hints = cls.__name__, get_type_hints(cls)
@@ -65,13 +62,7 @@ def required_fields(cls: type) -> list[str]:
 
 def check(name: str, value: Any, hint: Any, added: Collection[str] | None = None) -> Any:
     """Compares a JSON value with an annotation; returns it as that says: objects as dataclasses, lists as tuples, texts
-    as paths.
-
-    Args:
-        name: says whose value it is, for messages.
-        value: read from JSON.
-        hint: the annotation.
-        added: see :func:`build`.
+    as paths. ``name`` says in messages whose value it is; of ``added`` see :func:`build`.
     """
     kind, parts = _parts(hint)
     if kind is Union and (nested := [part for part in parts if _has_entries(part)]):

@@ -38,11 +38,8 @@ def transformer_outputs(
 ) -> dict[str, Tensor | Exception]:
     """Outputs by reference name; a stage that fails has its exception in place of its outputs.
 
-    Args:
-        nova: the model.
-        inputs: input tensors.
-        description: the description that lies beside the reference file (step counts, guidance, schedulers).
-        names: outputs that are wanted; stages that give none of them are not run.
+    Only stages that give some of ``names`` are run. ``description`` is what lies beside the reference file: step
+    counts, guidance and schedulers.
     """
     stages = Stages(nova, inputs, description)
     results: dict[str, Tensor | Exception] = {}

@@ -37,12 +37,8 @@ def vae_outputs(
 ) -> dict[str, Tensor | Exception]:
     """Outputs by reference name (``enc.image.mean``, ``dec.latent_clip.sample``, ...), without the prefix ``out.``.
 
-    Inputs whose name starts with ``latent`` are decoded, all others encoded; images also as clips of one frame.
-
-    Args:
-        vae: the model.
-        inputs: images, clips and latents by reference name, without the prefix ``in.``.
-        names: outputs that are wanted. An input that fails has its exception in place of its outputs.
+    Inputs whose name starts with ``latent`` are decoded, all others encoded, images also as clips of one frame, where
+    ``names`` wants it. One that fails has its exception in place of its outputs.
     """
     results: dict[str, Tensor | Exception] = {}
     dtype = vae.encoder.conv_in.weight.dtype
