@@ -19,8 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from par_agent.training import finetune as training
 from par_agent.training.config import FinetuneConfig
-from par_agent.utils.checked import with_options
-from tiny import tiny_run
+from tiny import tiny_run, with_options
 
 ENVIRONMENT = {
     "FSDP_VERSION": "2",

@@ -19,9 +19,8 @@ from par_agent.data.windows import Windows
 from par_agent.errors import UserError
 from par_agent.training.state import latest_training_state
 from par_agent.training.validation import action_metrics
-from par_agent.utils.checked import with_options
 from small_baselines import SMALL, run
-from tiny import option_words
+from tiny import option_words, with_options
 
 
 @pytest.mark.parametrize("method", NAMES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib
 import importlib.metadata
 import os
 import signal
@@ -63,9 +62,7 @@ def test_ctrl_c_says_whether_the_command_resumes(name, message, capsys, monkeypa
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_every_subcommand_explains_its_options(name, capsys):
-    module_name, class_name = SUBCOMMANDS[name].target.split(":")
-    module = importlib.import_module(module_name)
-    config = getattr(module, class_name)
+    module, config = SUBCOMMANDS[name].load()
     assert config.__dataclass_params__.frozen and callable(module.main)
     with pytest.raises(SystemExit) as end:
         main([*name.split(), "--help"])

@@ -17,9 +17,8 @@ from par_agent.errors import UserError
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
 from par_agent.training.state import latest_training_state
-from par_agent.utils.checked import with_options
 from par_agent.utils.files import read_json
-from tiny import command, option_words, tiny_run
+from tiny import command, option_words, tiny_run, with_options
 
 STEPS = 5
 

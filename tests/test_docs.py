@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 
@@ -34,8 +33,7 @@ def test_links_lead_somewhere() -> None:
 def test_every_command_of_a_page_exists_and_has_the_options_that_it_is_given(page: Path) -> None:
     for block, span, line in CODE.findall(page.read_text().replace("\\\n", " ")):
         for name, words in COMMAND.findall(block or " ".join((span or line).split())):
-            module, _, cls = SUBCOMMANDS[name].target.partition(":")
-            options = option_hints(getattr(importlib.import_module(module), cls))
+            options = option_hints(SUBCOMMANDS[name].load()[1])
             known = SHORT | {option.replace("_", "-") for option in options}
             given = {word.removeprefix("no-") for word in re.findall(r"--([a-z][a-z-]*)", words)}
             assert given <= known, f"par-agent {name} has no --{' --'.join(given - known)}"

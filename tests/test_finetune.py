@@ -25,9 +25,8 @@ from par_agent.training.finetune import FinetuneConfig, finetune
 from par_agent.training.objective import Objective
 from par_agent.training.par_training import Training
 from par_agent.training.state import latest_training_state
-from par_agent.utils.checked import with_options
 from par_agent.utils.interrupts import Interrupted
-from tiny import LENGTH, command, option_words, tiny_checkpoint, tiny_dataset, tiny_run
+from tiny import LENGTH, command, option_words, tiny_checkpoint, tiny_dataset, tiny_run, with_options
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from par_agent.data.episodes import read_episode, write_episode
 from par_agent.errors import UserError
 from par_agent.training.config import DatasetConfig, FinetuneConfig, OptimiserConfig
 from par_agent.training.finetune import finetune
-from par_agent.utils.checked import with_options
-from tiny import tiny_checkpoint, tiny_dataset
+from tiny import tiny_checkpoint, tiny_dataset, with_options
 
 
 @pytest.fixture

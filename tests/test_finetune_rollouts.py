@@ -11,9 +11,8 @@ from par_agent.cli.finetune import DEVELOPMENT_SEED, _track_of, make_rollouts
 from par_agent.errors import UserError
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.training.finetune import finetune
-from par_agent.utils.checked import with_options
 from par_agent.utils.files import read_json, write_json
-from tiny import tiny_checkpoint, tiny_run
+from tiny import tiny_checkpoint, tiny_run, with_options
 
 
 def test_a_dataset_of_an_unknown_task_is_refused_before_training(tmp_path: Path) -> None:

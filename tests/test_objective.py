@@ -11,8 +11,7 @@ from par_agent.data.windows import Windows
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.objective import Objective, perturb_proprioception
 from par_agent.training.setup import prepare
-from par_agent.utils.checked import with_options
-from tiny import LENGTH, tiny_run
+from tiny import LENGTH, tiny_run, with_options
 
 
 def beside(config: FinetuneConfig) -> tuple[Windows, Windows, Objective]:

@@ -28,7 +28,7 @@ SCRIPTS = {
     "throughput": "ThroughputConfig",
     "training_step": "TrainingStepConfig",
 }
-COMMANDS = {name: command.target for name, command in SUBCOMMANDS.items()} | {
+COMMANDS = {name: f"par_agent.cli.{command.target}" for name, command in SUBCOMMANDS.items()} | {
     f"{module}.py": f"{module}:{name}" for module, name in SCRIPTS.items()
 }
 COMMANDS |= {"report.py add": "report:AddConfig", "report.py export": "report:ExportConfig"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,7 @@ def test_every_command_of_a_recipe_is_one_of_par_agents(name: str, tmp_path: Pat
     for words, _ in steps:
         if words[0] != "python":
             command, options = find_subcommand(words)
-            module, _, cls = SUBCOMMANDS[command].target.partition(":")
-            config = parse(getattr(importlib.import_module(module), cls), options, command, "")
+            config = parse(SUBCOMMANDS[command].load()[1], options, command, "")
             for read in (
                 getattr(config, option, None) for option in ("vae", "init", "trajectory", "policy_checkpoint")
             ):

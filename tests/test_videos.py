@@ -18,9 +18,8 @@ from par_agent.modeling.vae.frame_encoder import save_frame_encoder
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.finetune import finetune
 from par_agent.training.trainable import ACTION_PARTS
-from par_agent.utils.checked import with_options
 from par_agent.utils.files import read_json
-from tiny import JOINTS, LENGTH, SIZE, tiny_checkpoint, tiny_config, tiny_dataset, tiny_run
+from tiny import JOINTS, LENGTH, SIZE, tiny_checkpoint, tiny_config, tiny_dataset, tiny_run, with_options
 
 
 def test_frames_follow_each_other_and_nothing_else_is_read(tmp_path: Path) -> None:

@@ -31,12 +31,11 @@ from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.tasks import TASKS
 from par_agent.training.finetune import finetune
 from par_agent.training.vae import VAETraining, train_vae
-from par_agent.utils.checked import with_options
 from rendered import write_dataset
 from small_baselines import run
 from test_ablations import model_of
 from test_baselines import TASK, observation
-from tiny import LENGTH, task_checkpoint, tiny_features, tiny_inputs, tiny_model, tiny_run
+from tiny import LENGTH, task_checkpoint, tiny_features, tiny_inputs, tiny_model, tiny_run, with_options
 from virtual_cuda import virtual_cuda
 
 REPOSITORY = Path(__file__).parents[1]

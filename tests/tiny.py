@@ -19,7 +19,7 @@ from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig, TrainingConfig
-from par_agent.utils.checked import from_options, option_values
+from par_agent.utils.checked import C, from_options, option_values
 from par_agent.utils.files import write_json
 
 LENGTH, SIZE, JOINTS = 4, 8, 9
@@ -188,3 +188,8 @@ def task_checkpoint() -> Checkpoint:
     assert checkpoint.transforms is not None
     transforms = dataclasses.replace(checkpoint.transforms, image_size=(512, 512), crop=None, size=(16, 16))
     return dataclasses.replace(checkpoint, transforms=transforms)
+
+
+def with_options(config: C, **changes: Any) -> C:
+    """A config with some of its options, or of its groups', changed."""
+    return from_options(type(config), option_values(config) | changes)

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from par_agent.cli.entry import EXIT_BAD_INPUT, run_command
 from par_agent.errors import UserError
@@ -16,42 +17,40 @@ class Subcommand:
     """Where a subcommand lives and what it does."""
 
     target: str
-    """`module:Class` of its configuration; the module also has `main(config) -> int`."""
+    """`module:Class` of its configuration, in this package; the module also has `main(config) -> int`."""
     summary: str
     """One line for `par-agent --help`."""
     resumes: bool = False
     """Whether the same command goes on where it was stopped."""
 
+    def load(self) -> tuple[ModuleType, type]:
+        """The module and the class."""
+        module_name, _, class_name = self.target.partition(":")
+        module = importlib.import_module(f"{__name__}.{module_name}")
+        return module, getattr(module, class_name)
+
 
 SUBCOMMANDS: dict[str, Subcommand] = {
-    "demos": Subcommand("par_agent.cli.demos:DemosConfig", "make demonstrations with ManiSkill's motion planner", True),
-    "render": Subcommand("par_agent.cli.render:RenderConfig", "render a trajectory file into training data", True),
-    "import-lerobot": Subcommand("par_agent.cli.import_lerobot:ImportLeRobotConfig", "convert a LeRobot dataset", True),
-    "export-lerobot": Subcommand("par_agent.cli.export_lerobot:ExportLeRobotConfig", "write a LeRobot dataset"),
-    "train-vae": Subcommand("par_agent.cli.train_vae:VAETraining", "train the small latent frame encoder", True),
-    "finetune": Subcommand("par_agent.cli.finetune:FinetuneConfig", "train a policy on rendered data", True),
-    "train-baseline": Subcommand(
-        "par_agent.cli.train_baseline:BaselineConfig", "train a method that PAR is compared with", True
-    ),
-    "benchmark": Subcommand(
-        "par_agent.cli.benchmark:BenchmarkConfig", "roll a policy out under the paper's protocol", True
-    ),
-    "recipe": Subcommand("par_agent.cli.recipe:RecipeConfig", "run the commands that made a checkpoint", True),
-    "generate": Subcommand("par_agent.cli.generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
-    "visualize rollout": Subcommand("par_agent.cli.visualize:RolloutConfig", "draw imagined against executed frames"),
-    "visualize attention": Subcommand("par_agent.cli.visualize_attention:AttentionConfig", "draw attention weights"),
-    "visualize failures": Subcommand(
-        "par_agent.cli.visualize_failures:FailuresConfig", "say why rollouts failed", True
-    ),
-    "visualize gallery": Subcommand("par_agent.cli.visualize_gallery:GalleryConfig", "draw the README's pictures"),
-    "play": Subcommand("par_agent.cli.play:PlayConfig", "serve a local page on which a policy acts"),
-    "info": Subcommand("par_agent.cli.info:InfoConfig", "print the parts and sizes of a model or checkpoint"),
-    "check-nova": Subcommand("par_agent.cli.check_nova:CheckNovaConfig", "compare NOVA's parts with reference outputs"),
-    "import-nova": Subcommand("par_agent.cli.import_nova:ImportNovaConfig", "make a checkpoint from NOVA's weights"),
-    "doctor": Subcommand("par_agent.cli.doctor:DoctorConfig", "print versions, devices, renderer and what is missing"),
+    "demos": Subcommand("demos:DemosConfig", "make demonstrations with ManiSkill's motion planner", True),
+    "render": Subcommand("render:RenderConfig", "render a trajectory file into training data", True),
+    "import-lerobot": Subcommand("import_lerobot:ImportLeRobotConfig", "convert a LeRobot dataset", True),
+    "export-lerobot": Subcommand("export_lerobot:ExportLeRobotConfig", "write a LeRobot dataset"),
+    "train-vae": Subcommand("train_vae:VAETraining", "train the small latent frame encoder", True),
+    "finetune": Subcommand("finetune:FinetuneConfig", "train a policy on rendered data", True),
+    "train-baseline": Subcommand("train_baseline:BaselineConfig", "train a method that PAR is compared with", True),
+    "benchmark": Subcommand("benchmark:BenchmarkConfig", "roll a policy out under the paper's protocol", True),
+    "recipe": Subcommand("recipe:RecipeConfig", "run the commands that made a checkpoint", True),
+    "generate": Subcommand("generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
+    "visualize rollout": Subcommand("visualize:RolloutConfig", "draw imagined against executed frames"),
+    "visualize attention": Subcommand("visualize_attention:AttentionConfig", "draw attention weights"),
+    "visualize failures": Subcommand("visualize_failures:FailuresConfig", "say why rollouts failed", True),
+    "visualize gallery": Subcommand("visualize_gallery:GalleryConfig", "draw the README's pictures"),
+    "play": Subcommand("play:PlayConfig", "serve a local page on which a policy acts"),
+    "info": Subcommand("info:InfoConfig", "print the parts and sizes of a model or checkpoint"),
+    "check-nova": Subcommand("check_nova:CheckNovaConfig", "compare NOVA's parts with reference outputs"),
+    "import-nova": Subcommand("import_nova:ImportNovaConfig", "make a checkpoint from NOVA's weights"),
+    "doctor": Subcommand("doctor:DoctorConfig", "print versions, devices, renderer and what is missing"),
 }
-
-
 HELP = ("-h", "--help", "help")
 
 
@@ -60,15 +59,8 @@ def usage(first: str = "") -> str:
     shown = {name: command.summary for name, command in SUBCOMMANDS.items() if not first or name in _pairs(first)}
     width = max(map(len, shown))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in shown.items()]
-    return "\n".join(
-        [
-            "usage: par-agent [--help] [--version] <subcommand> [options]",
-            "",
-            *lines,
-            "",
-            "Options of one subcommand: par-agent <subcommand> --help",
-        ]
-    )
+    begin = "usage: par-agent [--help] [--version] <subcommand> [options]"
+    return "\n".join([begin, "", *lines, "", "Options of one subcommand: par-agent <subcommand> --help"])
 
 
 def _pairs(first: str) -> list[str]:
@@ -95,10 +87,9 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
     from par_agent.cli.options import parse
 
     command = SUBCOMMANDS[name]
-    module_name, _, class_name = command.target.partition(":")
-    module = importlib.import_module(module_name)
+    module, config_class = command.load()
     description = f"{command.summary[0].upper()}{command.summary[1:]}."
-    config = parse(getattr(module, class_name), arguments, f"par-agent {name}", description)
+    config = parse(config_class, arguments, f"par-agent {name}", description)
     return int(module.main(config))
 
 

@@ -29,71 +29,55 @@ class InfoConfig(Checked):
     """Preset (mini, par-nova-0.6b, ...), name of a bundled checkpoint, or checkpoint folder."""
 
 
-@dataclass(frozen=True)
-class Description:
-    """What is known about a model without reading its weights."""
-
-    model: PARConfig
-    """Its configuration."""
-    frame_encoder: dict[str, Any]
-    """Fields of the frozen frame encoder's configuration."""
-    text_encoder: str
-    """``hash`` or ``phi``."""
-    state: str
-    """Preset, or how a checkpoint was trained."""
-
-
 def main(config: InfoConfig) -> int:
     """Prints the table."""
-    print(report(describe(config.model)))
+    print(report(*describe(config.model)))
     return 0
 
 
-def describe(name_or_folder: str) -> Description:
-    """Looks a preset or a checkpoint up; a folder comes before a bundled checkpoint, and that before a preset."""
+def describe(name_or_folder: str) -> tuple[PARConfig, dict[str, Any], str, str]:
+    """Looks a preset or a checkpoint up; a folder comes before a bundled checkpoint, and that before a preset.
+
+    Returns:
+        The model's configuration, that of its frame encoder, the kind of its text encoder, and how it was trained.
+    """
     from par_agent.modeling.presets import PRESETS
     from par_agent.policy.checkpoint import ENCODER, read_model_config, read_policy
     from par_agent.policy.folders import bundled_checkpoints, find_checkpoint
 
     if (folder := find_checkpoint(name_or_folder)) is not None:
         policy = read_policy(folder)
-        return Description(
-            read_model_config(folder),
-            read_object(folder / ENCODER / "config.json"),
-            policy["text_encoder"],
-            f"checkpoint {folder}: {_training(policy)}",
-        )
+        encoder, state = read_object(folder / ENCODER / "config.json"), f"checkpoint {folder}: {_training(policy)}"
+        return read_model_config(folder), encoder, policy["text_encoder"], state
     if (found := PRESETS.get(name_or_folder)) is not None:
-        encoder = {"_class_name": found.frame_encoder}
-        return Description(found.model, encoder, found.text_encoder, f"preset {name_or_folder}")
+        return found.model, {"_class_name": found.frame_encoder}, found.text_encoder, f"preset {name_or_folder}"
     raise UserError(
         f"no model {name_or_folder!r}; presets: {', '.join(PRESETS)}; bundled checkpoints: "
         f"{', '.join(bundled_checkpoints())}; or give a checkpoint's folder"
     )
 
 
-def report(description: Description) -> str:
-    """The table as text; nothing is allocated."""
+def report(config: PARConfig, encoder: dict[str, Any], text_encoder: str, state: str) -> str:
+    """The table of what :func:`describe` found, as text; nothing is allocated."""
     import torch
 
     from par_agent.modeling.par import PARModel
     from par_agent.modeling.vae.frame_encoder import make_frame_encoder
 
     with torch.device("meta"):
-        model = PARModel(description.model)
-        frame_encoder = make_frame_encoder(description.frame_encoder)
+        model = PARModel(config)
+        frame_encoder = make_frame_encoder(encoder)
     counts = count_parts(model)
-    text = {"phi": ("Phi-2", PHI_PARAMETERS), "hash": ("hashed words", 0)}.get(description.text_encoder)
+    text = {"phi": ("Phi-2", PHI_PARAMETERS), "hash": ("hashed words", 0)}.get(text_encoder)
     if text is None:
-        raise UserError(f"text encoder {description.text_encoder!r} is not known; known: hash, phi")
-    video = description.frame_encoder.get("_class_name") == "AutoencoderKLOpenSora"
-    frozen = "video VAE" if video else "frame VAE"
+        raise UserError(f"text encoder {text_encoder!r} is not known; known: hash, phi")
+    frozen = "video VAE" if encoder.get("_class_name") == "AutoencoderKLOpenSora" else "frame VAE"
     motion = _parameters(model.nova.motion_embed)
     apart = [("motion embedding (NOVA's)", motion)] if motion else []
     apart += [(f"frozen {frozen}", _parameters(frame_encoder)), (f"frozen text encoder ({text[0]})", text[1])]
-    lines = [description.state, "", *map(_row, counts.items()), *_rounding(counts), ""]
+    lines = [state, "", *map(_row, counts.items()), *_rounding(counts), ""]
     lines += ["not in this total:", *map(_row, apart), ""]
-    return "\n".join(lines + _shapes(description.model))
+    return "\n".join(lines + _shapes(config))
 
 
 def count_parts(model: PARModel) -> dict[str, int]:

@@ -142,11 +142,6 @@ def from_options(cls: type[C], values: Mapping[str, Any]) -> C:
         return cls(**given)
 
 
-def with_options(config: C, **changes: Any) -> C:
-    """A config with some of its options, or of its groups', changed."""
-    return from_options(type(config), option_values(config) | changes)
-
-
 def _values(value: Any, hint: Any, rules: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """The single values that an option consists of, each with what is annotated to it."""
     kind, parts = get_origin(hint), get_args(hint)
