@@ -10,6 +10,7 @@ from types import ModuleType
 
 from par_agent.cli.entry import EXIT_BAD_INPUT, run_command
 from par_agent.errors import UserError
+from par_agent.utils.checked import Checked
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Subcommand:
     resumes: bool = False
     """Whether the same command goes on where it was stopped."""
 
-    def load(self) -> tuple[ModuleType, type]:
+    def load(self) -> tuple[ModuleType, type[Checked]]:
         """The module and the class."""
         module_name, _, class_name = self.target.partition(":")
         module = importlib.import_module(f"{__name__}.{module_name}")
