@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
 from par_agent.policy.folders import TRAINING_FILES, checkpoint_folder, weight_files
@@ -17,6 +17,9 @@ from par_agent.utils.files import read_object
 from par_agent.utils.hashes import hash_files
 from par_agent.utils.references import load_object
 from par_agent.utils.strict_json import parse_options
+
+if TYPE_CHECKING:
+    from par_agent.simulation.environment import TaskEnvironment
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,17 @@ class PolicySource:
         if self.controller is None or self.controller[0] == spec.control_mode:
             return spec
         return replace(spec, control_mode=self.controller[0], action_size=self.controller[1])
+
+    def open(self, spec: TaskSpec, track: str, **options: Any) -> tuple[TaskEnvironment, Policy]:
+        """The policy for a task and the environment that it acts in, which has :class:`TaskEnvironment`'s options."""
+        from par_agent.simulation.environment import TaskEnvironment
+        from par_agent.simulation.observation_wrapper import check_simulation
+
+        spec = self.task(spec)
+        policy = self.build(spec, track)
+        env = TaskEnvironment(spec, track, **options)
+        check_simulation(policy, env.simulation)
+        return env, policy
 
     def build(self, spec: TaskSpec, track: str = "paper") -> Policy:
         """Makes the policy for one task and checks that it fits.

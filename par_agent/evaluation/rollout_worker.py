@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import traceback
 from collections.abc import Iterator
@@ -78,16 +77,14 @@ class RolloutWorker:
     """A worker's environments and policies, made before its first rollout; it saves videos in ``folder``."""
 
     def __init__(self, setup: WorkerSetup, folder: Path) -> None:
-        logging.getLogger("mani_skill").setLevel(logging.ERROR)
         if os.path.isdir(setup.module_folder):
             os.chdir(setup.module_folder)
         if setup.fingerprint is not None:
             check_versions("the policy", {"files": setup.fingerprint}, {"files": setup.config.policy.fingerprint()})
         self._config, self._folder = setup.config, folder
-        self._specs = {task: self._config.policy.task(resolve_task(task)) for task in self._config.tasks}
         self._built: dict[str, tuple[TaskEnvironment, Policy]] = {}
         self._states: dict[Path, list[InitialState]] = {}
-        for task in self._specs:
+        for task in self._config.tasks:
             self._build(task)
 
     def __call__(self, job: RolloutJob | RendererJob) -> Iterator[Reply | str]:
@@ -112,15 +109,10 @@ class RolloutWorker:
 
     def _build(self, task: str) -> tuple[TaskEnvironment, Policy]:
         """The task's environment and policy, made on first use."""
-        from par_agent.simulation.environment import TaskEnvironment
-        from par_agent.simulation.observation_wrapper import check_simulation
-
         if task not in self._built:
-            config, spec = self._config, self._specs[task]
-            policy = config.policy.build(spec, config.track)
+            config = self._config
             options: Any = {"backend": config.backend, "num_envs": config.num_envs, "variation": config.variation}
-            env = TaskEnvironment(spec, config.track, **options)
-            check_simulation(policy, env.simulation)
+            env, policy = config.policy.open(resolve_task(task), config.track, **options)
             for measurement in config.measurements:
                 measurement.observer(env, policy)  # so that a policy that cannot be measured is refused at once
             self._built[task] = env, policy
@@ -134,9 +126,7 @@ class RolloutWorker:
         env, policy = self._build(job.task)
         if job.states_file not in self._states:
             try:
-                self._states[job.states_file] = load_states(
-                    job.states_file, self._specs[job.task], job.checksum, job.states_content
-                )
+                self._states[job.states_file] = load_states(job.states_file, env.spec, job.checksum, job.states_content)
             except UserError as error:  # no fault of the policy: it must not count as a failure
                 raise UnavailableError(str(error)) from None
         states = [self._states[job.states_file][index] for index in job.states]

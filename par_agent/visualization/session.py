@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from par_agent.evaluation.records import Record
 from par_agent.evaluation.rollout import RolloutObserver, roll_out
 from par_agent.evaluation.trace import read_frames
 from par_agent.policy.par_policy import PARPolicy
-from par_agent.simulation.environment import StepResult, TaskEnvironment
+from par_agent.simulation.environment import StepResult
 from par_agent.simulation.initial_state import InitialState
-from par_agent.simulation.observation_wrapper import check_simulation
 from par_agent.tasks import TaskSpec
 
 
@@ -43,15 +41,12 @@ class RolloutSession:
         *,
         variation: str = "none",
     ) -> None:
-        logging.getLogger("mani_skill").setLevel(logging.ERROR)
-        self.spec = spec = source.task(spec)
-        policy: Any = source.build(spec, track)
+        self.env, policy = source.open(spec, track, variation=variation)
         if not isinstance(policy, PARPolicy):
+            self.env.close()
             raise UserError(f"policy {type(policy).__name__} is no PAR checkpoint, and only these can be drawn")
-        self.policy = policy
-        self.env = TaskEnvironment(spec, track, variation=variation)
-        check_simulation(policy, self.env.simulation)
-        self.states = load_states(states_file(spec), spec)
+        self.policy, self.spec = policy, self.env.spec
+        self.states = load_states(states_file(self.spec), self.spec)
 
     def __enter__(self) -> RolloutSession:
         self._threads = torch.get_num_threads()
