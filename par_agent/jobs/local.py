@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from par_agent.errors import UserError
-from par_agent.jobs.runner import DoJob, LostJobError, Prepare, job_error, start_error, use_one_thread
+from par_agent.jobs.runner import DOCTOR, DoJob, LostJobError, Prepare, described_error, job_error, use_one_thread
 from par_agent.utils.interrupts import SIGNALS, Interrupts, deferred_interrupts
 
 DEFAULT_WORKERS = min(2, os.cpu_count() or 1)
@@ -35,50 +35,43 @@ ADVICE = (
 def local_runner(prepare: Prepare, setup: Any, folder: Path, workers: int) -> Iterator[LocalRunner]:
     """Starts worker processes and waits until all are ready; see :func:`par_agent.jobs.open_runner`.
 
-    They end with the block, however it ends, and with this process, even if that is killed.
-
-    Raises:
-        UserError: (on entering) a worker cannot start.
+    Each gets a core of its own if there are exactly as many cores. They end with the block, however it ends, and with
+    this process, even if that is killed. A worker that cannot start raises UserError on entering.
     """
+    cores = sorted(os.sched_getaffinity(0))
     with deferred_interrupts() as interrupts:
-        runner = LocalRunner(prepare, setup, folder, workers, interrupts)
+        runner = LocalRunner((prepare, setup, folder), interrupts)
         try:
-            runner.start()
+            for core in cores if len(cores) == workers else [None] * workers:
+                runner.processes.append(_Worker(core, prepare, setup, folder))
+            for worker in runner.processes:
+                worker.wait_until_ready(interrupts)
             yield runner
         finally:
-            runner.close()
+            for worker in runner.processes:
+                worker.close()
 
 
 class LocalRunner:
     """Worker processes; a :class:`par_agent.jobs.runner.JobRunner`."""
 
-    def __init__(self, prepare: Prepare, setup: Any, folder: Path, workers: int, interrupts: Interrupts) -> None:
-        self.workers = workers
-        self._arguments = prepare, setup, folder
-        self._interrupts = interrupts
-        self._processes: list[_Worker] = []
+    def __init__(self, arguments: tuple[Prepare, Any, Path], interrupts: Interrupts) -> None:
+        self._arguments, self._interrupts = arguments, interrupts
+        self.processes: list[_Worker] = []
 
-    def start(self) -> None:
-        """Starts the processes; each gets a core of its own if there are exactly as many cores."""
-        cores = sorted(os.sched_getaffinity(0))
-        for core in cores if len(cores) == self.workers else [None] * self.workers:
-            self._processes.append(_Worker(core, *self._arguments))
-        for worker in self._processes:
-            worker.wait_until_ready(self._interrupts)
-
-    def close(self) -> None:
-        """Ends the processes, busy or not."""
-        for worker in self._processes:
-            worker.close()
+    @property
+    def workers(self) -> int:
+        """Processes."""
+        return len(self.processes)
 
     def run(self, jobs: Iterable[Any], *, yield_lost: bool = False) -> Iterator[tuple[Any, Any]]:
         """See :meth:`par_agent.jobs.runner.JobRunner.run`."""
         upcoming, retries = iter(jobs), deque[tuple[Any, int]]()
         while True:
-            for worker in self._processes:
+            for worker in self.processes:
                 if worker.job is None:
                     worker.begin(*(retries.popleft() if retries else (next(upcoming, None), 1)))
-            busy = {worker.connection: worker for worker in self._processes if worker.job is not None}
+            busy = {worker.connection: worker for worker in self.processes if worker.job is not None}
             if not busy:
                 return
             ready = wait([*busy, self._interrupts.fileno()])
@@ -101,13 +94,10 @@ class LocalRunner:
                         yield job, lost
                     else:
                         raise lost
-                    self._replace(worker)
-
-    def _replace(self, dead: _Worker) -> None:
-        dead.close()
-        worker = _Worker(dead.core, *self._arguments)
-        self._processes[self._processes.index(dead)] = worker
-        worker.wait_until_ready(self._interrupts)
+                    worker.close()
+                    place = self.processes.index(worker)
+                    self.processes[place] = _Worker(worker.core, *self._arguments)
+                    self.processes[place].wait_until_ready(self._interrupts)
 
 
 class _Worker:
@@ -138,12 +128,7 @@ class _Worker:
             return "died", f"died (exit code {self._process.exitcode})"
 
     def wait_until_ready(self, interrupts: Interrupts) -> None:
-        """Waits until it can do jobs.
-
-        Raises:
-            Interrupted: this process was told to end.
-            UserError: it cannot start.
-        """
+        """Waits until it can do jobs; raises Interrupted where this process is told to end, UserError otherwise."""
         wait([self.connection, interrupts.fileno()])
         interrupts.check()
         kind, content = self.receive()
@@ -203,7 +188,7 @@ def _serve(connection: Connection, core: int | None, prepare: Prepare, setup: An
             use_one_thread()
             do_job = prepare(setup, folder)
         except Exception as error:
-            connection.send(("failed", start_error(error, "a worker process")))
+            connection.send(("failed", described_error(error, "a worker process could not start", DOCTOR)))
             return
         connection.send(("done", None))
         while True:

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from par_agent.errors import UserError
-from par_agent.jobs.runner import DoJob, LostJobError, Prepare, job_error, start_error, use_one_thread
+from par_agent.jobs.runner import DOCTOR, DoJob, LostJobError, Prepare, described_error, job_error, use_one_thread
 from par_agent.utils.files import writing
 from par_agent.utils.interrupts import deferred_interrupts
 from par_agent.utils.versions import check_versions, installed_versions
@@ -41,11 +41,7 @@ PACKAGES = ("par-agent", "mani_skill", "sapien", "mplib", "diffusers", "torch", 
 def ray_runner(prepare: Prepare, setup: Any, folder: Path, address: str) -> Iterator[RayRunner]:
     """Connects to a cluster for as long as the block runs; see :func:`par_agent.jobs.open_runner`.
 
-    Args:
-        address: ``host:port`` of the cluster's head, or ``auto`` for the cluster that this machine belongs to.
-
-    Raises:
-        UserError: (on entering) Ray is not installed, or no cluster answers.
+    The address is ``host:port`` of the cluster's head, or ``auto`` for the cluster that this machine belongs to.
     """
     try:
         import ray
@@ -53,8 +49,10 @@ def ray_runner(prepare: Prepare, setup: Any, folder: Path, address: str) -> Iter
         raise UserError("a cluster needs Ray: pip install 'par-agent[cluster]'") from None
     try:
         _connect(address)  # Ray itself tries an address for minutes
-        with _same_sigterm():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        handler = signal.getsignal(signal.SIGTERM)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        if threading.current_thread() is threading.main_thread():  # Ray's ends the process without a clean-up
+            signal.signal(signal.SIGTERM, handler)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster at {address!r} ({error}); start one with `ray start --head`, add nodes with "
@@ -117,15 +115,6 @@ class RayRunner:
                     return finished[0]
 
 
-@contextmanager
-def _same_sigterm() -> Iterator[None]:
-    """Restores the handler of SIGTERM after the block; Ray sets one that ends the process without a clean-up."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
 def _cause(error: Any) -> Exception:
     """The exception that ended a task."""
     cause: Exception = error.cause
@@ -135,12 +124,8 @@ def _cause(error: Any) -> Exception:
 
 
 def _connect(address: str) -> None:
-    """Checks that something answers at ``host:port`` or ``ray://host:port``; other addresses are Ray's to understand.
-
-    Raises:
-        OSError: nothing does.
-        ValueError: no valid port.
-    """
+    """Raises OSError or ValueError where nothing answers at ``host:port`` or ``ray://host:port``; other addresses are
+    Ray's to understand."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.hostname is not None and parts.port is not None:
         socket.create_connection((parts.hostname, parts.port), timeout=10).close()
@@ -206,7 +191,7 @@ def _do_on_node(node: _NodeSetup, job: Any) -> _NodeResult:
     try:
         do_job, temporary = _prepare(node)
     except Exception as error:
-        raise start_error(error, who) from None
+        raise described_error(error, f"{who} could not start", DOCTOR) from None
     folder = Path(temporary.name)
     try:
         messages = list(do_job(job))

@@ -18,6 +18,10 @@ Prepare = Callable[[Any, Path], DoJob]
 """Called once in every worker, with what all jobs have in common and the worker's folder."""
 
 
+DOCTOR = " (`par-agent doctor` there says what is missing)"
+"""What to do about a worker that cannot start."""
+
+
 class LostJobError(UserError):
     """A job's worker died at every attempt.
 
@@ -63,19 +67,15 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def start_error(error: Exception, who: str) -> UserError:
-    """The error to show for an exception that kept a worker from starting."""
-    return _described(error, f"{who} could not start", " (`par-agent doctor` there says what is missing)")
-
-
 def job_error(error: Exception, who: str, folder: Path | str) -> UserError:
     """The error to show for an exception that ended a job, which writes below a folder."""
     if isinstance(error, OSError):
         return UserError(cannot_write(folder, error))
-    return _described(error, f"{who} failed")
+    return described_error(error, f"{who} failed")
 
 
-def _described(error: Exception, what: str, advice: str = "") -> UserError:
+def described_error(error: Exception, what: str, advice: str = "") -> UserError:
+    """A worker's exception as the error to show, with its traceback unless it is meant for the user."""
     if isinstance(error, UserError):
         return error
     trace = "".join(traceback.format_exception(error))
