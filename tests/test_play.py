@@ -23,8 +23,7 @@ import pytest
 from held import TIMEOUT, default_signals, gone
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
-from par_agent.play.inputs import pixel, whole
-from par_agent.play.live import Live
+from par_agent.play.live import Live, pixel, whole
 from par_agent.play.page import TokenGate, chosen, dragged
 from tiny import LENGTH, task_checkpoint
 

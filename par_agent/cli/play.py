@@ -56,12 +56,11 @@ def _serve(config: PlayConfig) -> None:
     import socket
 
     from par_agent.evaluation.policies import PolicySource
+    from par_agent.play.live import Live
     from par_agent.play.page import build_page, guarded, import_gradio
 
     import_gradio()
     import uvicorn
-
-    from par_agent.play.live import Live
 
     try:
         listening = socket.create_server((config.host, config.port))

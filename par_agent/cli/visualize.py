@@ -61,7 +61,9 @@ def open_session(config: VisualizedRollout) -> RolloutSession:
 
 def file_stem(config: VisualizedRollout) -> str:
     """Beginning of the names of a rollout's files."""
-    return f"{config.task.rpartition(':')[2]}_state{config.state:02d}_seed{config.seed}"
+    from par_agent.evaluation.records import rollout_stem
+
+    return rollout_stem(config.task.rpartition(":")[2], config.state, config.seed)
 
 
 def _states_file(config: VisualizedRollout, spec: TaskSpec) -> Path:

@@ -105,23 +105,14 @@ class Alignment:
 
 def _rows(task: str, summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row per horizon, for :data:`HEADER`."""
+    chunks = len(summary["path_cm"])
+    series = {**summary, ENCODER_PSNR: [summary[ENCODER_PSNR]] * chunks}
+    digits = {"psnr_db": 1, "still_psnr_db": 1, ENCODER_PSNR: 1, "ssim": 3, "path_cm": 2}
 
-    def text(name: str, k: int, digits: int = 1) -> str:
-        return f"{summary[name][k]:.{digits}f}" if k < len(summary[name]) else "–"
+    def cell(name: str, k: int) -> str:
+        return f"{series[name][k]:.{digits[name]}f}" if k < len(series[name]) else "–"
 
-    encoder = f"{summary[ENCODER_PSNR]:.1f}"
-    return [
-        (
-            task,
-            str(k + 1),
-            text("psnr_db", k),
-            text("still_psnr_db", k),
-            encoder,
-            text("ssim", k, 3),
-            text("path_cm", k, 2),
-        )
-        for k in range(len(summary["path_cm"]))
-    ]
+    return [(task, str(k + 1), *(cell(name, k) for name in digits)) for k in range(chunks)]
 
 
 class AlignmentObserver(RolloutTracer):

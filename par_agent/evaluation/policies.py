@@ -60,13 +60,18 @@ class PolicySource:
         return {name: value for name, value in self.options.items() if name not in self.neutral_options}
 
     @cached_property
+    def description(self) -> dict[str, Any]:
+        """What the JSON beside the weights says; empty where there is none."""
+        files = [] if self.folder is None else [self.folder / name for name in TRAINING_FILES]
+        return next((read_object(path) for path in files if path.is_file()), {})
+
+    @cached_property
     def controller(self) -> tuple[str, int] | None:
         """Control mode that the weights were trained with, and its numbers per action; None where unknown."""
-        for path in [] if self.folder is None else [self.folder / name for name in TRAINING_FILES]:
-            if path.is_file() and isinstance(transforms := read_object(path).get("transforms"), dict):
-                mode, relative = transforms.get("control_mode"), transforms.get("relative")
-                if isinstance(mode, str) and isinstance(relative, list) and mode != UNKNOWN_CONTROLLER:
-                    return mode, len(relative)
+        if isinstance(transforms := self.description.get("transforms"), dict):
+            mode, relative = transforms.get("control_mode"), transforms.get("relative")
+            if isinstance(mode, str) and isinstance(relative, list) and mode != UNKNOWN_CONTROLLER:
+                return mode, len(relative)
         return None
 
     def task(self, spec: TaskSpec) -> TaskSpec:

@@ -11,9 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.run_info import RunInfo
-from par_agent.policy.folders import TRAINING_FILES, weight_files
-from par_agent.utils.files import read_object
+from par_agent.policy.folders import weight_files
 from par_agent.utils.hashes import hash_files
 
 
@@ -27,7 +27,7 @@ def provenance(run: RunInfo) -> dict[str, Any]:
         "policy_folder": None if policy.name is None or policy.folder is None else str(policy.folder),
         "policy_options": policy.options,
         "checkpoint": run.fingerprint,
-        **_weights(policy.folder),
+        **_weights(policy),
         "track": config.track,
         "variation": config.variation,
         "initial_states": config.protocol_label,
@@ -64,20 +64,15 @@ def _command() -> str:
     return shlex.join([Path(program).name, *options])
 
 
-def _weights(folder: Path | None) -> dict[str, Any]:
+def _weights(policy: PolicySource) -> dict[str, Any]:
     """A hash of a checkpoint's files, the numbers in its weights and how it was trained; None where that is unknown."""
-    about: dict[str, Any] = {"weights": None, "parameters": None, "training": None}
-    if folder is None:
-        return about
-    about["weights"] = hash_files(weight_files(folder))
-    if (weights := folder / "model.safetensors").is_file():
+    folder, parameters = policy.folder, None
+    if folder is not None and (weights := folder / "model.safetensors").is_file():
         from par_agent.modeling.weights import read_shapes
 
-        about["parameters"] = sum(map(prod, read_shapes(weights).values()))
-    for name in TRAINING_FILES:
-        if (folder / name).is_file():
-            about["training"] = read_object(folder / name).get("trained")
-    return about
+        parameters = sum(map(prod, read_shapes(weights).values()))
+    checksum = None if folder is None else hash_files(weight_files(folder))
+    return {"weights": checksum, "parameters": parameters, "training": policy.description.get("trained")}
 
 
 def _processor() -> str:

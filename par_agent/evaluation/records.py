@@ -23,7 +23,7 @@ from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.utils.files import atomic_path, only_process, read_content, read_object, write_json, writing
 from par_agent.utils.strict_json import parse_json
 
-__all__ = ["MADE_STATES", "Record", "RecordKey", "RunFolder", "read_run", "record_key", "rollout_name"]
+__all__ = ["MADE_STATES", "Record", "RecordKey", "RunFolder", "read_run", "record_key", "rollout_name", "rollout_stem"]
 
 RUN_FILE, RECORDS_FILE = "run.json", "rollouts.jsonl"
 EXTENT, MADE_STATES = "extent", "made_states"
@@ -41,6 +41,11 @@ def record_key(record: Record) -> RecordKey:
 def rollout_name(record: Record) -> str:
     """The rollout that a record is of, in words."""
     return "{}, state {}, policy seed {}".format(*record_key(record))
+
+
+def rollout_stem(task: str, state: int, policy_seed: int) -> str:
+    """Beginning of the names of a rollout's files."""
+    return f"{task}_state{state:02d}_seed{policy_seed}"
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Record]]:

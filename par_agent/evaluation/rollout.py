@@ -70,7 +70,7 @@ class RolloutObserver:
 
 
 @dataclass
-class _Rollout:
+class RolloutProgress:
     """What is kept of one rollout while it goes on."""
 
     digest: Any = field(default_factory=hashlib.sha256)
@@ -138,7 +138,7 @@ def roll_out(
     _reset_policy(policy, seed)
     for observer in observers:
         observer.after_reset()
-    rollouts = {position: _Rollout() for position in range(len(states))}
+    rollouts = {position: RolloutProgress() for position in range(len(states))}
     plan_seconds: list[float] = []
     while rollouts:
         needs_frame = bool(getattr(policy, "needs_frame", True))

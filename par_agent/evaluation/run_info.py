@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from par_agent.evaluation.protocol import check_states, protocol_file, protocol_seeds
+from par_agent.evaluation.records import rollout_stem
 from par_agent.evaluation.rollout import rollout_versions
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.simulation.environment import check_backend
@@ -92,7 +93,7 @@ class RunInfo:
 
     def video_file(self, task: str, state: int, policy_seed: int) -> Path:
         """Where a rollout's video is saved."""
-        return self.folder / "videos" / f"{task}_state{state:02d}_seed{policy_seed}.mp4"
+        return self.folder / "videos" / f"{rollout_stem(task, state, policy_seed)}.mp4"
 
     def states_file(self, task: str) -> Path:
         """File of a task's initial states: in the package for the protocol's, else in the run's folder."""

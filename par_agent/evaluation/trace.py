@@ -49,17 +49,6 @@ class Trace:
     """(P,) float32 joint positions, radians: the initial ones, then those after every control step."""
 
 
-def _check_imagines(policy: Any) -> None:
-    """Raises UserError for a policy that is not PAR, or has no frame path."""
-    checkpoint = getattr(policy, "checkpoint", None)
-    if checkpoint is None or not hasattr(policy, "imagine"):
-        raise UserError(f"policy {type(policy).__name__} imagines no frames; give a PAR checkpoint")
-    if not checkpoint.model.config.imagination:
-        raise UserError(
-            f"{checkpoint.model.config.name} predicts no frames: it was built without its frame path (imagination)"
-        )
-
-
 def read_frames(policy: PARPolicy, observation: dict[str, Any]) -> np.ndarray:
     """The frames (B, H, W, 3) uint8 of an observation, cropped and resized as the policy's model sees them."""
     images = observation["sensor_data"][policy.transforms.camera]["rgb"]
@@ -76,7 +65,10 @@ class RolloutTracer(RolloutObserver):
     def __init__(
         self, env: TaskEnvironment, policy: PARPolicy, chunks: int = 1, chunks_at_start: int | None = None
     ) -> None:
-        _check_imagines(policy)
+        if getattr(policy, "checkpoint", None) is None or not hasattr(policy, "imagine"):
+            raise UserError(f"policy {type(policy).__name__} imagines no frames; give a PAR checkpoint")
+        if not (config := policy.checkpoint.model.config).imagination:
+            raise UserError(f"{config.name} predicts no frames: it was built without its frame path (imagination)")
         self.env, self.policy = env, policy
         self._chunks, self._chunks_at_start = chunks, chunks_at_start or chunks
         self.traces = [Trace() for _ in range(env.num_envs)]

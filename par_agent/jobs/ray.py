@@ -90,7 +90,7 @@ class RayRunner:
             finished = self._wait(list(running))
             job = running.pop(finished)
             try:
-                result = self._ray.get(finished)
+                messages, files = self._ray.get(finished)
             except self._ray.exceptions.RayTaskError as error:
                 raise _cause(error) from error
             except self._ray.exceptions.RayError as error:
@@ -101,8 +101,8 @@ class RayRunner:
                 yield job, lost
                 continue
             with writing(self._folder):
-                _write_files(self._folder, result.files)
-            for message in result.messages:
+                _write_files(self._folder, files)
+            for message in messages:
                 yield job, message
 
     def _wait(self, running: list[Any]) -> Any:
@@ -167,15 +167,6 @@ class _NodeSetup:
     """Versions on the machine that asks."""
 
 
-@dataclass(frozen=True)
-class _NodeResult:
-    """What comes back of a job."""
-
-    messages: list[Any]
-    files: dict[Path, bytes]
-    """Contents by path relative to the worker's folder."""
-
-
 @lru_cache(maxsize=1)  # a process of a node outlives single jobs
 def _prepare(node: _NodeSetup) -> tuple[DoJob, tempfile.TemporaryDirectory[str]]:
     """The function that does a run's jobs in this process of a node, and the folder it writes to."""
@@ -185,8 +176,8 @@ def _prepare(node: _NodeSetup) -> tuple[DoJob, tempfile.TemporaryDirectory[str]]
     return node.prepare(node.setup, Path(folder.name)), folder
 
 
-def _do_on_node(node: _NodeSetup, job: Any) -> _NodeResult:
-    """Does one job."""
+def _do_on_node(node: _NodeSetup, job: Any) -> tuple[list[Any], dict[Path, bytes]]:
+    """Does one job; its messages, and the content of each file that it made, by path below the worker's folder."""
     who = f"node {platform.node()}"
     try:
         do_job, temporary = _prepare(node)
@@ -196,7 +187,7 @@ def _do_on_node(node: _NodeSetup, job: Any) -> _NodeResult:
     try:
         messages = list(do_job(job))
         files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        return _NodeResult(messages, files)
+        return messages, files
     except Exception as error:
         raise job_error(error, who, f"{folder} of {who}") from None
     finally:

@@ -14,9 +14,9 @@ from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.rollout import derive_seed
 from par_agent.evaluation.trace import read_frames
-from par_agent.play.inputs import pixel, whole
 from par_agent.tasks import resolve_task
 from par_agent.utils.figures import smooth
+from par_agent.utils.json_fields import fits, short
 from par_agent.visualization.attention import frame_weights
 from par_agent.visualization.causes import GOALS
 from par_agent.visualization.session import RolloutSession
@@ -25,6 +25,9 @@ REACH = 0.85
 """How far from the robot's base an object may be put, metres."""
 RADIUS = 0.04
 """How far from an object's centre the ray of a pixel that shows it may pass, metres."""
+
+FARTHEST = 1e6
+"""Pixels from an image's corner at which nothing is shown any more."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,13 @@ class Live:
         try:
             self.load(source, task, state)
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Live:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Frees the simulation."""
         if self._open is not None:
             self._thread.submit(self._open.env.close).result()
             self._open = None
@@ -205,6 +204,20 @@ class Live:
             frames = policy.plan(observation, frames=True).frames
             assert frames is not None
             self._predicted = frames[0].cpu().numpy()
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of a request, which may come as a float; raises UserError for anything else."""
+    if not fits(value, float) or abs(value) > 2**53 or value != int(value):
+        raise UserError(f"{name} is {short(value)}; it must be a whole number")
+    return int(value)
+
+
+def pixel(value: Any) -> tuple[float, float]:
+    """A place [x, y] in an image, pixels, of a request; raises UserError for anything else."""
+    if not fits(value, tuple[float, float]) or max(map(abs, value)) > FARTHEST:
+        raise UserError(f"{short(value)} is no place in the image; it must be [x, y] in pixels")
+    return float(value[0]), float(value[1])
 
 
 def _meet(origin: np.ndarray, direction: np.ndarray, height: float) -> np.ndarray:

@@ -3,17 +3,14 @@
 import hmac
 from collections.abc import Callable, Iterable
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
-from par_agent.play.inputs import pixel
+from par_agent.play.live import Live, View, pixel
 from par_agent.tasks import PROTOCOL_STATES
 from par_agent.utils.json_fields import short
 from par_agent.visualization.causes import GOALS
-
-if TYPE_CHECKING:
-    from par_agent.play.live import Live, View
 
 TICK = 0.2
 """Seconds between two pictures while it runs."""
@@ -36,7 +33,7 @@ def import_gradio() -> Any:
     return gradio
 
 
-def build_page(live: "Live", policies: dict[str, PolicySource], task: str, state: int) -> Any:
+def build_page(live: Live, policies: dict[str, PolicySource], task: str, state: int) -> Any:
     """The page's gradio blocks: what is `live` shown, of a task and initial state, and `policies` to choose from."""
     gr = import_gradio()
     tasks = [task, *(name for name in GOALS if name != task)]
@@ -92,7 +89,7 @@ def chosen(name: Any, known: Iterable[str]) -> str:
     return name
 
 
-def dragged(live: "Live", start: Any, end: Any) -> "View":
+def dragged(live: Live, start: Any, end: Any) -> View:
     """Moves the object as the pointer went, or to where it was clicked."""
     (x, y), (to_x, to_y) = pixel(start), pixel(end)
     if abs(to_x - x) <= CLICK and abs(to_y - y) <= CLICK:
@@ -112,7 +109,7 @@ def _read(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _show(gr: Any, action: Callable[[], "View"]) -> tuple[Any, ...]:
+def _show(gr: Any, action: Callable[[], View]) -> tuple[Any, ...]:
     """What the page shows after an action; bad input becomes a message on it."""
     try:
         view = action()

@@ -101,6 +101,8 @@ def shares(maps: AttentionMaps) -> np.ndarray:
 def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, plan: int) -> None:
     """Writes a PNG of one layer (from 1): for each head the weights of a plan (from 0, at most the last), and shares
     over the whole rollout."""
+    from matplotlib.patches import Patch
+
     step = rollout.plan_steps[min(plan, len(rollout.plan_steps) - 1)]
     maps = rollout.maps[step]
     weights = maps.weights[layer - 1, 0].cpu().numpy()
@@ -121,7 +123,8 @@ def draw_tokens(rollout: AttentionRollout, path: Path, layer: int, plan: int) ->
         _label_tokens(axis, labels, edges, maps, f"head {head + 1}")
         _draw_shares(grid[2 * row + 1, column], rollout, layer, head)
     _label_bar(body.colorbar(image, ax=grid[:, -1], shrink=0.5, pad=0.02), "weight")
-    _legend(figure)
+    handles: Any = [Patch(color=colour, label=kind) for kind, colour in zip(KINDS, COLOURS, strict=False)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=8)
     save(figure, path)
 
 
@@ -229,10 +232,3 @@ def _draw_shares(axis: Any, rollout: AttentionRollout, layer: int, head: int) ->
     axis.set_ylim(0, 100)
     axis.set_yticks([0, 50, 100], ["0", "50", "100%"])
     axis.set_xlabel("control step", fontsize=7, color=SOFT, labelpad=1)
-
-
-def _legend(figure: Any) -> None:
-    from matplotlib.patches import Patch
-
-    handles: Any = [Patch(color=colour, label=kind) for kind, colour in zip(KINDS, COLOURS, strict=False)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=8)

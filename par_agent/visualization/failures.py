@@ -21,7 +21,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.html_report import FAILURES_SECTION, render_page
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import protocol_file, states_checksum
-from par_agent.evaluation.records import MADE_STATES, Record, read_run, record_key
+from par_agent.evaluation.records import MADE_STATES, Record, read_run, record_key, rollout_stem
 from par_agent.tasks import TaskSpec, resolve_task
 from par_agent.utils.figures import (
     EXECUTED,
@@ -63,7 +63,7 @@ class Failure:
     @property
     def name(self) -> str:
         """Beginning of the names of its files."""
-        return f"{self.task}_state{self.state:02d}_seed{self.policy_seeds[0]}"
+        return rollout_stem(self.task, self.state, self.policy_seeds[0])
 
 
 class FailedRun:
@@ -119,7 +119,7 @@ class FailedRun:
     def _draw_group(self, session: RolloutSession, group: list[Record]) -> Failure:
         """Repeats and draws the first of some rollouts with equal actions, unless it is drawn already."""
         first, seeds = group[0], tuple(record["policy_seed"] for record in group)
-        path = self.folder / "failures" / f"{first['task']}_state{first['state']:02d}_seed{seeds[0]}.json"
+        path = self.folder / "failures" / f"{rollout_stem(*record_key(first))}.json"
         picture = path.with_suffix(".png")
         if path.exists() and picture.exists():
             return Failure(**{**read_json(path), "policy_seeds": seeds})

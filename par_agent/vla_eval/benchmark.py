@@ -5,14 +5,13 @@ vla-eval run --config benchmarks/vla-eval/paper.yaml
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 
 from par_agent.errors import UserError
 from par_agent.evaluation.initial_states import protocol_states
-from par_agent.evaluation.rollout import derive_seed
+from par_agent.evaluation.rollout import RolloutProgress, derive_seed
 from par_agent.simulation.environment import TaskEnvironment
 from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec, check_track, resolve_tasks
@@ -120,18 +119,17 @@ class ManiSkill3Benchmark(StepBenchmark):
                 f"the model server answered with a chunk of {len(actions)} actions; set its chunk_size, so that it "
                 "keeps the chunk and answers every observation with one action"
             )
-        self._digest.update(actions.tobytes())
-        result = self._environment.step(torch.from_numpy(actions))
-        self._steps += 1
-        self._success = result.success[0]
+        executed, rollout = torch.from_numpy(actions), self._rollout
+        result = self._environment.step(executed)
         reward = 0.0 if result.reward is None else result.reward[0]
-        self._recorder.record_step(reward=reward, success=self._success)
-        return StepResult(None, reward, self._success or self._steps >= self._spec.max_steps, {})
+        rollout.add(executed[0], result.success[0], reward)
+        self._recorder.record_step(reward=reward, success=rollout.success)
+        return StepResult(None, reward, rollout.success or rollout.steps >= self._spec.max_steps, {})
 
     def make_obs(self, raw_obs: None, task: dict[str, Any]) -> dict[str, Any]:
         """Observes the scene, with images where they are due."""
         assert self._environment is not None
-        due = self._steps % self._frame_every == 0
+        due = self._rollout.steps % self._frame_every == 0
         message = to_message(self._environment.observe(with_frame=due), self._spec.instruction)
         if due:
             self._recorder.record_video(next(iter(message["images"].values())))
@@ -142,10 +140,10 @@ class ManiSkill3Benchmark(StepBenchmark):
     def get_step_result(self, step_result: StepResult) -> dict[str, Any]:
         """Success, and what the episode can be found by in other results."""
         return {
-            "success": self._success,
+            "success": self._rollout.success,
             "env_seed": self._state.env_seed,
             "policy_seed": self._policy_seed,
-            "actions_sha256": self._digest.hexdigest()[:16],
+            "actions_sha256": self._rollout.record(run_to_end=False)["actions_sha256"],
         }
 
     def cleanup(self) -> None:
@@ -158,8 +156,7 @@ class ManiSkill3Benchmark(StepBenchmark):
         self._spec = spec
         self._state = states[episode % len(states)]
         self._policy_seed = episode // len(states)
-        self._steps, self._success = 0, False
-        self._digest: Any = hashlib.sha256()
+        self._rollout = RolloutProgress()
 
     def _seeds(self, name: str) -> list[int]:
         """The policy's seed of every episode of a task."""
