@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,29 @@ class PolicySource:
         A class is called with the options and, if it has such parameters, with ``task`` (the :class:`TaskSpec`),
         ``device`` and ``checkpoint``.
         """
-        policy = self._from_class(spec) if ":" in self.reference else self._from_checkpoint(spec)
+        arguments: dict[str, Any]
+        if ":" in self.reference:
+            make = load_object(self.reference)
+            arguments = dict(self.options)
+            known = {"task": spec, "device": self.device, "checkpoint": self.checkpoint and str(self.checkpoint)}
+            for name, value in known.items():
+                if value is not None and name in inspect.signature(make).parameters:
+                    arguments.setdefault(name, value)
+            if self.checkpoint is not None and arguments.get("checkpoint") != str(self.checkpoint):
+                raise UserError(f"policy {self.reference!r} takes no checkpoint; leave --policy-checkpoint out")
+        else:
+            from par_agent.policy.par_policy import PARPolicy
+
+            make = partial(PARPolicy.from_pretrained, str(self.folder))
+            arguments = {"instruction": spec.instruction, "device": self.device, **self.options}
+        try:
+            inspect.signature(make).bind(**arguments)
+        except TypeError as error:
+            raise UserError(
+                f"policy {self.reference!r} does not take these options ({error}); its parameters are "
+                f"{inspect.signature(make)}"
+            ) from None
+        policy = make(**arguments)
         check_policy(policy, spec, track)
         return policy
 
@@ -126,32 +148,3 @@ class PolicySource:
         if self.checkpoint is not None and not self.checkpoint.is_dir():
             raise UserError(f"the policy's checkpoint {self.checkpoint} does not exist")
         return self.checkpoint
-
-    def _from_checkpoint(self, spec: TaskSpec) -> Policy:
-        from par_agent.policy.par_policy import PARPolicy
-
-        arguments = {"instruction": spec.instruction, "device": self.device, **self.options}
-        return _call(PARPolicy.from_pretrained, self.reference, str(self.folder), **arguments)
-
-    def _from_class(self, spec: TaskSpec) -> Policy:
-        cls = load_object(self.reference)
-        arguments = dict(self.options)
-        known = {"task": spec, "device": self.device, "checkpoint": self.checkpoint and str(self.checkpoint)}
-        for name, value in known.items():
-            if value is not None and name in inspect.signature(cls).parameters:
-                arguments.setdefault(name, value)
-        if self.checkpoint is not None and arguments.get("checkpoint") != str(self.checkpoint):
-            raise UserError(f"policy {self.reference!r} takes no checkpoint; leave --policy-checkpoint out")
-        return _call(cls, self.reference, **arguments)
-
-
-def _call(function: Any, reference: str, *args: Any, **arguments: Any) -> Any:
-    """Calls `function`; options that it does not take become an error about the options."""
-    try:
-        inspect.signature(function).bind(*args, **arguments)
-    except TypeError as error:
-        raise UserError(
-            f"policy {reference!r} does not take these options ({error}); its parameters are "
-            f"{inspect.signature(function)}"
-        ) from None
-    return function(*args, **arguments)

@@ -124,7 +124,8 @@ class RunFolder:
             self._claim()
             self._file = self.records_file.open("ab", buffering=0)
             opened.callback(lambda: self._file.close())
-            self._drop_cut_off_line()
+            content = self.records_file.read_bytes()
+            self._file.truncate(content.rfind(b"\n") + 1)  # without a line that a crash cut off
             self.records = _read_records(self.records_file, self._plan)
             self._opened = opened.pop_all()
         return self
@@ -195,9 +196,3 @@ class RunFolder:
         """Appends a rollout's traceback to errors.log."""
         with (self.path / "errors.log").open("a") as file:
             file.write(f"{rollout_name(record)}\n{traceback}\n")
-
-    def _drop_cut_off_line(self) -> None:
-        content = self.records_file.read_bytes()
-        complete = content.rfind(b"\n") + 1
-        if complete != len(content):
-            self._file.truncate(complete)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from par_agent.errors import UserError
-from par_agent.jobs.runner import DOCTOR, DoJob, LostJobError, Prepare, described_error, job_error, use_one_thread
+from par_agent.jobs.runner import DOCTOR, LostJobError, Prepare, described_error, job_error, use_one_thread
 from par_agent.utils.interrupts import SIGNALS, Interrupts, deferred_interrupts
 
 DEFAULT_WORKERS = min(2, os.cpu_count() or 1)
@@ -192,16 +192,10 @@ def _serve(connection: Connection, core: int | None, prepare: Prepare, setup: An
             return
         connection.send(("done", None))
         while True:
-            for event in _events(do_job, connection.recv(), folder):
-                connection.send(event)
-
-
-def _events(do_job: DoJob, job: Any, folder: Path) -> Iterator[tuple[str, Any]]:
-    """Does a job and yields its messages, then whether it is done or failed."""
-    try:
-        for message in do_job(job):
-            yield "message", message
-    except Exception as error:
-        yield "failed", job_error(error, "a worker process", folder)
-    else:
-        yield "done", None
+            job = connection.recv()
+            try:
+                for message in do_job(job):
+                    connection.send(("message", message))
+                connection.send(("done", None))
+            except Exception as error:
+                connection.send(("failed", job_error(error, "a worker process", folder)))

@@ -114,26 +114,18 @@ class ObjectTracer(RolloutObserver):
 def propose_cause(trace: ObjectTrace, goal: Goal) -> str:
     """The cause of a failure, one of :data:`CAUSES`."""
     distances, held = trace.distances(goal), trace.held
+    longest = max((len(list(run)) for value, run in groupby(held) if value), default=0)
     if not goal.grasped:
         if np.linalg.norm(trace.positions - trace.positions[0], axis=1).max() < _NEAR:
             return NEVER_MOVED
-    elif not _longest_run(held) >= _HELD_STEPS:
+    elif longest < _HELD_STEPS:
         return NEVER_GRASPED
-    elif not held[-1] and distances[-1] > goal.tolerance and _fall(trace) > _NEAR:
-        return DROPPED
+    elif not held[-1] and distances[-1] > goal.tolerance:
+        height = trace.positions[:, 2]
+        if height[np.flatnonzero(held)[-1]] - height[-1] > _NEAR:
+            return DROPPED
     if distances[-1] <= goal.tolerance:
         return NOT_SETTLED
     if distances[max(len(distances) - 1 - _LAST_STEPS, 0)] - distances[-1] > _NEAR:
         return TOO_SLOW
     return WRONG_PLACE
-
-
-def _longest_run(held: np.ndarray) -> int:
-    """Most steps in a row that something was held."""
-    return max((len(list(run)) for value, run in groupby(held) if value), default=0)
-
-
-def _fall(trace: ObjectTrace) -> float:
-    """Metres that the object fell after it was held last."""
-    last = int(np.flatnonzero(trace.held)[-1])
-    return float(trace.positions[last, 2] - trace.positions[-1, 2])

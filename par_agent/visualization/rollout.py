@@ -96,15 +96,9 @@ def record_rollout(
     every: int = 2,
     on_step: Callable[[int], None] = lambda steps: None,
 ) -> Rollout:
-    """Repeats a rollout of the benchmark; raises UserError for a policy that imagines nothing, or no such state.
+    """Repeats a rollout of the benchmark, with ``imagine`` chunks imagined at the start.
 
-    Args:
-        session: task and policy.
-        state: number of the initial state.
-        policy_seed: as in the benchmark.
-        imagine: chunks imagined at the start.
-        every: control steps between two frames that are kept.
-        on_step: called after every control step with the number executed.
+    ``every`` and ``on_step`` are those of :class:`FrameObserver`.
     """
     transforms, encoder = session.policy.transforms, session.policy.checkpoint.encoder
     tracer = RolloutTracer(session.env, session.policy, 1, imagine)

@@ -24,12 +24,7 @@ from par_agent.tasks import TaskSpec
 class RolloutSession:
     """Use it as a context manager; within it torch computes with one thread, as in the benchmark.
 
-    Args:
-        spec: the task.
-        source: where the policy comes from.
-        track: ``paper`` or ``native``.
-        states_file: gives the file of initial states; called once the policy is known to fit.
-        variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
+    ``states_file`` gives the file of initial states; it is called once the policy is known to fit the task.
     """
 
     def __init__(
@@ -82,10 +77,8 @@ class RolloutSession:
 class FrameObserver(RolloutObserver):
     """Keeps the frames of a rollout of a session, cropped and resized as the model sees them.
 
-    Args:
-        session: environment and policy.
-        every: control steps between two frames; those of plans, the first and the last are always kept.
-        on_step: called after every control step with the number executed.
+    Those are kept after every ``every`` control steps, of plans, and the last one. ``on_step`` is called after every
+    control step with the number executed.
     """
 
     def __init__(
