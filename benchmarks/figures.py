@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
 
 def write_picture(draw: Callable[[Path], None], path: Path, table: str) -> None:
-    """Writes a PNG with the table that it draws as its description.
-
-    Args:
-        draw: writes the PNG to a path.
-        path: where the picture goes.
-        table: what it draws, as text.
-    """
+    """Writes a PNG with the table that it draws, as text, as its description."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 

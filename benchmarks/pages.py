@@ -83,15 +83,8 @@ TABLES: dict[str, Callable[[Runs], list[str]]] = {
 
 
 def filled(text: str, runs: Runs, base: Path, reported: Path = REPORTED) -> str:
-    """A document's text with the tables between its marks, `<!-- rows -->` and `<!-- /rows -->` for example, as they
-    should be.
-
-    Args:
-        text: the document's.
-        runs: all reported runs.
-        base: the document's folder.
-        reported: folder of the reported runs.
-    """
+    """The text of a document in the folder ``base`` with the tables between its marks, `<!-- rows -->` and
+    `<!-- /rows -->` for example, as they should be."""
     tables = {**TABLES, "results": lambda runs: bundled_table(runs, base, reported)}
     for name, make in tables.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"

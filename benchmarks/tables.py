@@ -13,7 +13,6 @@ from reported_runs import Run
 from par_agent.errors import UserError
 from par_agent.evaluation.measurements import Section
 from par_agent.evaluation.record_checks import Record
-from par_agent.evaluation.records import record_key
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult, markdown_table, measured_sections
 from par_agent.evaluation.statistics import compare_paired
 from par_agent.simulation.variations import VARIATIONS
@@ -61,10 +60,7 @@ def of_group(runs: Runs, group: str) -> list[Run]:
 def bundled_table(runs: Runs, base: Path, reported: Path) -> list[str]:
     """What the bundled checkpoints solve beside the paper's figures, and below it one of them with one thing changed.
 
-    Args:
-        runs: all reported runs.
-        base: folder of the document that shows the table.
-        reported: folder of the reported runs.
+    ``base`` is the folder of the document that shows the table, ``reported`` that of the reported runs.
     """
     lines, commands = [], []
     link = os.path.relpath(reported / RESULTS_PAGE, base)
@@ -125,7 +121,6 @@ def _rate(result: TaskResult) -> str:
 
 
 def _count(result: TaskResult) -> str:
-    """Successes and rollouts."""
     return f"{result.successes}/{result.rollouts}"
 
 
@@ -152,14 +147,7 @@ def _place(name: str, order: list[str]) -> int:
 
 
 def methods_page(rows: Runs, unseen: Runs, reference: str, points: Mapping[Curve, Sequence[Point]]) -> str:
-    """The page of all methods in Markdown.
-
-    Args:
-        rows: runs of the protocol, by policy.
-        unseen: runs of other initial states, by policy.
-        reference: the policy that the others are tested against.
-        points: what :func:`curves` gives.
-    """
+    """The page of all methods in Markdown; ``rows`` (the protocol) and ``unseen`` (other states) are by policy."""
     sources = (
         (name, f"`{run.about['checkpoint']}`", str(len(run.records)), f"`{run.about['command']}`")
         for found in (rows, unseen)
@@ -227,20 +215,18 @@ def _comparisons(rows: Runs, reference: str) -> list[tuple[str, ...]]:
         raise UserError(f"no run of the protocol is of {reference!r}; there are: {', '.join(rows) or 'none'}")
     first = rows[reference].records
     return [
-        (name, *(_comparison(*(_of_task(found, task) for found in (first, run.records))) for task in PAPER_TASKS))
+        (name, *(_comparison(first, run.records, task=task) for task in PAPER_TASKS))
         for name, run in rows.items()
         if name != reference
     ]
 
 
-def _of_task(records: list[Record], task: str) -> list[Record]:
-    return [record for record in records if record["task"] == task]
-
-
-def _comparison(first: list[Record], second: list[Record]) -> str:
-    if not {record_key(record) for record in first} & {record_key(record) for record in second}:
+def _comparison(*runs: list[Record], task: str) -> str:
+    first, second = ([record for record in records if record["task"] == task] for records in runs)
+    try:
+        found = compare_paired(first, second)
+    except ValueError:  # they have no rollout in common
         return NOTHING
-    found = compare_paired(first, second)
     low, high = 100 * found.interval.low, 100 * found.interval.high
     return f"{100 * found.risk_difference:+.1f} ({low:+.1f} to {high:+.1f}), p = {found.p_value:.2g}"
 
@@ -268,11 +254,7 @@ class Curve(NamedTuple):
 
 
 def curves(runs: Iterable[Run]) -> dict[Curve, list[Point]]:
-    """Success by number of demonstrations, of the protocol's runs whose policies were trained with --demos.
-
-    Returns:
-        Each curve's points by number.
-    """
+    """Points by number of demonstrations, of the protocol's runs whose policies were trained with --demos."""
     found: dict[Curve, dict[int, Point]] = {}
     for run in runs:
         if run.track != "paper" or run.variation != "none" or run.state_seed is not None or run.demos is None:

@@ -34,12 +34,7 @@ def protocol_states(spec: TaskSpec, count: int) -> list[InitialState]:
 
 
 def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None:
-    """Makes the files of initial states that are missing or lack a checksum, in a process of its own.
-
-    Args:
-        files: task reference by file.
-        seeds: environment seeds of the states.
-    """
+    """Makes those files (task reference by file) that are missing or lack a checksum, in a process of its own."""
     if missing := {path: task for path, task in files.items() if not is_complete(path)}:
         with local_runner(_states_maker, seeds, Path(), workers=1) as runner:
             list(runner.run(missing.items()))

@@ -148,11 +148,8 @@ def start_process(work: Callable[..., None], *arguments: Any) -> tuple[BaseProce
     """Starts a process in which ``work(connection, *arguments)`` runs; also returns the connection's other end.
 
     It ends with the thread that starts it, however that ends, and whatever it is doing then. End it with ``kill``: it
-    ignores the signals by which a terminal or a cluster tells all processes of a command to end.
-
-    Args:
-        work: importable.
-        arguments: picklable.
+    ignores the signals by which a terminal or a cluster tells all processes of a command to end. ``work`` has to be
+    importable, its arguments picklable.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

@@ -23,12 +23,7 @@ DOCTOR = " (`par-agent doctor` there says what is missing)"
 
 
 class LostJobError(UserError):
-    """A job's worker died at every attempt.
-
-    Args:
-        how: how the worker died.
-        advice: what the user can do.
-    """
+    """A job's worker died at every attempt; ``how`` says in which way, ``advice`` what the user can do."""
 
     def __init__(self, how: str, advice: str) -> None:
         super().__init__(f"{how}{advice}")

@@ -205,10 +205,7 @@ class TaskEnvironment:
         """Rebuilds the scene and puts every environment into an initial state.
 
         The environment's own reset with the same seeds comes first: it makes what the simulator's state does
-        not hold, such as PegInsertionSide's peg of random length.
-
-        Args:
-            states: (B) one per environment.
+        not hold, such as PegInsertionSide's peg of random length. States (B) are one per environment.
         """
         import torch
 
