@@ -18,26 +18,22 @@ from typing import Any, Literal
 
 import torch
 from latency import count_flops, describe, synchronise
-from torch import Tensor, nn
+from torch import nn
 
 from par_agent.cli.options import run_script
-from par_agent.data.augmentation import Augmentation
 from par_agent.data.conventions import check_conventions
 from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
-from par_agent.data.latent_cache import CachedLatents
-from par_agent.data.latents import LatentSource, LatentSpec
 from par_agent.data.prefetch import prefetch
-from par_agent.data.windows import MixedSampler, Windows, WindowSampler
+from par_agent.data.windows import MixedSampler, Windows
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
-from par_agent.modeling.vae.frame_encoder import describe_frame_encoder
-from par_agent.modeling.weights import find_weights
 from par_agent.policy.checkpoint import Checkpoint
+from par_agent.training.config import DatasetConfig, FinetuneConfig
 from par_agent.training.objective import tensors
 from par_agent.training.optimisation import make_optimizer
+from par_agent.training.samplers import open_samplers
 from par_agent.utils.checked import Checked, Count, Length, Share, Size, SmallCount
-from par_agent.utils.hashes import hash_file
 
 BUNDLED = Path(__file__).parents[1] / "par_agent" / "checkpoints" / "par-mini"
 
@@ -172,27 +168,23 @@ def main(config: ThroughputConfig) -> None:
 
 def open_data(config: ThroughputConfig, checkpoint: Checkpoint) -> MixedSampler:
     """The datasets in equal shares."""
-    model, transforms, encoder = checkpoint.model.config, checkpoint.transforms, checkpoint.encoder
+    model, transforms = checkpoint.model.config, checkpoint.transforms
     if transforms is None:
         raise UserError(f"{config.init} was never trained; give a checkpoint that `par-agent finetune` made")
     action = model.action
     indices = [EpisodeIndex(RenderedDataset(folder), action.chunk_length, action.foresight) for folder in config.data]
     check_conventions(indices, transforms, f"the checkpoint {config.init}")
+    dataset = DatasetConfig(camera=transforms.camera, cache=config.cache, variants=config.variants)
+    options = FinetuneConfig(
+        out=Path(),
+        data=config.data,
+        window=config.window,
+        batch_size=config.batch_size,
+        init=config.init,
+        dataset=dataset,
+    )
     shape = (model.nova.latent_channels, *model.nova.latent_size)
-    digest = hash_file(find_weights(config.init / "frame_encoder"))
-    about = describe_frame_encoder(encoder)
-    spec = LatentSpec(transforms.camera, digest, shape, config.variants, Augmentation(), about)
-
-    def encode(frames: Tensor) -> Tensor:
-        return encoder.encode(frames.to(config.device))
-
-    def source(index: EpisodeIndex) -> LatentSource:
-        source = CachedLatents(index, spec, encode) if config.cache else LatentSource(index, spec, encode)
-        source.prepare()
-        return source
-
-    samplers = [WindowSampler(index, source(index), index.split()[0], config.window, 0) for index in indices]
-    return MixedSampler(samplers, [1.0] * len(samplers), config.batch_size)
+    return open_samplers(options, indices, checkpoint.encoder, config.init / "frame_encoder", shape)[0]
 
 
 def matrix_product(config: ThroughputConfig) -> Callable[[], object]:
