@@ -112,24 +112,16 @@ class StepTime:
     """Of all processes and threads together."""
 
 
-class Stopwatch:
-    """Measures this process and those that it has started; they have to be there still when it is stopped."""
+def clock() -> tuple[float, float]:
+    """Seconds by the clock, and processor seconds of this process and of those that it has started and that go on."""
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return time.perf_counter(), sum(t.user + t.system for t in times)
 
-    def start(self) -> None:
-        self._started = self._now()
 
-    def stop(self) -> None:
-        self._stopped = self._now()
-
-    def per_step(self, steps: int) -> StepTime:
-        """The time between start and stop, divided by control steps."""
-        wall, processor = (stop - start for start, stop in zip(self._started, self._stopped, strict=True))
-        return StepTime(wall / steps, processor / steps)
-
-    def _now(self) -> tuple[float, float]:
-        this = psutil.Process()
-        times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
-        return time.perf_counter(), sum(t.user + t.system for t in times)
+def step_time(started: tuple[float, float], stopped: tuple[float, float], steps: int) -> StepTime:
+    """The time of one of so many control steps between two moments."""
+    return StepTime((stopped[0] - started[0]) / steps, (stopped[1] - started[1]) / steps)
 
 
 def contestants(workers: int) -> list[Contestant]:
@@ -146,7 +138,7 @@ def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> list[StepTim
     """A control step of the plain loop, for every task; runs in a process of its own, with all threads it likes."""
     import torch
 
-    stopwatch, times = Stopwatch(), []
+    times = []
     for task in config.tasks:
         spec = get_task(task)
         env = make_simulation(spec, obs_mode=contestant.obs_mode, shader=contestant.shader)
@@ -155,7 +147,7 @@ def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> list[StepTim
         policy.reset(seed=0)
         base: Any = env.unwrapped
         image = env.render()
-        stopwatch.start()
+        started = clock()
         for _ in range(config.plain_steps):
             observation = {
                 "agent": {"qpos": base.agent.robot.get_qpos()},
@@ -165,8 +157,7 @@ def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> list[StepTim
                 action = policy.act(observation)
             env.step(action)
             image = env.render()
-        stopwatch.stop()
-        times.append(stopwatch.per_step(config.plain_steps))
+        times.append(step_time(started, clock(), config.plain_steps))
         env.close()
     return times
 
@@ -185,19 +176,20 @@ def time_harness(config: SpeedConfig, contestant: Contestant) -> StepTime:
                 run_to_end=True,
             )
         )
-        stopwatch = Stopwatch()
+        moments: list[tuple[float, float]] = []
         records: list[Record] = []
 
         def add(record: Record) -> None:
             records.append(record)
             if len(records) == run.info.total:  # the workers are there still
-                stopwatch.stop()
+                moments.append(clock())
 
-        run.run(lambda found: stopwatch.start(), add)
+        run.run(lambda found: moments.append(clock()), add)
     failed = [record["error"] for record in records if record["error"] is not None]
     if failed:
         raise UserError(f"{len(failed)} rollouts ended with an exception, the first with: {failed[0]}")
-    return stopwatch.per_step(sum(record["steps"] for record in records))
+    started, stopped = moments
+    return step_time(started, stopped, sum(record["steps"] for record in records))
 
 
 def policy_source(config: SpeedConfig) -> PolicySource:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 from par_agent.evaluation.record_checks import Record, RunPlan
 from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.utils.files import atomic_path, only_process, read_content, read_object, write_json, writing
@@ -50,16 +50,10 @@ def rollout_stem(task: str, state: int, policy_seed: int) -> str:
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Record]]:
     """What a run is, by its run.json, and its records; a last line cut off by a crash is left out."""
-    run, plan = _read_plan(folder / RUN_FILE)
+    run = read_object(folder / RUN_FILE)
+    with user_errors(f"{folder / RUN_FILE} is not as `par-agent benchmark` leaves it: "):
+        plan = RunPlan(run)
     return run, _read_records(folder / RECORDS_FILE, plan)
-
-
-def _read_plan(path: Path) -> tuple[dict[str, Any], RunPlan]:
-    run = read_object(path)
-    try:
-        return run, RunPlan(run)
-    except UserError as error:
-        raise UserError(f"{path} is not as `par-agent benchmark` leaves it: {error}") from None
 
 
 def _read_records(path: Path, plan: RunPlan) -> list[Record]:
@@ -121,12 +115,14 @@ class RunFolder:
         self._run()  # another run's folder is left as it is
         with contextlib.ExitStack() as opened, writing(self.path):
             opened.enter_context(only_process(self.path / ".lock", f"writes to {self.path}", within=self.path))
-            self._claim()
+            found = self._run()
+            extent = {name: max(number, found.get(EXTENT, {}).get(name, 0)) for name, number in self._extent.items()}
+            self._write_run({**self._identity, **found, EXTENT: extent})
+            _, self.records = read_run(self.path)
             self._file = self.records_file.open("ab", buffering=0)
             opened.callback(lambda: self._file.close())
             content = self.records_file.read_bytes()
             self._file.truncate(content.rfind(b"\n") + 1)  # without a line that a crash cut off
-            self.records = _read_records(self.records_file, self._plan)
             self._opened = opened.pop_all()
         return self
 
@@ -139,13 +135,6 @@ class RunFolder:
         if {name: value for name, value in run.items() if name not in (EXTENT, MADE_STATES)} != self._identity:
             raise UserError(f"{self.path} holds the results of another policy, task or version; choose another --out")
         return run
-
-    def _claim(self) -> None:
-        """Writes run.json, or adds to its extent."""
-        found = self._run()
-        extent = {name: max(number, found.get(EXTENT, {}).get(name, 0)) for name, number in self._extent.items()}
-        self._write_run({**self._identity, **found, EXTENT: extent})
-        _, self._plan = _read_plan(self.path / RUN_FILE)
 
     def _write_run(self, run: dict[str, Any]) -> None:
         if run != self._run():

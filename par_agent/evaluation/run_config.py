@@ -88,7 +88,7 @@ class RunConfig(RunOptions):
     @property
     def is_protocol(self) -> bool:
         """Whether the run is the whole protocol: all of its initial states and policy seeds."""
-        return self.is_comparable and self._has_all_states
+        return self.is_comparable and self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS
 
     @property
     def is_comparable(self) -> bool:
@@ -98,9 +98,17 @@ class RunConfig(RunOptions):
     @property
     def protocol_label(self) -> str:
         """How far the run follows the protocol, in words for every output."""
-        if self._changes:
-            return f"NOT THE PROTOCOL: {', '.join(self._changes)}, {self._states_label}"
-        return self._states_label
+        if self.state_seed is not None:
+            last = self.state_seed + self.states - 1
+            label = f"NOT THE PROTOCOL: initial states from seeds {self.state_seed} to {last}"
+        elif (self.states, self.policy_seeds) == (PROTOCOL_STATES, PROTOCOL_POLICY_SEEDS):
+            label = "the protocol"
+        else:
+            label = (
+                f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, {self.policy_seeds} policy "
+                f"seed{'s' * (self.policy_seeds > 1)} (the protocol has {PROTOCOL_POLICY_SEEDS})"
+            )
+        return f"NOT THE PROTOCOL: {', '.join(self._changes)}, {label}" if self._changes else label
 
     @property
     def _changes(self) -> list[str]:
@@ -110,19 +118,3 @@ class RunConfig(RunOptions):
         if controller and any(spec.control_mode != controller[0] for spec in resolve_tasks(self.tasks).values()):
             changes.append(f"control mode {controller[0]}")
         return changes
-
-    @property
-    def _has_all_states(self) -> bool:
-        return self.states == PROTOCOL_STATES and self.policy_seeds == PROTOCOL_POLICY_SEEDS
-
-    @property
-    def _states_label(self) -> str:
-        if self.state_seed is not None:
-            last = self.state_seed + self.states - 1
-            return f"NOT THE PROTOCOL: initial states from seeds {self.state_seed} to {last}"
-        if self._has_all_states:
-            return "the protocol"
-        return (
-            f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, {self.policy_seeds} policy "
-            f"seed{'s' * (self.policy_seeds > 1)} (the protocol has {PROTOCOL_POLICY_SEEDS})"
-        )

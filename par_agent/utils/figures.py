@@ -85,12 +85,8 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def smooth(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Weights (rows, columns) of a frame's patches over its pixels: (H, W) float32, smooth between the centres.
-
-    Args:
-        weights: of the patches.
-        shape: of the frame, (H, W, 3).
-    """
+    """Weights (rows, columns) of the patches of a frame of ``shape`` (H, W, 3) over its pixels: (H, W) float32, smooth
+    between the centres."""
     import cv2
 
     return cv2.resize(weights.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
