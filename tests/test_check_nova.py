@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from nova_fixtures import ROOT, damaged, reference, write_nova
 from par_agent.cli import main
 from par_agent.cli.check_nova import compare
-from par_agent.cli.parity.nova import STAGES, transformer_outputs
+from par_agent.cli.parity import compute
+from par_agent.cli.parity.nova import STAGES, nova_stages
 from par_agent.modeling.nova.generation import mask_schedule
 from par_agent.modeling.nova.model import NOVA
 
@@ -129,7 +130,7 @@ def write_transformer_reference(folder: Path, path: Path, frames: int, descripti
     if config.motion:
         inputs |= {"motion.flow": torch.tensor([4.0]), "motion.fps": torch.tensor([9.0])}
     names = {f"{stage}.x" for stage in STAGES if config.motion or stage != "motion"}
-    outputs = transformer_outputs(model, inputs, description, names)
+    outputs = compute(nova_stages(model, inputs, description), names)
     assert all(isinstance(value, torch.Tensor) for value in outputs.values()), outputs
     tensors = {f"in.{name}": value for name, value in inputs.items()}
     tensors |= {f"out.{name}": value.clone() for name, value in outputs.items()}

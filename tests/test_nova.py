@@ -11,7 +11,8 @@ import torch
 
 from nova_fixtures import ROOT, damaged, full_keys, reference, write_nova
 from par_agent.cli.check_nova import compare
-from par_agent.cli.parity.nova import STAGES, transformer_outputs
+from par_agent.cli.parity import compute
+from par_agent.cli.parity.nova import STAGES, nova_stages
 from par_agent.errors import UserError
 from par_agent.modeling.config import DiffusionConfig
 from par_agent.modeling.diffusion import noise_process
@@ -32,7 +33,7 @@ def nova() -> NOVA:
 def comparisons(nova) -> dict[str, Any]:
     io = reference("nova_tiny_io")
     inputs = {name[3:]: value for name, value in io.items() if name.startswith("in.")}
-    results = transformer_outputs(nova, inputs, DESCRIPTION, set(REFERENCE_NAMES))
+    results = compute(nova_stages(nova, inputs, DESCRIPTION), set(REFERENCE_NAMES))
     return {name: compare(name, results.get(name), io[f"out.{name}"]) for name in REFERENCE_NAMES}
 
 

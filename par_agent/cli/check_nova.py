@@ -121,6 +121,8 @@ def _compute(
     """The outputs of these names, or why there are none."""
     import torch
 
+    from par_agent.cli.parity import compute
+
     description = read_object(config.io.with_suffix(".json"))
     inputs = {name.removeprefix("in."): value for name, value in reference.items() if name.startswith("in.")}
     # Half types are for the model alone: noise and times stay float32, as they do in training and generation.
@@ -129,14 +131,14 @@ def _compute(
     if (config.transformer is None) == (config.vae is None):
         raise UserError("pass one of --transformer FOLDER and --vae FOLDER")
     if config.vae is not None:
-        from par_agent.cli.parity.vae import vae_outputs
+        from par_agent.cli.parity.vae import vae_stages
         from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
 
         vae = AutoencoderKLOpenSora.from_pretrained(config.vae, device=device, dtype=dtype)
-        return vae_outputs(vae, inputs, names)
-    from par_agent.cli.parity.nova import transformer_outputs
+        return compute(vae_stages(vae, inputs), names)
+    from par_agent.cli.parity.nova import nova_stages
     from par_agent.modeling.nova.model import NOVA
 
     assert config.transformer is not None
     nova = NOVA.from_pretrained(config.transformer, device=device, dtype=dtype)
-    return transformer_outputs(nova, inputs, description, names)
+    return compute(nova_stages(nova, inputs, description), names)

@@ -7,14 +7,14 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from par_agent.cli.parity.vae import recorded
+from par_agent.cli.parity import Stages, recorded
 from par_agent.modeling.adaln import timestep_frequencies
 from par_agent.modeling.attention_mask import block_causal_mask
 from par_agent.modeling.config import GenerationConfig
@@ -29,30 +29,13 @@ STAGES = (
     "text", "motion", "prefix", "video", "video_kv", "image", "decoder", "denoise", "denoise_ddpm", "denoise_cfg",
     "loss_fm", "loss_ddpm", "loss_fm_nomixer", "loss_t1", "gen", "gen_nocfg", "gen_ddpm", "gen_i2v",
 )  # fmt: skip
-"""Methods of :class:`Stages`, each of which gives the outputs whose names start with its own."""
+"""Methods of the reference computation, each of which gives the outputs whose names start with its own."""
 
 
-@torch.inference_mode()
-def transformer_outputs(
-    nova: NOVA, inputs: Mapping[str, Tensor], description: Mapping[str, Any], names: Collection[str]
-) -> dict[str, Tensor | Exception]:
-    """Outputs by reference name; a stage that fails has its exception in place of its outputs.
-
-    Only stages that give some of ``names`` are run. ``description`` is what lies beside the reference file: step
-    counts, guidance and schedulers.
-    """
-    stages = Stages(nova, inputs, description)
-    results: dict[str, Tensor | Exception] = {}
-    for stage in STAGES:
-        wanted = [name for name in names if name.split(".")[0] == stage]
-        if not wanted:
-            continue
-        try:
-            outputs = getattr(stages, stage)()
-            results |= {f"{stage}.{name}" if name else stage: value for name, value in outputs.items()}
-        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, StopIteration) as error:
-            results |= dict.fromkeys(wanted, error)
-    return results
+def nova_stages(nova: NOVA, inputs: Mapping[str, Tensor], description: Mapping[str, Any]) -> Stages:
+    """Stages by name; ``description`` lies beside the reference file: step counts, guidance and schedulers."""
+    reference = _Reference(nova, inputs, description)
+    return {stage: getattr(reference, stage) for stage in STAGES}
 
 
 class ReplayedNoise:
@@ -86,7 +69,7 @@ class ReplayedNoise:
         return self._order
 
 
-class Stages:
+class _Reference:
     """The reference computation, one method per group of outputs; shared results are computed once."""
 
     def __init__(self, nova: NOVA, inputs: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

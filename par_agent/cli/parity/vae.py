@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 
+from par_agent.cli.parity import Stages, recorded
 from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
 
 
-@contextmanager
-def recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Yields a dictionary that collects the output of each named module while the block runs."""
-    seen: dict[str, Tensor] = {}
+def vae_stages(vae: AutoencoderKLOpenSora, inputs: Mapping[str, Tensor]) -> Stages:
+    """Stages by name (``enc.image``, ``dec.latent_clip``, ...) of inputs by theirs, without the prefix ``in.``.
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            seen[name] = output
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.inference_mode()
-def vae_outputs(
-    vae: AutoencoderKLOpenSora, inputs: Mapping[str, Tensor], names: Collection[str]
-) -> dict[str, Tensor | Exception]:
-    """Outputs by reference name (``enc.image.mean``, ``dec.latent_clip.sample``, ...), without the prefix ``out.``.
-
-    Inputs whose name starts with ``latent`` are decoded, all others encoded, images also as clips of one frame, where
-    ``names`` wants it. One that fails has its exception in place of its outputs.
+    Inputs whose name starts with ``latent`` are decoded, all others encoded, images also as clips of one frame.
     """
-    results: dict[str, Tensor | Exception] = {}
+    stages: Stages = {}
     dtype = vae.encoder.conv_in.weight.dtype
-    for source, value in inputs.items():
-        cases = [(source, value.to(dtype))]
-        if value.ndim == 4 and not source.startswith("latent"):
-            cases.append((f"{source}_as_clip", value[:, :, None].to(dtype)))
-        for name, x in cases:
-            kind, run = ("dec", _decode) if source.startswith("latent") else ("enc", _encode)
-            prefix = f"{kind}.{name}."
-            wanted = [output for output in names if output.startswith(prefix)]
-            if not wanted:
-                continue
-            try:
-                results |= {prefix + key: output for key, output in run(vae, x).items()}
-            except (RuntimeError, ValueError) as error:
-                results |= dict.fromkeys(wanted, error)
-    return results
+    for name, value in inputs.items():
+        if name.startswith("latent"):
+            stages[f"dec.{name}"] = partial(_decode, vae, value.to(dtype))
+            continue
+        stages[f"enc.{name}"] = partial(_encode, vae, value.to(dtype))
+        if value.ndim == 4:
+            stages[f"enc.{name}_as_clip"] = partial(_encode, vae, value[:, :, None].to(dtype))
+    return stages
 
 
 def _encode(vae: AutoencoderKLOpenSora, pixels: Tensor) -> dict[str, Tensor]:
