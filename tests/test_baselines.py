@@ -213,7 +213,7 @@ def test_another_method_in_the_same_folder_and_a_broken_checkpoint_are_refused(t
         BaselineCheckpoint.load(policy)
     with pytest.raises(UserError, match=r"holds no baseline \(no baseline.json\)"):
         BaselineCheckpoint.load(tmp_path / "vae")
-    for option, message in (({"execute": 9}, "predicts 8 actions"), ({"context": 0}, "must be at least 1")):
+    for option, message in (({"n_action_steps": 9}, "predicts 8 actions"), ({"context": 0}, "must be at least 1")):
         with pytest.raises(UserError, match=message):
             BaselinePolicy(str(config.out / "policy-best"), TASK, **option)
 
@@ -225,7 +225,7 @@ def test_another_method_in_the_same_folder_and_a_broken_checkpoint_are_refused(t
         ("bc-t", {"context": 5}, "bc-t reads 4 steps at most, its prompt's 0 included: give a context of 4 or less"),
         ("icrt", {"context": 7}, "icrt reads 8 steps at most, its prompt's 2 included: give a context of 6 or less"),
         ("icrt", {"ensemble": 0.01}, "icrt reads the chunks that it executed"),
-        ("icrt", {"execute": 2}, "icrt reads the chunks that it executed"),
+        ("icrt", {"n_action_steps": 2}, "icrt reads the chunks that it executed"),
     ],
     indirect=["trained"],
 )

@@ -336,9 +336,9 @@ def test_another_policy_option_or_track_starts_another_folder(tmp_path: Path) ->
 
 
 def test_policy_options_are_read_as_json_or_text() -> None:
-    assert parse_options(["context=4", "execute=null", "name=a=b", "fast=true", "ratio=0.5"]) == {
+    assert parse_options(["context=4", "n_action_steps=null", "name=a=b", "fast=true", "ratio=0.5"]) == {
         "context": 4,
-        "execute": None,
+        "n_action_steps": None,
         "name": "a=b",
         "fast": True,
         "ratio": 0.5,

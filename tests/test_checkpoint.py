@@ -39,6 +39,15 @@ def test_the_video_vae_and_stored_features_survive_saving(tmp_path: Path) -> Non
     assert torch.equal(Checkpoint.load(tmp_path).text_encoder.encode("push the cube"), features)
 
 
+def test_older_checkpoints_call_n_action_steps_execute(tmp_path: Path) -> None:
+    tiny_checkpoint().save(tmp_path)
+    edit(tmp_path / "policy.json", lambda c: c["inference"].update(execute=c["inference"].pop("n_action_steps") or 3))
+    assert Checkpoint.load(tmp_path).inference.n_action_steps == 3
+    edit(tmp_path / "policy.json", lambda c: c["inference"].update(n_action_steps=2))
+    with pytest.raises(UserError, match="unknown fields in InferenceConfig: execute"):
+        Checkpoint.load(tmp_path)
+
+
 def test_frames_are_encoded_alike_in_any_batch() -> None:
     encoder = load_frame_encoder(ROOT / "vae_tiny")
     assert isinstance(encoder, VideoFrameEncoder)

@@ -92,7 +92,7 @@ def test_an_imported_checkpoint_refuses_to_act_and_acts_after_training(imported:
     )
     trained = finetune(config)
     assert trained.transforms is not None and trained.transforms.frame_size == (64, 32)
-    policy = PARPolicy.from_pretrained(tmp_path / "run" / "policy", INSTRUCTION, execute=4)
+    policy = PARPolicy.from_pretrained(tmp_path / "run" / "policy", INSTRUCTION, n_action_steps=4)
     image = torch.randint(0, 256, (1, 512, 512, 3), dtype=torch.uint8)
     obs = {"agent": {"qpos": torch.zeros(1, JOINTS)}, "sensor_data": {"render_camera": {"rgb": image}}}
     assert policy.act(obs).isfinite().all()

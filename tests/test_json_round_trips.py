@@ -24,6 +24,7 @@ from par_agent.modeling.config import (
     PARConfig,
 )
 from par_agent.policy.transforms import Transforms
+from par_agent.utils.json_fields import build
 
 WORDS = st.text(min_size=1, max_size=12)
 FINITE = st.floats(-1e6, 1e6)
@@ -126,7 +127,13 @@ def transforms(draw: st.DrawFn) -> Transforms:
     )
 
 
-@given(CONFIGS | RENDER_SPECS | transforms())
+@given(transforms())
+def test_transforms_are_read_back_from_json_equal(original: Transforms) -> None:
+    content = json.loads(json.dumps(dataclasses.asdict(original), allow_nan=False))
+    assert build(Transforms, content, added=()) == original
+
+
+@given(CONFIGS | RENDER_SPECS)
 def test_a_configuration_is_read_back_from_json_equal(config: Any) -> None:
     content = json.loads(json.dumps(config.to_json(), allow_nan=False))
     again = type(config).from_json(content, *(["here"] if isinstance(config, RenderSpec) else []))

@@ -175,7 +175,7 @@ def test_a_frame_that_was_not_rendered_is_not_taken_for_a_new_one(closing: list[
     first, _ = env.reset(seed=1)
     ages, images = [0], [first["sensor_data"]["render_camera"]["rgb"]]
     observation = first
-    for _ in range(policy.execute):
+    for _ in range(policy.n_action_steps):
         observation, *_ = env.step(policy.act(observation))
         ages.append(int(observation["sensor_data"]["render_camera"]["age"]))
         images.append(observation["sensor_data"]["render_camera"]["rgb"])

@@ -36,7 +36,7 @@ def roll(agent: PARPolicy, batch: int, steps: int, first: int = 0) -> torch.Tens
 
 
 def test_actions_have_the_controllers_shape_and_chunks_are_executed() -> None:
-    agent = policy(execute=3)
+    agent = policy(n_action_steps=3)
     needed = []
     for step in range(7):
         needed.append(agent.needs_frame)
@@ -122,7 +122,7 @@ def test_unbatched_numpy_observations() -> None:
 
 
 def test_saved_and_loaded_policies_act_alike(tmp_path: Path) -> None:
-    agent = policy(execute=2)
+    agent = policy(n_action_steps=2)
     agent.save_pretrained(tmp_path / "saved")
     loaded = PARPolicy.from_pretrained(tmp_path / "saved", "push the cube")
     assert loaded.inference == agent.inference
@@ -220,11 +220,11 @@ def test_number_of_environments_may_change_only_at_a_reset() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(UserError, match="does not know the option 'contxt'; it knows context"):
         policy(contxt=2)
-    with pytest.raises(UserError, match="execute is 9; this checkpoint plans chunks of 4"):
-        policy(execute=9)
-    with pytest.raises(UserError, match="execute is 2 and past_actions is on"):
-        policy(execute=2, past_actions=True)
-    assert policy(execute=LENGTH, past_actions=True).execute == LENGTH
+    with pytest.raises(UserError, match="n_action_steps is 9; this checkpoint plans chunks of 4"):
+        policy(n_action_steps=9)
+    with pytest.raises(UserError, match="n_action_steps is 2 and past_actions is on"):
+        policy(n_action_steps=2, past_actions=True)
+    assert policy(n_action_steps=LENGTH, past_actions=True).n_action_steps == LENGTH
     with pytest.raises(UserError, match="past_actions is 'False'; expected true or false"):
         policy(past_actions="False")
     with pytest.raises(UserError, match="context is 'all'; expected a whole number"):

@@ -120,7 +120,7 @@ def small(**options: Any) -> Any:
 
 def test_chunks_are_executed_and_images_sent_when_they_are_read(serve: Any) -> None:
     server = small(length=3)
-    policy = ModelServerPolicy(serve(server).url, PUSH, execute=2)
+    policy = ModelServerPolicy(serve(server).url, PUSH, n_action_steps=2)
     policy.reset(seed=7)
     needed = []
     for step in range(5):
@@ -219,10 +219,10 @@ def test_addresses_and_options_that_cannot_be(serve: Any) -> None:
     for url in ("127.0.0.1:8000", "http://127.0.0.1:8000", "ws://", "ws://[::1:8000", "ws://localhost:port"):
         with pytest.raises(UserError, match="is not the address of a model server; expected vla-eval:ws://HOST:PORT"):
             model_server_source(f"vla-eval:{url}", {})
-    with pytest.raises(UserError, match="execute is 0; it must be a whole number of at least 1"):
-        ModelServerPolicy(handle.url, PUSH, execute=0)
-    with pytest.raises(UserError, match="execute is True"):
-        ModelServerPolicy(handle.url, PUSH, execute=True)
+    with pytest.raises(UserError, match="n_action_steps is 0; it must be a whole number of at least 1"):
+        ModelServerPolicy(handle.url, PUSH, n_action_steps=0)
+    with pytest.raises(UserError, match="n_action_steps is True"):
+        ModelServerPolicy(handle.url, PUSH, n_action_steps=True)
     for timeout in ("soon", True, float("nan"), 0):
         with pytest.raises(UserError, match=f"timeout is {timeout!r}; it must be a number of seconds above 0"):
             model_server_source(f"vla-eval:{handle.url}", {"timeout": timeout})
@@ -249,7 +249,7 @@ def test_results_of_servers_that_differ_are_kept_apart(serve: Any) -> None:
     with pytest.warns(UserWarning, match="does not say which weights it serves"):
         first = model_server_source(f"vla-eval:{serve(small()).url}", {})
     other = serve(small(control_mode="raw"))
-    second = model_server_source(f"vla-eval:{other.url}", {"name": "small-2", "execute": 2})
+    second = model_server_source(f"vla-eval:{other.url}", {"name": "small-2", "n_action_steps": 2})
     assert (first.label, second.label) == ("SmallModelServer", "small-2")
     assert first.options["server"] != second.options["server"] and "name" not in second.options
     ModelServerPolicy(task=PUSH, **second.options).close()
@@ -271,7 +271,12 @@ def test_ways_to_act_with_the_same_weights_are_told_apart(serve: Any, tmp_path: 
     from par_agent.vla_eval.server import PARModelServer
 
     tiny_checkpoint().save(tmp_path / "tiny")
-    ways: list[dict[str, Any]] = [{}, {"inference": {"execute": 1}}, {"inference": {"denoising_steps": 2}}, {"seed": 1}]
+    ways: list[dict[str, Any]] = [
+        {},
+        {"inference": {"n_action_steps": 1}},
+        {"inference": {"denoising_steps": 2}},
+        {"seed": 1},
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sources = [
@@ -289,9 +294,9 @@ def test_par_as_a_model_server_acts_as_the_policy_does_in_every_session(
 
     own = ThreadPoolExecutor(1)  # like the server's: how a thread splits sums, and so rounds, is its own affair
     tiny_checkpoint().save(tmp_path / "tiny")
-    server = PARModelServer(str(tmp_path / "tiny"), inference={"execute": 3})
+    server = PARModelServer(str(tmp_path / "tiny"), inference={"n_action_steps": 3})
     handle = serve(server)
-    direct = [PARPolicy.from_pretrained(tmp_path / "tiny", PUSH.instruction, execute=3) for _ in range(2)]
+    direct = [PARPolicy.from_pretrained(tmp_path / "tiny", PUSH.instruction, n_action_steps=3) for _ in range(2)]
     served = [ModelServerPolicy(handle.url, PUSH) for _ in range(2)]
     for seed, policies in enumerate(zip(direct, served, strict=True), start=5):
         for policy in policies:

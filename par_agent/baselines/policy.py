@@ -19,7 +19,6 @@ from par_agent.modeling.random_numbers import normal_rows
 from par_agent.policy.chunk_policy import ChunkPolicy, Episodes
 from par_agent.policy.frames import Frames
 from par_agent.policy.instructions import Instructions
-from par_agent.policy.rows import row_generator
 from par_agent.tasks import TaskSpec
 from par_agent.utils.json_fields import check
 
@@ -46,7 +45,7 @@ class BaselinePolicy(ChunkPolicy[_State]):
         task: gives the instruction.
         device: where the model runs.
         context: observations remembered; None: as many as the method was trained for.
-        execute: actions executed before the next frame; None: the chunk, as far apart as frames were in training.
+        n_action_steps: actions executed before the next frame; None: the chunk, as far apart as frames in training.
         deterministic: no random numbers: diffusion starts from zero, the likeliest Gaussian answers.
         ensemble: averages all predictions of an action, the weight of one falling by ``exp(-ensemble)`` for every frame
             that it is younger (ACT's temporal ensembling); None: only the newest counts. ICRT refuses it, since it
@@ -60,34 +59,36 @@ class BaselinePolicy(ChunkPolicy[_State]):
         *,
         device: str = "cpu",
         context: int | None = None,
-        execute: int | None = None,
+        n_action_steps: int | None = None,
         deterministic: bool = False,
         ensemble: float | None = None,
     ) -> None:
         check("context", context, int | None)
-        check("execute", execute, int | None)
+        check("n_action_steps", n_action_steps, int | None)
         check("deterministic", deterministic, bool)
         check("ensemble", ensemble, float | None)
         loaded = BaselineCheckpoint.load(checkpoint, device)
         self.model, config = loaded.model, loaded.model.config
-        execute = config.chunk_length if execute is None else execute
-        super().__init__(loaded.transforms, loaded.encoder, torch.device(device), execute)
+        n_action_steps = config.chunk_length if n_action_steps is None else n_action_steps
+        super().__init__(loaded.transforms, loaded.encoder, torch.device(device), n_action_steps)
         self.context = self.model.context if context is None else context
         if self.context < 1:
             raise UserError(f"context is {self.context}; it must be at least 1")
-        if not 1 <= self.execute <= config.horizon:
-            raise UserError(f"execute is {self.execute}; this checkpoint predicts {config.horizon} actions")
-        if self.model.prompted and self.execute != config.chunk_length:
+        if not 1 <= self.n_action_steps <= config.horizon:
             raise UserError(
-                f"execute is {self.execute}; {loaded.method} reads the chunks that it executed, which have "
-                f"{config.chunk_length} actions: leave execute out"
+                f"n_action_steps is {self.n_action_steps}; this checkpoint predicts {config.horizon} actions"
+            )
+        if self.model.prompted and self.n_action_steps != config.chunk_length:
+            raise UserError(
+                f"n_action_steps is {self.n_action_steps}; {loaded.method} reads the chunks that it executed, which "
+                f"have {config.chunk_length} actions: leave n_action_steps out"
             )
         if self.model.prompted and ensemble is not None:
             raise UserError(
                 f"ensemble is {ensemble}; {loaded.method} reads the chunks that it executed, and averaged ones are not "
                 "those that it predicted: leave ensemble out"
             )
-        if ensemble is not None and self.execute == config.horizon:
+        if ensemble is not None and self.n_action_steps == config.horizon:
             raise UserError(
                 f"ensemble is {ensemble}; all {config.horizon} actions that this checkpoint predicts are executed, so "
                 "that there is nothing to average: leave ensemble out, or execute fewer"
@@ -107,16 +108,16 @@ class BaselinePolicy(ChunkPolicy[_State]):
 
     def _begin(self, batch: int) -> _State:
         config, size = self.model.config, self.action_size
-        plans = -(-config.horizon // self.execute) if self.ensemble is not None else 1
+        plans = -(-config.horizon // self.n_action_steps) if self.ensemble is not None else 1
         return _State(
             tokens=torch.zeros(batch, self.context, config.frame_tokens, config.width, device=self.device),
             past_actions=torch.zeros(batch, self.context, config.chunk_length, size, device=self.device),
             seen=torch.zeros(batch, dtype=torch.long, device=self.device),
             plans=torch.zeros(batch, plans, config.horizon, size, device=self.device),
             chunk=torch.zeros(batch, config.chunk_length, size, device=self.device),
-            queue=torch.zeros(batch, self.execute, size, device=self.device),
-            used=torch.full((batch,), self.execute, device=self.device),
-            generators=[row_generator(self._seed, row) for row in range(batch)],
+            queue=torch.zeros(batch, self.n_action_steps, size, device=self.device),
+            used=torch.full((batch,), self.n_action_steps, device=self.device),
+            generators=self._generators(batch),
         )
 
     def _forget(self, rows: Tensor | None, seed: int | None) -> None:
@@ -159,12 +160,12 @@ class BaselinePolicy(ChunkPolicy[_State]):
         return dataclasses.replace(history, **joined)
 
     def _ensembled(self, plans: Tensor, seen: Tensor) -> Tensor:
-        """Actions (B, execute, A) of overlapping predictions (B, R, H, A), the newest first."""
+        """Actions (B, n_action_steps, A) of overlapping predictions (B, R, H, A), the newest first."""
         if self.ensemble is None:
-            return plans[:, 0, : self.execute]
+            return plans[:, 0, : self.n_action_steps]
         count, horizon = plans.shape[1:3]
         age = torch.arange(count, device=plans.device)
-        step = age[:, None] * self.execute + torch.arange(self.execute, device=plans.device)
+        step = age[:, None] * self.n_action_steps + torch.arange(self.n_action_steps, device=plans.device)
         present = (step < horizon) & (age < seen[:, None])[..., None]
         weights = torch.exp(self.ensemble * age)[:, None] * present
         actions = plans[:, age[:, None], step.clamp(max=horizon - 1)]

@@ -51,8 +51,8 @@ class InferenceConfig:
     """Physical tokens remembered, the present one included."""
     past_actions: bool = False
     """Whether executed chunks enter the context; otherwise begin-of-action takes their place."""
-    execute: int | None = None
-    """Actions of a chunk to execute before the next frame is read; None: all."""
+    n_action_steps: int | None = None
+    """Actions of a chunk that are executed before the next frame is read; None: all."""
     denoising_steps: int = 10
     """Steps of the Action-DiT's sampler."""
     random_start: bool = False
@@ -61,7 +61,7 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             check(name, getattr(self, name), hint)
-        for name in ("context", "execute", "denoising_steps"):
+        for name in ("context", "n_action_steps", "denoising_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
@@ -121,7 +121,10 @@ class Checkpoint:
         encoder = load_frame_encoder(folder / ENCODER)
         with naming(folder / POLICY):
             transforms = None if content["transforms"] is None else build(Transforms, content["transforms"], added=())
-            inference = build(InferenceConfig, content["inference"], added=())
+            fields = content["inference"]
+            if isinstance(fields, dict) and "n_action_steps" not in fields:  # older files call it execute
+                fields = {"n_action_steps" if name == "execute" else name: value for name, value in fields.items()}
+            inference = build(InferenceConfig, fields, added=())
         if encoder.channels != config.nova.latent_channels:
             raise UserError(
                 f"{folder}: the model reads latents of {config.nova.latent_channels} channels, its frame encoder gives "

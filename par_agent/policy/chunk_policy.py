@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import abc
 import functools
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from par_agent.errors import UserError, user_errors
-from par_agent.modeling.random_numbers import integers
+from par_agent.modeling.random_numbers import integers, seeded_generator
 from par_agent.modeling.vae.frame_encoder import FrameEncoder
 from par_agent.policy.frames import Frames
-from par_agent.policy.observations import camera_images, check_environment, check_task, proprioception
-from par_agent.policy.rows import checked_seed, chosen_rows, row_generator
+from par_agent.policy.observations import as_tensor, camera_images, check_environment, check_task, proprioception
 from par_agent.policy.transforms import Transforms
 from par_agent.tasks import TaskSpec
 
@@ -70,11 +71,11 @@ class ChunkPolicy(abc.ABC, Generic[State]):
     """Plans a chunk from each frame that it looks at and executes it, in one or many environments."""
 
     def __init__(
-        self, transforms: Transforms, encoder: FrameEncoder, device: torch.device, execute: int, seed: int = 0
+        self, transforms: Transforms, encoder: FrameEncoder, device: torch.device, n_action_steps: int, seed: int = 0
     ) -> None:
-        self.transforms, self.encoder, self.device, self.execute = transforms, encoder, device, execute
+        self.transforms, self.encoder, self.device, self.n_action_steps = transforms, encoder, device, n_action_steps
         self.action_size = transforms.action_size
-        self._seed = checked_seed(seed)
+        self._seed = _checked_seed(seed)
         self._state: State | None = None
 
     def check(self, target: TaskSpec | gym.Env, track: str = "paper") -> None:
@@ -87,7 +88,7 @@ class ChunkPolicy(abc.ABC, Generic[State]):
     @property
     def needs_frame(self) -> bool:
         """Whether the next :meth:`act` looks at the camera; False while it only pops planned actions."""
-        return self._state is None or bool((self._state.used >= self.execute).any())
+        return self._state is None or bool((self._state.used >= self.n_action_steps).any())
 
     @one_thread
     def reset(self, env_idx: Tensor | Sequence[int] | int | None = None, seed: int | None = None) -> None:
@@ -111,7 +112,7 @@ class ChunkPolicy(abc.ABC, Generic[State]):
         """
         measured = proprioception(obs, self.transforms)
         self._state = state = self._episodes(len(measured))
-        rows = (state.used >= self.execute).nonzero()[:, 0]
+        rows = (state.used >= self.n_action_steps).nonzero()[:, 0]
         if len(rows):
             self._read(state, obs, measured.to(self.device), rows)
         action = state.queue[torch.arange(len(state.used), device=self.device), state.used]
@@ -132,6 +133,10 @@ class ChunkPolicy(abc.ABC, Generic[State]):
             positions: (k, P) proprioception measured with them, radians for joints.
             rows: (k,) int64, ascending.
         """
+
+    def _generators(self, batch: int) -> list[torch.Generator]:
+        """A source of randomness for each row."""
+        return [_generator(self._seed, row) for row in range(batch)]
 
     def _episodes(self, batch: int) -> State:
         """The episodes so far, or new ones."""
@@ -158,19 +163,62 @@ class ChunkPolicy(abc.ABC, Generic[State]):
     def _rows(self, env_idx: Any, count: int | None = None) -> Tensor | None:
         """Rows (k,) int64 that ``env_idx`` names, None: all; ``count``: environments that are known before a frame."""
         count = count if self._state is None else len(self._state.used)
-        return None if env_idx is None else chosen_rows(env_idx, count, self.device)
+        return None if env_idx is None else _chosen_rows(env_idx, count, self.device)
 
     def _forget(self, rows: Tensor | None, seed: int | None) -> None:
         """Ends the episodes of ``rows``, None: of all; with no ``seed`` their randomness goes on from where it is."""
         state = self._state
         if seed is not None:
-            self._seed = seed = checked_seed(seed)
+            self._seed = seed = _checked_seed(seed)
         elif state is not None and rows is None:
             self._seed = int(integers(0, 2**31, (), "cpu", state.generators[0]))
         if rows is None or state is None:
             self._state = None
             return
-        state.used[rows] = self.execute
+        state.used[rows] = self.n_action_steps
         if seed is not None:
             for row in rows.tolist():
-                state.generators[row] = row_generator(seed, row)
+                state.generators[row] = _generator(seed, row)
+
+
+def _generator(seed: int, row: int) -> torch.Generator:
+    """Each row has its own, so that it acts the same in any batch."""
+    mixed = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
+    return seeded_generator(int(mixed) >> 1)
+
+
+def _checked_seed(seed: Any) -> int:
+    """The seed as a number."""
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise UserError(f"seed is {seed!r}; it must be a whole number, 0 or more")
+    return number
+
+
+def _chosen_rows(env_idx: Tensor | Sequence[int] | int, count: int | None, device: torch.device) -> Tensor:
+    """Rows (n,) int64 that ``env_idx``, numbers or a mask (count,) bool, names of ``count`` environments; None: of an
+    unknown number."""
+    rows = as_tensor(env_idx, "env_idx")
+    known = "" if count is None else f"; there are {count} environments"
+    if rows.dtype == torch.bool:
+        if rows.ndim != 1 or (count is not None and len(rows) != count):
+            raise UserError(f"env_idx is a mask of shape {tuple(rows.shape)}; expected one bool per environment{known}")
+        return rows.nonzero()[:, 0].to(device)
+    if rows.shape == (0,):
+        return torch.zeros(0, dtype=torch.long, device=device)
+    if rows.ndim > 1 or rows.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
+        raise UserError(
+            f"env_idx is {rows.dtype} of shape {tuple(rows.shape)}; expected row numbers, as int64 in one dimension, "
+            "or a mask with one bool per environment (done flags of another type: flags > 0)"
+        )
+    rows = rows.reshape(-1).long()
+    if len(rows.unique()) < len(rows):
+        raise UserError(
+            f"env_idx {rows.tolist()} names a row twice; if these are done flags, give them as bool: flags > 0"
+        )
+    if int(rows.min()) < 0 or (count is not None and int(rows.max()) >= count):
+        raise UserError(f"env_idx {rows.tolist()} names rows that do not exist{known}")
+    return rows.to(device)

@@ -24,7 +24,6 @@ from par_agent.policy.folders import checkpoint_folder
 from par_agent.policy.frames import Frames, next_frames
 from par_agent.policy.instructions import Instructions
 from par_agent.policy.observations import proprioception
-from par_agent.policy.rows import row_generator
 from par_agent.utils.device import usable_device, use_tf32
 
 
@@ -65,19 +64,19 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
             )
         self.checkpoint, self.inference = checkpoint, dataclasses.replace(checkpoint.inference, **inference)
         length = checkpoint.model.config.action.chunk_length
-        execute = length if self.inference.execute is None else self.inference.execute
-        super().__init__(checkpoint.transforms, checkpoint.encoder, checkpoint.model.nova.device, execute, seed)
+        n_action_steps = length if self.inference.n_action_steps is None else self.inference.n_action_steps
+        super().__init__(checkpoint.transforms, checkpoint.encoder, checkpoint.model.nova.device, n_action_steps, seed)
         if device is not None and usable_device(device) != self.device:
             raise UserError(
                 f"device is {str(device)!r}, but the checkpoint is on {self.device}: load it with "
                 f"Checkpoint.load(folder, {str(device)!r})"
             )
-        if execute > length:
-            raise UserError(f"execute is {execute}; this checkpoint plans chunks of {length} actions")
-        if self.inference.past_actions and execute < length:
+        if n_action_steps > length:
+            raise UserError(f"n_action_steps is {n_action_steps}; this checkpoint plans chunks of {length} actions")
+        if self.inference.past_actions and n_action_steps < length:
             raise UserError(
-                f"execute is {execute} and past_actions is on: the model knows whole chunks of {length} actions "
-                "that were executed; leave execute out, or give past_actions=False"
+                f"n_action_steps is {n_action_steps} and past_actions is on: the model knows whole chunks of {length} "
+                "actions that were executed; leave n_action_steps out, or give past_actions=False"
             )
         max_context = checkpoint.model.config.max_context
         if self.inference.context > max_context:
@@ -254,9 +253,9 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         zeros = functools.partial(torch.zeros, dtype=torch.float32, device=self.device)
         return EpisodeState(
             queue=zeros(batch, action.chunk_length, action.action_size),
-            used=torch.full((batch,), self.execute, device=self.device),
+            used=torch.full((batch,), self.n_action_steps, device=self.device),
             chunk=zeros(batch, action.chunk_length, action.action_size),
-            generators=[row_generator(self._seed, row) for row in range(batch)],
+            generators=self._generators(batch),
             stream=model.start(features, self.inference.context),
             pixels=zeros(batch, *(self.encoder.stride * size for size in latent_size), 3, dtype=torch.uint8),
             latents=zeros(batch, model.config.nova.latent_channels, *latent_size),

@@ -62,7 +62,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     train, held_out = open_samplers(config, indices, start.encoder.to(device), encoder_folder, shape)
     inference = dataclasses.replace(start.inference, context=min(start.inference.context, config.window))
     if config.has_actions:  # past ones are read if training shows whole chunks
-        known = config.loss.past_action_dropout < 1 and inference.execute is None
+        known = config.loss.past_action_dropout < 1 and inference.n_action_steps is None
         inference = dataclasses.replace(inference, past_actions=known)
     policy = dataclasses.replace(start, model=model, transforms=transforms, inference=inference)
     base = None if config.init is None or config.trains_all else hash_file(find_weights(config.init))

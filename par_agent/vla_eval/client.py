@@ -73,7 +73,7 @@ class ModelServerPolicy:
         url: ``ws://HOST:PORT``.
         task: gives the instruction and the size of actions.
         server: hash of what the server says of itself; another one is refused. None: any.
-        execute: actions executed of a chunk; None: all.
+        n_action_steps: actions executed of a chunk; None: all.
         frame_every: send images in every n-th observation of an episode only; None: what the server asks for, else 1.
         image_format: one of :data:`IMAGE_FORMATS`.
         timeout: seconds to wait for an answer.
@@ -89,17 +89,17 @@ class ModelServerPolicy:
         task: TaskSpec,
         *,
         server: str | None = None,
-        execute: int | None = None,
+        n_action_steps: int | None = None,
         frame_every: int | None = None,
         image_format: str = "raw",
         timeout: float = 60,
     ) -> None:
         if image_format not in IMAGE_FORMATS:
             raise UserError(f"image_format is {image_format!r}; it must be one of {', '.join(IMAGE_FORMATS)}")
-        for name, value in (("execute", execute), ("frame_every", frame_every)):
+        for name, value in (("n_action_steps", n_action_steps), ("frame_every", frame_every)):
             if value is not None and not is_count(value):
                 raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        self._task, self._execute = task, execute
+        self._task, self._n_action_steps = task, n_action_steps
         self._connection = _Connection(url, timeout, server)
         from vla_eval.protocol.numpy_codec import set_image_format
 
@@ -154,7 +154,7 @@ class ModelServerPolicy:
             raise UserError("a model server acts in one environment at a time: use --backend cpu")
         if not self._queue:
             answer = self._connection.act(to_message(obs, self._task.instruction))
-            self._queue.extend(read_actions(answer, self._task)[: self._execute])
+            self._queue.extend(read_actions(answer, self._task)[: self._n_action_steps])
             self._answered += 1
         return torch.from_numpy(self._queue.popleft())[None]
 

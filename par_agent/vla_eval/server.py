@@ -56,7 +56,7 @@ class PARModelServer(PredictModelServer):
         self._description = f"checkpoint {folder.name} {PolicySource(checkpoint).fingerprint()}, {acts}"
         self._inference, self._device, self._seed = inference or {}, device, seed
         first = PARPolicy.from_pretrained(folder, device=device, **self._inference)
-        self._checkpoint, self._execute = first.checkpoint, first.execute
+        self._checkpoint, self._n_action_steps = first.checkpoint, first.n_action_steps
         self._transforms = first.transforms
         self._seeds: dict[str, int] = {}
         self._policies: dict[str, PARPolicy] = {}
@@ -83,7 +83,7 @@ class PARModelServer(PredictModelServer):
 
     def get_observation_params(self) -> dict[str, Any]:
         """How often an image is read, and of which camera."""
-        return {"frame_every": self._execute, "send_state": True, "camera": self._transforms.camera}
+        return {"frame_every": self._n_action_steps, "send_state": True, "camera": self._transforms.camera}
 
     def get_action_spec(self) -> dict[str, DimSpec]:
         """Joint targets; the description tells apart checkpoints and ways to act with them."""
