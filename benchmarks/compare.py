@@ -44,17 +44,11 @@ def read_rollouts(place: Path, reported: Path) -> dict[RecordKey, Record]:
     return {record_key(record): record for record in records}
 
 
-def state_seed(rollouts: dict[RecordKey, Record]) -> int | None:
-    """The first environment seed of the initial states; None: the protocol's."""
-    record = next(iter(rollouts.values()))
-    seed: int = record["env_seed"] - record["state"]
-    return None if seed == PROTOCOL_SEED else seed
-
-
 def comparison_table(config: CompareConfig) -> Table:
     """One line per task that both runs have."""
     first, second = (read_rollouts(place, config.reported) for place in (config.first, config.second))
-    seed, other_seed = state_seed(first), state_seed(second)
+    starts = [next(r["env_seed"] - r["state"] for r in run.values()) for run in (first, second)]
+    seed, other_seed = (None if start == PROTOCOL_SEED else start for start in starts)
     if seed != other_seed:
         raise UserError(f"the runs start from different initial states (state seeds {seed} and {other_seed})")
     label = "" if seed is None else f"\nNOT THE PROTOCOL: initial states from seed {seed} on"

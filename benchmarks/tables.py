@@ -139,11 +139,7 @@ def by_policy(runs: Iterable[Run]) -> dict[str, Run]:
                 "policy: give one of them another group"
             )
         rows[run.policy] = run
-    return {name: rows[name] for name in sorted(rows, key=lambda name: _place(name, list(ROWS)))}
-
-
-def _place(name: str, order: list[str]) -> int:
-    return order.index(name) if name in order else len(order)
+    return {name: rows[name] for name in sorted(rows, key=[*ROWS, *rows].index)}
 
 
 def methods_page(rows: Runs, unseen: Runs, reference: str, points: Mapping[Curve, Sequence[Point]]) -> str:

@@ -34,7 +34,7 @@ from par_agent.modeling.text_encoder import StoredTextEncoder
 from par_agent.modeling.vae.frame_encoder import load_frame_encoder, save_frame_encoder
 from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
 from par_agent.policy.checkpoint import Checkpoint
-from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.environment import InitialState
 from par_agent.tasks import TASKS
 from par_agent.training.optimisation import EMA, clip_and_step, make_optimizer
 from par_agent.training.state import Progress, load_training_state, save_training_state

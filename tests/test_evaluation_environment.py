@@ -13,8 +13,7 @@ import torch
 from par_agent.errors import UserError
 from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.protocol import load_states, protocol_file, protocol_seeds, save_states
-from par_agent.simulation.environment import TaskEnvironment, make_simulation
-from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.environment import InitialState, TaskEnvironment, make_simulation
 from par_agent.simulation.observation_wrapper import RenderCameraObservation
 from par_agent.tasks import PAPER_TASKS, TASKS, TaskSpec, get_task
 

@@ -25,8 +25,7 @@ from par_agent.evaluation.trace import RolloutTracer, Trace
 from par_agent.evaluation.video_observer import VideoObserver
 from par_agent.simulation import environment
 from par_agent.simulation.end_effector import EndEffector
-from par_agent.simulation.environment import TaskEnvironment
-from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.environment import InitialState, TaskEnvironment
 from par_agent.simulation.variations import CAMERA_SHIFT, HUE_TURN, VARIATIONS
 from par_agent.tasks import get_task
 from tiny import task_checkpoint

@@ -33,8 +33,7 @@ from par_agent.evaluation.protocol import (
 )
 from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.simulation.environment import TaskEnvironment
-from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.environment import InitialState, TaskEnvironment
 from par_agent.tasks import TASKS, get_task
 from par_agent.utils.files import read_json, write_json
 

@@ -25,8 +25,7 @@ from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, 
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.jobs.runner import JobRunner
 from par_agent.simulation import environment
-from par_agent.simulation.environment import StepResult, TaskEnvironment
-from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.environment import InitialState, StepResult, TaskEnvironment
 from par_agent.tasks import TASKS, TaskSpec, get_task
 
 SPEC = TaskSpec("PushCube-v1", "Push.", max_steps=10)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,6 +21,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.measurements import Section
 from par_agent.evaluation.trace import Plan, RolloutTracer, Trace
 from par_agent.simulation.end_effector import EndEffector
+from par_agent.utils.figures import COLOURS, SOFT, clean_axis, new_figure, save
 from par_agent.utils.image_quality import check_scikit_image, psnr, ssim
 from par_agent.utils.json_fields import check
 
@@ -48,6 +51,9 @@ NOTE = (
     "effector that the imagined actions command and the measured one. One chunk ahead the imagined actions are the "
     "executed ones, so the distance is the controller's lag."
 )
+
+_PANELS = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "path_cm": "path error, cm"}
+_LINES: Any = {"-": "imagined", ":": "still: the last frame", "--": "through the encoder alone"}
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,9 @@ class Alignment:
 
     @staticmethod
     def section(summaries: Mapping[str, dict[str, Any]]) -> Section:
-        from par_agent.evaluation.alignment_figure import draw_alignment
-
         rows = [row for task, summary in summaries.items() for row in _rows(task, summary)]
-        draw = partial(draw_alignment, summaries)
-        return Section("alignment", "Imagined against executed", HEADER, rows, NOTE, "alignment.png", draw)
+        title, draw = "Imagined against executed", partial(_draw, summaries)
+        return Section("alignment", title, HEADER, rows, NOTE, "alignment.png", draw)
 
 
 def _rows(task: str, summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -113,6 +117,32 @@ def _rows(task: str, summary: dict[str, Any]) -> list[tuple[str, ...]]:
         return f"{series[name][k]:.{digits[name]}f}" if k < len(series[name]) else "–"
 
     return [(task, str(k + 1), *(cell(name, k) for name in digits)) for k in range(chunks)]
+
+
+def _draw(summaries: Mapping[str, dict[str, Any]], path: Path) -> None:
+    """Writes a PNG of summaries by task: PSNR, SSIM and the path's error over the horizon, one colour per task."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(10, 3.3)
+    axes = dict(zip(_PANELS, figure.subplots(1, len(_PANELS)), strict=True))
+    legend = []
+    for (task, found), colour in zip(summaries.items(), cycle(COLOURS), strict=False):
+        for name, axis in axes.items():
+            axis.plot(range(1, len(found[name]) + 1), found[name], "o-", color=colour, markersize=4)
+        still, encoder = found["still_psnr_db"], found["encoder_psnr_db"]
+        axes["psnr_db"].plot(range(1, len(still) + 1), still, ":", color=colour)
+        axes["psnr_db"].axhline(encoder, linestyle="--", linewidth=1, color=colour, alpha=0.6)
+        legend.append(Line2D([], [], color=colour, marker="o", markersize=4, label=task))
+    for name, axis in axes.items():
+        clean_axis(axis, _PANELS[name])
+        axis.set_xlabel("chunks ahead", fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes["ssim"].set_ylim(0, 1)
+    axes["path_cm"].set_ylim(bottom=0)
+    legend += [Line2D([], [], color=SOFT, linestyle=style, label=label) for style, label in _LINES.items()]
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, fontsize=8)
+    save(figure, path)
 
 
 class AlignmentObserver(RolloutTracer):

@@ -9,8 +9,7 @@ from par_agent.errors import UserError
 from par_agent.evaluation.protocol import is_complete, load_states, protocol_file, protocol_seeds, save_states
 from par_agent.jobs.local import local_runner
 from par_agent.jobs.runner import DoJob
-from par_agent.simulation.environment import make_simulation
-from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.environment import InitialState, make_simulation
 from par_agent.tasks import TaskSpec, resolve_task
 
 

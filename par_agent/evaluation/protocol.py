@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
-from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.environment import InitialState
 from par_agent.tasks import PROTOCOL_SEED, PROTOCOL_STATES, TaskSpec
 from par_agent.utils.files import read_object, write_json
 from par_agent.utils.hashes import hash_bytes, hash_file

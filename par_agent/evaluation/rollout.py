@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
 from par_agent.policy.interface import Policy
-from par_agent.simulation.initial_state import InitialState
 from par_agent.utils.versions import installed_versions
 
 if TYPE_CHECKING:
     import torch
 
-    from par_agent.simulation.environment import StepResult, TaskEnvironment
+    from par_agent.simulation.environment import InitialState, StepResult, TaskEnvironment
 
 ROLLOUT_CODE = ("modeling", "policy", "simulation", "evaluation/protocol.py", "evaluation/rollout.py", "tasks.py")
 """Files and folders whose code decides what a rollout does: a change of it starts a new run folder."""

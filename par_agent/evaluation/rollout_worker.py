@@ -17,8 +17,7 @@ from par_agent.utils.versions import check_versions
 
 if TYPE_CHECKING:
     from par_agent.policy.interface import Policy
-    from par_agent.simulation.environment import TaskEnvironment
-    from par_agent.simulation.initial_state import InitialState
+    from par_agent.simulation.environment import InitialState, TaskEnvironment
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
-from par_agent.simulation.initial_state import InitialState
 from par_agent.simulation.observation_wrapper import RenderCameraObservation, check_simulation, paper_observation
 from par_agent.simulation.variations import get_variation
 from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec, check_track, find_task
@@ -34,6 +33,18 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "gpu": {"sim_backend": "physx_cuda", "render_backend": "gpu"},
 }
 """ManiSkill's options of each backend."""
+
+
+@dataclass(frozen=True)
+class InitialState:
+    """Where a rollout starts."""
+
+    index: int
+    """Position in its file: 0..24 for the protocol."""
+    env_seed: int
+    """Environment seed that made the state."""
+    env_state: dict[str, dict[str, torch.Tensor]] = field(repr=False)
+    """ManiSkill's own state dictionary: ``{"actors": {name: (1, 13)}, "articulations": {name: (1, n)}}``."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ import torch
 
 from par_agent.errors import UserError
 from par_agent.evaluation.rollout import RolloutObserver
-from par_agent.simulation.environment import StepResult
 
 if TYPE_CHECKING:
-    from par_agent.simulation.environment import TaskEnvironment
+    from par_agent.simulation.environment import StepResult, TaskEnvironment
 
 NEVER_MOVED, NEVER_GRASPED = "never moved", "never grasped"
 DROPPED, NOT_SETTLED = "dropped", "not settled"

@@ -105,9 +105,10 @@ def record_rollout(
     observer = FrameObserver(session, every, on_step)
     record = session.roll_out(state, policy_seed, [tracer, observer])
     [trace], hand = tracer.traces, EndEffector(session.env)
+    told = session.policy.instruction
     return Rollout(
         title=session.title(state, policy_seed),
-        instruction=session.instruction,
+        instruction=told if isinstance(told, str) else told[0],
         record=record,
         trace=trace,
         frames=observer.frames,

@@ -16,8 +16,7 @@ from par_agent.evaluation.records import Record
 from par_agent.evaluation.rollout import RolloutObserver, roll_out
 from par_agent.evaluation.trace import read_frames
 from par_agent.policy.par_policy import PARPolicy
-from par_agent.simulation.environment import StepResult
-from par_agent.simulation.initial_state import InitialState
+from par_agent.simulation.environment import InitialState, StepResult
 from par_agent.tasks import TaskSpec
 
 
@@ -51,12 +50,6 @@ class RolloutSession:
     def __exit__(self, *exception: object) -> None:
         torch.set_num_threads(self._threads)
         self.env.close()
-
-    @property
-    def instruction(self) -> str:
-        """What the policy is told to do in the one environment."""
-        told = self.policy.instruction
-        return told if isinstance(told, str) else told[0]
 
     def title(self, state: int, policy_seed: int) -> str:
         """A rollout's name in figures."""

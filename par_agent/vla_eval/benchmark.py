@@ -17,8 +17,7 @@ from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec, check_track, resolve_tasks
 from par_agent.utils.json_fields import is_count
 from par_agent.vla_eval import MISSING
-from par_agent.vla_eval.interface import action_interface, observation_interface
-from par_agent.vla_eval.messages import read_actions, to_message
+from par_agent.vla_eval.messages import action_interface, observation_interface, read_actions, to_message
 
 try:
     from vla_eval.benchmarks.base import StepBenchmark, StepResult

@@ -120,7 +120,7 @@ class ModelServerPolicy:
         """Warns of actions and observations that do not fit; raises UserError for a camera that the task lacks."""
         from vla_eval.specs import DimSpec, check_specs
 
-        from par_agent.vla_eval.interface import action_interface, observation_interface
+        from par_agent.vla_eval.messages import action_interface, observation_interface
 
         camera = self._connection.observation_params.get("camera")
         if camera is not None:

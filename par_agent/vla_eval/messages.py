@@ -18,6 +18,8 @@ from par_agent.errors import UserError
 from par_agent.utils.json_fields import check
 
 if TYPE_CHECKING:
+    from vla_eval.specs import DimSpec
+
     from par_agent.tasks import TaskSpec
 
 
@@ -82,6 +84,21 @@ def episode_seed(start: dict[str, Any]) -> int | None:
     check("the message's task", task, _Episode)
     seeds, index = task.get("seeds"), task.get("episode_idx", 0)
     return seeds[index] if seeds and 0 <= index < len(seeds) else None
+
+
+def action_interface(size: int, control_mode: str, description: str = "") -> dict[str, DimSpec]:
+    """Actions of `size` numbers for a ManiSkill controller; a server that declares none of its own is accepted."""
+    from vla_eval.specs import DimSpec
+
+    accepted = frozenset({control_mode, "raw"})
+    return {"actions": DimSpec("actions", size, control_mode, accepts=accepted, description=description)}
+
+
+def observation_interface(joints: int) -> dict[str, DimSpec]:
+    """Images, joint positions and the instruction."""
+    from vla_eval.specs import IMAGE_RGB, LANGUAGE, DimSpec
+
+    return {"image": IMAGE_RGB, "state": DimSpec("state", joints, "joint_positions"), "language": LANGUAGE}
 
 
 def _named_arrays(message: dict[str, Any], name: str) -> dict[str, np.ndarray]:

@@ -17,8 +17,7 @@ from par_agent.evaluation.policies import PolicySource
 from par_agent.policy.folders import checkpoint_folder
 from par_agent.policy.par_policy import PARPolicy
 from par_agent.vla_eval import MISSING
-from par_agent.vla_eval.interface import action_interface, observation_interface
-from par_agent.vla_eval.messages import episode_seed, from_message
+from par_agent.vla_eval.messages import action_interface, episode_seed, from_message, observation_interface
 
 try:
     from vla_eval.model_servers.base import SessionContext
