@@ -33,21 +33,15 @@ def main(config: PlayConfig) -> int:
     """Serves until Ctrl-C."""
     import os
     import tempfile
+    import threading
 
     with tempfile.TemporaryDirectory(prefix="par-agent-play-") as pictures:
         os.environ["GRADIO_TEMP_DIR"] = pictures  # gradio shows pictures from files; read when it is imported
         _serve(config)
-        _finish_drawing()
+        for thread in threading.enumerate():  # one in the middle of a step would still write its picture
+            if thread.name.startswith("AnyIO worker"):
+                thread.join(timeout=20)
     return 0
-
-
-def _finish_drawing() -> None:
-    """Waits for the server's threads: one in the middle of a step would still write its picture."""
-    import threading
-
-    for thread in threading.enumerate():
-        if thread.name.startswith("AnyIO worker"):
-            thread.join(timeout=20)
 
 
 def _serve(config: PlayConfig) -> None:

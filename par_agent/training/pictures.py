@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from par_agent.training.validation import EpisodePrediction
-from par_agent.utils.files import atomic_path
+from par_agent.utils.figures import new_figure, pixels, save, show_image
 
 COLUMNS = 4
 """Curves side by side."""
@@ -22,10 +21,6 @@ def draw(episodes: list[EpisodePrediction], path: Path) -> np.ndarray:
     Raises:
         OSError: the disk is full or not writable.
     """
-    import imageio.v3 as iio
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     parts: list[tuple[float, Callable[[Any, EpisodePrediction], None], EpisodePrediction]] = []
     for episode in episodes:
         if episode.frames is not None:
@@ -33,17 +28,13 @@ def draw(episodes: list[EpisodePrediction], path: Path) -> np.ndarray:
         if episode.actions is not None:
             parts.append((0.5 + 1.3 * -(-episode.actions.shape[1] // COLUMNS), _draw_curves, episode))
     heights = [height for height, *_ in parts]
-    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, sum(heights), dpi=100)
     blocks: Any = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)
     for block, (_, draw_part, episode) in zip(blocks[:, 0], parts, strict=True):
         block.suptitle(episode.name, fontsize="small")
         draw_part(block, episode)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-    return iio.imread(buffer.getvalue(), extension=".png")[..., :3]
+    save(figure, path)
+    return pixels(figure)
 
 
 def _draw_frames(block: Any, episode: EpisodePrediction) -> None:
@@ -51,9 +42,7 @@ def _draw_frames(block: Any, episode: EpisodePrediction) -> None:
     axes = block.subplots(2, len(episode.frames), squeeze=False)
     for row, (label, frames) in enumerate({"true": episode.true_frames, "predicted": episode.frames}.items()):
         for axis, frame in zip(axes[row], frames, strict=True):
-            axis.imshow(frame)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            show_image(axis, frame)
         axes[row, 0].set_ylabel(f"{label} next frame", fontsize="small")
 
 

@@ -22,8 +22,8 @@ from par_agent.training.optimisation import clip_and_step, learning_rate, make_o
 from par_agent.training.state import interruptible, latest_training_state, load_training_state, save_training_state
 from par_agent.utils.checked import Checked, Count, Minutes, NonNegative, Pixels, Range, Seed, Size, Strength
 from par_agent.utils.device import moved, usable_device
-from par_agent.utils.files import atomic_path
 from par_agent.utils.image_quality import psnr, psnr_of_error
+from par_agent.utils.videos import write_video
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,6 @@ def _freeze(vae: FrameVAE, train: FrameSampler, held_out: FrameSampler, options:
     """Measures and sets the latents' scale, measures the held-out error, and saves the frozen VAE and a picture: frames
     above, their reconstructions below.
     """
-    import imageio.v3 as iio
-
     vae.eval()
     device = vae.latent_mean.device
     frames = train.patches(0, 256, None).to(device)
@@ -134,7 +132,6 @@ def _freeze(vae: FrameVAE, train: FrameSampler, held_out: FrameSampler, options:
         "held_out_episodes": len(held_out.paths),
     }
     rows = [np.concatenate(list(images[:4]), axis=1) for images in (true, shown)]
-    with atomic_path(options.out / "reconstructions.png") as temporary:
-        iio.imwrite(temporary, np.concatenate(rows), extension=".png")
+    write_video(options.out / "reconstructions.png", np.concatenate(rows)[None], fps=1)
     save_frame_encoder(vae, options.out / "vae", metrics)
     return metrics
