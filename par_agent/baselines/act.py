@@ -84,7 +84,7 @@ class ACT(Method):
         present = (weights[:, 0] > 0).float()
         return reconstruction + self.config.kl_weight * (divergence * present).sum() / present.sum().clamp(min=1.0)
 
-    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+    def draw(self, z: Tensor, noise: Tensor | None) -> Tensor:
         return self._decode(z, z.new_zeros(len(z), self.config.style_size)).float()
 
     def _style_of(self, joints: Tensor, actions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

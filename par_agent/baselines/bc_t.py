@@ -88,12 +88,12 @@ class BCT(Method):
         present = weights[:, 0] > 0
         return -(likelihood * present).sum() / (weights.sum() * actions.shape[-1]).clamp(min=1.0)
 
-    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+    def draw(self, z: Tensor, noise: Tensor | None) -> Tensor:
         """The mean of the likeliest component, or of one drawn by its weight."""
         logits, mean, _ = self._mixture(z)
         component = logits.argmax(-1)
-        if start is not None:
-            uniform = torch.special.ndtr(start[:, 0, :1])
+        if noise is not None:
+            uniform = torch.special.ndtr(noise[:, 0, :1])
             component = (logits.softmax(-1).cumsum(-1) < uniform).sum(-1).clamp(max=logits.shape[-1] - 1)
         return mean[torch.arange(len(z), device=z.device), component]
 

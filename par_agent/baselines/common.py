@@ -201,10 +201,10 @@ class Method(nn.Module, abc.ABC):
         """Loss (scalar) of normalised actions (M, H, A) under conditions (M, K, D); weights (M, H) float, 0: not."""
 
     @abc.abstractmethod
-    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+    def draw(self, z: Tensor, noise: Tensor | None) -> Tensor:
         """Normalised actions (M, H, A) float32 of conditions (M, K, D).
 
-        ``start`` (M, H, A) is the N(0, 1) noise that all randomness comes from; None: the deterministic answer.
+        ``noise`` (M, H, A) is N(0, 1), and all randomness comes from it; None: the deterministic answer.
         """
 
     def compile_for_training(self) -> None:

@@ -107,13 +107,13 @@ class DP(Method):
         noised = self.noising.add_noise(actions, noise, time)
         return weighted_mean(F.mse_loss(self._noise(noised, time, observed).float(), noise, reduction="none"), weights)
 
-    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+    def draw(self, z: Tensor, noise: Tensor | None) -> Tensor:
         config = self.config
-        x = z.new_zeros(len(z), config.horizon, config.action_size).float() if start is None else start
+        x = z.new_zeros(len(z), config.horizon, config.action_size).float() if noise is None else noise
         observed = keys_and_values(self.decoder, z)
         for time in self.sampling.timesteps:
-            noise = self._noise(x, time.expand(len(z)).to(z.device), observed).float()
-            x = self.sampling.step(noise, time, x).prev_sample
+            predicted = self._noise(x, time.expand(len(z)).to(z.device), observed).float()
+            x = self.sampling.step(predicted, time, x).prev_sample
         return x
 
     def _noise(self, x: Tensor, time: Tensor, observed: KeysAndValues) -> Tensor:

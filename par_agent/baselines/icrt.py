@@ -107,5 +107,5 @@ class ICRT(Method):
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
         return weighted_mean(F.l1_loss(self.draw(z, None), actions, reduction="none"), weights)
 
-    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+    def draw(self, z: Tensor, noise: Tensor | None) -> Tensor:
         return self.head(z[:, 0]).float().unflatten(-1, (self.config.horizon, self.config.action_size))

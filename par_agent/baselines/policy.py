@@ -132,11 +132,11 @@ class BaselinePolicy(ChunkPolicy[_State]):
         state.past_actions[rows] = torch.cat([state.past_actions[rows, 1:], state.chunk[rows, None]], 1)
         state.seen[rows] += 1
         z = self.model.conditions(self._history(state, rows))[:, -1]
-        start = None
+        noise = None
         if not self.deterministic:
             shape = config.horizon, config.action_size
-            start = normal_rows(shape, [state.generators[row] for row in rows.tolist()], self.device)
-        actions = self.model.draw(z, start)
+            noise = normal_rows(shape, [state.generators[row] for row in rows.tolist()], self.device)
+        actions = self.model.draw(z, noise)
         state.chunk[rows] = actions[:, : config.chunk_length]
         plan = self.transforms.denormalise_actions(actions, positions)
         state.plans[rows] = torch.cat([plan[:, None], state.plans[rows, :-1]], 1)

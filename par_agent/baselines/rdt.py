@@ -169,13 +169,13 @@ class RDT(Method):
         clean = self._clean(self.noising.add_noise(actions, noise, time), time, state, observed)
         return weighted_mean(F.mse_loss(clean.float(), actions, reduction="none"), weights)
 
-    def draw(self, z: Tensor, start: Tensor | None) -> Tensor:
+    def draw(self, z: Tensor, noise: Tensor | None) -> Tensor:
         from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
         config = self.config
         sampling = DPMSolverMultistepScheduler.from_config(self.noising.config)  # keeps the steps before, hence anew
         sampling.set_timesteps(config.sampling_steps)
-        x = z.new_zeros(len(z), config.horizon, config.action_size).float() if start is None else start
+        x = z.new_zeros(len(z), config.horizon, config.action_size).float() if noise is None else noise
         memory = self._memory(z, torch.ones(1, 2 + config.frames, dtype=torch.bool, device=z.device))
         for time in sampling.timesteps:
             clean = self._clean(x, time.expand(len(z)).to(z.device), *memory).float()

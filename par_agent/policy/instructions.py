@@ -22,34 +22,30 @@ class Instructions:
     """One text for all environments, or one per environment (B)."""
     features: tuple[Tensor, ...]
     """(length, text_dim) float32 features of each text."""
-    for_all: bool
-    """Whether there is one text for all environments, however many."""
+    count: int | None
+    """Environments that there are texts for; None: one text for all, however many."""
 
     @classmethod
     def read(cls, given: Any, encoder: TextEncoder, device: torch.device) -> Instructions:
         """Encodes a text, or a list, tuple or array of one text per environment."""
-        for_all = isinstance(given, str)
-        texts = (given,) if for_all else tuple(given) if isinstance(given, list | tuple | np.ndarray) else ()
+        texts = (
+            (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple | np.ndarray) else ()
+        )
         if not texts or not all(isinstance(text, str) for text in texts):
             raise UserError(f"instruction is {given!r}; expected a text, or a list of one text per environment")
         features = tuple(encoder.encode(text).to(device) for text in texts)
         for text, value in zip(texts, features, strict=True):
             if not len(value):
                 raise UserError(f"the instruction {text!r} holds no words")
-        return cls(tuple(map(str, texts)), features, for_all)
-
-    @property
-    def count(self) -> int | None:
-        """Environments that there are texts for; None: any number."""
-        return None if self.for_all else len(self.texts)
+        return cls(tuple(map(str, texts)), features, None if isinstance(given, str) else len(texts))
 
     def for_rows(self, batch: int) -> Instructions:
         """One text for each of ``batch`` environments."""
-        if self.for_all:
-            return Instructions(self.texts * batch, self.features * batch, False)
-        if len(self.texts) != batch:
+        if self.count is None:
+            return Instructions(self.texts * batch, self.features * batch, batch)
+        if self.count != batch:
             raise UserError(
-                f"there are {len(self.texts)} instructions, one per environment, for {batch} environments; give as "
+                f"there are {self.count} instructions, one per environment, for {batch} environments; give as "
                 "many with reset(instruction=[...]), or one text for all"
             )
         return self
@@ -65,4 +61,4 @@ class Instructions:
         texts, features = list(old.texts), list(old.features)
         for row, text, value in zip(rows, new.texts, new.features, strict=True):
             texts[row], features[row] = text, value
-        return Instructions(tuple(texts), tuple(features), False)
+        return Instructions(tuple(texts), tuple(features), batch)

@@ -34,6 +34,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
     checkpoint was trained with some, entries of ``obs["extra"]``), batched torch tensors or, from ``CPUGymWrapper``,
     unbatched numpy arrays. :func:`par_agent.make_env` makes an environment that shows what the checkpoint reads.
 
+    :meth:`act` and :meth:`check` are those of :class:`~par_agent.policy.chunk_policy.ChunkPolicy`.
     A policy holds the state of its episodes and serves one thread at a time: a call that comes while another thread's
     is not over is refused.
 
@@ -134,7 +135,8 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
     @property
     def instruction(self) -> str | tuple[str, ...]:
         """One text for all environments, or one for each. Assigning it resets all episodes."""
-        return self._instructions.texts[0] if self._instructions.for_all else self._instructions.texts
+        texts = self._instructions.texts
+        return texts[0] if self._instructions.count is None else texts
 
     @instruction.setter
     def instruction(self, instruction: str | Sequence[str]) -> None:
@@ -279,11 +281,11 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         model, action = self.checkpoint.model, self.checkpoint.model.config.action
         tokens = self._physical_tokens(state, frames, positions, rows)
         z_frame, z_action = model.step(state.stream, tokens, rows)
-        start = torch.zeros(len(rows), action.targets, action.action_size, device=self.device)
+        noise = torch.zeros(len(rows), action.targets, action.action_size, device=self.device)
         if self.inference.random_start:
-            start = normal_rows(start.shape[1:], [state.generators[row] for row in rows.tolist()], self.device)
+            noise = normal_rows(noise.shape[1:], [state.generators[row] for row in rows.tolist()], self.device)
         with user_errors():
-            chunks = model.sample_actions(z_action, start, self.inference.denoising_steps)
+            chunks = model.sample_actions(z_action, noise, self.inference.denoising_steps)
         planned = self.transforms.denormalise_actions(chunks, positions)
         if bad := rows[~planned.isfinite().flatten(1).all(1)].tolist():
             raise UserError(
