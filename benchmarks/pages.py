@@ -22,7 +22,7 @@ from tables import (
 )
 
 from par_agent.errors import UserError
-from par_agent.evaluation.record_checks import Record
+from par_agent.evaluation.records import Record
 from par_agent.evaluation.results import RESULT_HEADER, csv_cells, markdown_table, result_row
 
 ALL_RUNS = (

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from par_agent.errors import UserError
-from par_agent.evaluation.record_checks import FIELDS, Record, RunPlan
-from par_agent.evaluation.records import read_run
+from par_agent.evaluation.records import FIELDS, Record, RunPlan, read_run
 from par_agent.evaluation.results import TaskResult, summarise
 from par_agent.tasks import PAPER_TASKS
 from par_agent.utils.files import atomic_path, naming, read_content, read_object, write_json, writing

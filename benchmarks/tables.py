@@ -12,7 +12,7 @@ from reported_runs import Run
 
 from par_agent.errors import UserError
 from par_agent.evaluation.measurements import Section
-from par_agent.evaluation.record_checks import Record
+from par_agent.evaluation.records import Record
 from par_agent.evaluation.results import PAPER_RESULTS, TaskResult, markdown_table, measured_sections
 from par_agent.evaluation.statistics import compare_paired
 from par_agent.simulation.variations import VARIATIONS

@@ -14,7 +14,7 @@ from reported_runs import read_rollouts, write_rollouts
 
 from par_agent.data.render_spec import RenderSpec
 from par_agent.data.selection import format_numbers, parse_numbers
-from par_agent.evaluation.record_checks import FIELDS
+from par_agent.evaluation.records import FIELDS
 from par_agent.modeling.config import (
     ActionConfig,
     DiffusionConfig,

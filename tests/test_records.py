@@ -13,8 +13,7 @@ from reported_runs import read_finished
 
 from made_runs import failed, identity, record, write_finished, write_records, write_run
 from par_agent.errors import UserError
-from par_agent.evaluation.record_checks import FIELDS
-from par_agent.evaluation.records import RunFolder, read_run, record_key
+from par_agent.evaluation.records import FIELDS, RunFolder, read_run, record_key
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_SEED
 from par_agent.utils.files import read_json, write_json
 

@@ -39,8 +39,7 @@ def main(config: FailuresConfig) -> int:
         writing(config.run),
         only_process(config.run / ".failures.lock", f"draws failures in {config.run}", within=config.run),
     ):
-        with tqdm(total=len(run.groups), unit="rollout", desc="failures") as progress:
-            failures = run.draw(lambda failure: progress.update() and None, config.limit)
+        failures = list(tqdm(run.draw(config.limit), total=len(run.groups), unit="rollout", desc="failures"))
         write_section(run, failures)
     for task, counts in count_causes(failures).items():
         print(f"{task}: " + ", ".join(f"{count} {cause}" for cause, count in counts.most_common()))

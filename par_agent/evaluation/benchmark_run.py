@@ -11,8 +11,7 @@ from pathlib import Path
 
 from par_agent.evaluation.initial_states import make_missing_states
 from par_agent.evaluation.protocol import check_states
-from par_agent.evaluation.record_checks import MEASURED
-from par_agent.evaluation.records import Record, RecordKey, RunFolder, record_key
+from par_agent.evaluation.records import MEASURED, Record, RecordKey, RunFolder, record_key
 from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.run_info import RunInfo

@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,18 +103,15 @@ class FailedRun:
             raise UserError(f"{path} holds other initial states than those that {self.folder} started from")
         return path
 
-    def draw(self, on_failure: Callable[[Failure], None], limit: int | None = None) -> list[Failure]:
-        """Repeats and draws the failures without files, at most `limit` per task; calls `on_failure` with each."""
-        failures = []
+    def draw(self, limit: int | None = None) -> Iterator[Failure]:
+        """Yields the failures, at most `limit` per task, after repeating and drawing those without files."""
         track, variation = self.identity["track"], self.identity["variation"]
         for task in sorted({group[0]["task"] for group in self.groups}):
             spec = resolve_task(task)
             groups = [group for group in self.groups if group[0]["task"] == task][:limit]
             with RolloutSession(spec, self.source, track, self.states_file, variation=variation) as session:
                 for group in groups:
-                    failures.append(self._draw_group(session, group))
-                    on_failure(failures[-1])
-        return failures
+                    yield self._draw_group(session, group)
 
     def _draw_group(self, session: RolloutSession, group: list[Record]) -> Failure:
         """Repeats and draws the first of some rollouts with equal actions, unless it is drawn already."""
@@ -123,9 +120,8 @@ class FailedRun:
         picture = path.with_suffix(".png")
         if path.exists() and picture.exists():
             return Failure(**{**read_json(path), "policy_seeds": seeds})
-        failure, repeated, draw = examine(session, first["state"], seeds)
+        failure, _, draw = examine(session, first["state"], seeds, first["actions_sha256"])
         draw(picture)
-        failure = replace(failure, repeated=repeated["actions_sha256"] == first["actions_sha256"])
         write_json(path, asdict(failure))
         return failure
 
@@ -139,14 +135,15 @@ def _same_actions(records: list[Record]) -> list[list[Record]]:
 
 
 def examine(
-    session: RolloutSession, state: int, policy_seeds: tuple[int, ...]
+    session: RolloutSession, state: int, policy_seeds: tuple[int, ...], actions_sha256: str | None = None
 ) -> tuple[Failure, Record, Callable[[Path], None]]:
     """Rolls out under the first of some policy seeds; the cause that is proposed, the record, and what draws a PNG."""
     tracer, observer = ObjectTracer(session.env), FrameObserver(session, session.spec.max_steps)
     record = session.roll_out(state, policy_seeds[0], [tracer, observer])
     goal, trace = find_goal(session.spec.name), tracer.trace
     distance = round(100 * float(trace.distances(goal)[-1]), 2)
-    failure = Failure(session.spec.name, state, policy_seeds, propose_cause(trace, goal), distance, repeated=True)
+    repeated = actions_sha256 in (None, record["actions_sha256"])
+    failure = Failure(session.spec.name, state, policy_seeds, propose_cause(trace, goal), distance, repeated)
     return failure, record, partial(_draw_failure, failure, trace, observer.frames)
 
 
