@@ -122,7 +122,7 @@ def test_options_are_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFix
 def test_weights_and_biases_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = FinetuneConfig(out=tmp_path / "run", logging=LoggingConfig(wandb="par"))
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"--wandb needs wandb; .*'par-agent\[wandb\]'"):
+    with pytest.raises(UserError, match=r"--wandb needs wandb .*'par-agent\[wandb\]'"):
         start_wandb(config, "par")
 
 

@@ -15,11 +15,11 @@ Features are ``observation.state`` (P), ``action`` (A) and ``observation.images.
 
 from __future__ import annotations
 
-import importlib
 import re
 from typing import Any
 
 from par_agent.errors import UserError
+from par_agent.utils.references import optional_module
 
 VERSION = "v3.0"
 INFO, STATS, TASKS, EXPORT_RECORD = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/par_agent.json"
@@ -37,10 +37,7 @@ IS_NEW, DONE = "frame_is_new", "next.done"
 
 def pyarrow_module(name: str) -> Any:
     """A module of pyarrow, for example ``parquet``."""
-    try:
-        return importlib.import_module(f"pyarrow.{name}" if name else "pyarrow")
-    except ImportError:
-        raise UserError("LeRobot datasets need pyarrow; install it with: pip install 'par-agent[lerobot]'") from None
+    return optional_module(f"pyarrow.{name}" if name else "pyarrow", "LeRobot datasets need pyarrow", "lerobot")
 
 
 def numbered(pattern: str, number: int, **names: str) -> str:

@@ -27,6 +27,7 @@ from par_agent.errors import UserError
 from par_agent.jobs.runner import DOCTOR, DoJob, LostJobError, Prepare, described_error, job_error, use_one_thread
 from par_agent.utils.files import writing
 from par_agent.utils.interrupts import deferred_interrupts
+from par_agent.utils.references import optional_module
 from par_agent.utils.versions import check_versions, installed_versions
 
 MAX_RETRIES = 3
@@ -43,10 +44,7 @@ def ray_runner(prepare: Prepare, setup: Any, folder: Path, address: str) -> Iter
 
     The address is ``host:port`` of the cluster's head, or ``auto`` for the cluster that this machine belongs to.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UserError("a cluster needs Ray: pip install 'par-agent[cluster]'") from None
+    ray = optional_module("ray", "a cluster needs Ray", "cluster")
     try:
         _connect(address)  # Ray itself tries an address for minutes
         handler = signal.getsignal(signal.SIGTERM)

@@ -10,6 +10,7 @@ from par_agent.evaluation.policies import PolicySource
 from par_agent.play.live import Live, View, pixel
 from par_agent.tasks import PROTOCOL_STATES
 from par_agent.utils.json_fields import short
+from par_agent.utils.references import optional_module
 from par_agent.visualization.causes import GOALS
 
 TICK = 0.2
@@ -25,12 +26,8 @@ KEPT = 60
 
 
 def import_gradio() -> Any:
-    """The UI library; raises UserError where it is not installed."""
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError(f"the page needs gradio ({error}): pip install 'par-agent[play]'") from None
-    return gradio
+    """The UI library."""
+    return optional_module("gradio", "the page needs gradio", "play")
 
 
 def build_page(live: Live, policies: dict[str, PolicySource], task: str, state: int) -> Any:

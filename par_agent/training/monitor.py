@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from par_agent.errors import UserError
 from par_agent.training.config import TrainingConfig
 from par_agent.utils.hashes import hash_bytes
+from par_agent.utils.references import optional_module
 
 SHOWN_EVERY = 10
 """Steps between two updates of the losses shown."""
@@ -114,10 +114,7 @@ class Monitor:
 
 def start_wandb(config: TrainingConfig, project: str) -> Any:
     """A run of Weights & Biases that goes on when the run in ``config.out`` does."""
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("--wandb needs wandb; install it with: pip install 'par-agent[wandb]'") from None
+    wandb = optional_module("wandb", "--wandb needs wandb", "wandb")
     identity = hash_bytes(str(config.out.resolve()).encode())
     return wandb.init(
         project=project, name=config.out.name, id=identity, resume="allow", dir=config.out, config=config.to_json()

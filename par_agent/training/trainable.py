@@ -17,6 +17,7 @@ from par_agent.modeling.par import PARModel
 from par_agent.modeling.weights import write_tensors
 from par_agent.training.config import FinetuneConfig
 from par_agent.utils.files import write_json
+from par_agent.utils.references import optional_module
 
 ACTION_PARTS = ("action_tokenizer", "action_detokenizer")
 """Modules of a model that only actions pass through."""
@@ -50,16 +51,13 @@ def adapter_targets(model: PARModel) -> dict[str, list[str]]:
 
 
 def _add_adapters(model: PARModel, config: FinetuneConfig, skipped: tuple[str, ...]) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("--train lora needs peft; install it with: pip install 'par-agent[lora]'") from None
+    peft = optional_module("peft", "--train lora needs peft", "lora")
     targets = adapter_targets(model)
     if unknown := [target for target in config.lora.lora_targets if target not in targets]:
         raise UserError(f"unknown LoRA target {unknown[0]!r}; {model.config.name} has {', '.join(sorted(targets))}")
     names = [name for target in config.lora.lora_targets for name in targets[target] if not name.startswith(skipped)]
-    adapters = LoraConfig(r=config.lora.lora_rank, lora_alpha=config.lora.lora_alpha, target_modules=names)
-    inject_adapter_in_model(adapters, model)
+    adapters = peft.LoraConfig(r=config.lora.lora_rank, lora_alpha=config.lora.lora_alpha, target_modules=names)
+    peft.inject_adapter_in_model(adapters, model)
 
 
 def merged(tensors: dict[str, Tensor], config: FinetuneConfig) -> dict[str, Tensor]:

@@ -7,15 +7,12 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from par_agent.errors import UserError
+from par_agent.utils.references import optional_module
 
 
 def check_scikit_image() -> None:
     """Checks that :func:`ssim` can be computed."""
-    try:
-        import skimage.metrics  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"comparing frames needs scikit-image ({error}): pip install 'par-agent[viz]'") from None
+    optional_module("skimage.metrics", "comparing frames needs scikit-image", "viz")
 
 
 def psnr_of_error(squared: float, value_range: float) -> float:

@@ -1,4 +1,4 @@
-"""Objects of other people's modules, named as ``module:NAME``."""
+"""Other people's modules: objects in them, named as ``module:NAME``, and those of the optional extras."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from types import ModuleType
 from typing import Any
 
 from par_agent.errors import UserError
+
+
+def optional_module(name: str, needs: str, extra: str) -> Any:
+    """A module that is there where ``par-agent[extra]`` is installed; ``needs`` says what needs it, for the message."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{needs} ({error}); install it with: pip install 'par-agent[{extra}]'") from None
 
 
 class _CurrentFolder(MetaPathFinder):
