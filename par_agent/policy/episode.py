@@ -20,7 +20,7 @@ from par_agent.utils.device import moved
 
 
 class Plan(NamedTuple):
-    """What a policy intends."""
+    """What a policy intends, on its device."""
 
     actions: Tensor
     """(B, L, A) float32 chunk in the controller's units."""
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
 
 class Imagination(NamedTuple):
-    """A rollout of the model on its own predictions."""
+    """A rollout of the model on its own predictions, on the policy's device."""
 
     frames: Tensor
     """(B, n, H, W, 3) uint8, cropped and resized as the model sees them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +10,8 @@ from torch import Tensor
 
 from par_agent.errors import UserError
 from par_agent.policy.transforms import Transforms, pixels
-from par_agent.tasks import UNKNOWN_CONTROLLER, check_camera
-
-if TYPE_CHECKING:
-    from par_agent.tasks import TaskSpec
+from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec, check_camera
+from par_agent.utils.json_fields import short
 
 MAX_OBSERVATION = 1e6
 """Larger joint positions and extra observations are refused."""
@@ -30,11 +28,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
         array = np.asarray(value)
         return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        given = repr(value)
-        raise UserError(
-            f"{name} is {given[:60]}{'...' * (len(given) > 60)} ({type(value).__name__}); expected a tensor, an array "
-            "or a list of numbers"
-        ) from None
+        given = f"{short(value)} ({type(value).__name__})"
+        raise UserError(f"{name} is {given}; expected a tensor, an array or a list of numbers") from None
 
 
 def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> None:

@@ -115,18 +115,13 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
             dtype: what the model computes in; ``"float16"`` or ``"bfloat16"`` take half the memory, and on a GPU far
                 less time for a model on NOVA's weights. ``"tf32"``: float32 whose factors a GPU rounds to 10 bits, from
                 here on in the whole process.
-            seed: see the class.
-            **inference: see the class.
-
-        Raises:
-            UserError: no such checkpoint, or a damaged one.
+            seed, **inference: see the class.
         """
         if dtype == "tf32":
             use_tf32(True)
             dtype = "float32"
-        return cls(
-            Checkpoint.load(checkpoint_folder(name_or_folder), device, dtype), instruction, seed=seed, **inference
-        )
+        checkpoint = Checkpoint.load(checkpoint_folder(name_or_folder), device, dtype)
+        return cls(checkpoint, instruction, seed=seed, **inference)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""
@@ -190,10 +185,6 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
             obs: a ManiSkill observation with the camera's image.
             frames: whether to predict the frames after the chunk as well, which costs far more than the chunk.
             generation: how frames are drawn, without guidance; None: in few steps.
-
-        Returns:
-            The chunk (B, L, A) float32 in the controller's units and the frames (B, H, W, 3) uint8 or None, on the
-            policy's device.
         """
         positions = proprioception(obs, self.transforms).to(self.device)
         state = self._episodes(len(positions)).copy()
@@ -211,10 +202,6 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         A step executes the whole planned chunk. The predicted frame becomes the next one read, and the commanded joint
         positions become the measured ones; joints without a target of their own, the fingers, stay where they were.
         ``generation`` says how frames are drawn, without guidance; None: in few steps.
-
-        Returns:
-            Frames (B, n, H, W, 3) uint8 and chunks (B, n, L, A) float32 in the controller's units, on the policy's
-            device.
         """
         if self._last_read is None:
             raise UserError(
