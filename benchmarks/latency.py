@@ -284,11 +284,16 @@ def weights(module: nn.Module) -> float:
     return float(sum(parameter.numel() * parameter.element_size() for parameter in module.parameters()))
 
 
+def sequence_length(model: PARModel, steps: int) -> int:
+    """Tokens of the prefix and of so many physical tokens."""
+    nova = model.config.nova
+    return nova.text_length + (nova.video_tokens if nova.bos_slot else 0) + steps * model.block
+
+
 def cache_size(model: PARModel, batch: int, steps: int) -> float:
     """Bytes of keys and values of a context of ``steps`` physical tokens."""
-    nova = model.config.nova
-    prefix = nova.text_length + (nova.video_tokens if nova.bos_slot else 0)
-    numbers = 2 * nova.video_encoder.depth * nova.video_encoder.width * batch * (prefix + steps * model.block)
+    encoder = model.config.nova.video_encoder
+    numbers = 2 * encoder.depth * encoder.width * batch * sequence_length(model, steps)
     return float(numbers * model.nova.mask_embed.mask_token.element_size())
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from latency import count_flops, describe, synchronise
+from latency import count_flops, describe, sequence_length, synchronise
 from torch import nn
 
 from par_agent.cli.options import run_script
@@ -212,9 +212,7 @@ def frames_size(sampler: MixedSampler) -> int:
 
 def report(config: ThroughputConfig, model: PARModel, flops: dict[str, float], seconds: dict[str, float]) -> None:
     """Prints what was measured."""
-    nova = model.config.nova
-    prefix = nova.text_length + (nova.video_tokens if nova.bos_slot else 0)
-    tokens = config.batch_size * (prefix + config.window * model.block)
+    tokens = config.batch_size * sequence_length(model, config.window)
     peak = 2 * product_size(config) ** 3 / seconds["product"]
     print(
         f"{model.config.name}, batch {config.batch_size}, window {config.window} ({tokens:,} tokens of the causal "

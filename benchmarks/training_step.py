@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from latency import count_flops, describe, measure_peak, peak_memory, synchronise
+from latency import count_flops, describe, measure_peak, peak_memory, sequence_length, synchronise
 from torch import Tensor
 
 from par_agent.cli.options import run_script
@@ -68,9 +68,7 @@ def main(config: TrainingStepConfig) -> None:
         synchronise(device)
         seconds.append(time.perf_counter() - before)
     best = min(seconds)
-    nova = model.config.nova
-    prefix = nova.text_length + (nova.video_tokens if nova.bos_slot else 0)
-    tokens = config.batch * (prefix + config.window * model.block)
+    tokens = config.batch * sequence_length(model, config.window)
     print(f"{config.preset}, batch {config.batch}, window {config.window}, {config.dtype}, {describe(device)}")
     print(f"  {best:.2f} s a step, {tokens / best:,.0f} tokens/s of the causal transformer ({tokens} a step)")
     share = flops / best / peak.flops
