@@ -35,8 +35,8 @@ _RESUME = "start it, wait until it has loaded its model, and give the same comma
 def model_server_source(reference: str, options: dict[str, Any]) -> PolicySource:
     """The policy that ``vla-eval:ws://HOST:PORT`` names. The server has to run already, because it is asked who it is.
 
-    Options are arguments of :class:`ModelServerPolicy` but ``url``, ``task`` and ``server``, and ``name`` for tables and
-    folders (default: the class of the server). Warns where neither a name nor the server tells its weights from others'.
+    Options are arguments of :class:`ModelServerPolicy` but ``url``, ``task`` and ``server``, and ``name`` for tables
+    and folders (default: the server's class). Warns where neither a name nor the server tells its weights from others'.
     """
     url = reference.removeprefix(PREFIX)
     if given := [name for name in ("url", "task", "server") if name in options]:
