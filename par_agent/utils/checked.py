@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from par_agent.errors import UserError, user_errors
+from par_agent.utils.json_fields import entry_hints
 
 C = TypeVar("C", bound="Checked")
 MANY = 10**9
@@ -151,7 +152,7 @@ def _values(value: Any, hint: Any, rules: tuple[Any, ...] = ()) -> Iterator[tupl
         if value is not None:
             yield from _values(value, next(part for part in parts if part is not type(None)), rules)
     elif kind is tuple and isinstance(value, tuple):
-        for part, of_part in zip(value, parts[:1] * len(value) if parts[-1] is Ellipsis else parts, strict=True):
+        for part, of_part in zip(value, entry_hints(value, parts), strict=True):
             yield from _values(part, of_part)
     else:
         yield value, rules

@@ -68,9 +68,9 @@ def check(name: str, value: Any, hint: Any, added: Collection[str] | None = None
     if kind is Union and (nested := [part for part in parts if _has_entries(part)]):
         return None if value is None and type(None) in parts else check(name, value, nested[0], added)
     if not _has_entries(hint):
-        if not fits(value, hint):
-            raise UserError(f"{name} is {short(value)}; expected {_describe(hint)}")
-        return _converted(value, hint)
+        if fits(value, hint):
+            return _converted(value, hint)
+        raise UserError(f"{name} is {short(value)}; expected {_describe(hint)}")
     if dataclasses.is_dataclass(kind):
         return build(kind, value, added)  # type: ignore[arg-type]
     check(name, value, list if kind is list else dict)
@@ -127,9 +127,8 @@ def fits(value: Any, hint: Any) -> bool:
     if kind is Literal:
         return value in parts
     if kind is tuple:
-        return isinstance(value, list | tuple) and (
-            len(value) == len(_of_entries(value, parts)) and all(map(fits, value, _of_entries(value, parts)))
-        )
+        same_length = isinstance(value, list | tuple) and len(value) == len(entry_hints(value, parts))
+        return same_length and all(map(fits, value, entry_hints(value, parts)))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is Any:
@@ -153,10 +152,10 @@ def _converted(value: Any, hint: Any) -> Any:
     if kind is Union:
         return _converted(value, next(part for part in parts if fits(value, part)))
     if kind is tuple:
-        return tuple(map(_converted, value, _of_entries(value, parts)))
+        return tuple(map(_converted, value, entry_hints(value, parts)))
     return Path(value) if kind is Path else value
 
 
-def _of_entries(values: Sequence[Any], parts: tuple[Any, ...]) -> tuple[Any, ...]:
+def entry_hints(values: Sequence[Any], parts: tuple[Any, ...]) -> tuple[Any, ...]:
     """The annotation of each entry of a tuple."""
     return parts[:1] * len(values) if parts[-1] is Ellipsis else parts
