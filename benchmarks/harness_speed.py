@@ -33,7 +33,7 @@ from par_agent.evaluation.run_config import RunConfig
 from par_agent.simulation.environment import make_simulation
 from par_agent.tasks import PAPER_TASKS, get_task
 from par_agent.utils.checked import Checked, Count, SmallCount
-from par_agent.utils.strict_json import parse_options
+from par_agent.utils.json_fields import parse_options
 
 
 class SwayPolicy:

@@ -26,7 +26,7 @@ from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import ROLLOUT_CODE, TIMING_FIELDS
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.tasks import PROTOCOL_SEED
-from par_agent.utils.strict_json import parse_options
+from par_agent.utils.json_fields import parse_options
 from par_agent.utils.versions import PACKAGE_FOLDER, source_files
 from recordings import run_in_this_process
 

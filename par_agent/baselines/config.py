@@ -9,8 +9,7 @@ from par_agent.baselines.methods import METHODS
 from par_agent.errors import UserError
 from par_agent.training.config import TrainingConfig
 from par_agent.utils.checked import Strength
-from par_agent.utils.json_fields import build
-from par_agent.utils.strict_json import parse_options
+from par_agent.utils.json_fields import build, parse_options
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from par_agent.evaluation.report import terminal_tables, write_results
 from par_agent.evaluation.run_config import RunConfig, RunOptions
 from par_agent.tasks import BUNDLED
 from par_agent.utils.checked import Checked, Range
-from par_agent.utils.strict_json import parse_options
+from par_agent.utils.json_fields import parse_options
 from par_agent.vla_eval.client import PREFIX
 
 EXIT_ALL_ERRORS = 1

@@ -28,8 +28,7 @@ from par_agent.data.lerobot_features import Feature
 from par_agent.data.tables import ADVICE, Table
 from par_agent.errors import UserError, user_errors
 from par_agent.utils.files import inside, naming, read_content, read_object
-from par_agent.utils.json_fields import check
-from par_agent.utils.strict_json import parse_json
+from par_agent.utils.json_fields import check, parse_json
 
 
 class _Feature(TypedDict):

@@ -15,8 +15,8 @@ from par_agent.policy.interface import Policy, check_policy
 from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec
 from par_agent.utils.files import read_object
 from par_agent.utils.hashes import hash_files
+from par_agent.utils.json_fields import parse_options
 from par_agent.utils.references import load_object
-from par_agent.utils.strict_json import parse_options
 
 if TYPE_CHECKING:
     from par_agent.simulation.environment import TaskEnvironment

@@ -26,8 +26,7 @@ from par_agent.evaluation.measurements import known_measurements
 from par_agent.evaluation.rollout import TIMING_FIELDS
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_SEED, PROTOCOL_STATES
 from par_agent.utils.files import atomic_path, only_process, read_content, read_object, write_json, writing
-from par_agent.utils.json_fields import check
-from par_agent.utils.strict_json import parse_json
+from par_agent.utils.json_fields import check, parse_json
 
 RUN_FILE, RECORDS_FILE = "run.json", "rollouts.jsonl"
 EXTENT, MADE_STATES = "extent", "made_states"

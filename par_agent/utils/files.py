@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from par_agent.errors import UserError, user_errors
-from par_agent.utils.json_fields import check
-from par_agent.utils.strict_json import parse_json
+from par_agent.utils.json_fields import check, parse_json
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -200,7 +199,7 @@ def read_content(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON, by the rules of :mod:`par_agent.utils.strict_json`."""
+    """Reads JSON, by the rules of :func:`~par_agent.utils.json_fields.parse_json`."""
     return parse_json(read_content(path), str(path))
 
 
