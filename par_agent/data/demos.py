@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import h5py
 import numpy as np
@@ -28,14 +28,6 @@ from par_agent.utils.interrupts import Interrupts, deferred_interrupts
 
 REMAKE = "delete it and run the same command again, which makes it anew"
 FILE_NAME = "trajectory.none.pd_joint_pos.physx_cpu.h5"
-
-
-class _Request(TypedDict, total=False):
-    request: dict[str, Any]
-
-
-class _Made(planning.Part, _Request):
-    """What is read of the `.json` of demonstrations."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +62,7 @@ class DemoRequest(Checked):
 
     def record(self) -> dict[str, Any]:
         """What the `.json` says about how the file was made."""
-        names = ("env_id", "num", "first_seed", "max_steps")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("env_id", "num", "first_seed", "max_steps")}
 
 
 def make_demos(
@@ -122,7 +113,7 @@ def _is_complete(target: Path, request: DemoRequest) -> bool:
         return False
     if not target.with_suffix(".json").exists():
         raise UserError(f"{target} lacks its .json: {REMAKE}")
-    about = read_object(target.with_suffix(".json"), _Made)
+    about: Any = read_object(target.with_suffix(".json"), planning.Part)
     if about.get("request") != request.record():
         raise UserError(
             f"{target} exists and was made with {about.get('request') or 'unknown arguments'}, not {request.record()}; "

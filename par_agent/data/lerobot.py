@@ -65,11 +65,6 @@ def fill(template: str, **fields: int | str) -> str:
     return filled
 
 
-def scalar(dtype: str) -> dict[str, Any]:
-    """Description of a feature of one number a row."""
-    return {"dtype": dtype, "shape": [1], "names": None}
-
-
 def vector(names: list[str]) -> dict[str, Any]:
     """Description of a feature of several numbers a row."""
     return {"dtype": "float32", "shape": [len(names)], "names": names}

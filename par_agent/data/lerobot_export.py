@@ -7,10 +7,13 @@ robot is observed once more at its end; the last row repeats the last action.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import imageio.v2
+import imageio.v3
 import numpy as np
 from tqdm import tqdm
 
@@ -237,10 +240,8 @@ class _VideoFiles(_Files):
 
     def write(self, frames: np.ndarray) -> dict[str, Any]:
         """Appends an episode's frames (rows, H, W, 3); returns where they are."""
-        import imageio.v2 as imageio
-
         if self._writer is None or self._frames > lerobot.VIDEO_ROWS:
-            self._writer = imageio.get_writer(self._begin(), format="ffmpeg", **self._options)
+            self._writer = imageio.v2.get_writer(self._begin(), format="ffmpeg", **self._options)
             self._frames = 0
         for frame in frames:
             self._writer.append_data(frame)
@@ -273,7 +274,7 @@ def _features(episode: Episode, fps: int, images: bool) -> dict[str, dict[str, A
         features[f"{lerobot.IMAGES}{camera}"] = lerobot.image(height, width, fps, video=not images)
     kinds = {lerobot.IS_NEW: "bool", lerobot.DONE: "bool", "timestamp": "float32"}
     kinds |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
-    return features | {name: lerobot.scalar(kind) for name, kind in kinds.items()}
+    return features | {name: {"dtype": kind, "shape": [1], "names": None} for name, kind in kinds.items()}
 
 
 def _array(arrow: Any, values: Any, kind: Any) -> Any:
@@ -286,9 +287,7 @@ def _array(arrow: Any, values: Any, kind: Any) -> Any:
 
 def _png(frames: np.ndarray, shown: np.ndarray) -> list[dict[str, Any]]:
     """The frame of every row as a PNG file, as Hugging Face's image feature stores it."""
-    import imageio.v3 as iio
-
-    files = [iio.imwrite("<bytes>", frame, extension=".png") for frame in frames]
+    files = [imageio.v3.imwrite("<bytes>", frame, extension=".png") for frame in frames]
     return [{"bytes": files[number], "path": None} for number in shown]
 
 
@@ -307,8 +306,6 @@ def _measures(statistics: RunningStatistics, rows: int, name: str) -> dict[str, 
 
 def _tasks_table(tasks: dict[str, int]) -> Any:
     """The table of instructions, with the index that pandas looks for."""
-    import json
-
     arrow = lerobot.pyarrow_module("")
     columns = [("task_index", "int64", "int64"), ("task", "unicode", "object")]
     described = [

@@ -5,6 +5,7 @@ Episodes that start from an initial state of the evaluation protocol are refused
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,17 +46,11 @@ class Renderer:
         self.base.get_obs = lambda *_, **__: {}  # reset and step would show all cameras
         self.env.reset(seed=0)
         available = ["render_camera", *self.base.scene.sensors]
-        unknown = [camera for camera in spec.cameras if camera not in available]
-        if unknown:
+        if unknown := [camera for camera in spec.cameras if camera not in available]:
             raise UserError(f"{spec.env_id} has no camera {unknown[0]!r}; it has {', '.join(available)}")
         cameras = {**self.base.scene.sensors, **self.base.scene.human_render_cameras}
         for config in (cameras[name].config for name in spec.cameras):
             crop_and_resize(np.empty((config.height, config.width, 3), np.uint8), spec.crop, None)
-
-    @property
-    def robot(self) -> str:
-        """Name of the robot's articulation in state dictionaries."""
-        return self.base.agent.robot.name
 
     def frames(self) -> dict[str, np.ndarray]:
         """Camera -> (H, W, 3) uint8 RGB of the present state, cropped and resized as the spec says."""
@@ -77,7 +72,7 @@ class Renderer:
             if step in steps:
                 images.append(self.frames())
         attributes = _attributes(self.spec, info.seed, info.episode_id, self.base.control_mode) | self._sizes
-        proprioception = demonstration.joint_positions(self.robot)
+        proprioception = demonstration.joint_positions(self.base.agent.robot.name)
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes, _stack(extra))
 
     def render_random_motion(self, number: int) -> Episode:
@@ -110,17 +105,16 @@ class Renderer:
 
 def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, number: int) -> Episode:
     """An episode of a trajectory file with the images that were recorded at its chunk boundaries."""
-    steps = frame_steps(trajectories.num_steps(number), spec.stride, spec.phase)
-    recording = trajectories.read_recording(number, spec.cameras, steps, spec.extra)
-    info = recording.info
+    info = trajectories.info(number)
     check_seed(spec, info)
+    steps = frame_steps(trajectories.num_steps(number), spec.stride, spec.phase)
+    seen = trajectories.read_recording(number, spec.cameras, steps, spec.extra)
     frames = {
         camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in images])
-        for camera, images in recording.images.items()
+        for camera, images in seen.frames.items()
     }
-    attributes = _attributes(spec, info.seed, info.episode_id, info.control_mode)
-    attributes |= image_size_attributes(recording.images)
-    return Episode(frames, steps, recording.positions, recording.actions, attributes, recording.extra)
+    attributes = _attributes(spec, info.seed, number, info.control_mode) | image_size_attributes(seen.frames)
+    return dataclasses.replace(seen, frames=frames, attributes=attributes)
 
 
 def check_seed(spec: RenderSpec, info: EpisodeInfo) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from par_agent.data.episodes import Episode
 from par_agent.errors import UserError
 from par_agent.simulation.recorded_environment import StateDict
 from par_agent.utils.files import read_json
@@ -86,21 +87,6 @@ class Demonstration:
         state = self.states["articulations"][robot]
         dof = (state.shape[1] - POSE) // 2
         return state[:, POSE : POSE + dof]
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One episode of ``T`` control steps, ``T`` at least 1, that was recorded with what the robot saw."""
-
-    info: EpisodeInfo
-    actions: np.ndarray
-    """(T, A) float32, in the units of the controller."""
-    positions: np.ndarray
-    """(T + 1, P) float32 joint positions in radians (gripper fingers in metres)."""
-    images: dict[str, np.ndarray]
-    """Camera -> (K, H, W, 3) uint8 RGB of the steps asked for."""
-    extra: dict[str, np.ndarray]
-    """Name -> (T + 1, n) float32 extra observations."""
 
 
 class TrajectoryFile:
@@ -185,11 +171,11 @@ class TrajectoryFile:
 
     def read_recording(
         self, number: int, cameras: tuple[str, ...], steps: np.ndarray, extra: tuple[str, ...] = ()
-    ) -> Recording:
-        """Reads an episode as it was observed: images of control steps ``steps``, ascending, and those of the ``extra``
-        observations that it has. Images that repeat older ones are refused.
+    ) -> Episode:
+        """Reads an episode as it was observed: whole images of control steps ``steps``, ascending, those of the
+        ``extra`` observations that it has, and no attributes. Images that repeat older ones are refused.
         """
-        info, actions, group = self.info(number), self._actions(number), self._group(number)
+        actions, group = self._actions(number), self._group(number)
         sensors = f"{group}/obs/sensor_data"
         available = self._file.names(sensors) if sensors in self._file else []
         absent = [camera for camera in cameras if f"{sensors}/{camera}/rgb" not in self._file]
@@ -208,7 +194,7 @@ class TrajectoryFile:
         positions = self._floats(f"{group}/obs/agent/qpos", (rows, None))
         there = [name for name in extra if f"{group}/obs/extra/{name}" in self._file]
         observed = {name: self._observed(f"{group}/obs/extra/{name}", rows) for name in there}
-        return Recording(info, actions, positions, images, observed)
+        return Episode(images, steps, positions, actions, {}, observed)
 
     def close(self) -> None:
         """Closes the underlying HDF5 file."""
