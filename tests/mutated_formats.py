@@ -116,7 +116,7 @@ def load_trajectory(folder: Path) -> Any:
     with TrajectoryFile(folder / "trajectory.h5") as file:
         found: dict[str, Any] = {"env_id": file.env_id, "options": file.options, "episodes": file.episodes}
         for number in file.episodes:
-            recording = file.read_recording(number, ("hand",), np.array([0, 2]), ("goal_pos",))
+            recording = file.read_recording(number, ("hand",), 2, extra=("goal_pos",))
             found[f"episode {number}"] = {
                 "read": file.read(number),
                 "seen": recording,

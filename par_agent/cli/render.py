@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from par_agent.data.episodes import episode_path, has_episodes, summarise
+from par_agent.data.episodes import episode_path, episode_paths, summarise
 from par_agent.data.render_spec import RenderSpec, wordings
 from par_agent.data.rendering import RenderJob, RenderSetup, check_seed, episode_renderer, recorded_episode
 from par_agent.data.selection import format_numbers, parse_numbers, select
@@ -158,7 +158,7 @@ def main(config: RenderConfig) -> int:
         deferred_interrupts(),
         writing(out),
         only_process(out / ".lock", f"renders into {out}", within=out),
-        claimed_folder(settings, spec.to_json(), begun=lambda: has_episodes(out)),
+        claimed_folder(settings, spec.to_json(), begun=lambda: bool(episode_paths(out))),
     ):
         try:
             _render_missing(spec, out, config.workers, config.cluster)

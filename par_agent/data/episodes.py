@@ -214,9 +214,9 @@ def episode_path(folder: Path, number: int) -> Path:
     return folder / "episodes" / f"episode_{number:06d}.h5"
 
 
-def has_episodes(folder: Path) -> bool:
-    """Whether a dataset folder holds an episode yet."""
-    return any((folder / "episodes").glob("episode_*.h5"))
+def episode_paths(folder: Path) -> list[Path]:
+    """Files of the episodes that a dataset folder holds by now, in order."""
+    return sorted((folder / "episodes").glob("episode_*.h5"))
 
 
 def summarise(folder: Path) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     summary: dict[str, Any] = {"num_episodes": 0, "num_frames": 0, "num_steps": 0}
     summary |= {"actions": False, "extra": {}, "image_sizes": {}}
     sizes: dict[str, tuple[int, int]] = summary["image_sizes"]
-    for path in sorted((folder / "episodes").glob("episode_*.h5")):
+    for path in episode_paths(folder):
         episode = read_episode(path, frames=False)
         summary["num_episodes"] += 1
         summary["num_frames"] += len(episode.frame_steps)
@@ -278,7 +278,7 @@ class RenderedDataset:
         """Extra observations by name, and how many numbers each has."""
         self.has_actions = self.summary["actions"]
         """False for action-free video."""
-        self.paths = sorted((self.folder / "episodes").glob("episode_*.h5"))
+        self.paths = episode_paths(self.folder)
         if len(self.paths) != self.summary["num_episodes"]:
             raise UserError(
                 f"{self.folder} lists {self.summary['num_episodes']} episodes but holds {len(self.paths)}; "
@@ -288,8 +288,13 @@ class RenderedDataset:
             raise UserError(f"{self.folder} holds no episodes; render a trajectory file with at least one")
         self.skipped: list[Path] = []
         """Files left out because they are damaged."""
-        if skip_corrupt:
-            self._skip_damaged()
+        for path in tqdm(self.paths, desc=f"check {self.folder.name}", unit="episode") if skip_corrupt else ():
+            try:
+                self.read(path)
+            except UserError as error:
+                self.skipped.append(path)
+                tqdm.write(f"left out: {error}")
+        self.paths = [path for path in self.paths if path not in self.skipped]
         if not self.paths:
             raise UserError(f"{self.folder}: every one of its {len(self.skipped)} episodes is damaged; render it again")
 
@@ -323,16 +328,6 @@ class RenderedDataset:
         if episode.attributes.get("env_id", self.spec.env_id) != self.spec.env_id:
             return f"it is of {episode.attributes['env_id']}; the dataset is of {self.spec.env_id}"
         return None
-
-    def _skip_damaged(self) -> None:
-        with tqdm(self.paths, desc=f"check {self.folder.name}", unit="episode") as progress:
-            for path in progress:
-                try:
-                    self.read(path)
-                except UserError as error:
-                    self.skipped.append(path)
-                    progress.write(f"left out: {error}")
-        self.paths = [path for path in self.paths if path not in self.skipped]
 
     def check_camera(self, camera: str) -> None:
         """Raises a UserError where the dataset has no such camera."""

@@ -180,7 +180,7 @@ class LatentFile:
     def __init__(self, path: Path, shape: Shape, *, writable: bool = False) -> None:
         self.path, self.shape = path, shape
         self._file = open(path, "r+b" if writable else "rb", buffering=0)  # noqa: SIM115 it is closed with this object
-        self._start, self._frame = len(_header(shape)), STORED.itemsize * prod(shape[2:])
+        self._header_size, self._frame_size = len(_header(shape)), STORED.itemsize * prod(shape[2:])
 
     @classmethod
     def create(cls, path: Path, shape: Shape) -> LatentFile:
@@ -236,7 +236,7 @@ class LatentFile:
             content, place = content[count:], place + count
 
     def _place(self, variant: int, row: int) -> int:
-        return self._start + self._frame * (variant * self.shape[1] + row)
+        return self._header_size + self._frame_size * (variant * self.shape[1] + row)
 
 
 def file_fits(path: Path, shape: Shape) -> bool:

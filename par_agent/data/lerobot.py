@@ -86,20 +86,3 @@ def image(height: int, width: int, fps: int, *, video: bool) -> dict[str, Any]:
             "has_audio": False,
         }
     return feature
-
-
-def arrow_schema(features: dict[str, dict[str, Any]]) -> Any:
-    """Columns of a data file."""
-    arrow = pyarrow_module("")
-    plain = {"float32": arrow.float32(), "int64": arrow.int64(), "bool": arrow.bool_()}
-    fields = []
-    for name, feature in features.items():
-        if feature["dtype"] == "image":
-            kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
-        elif feature["dtype"] == "video":
-            continue
-        else:
-            kind, size = plain[feature["dtype"]], feature["shape"][0]
-            kind = arrow.list_(kind, size) if size > 1 else kind
-        fields.append((name, kind))
-    return arrow.schema(fields)

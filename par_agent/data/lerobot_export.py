@@ -92,7 +92,6 @@ class _Writer:
         self.rows = 0
 
     def add(self, episode: Episode) -> None:
-        """Writes one more episode."""
         number, tasks = len(self.episodes), episode.instructions or ("",)
         for text in tasks:
             self.tasks.setdefault(text, len(self.tasks))
@@ -150,13 +149,11 @@ class _Writer:
         return record
 
     def close(self) -> None:
-        """Ends the files that are open."""
         self.data.close()
         for video in self.videos.values():
             video.close()
 
     def write_meta(self) -> None:
-        """Writes what describes the whole."""
         arrow, parquet = lerobot.pyarrow_module(""), lerobot.pyarrow_module("parquet")
         info = {
             "codebase_version": lerobot.VERSION,
@@ -202,7 +199,6 @@ class _Files:
         return self._path
 
     def close(self) -> None:
-        """Ends the file that is open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -213,7 +209,15 @@ class _DataFiles(_Files):
 
     def __init__(self, folder: Path, features: dict[str, dict[str, Any]]) -> None:
         super().__init__(folder, lerobot.DATA)
-        self._schema = lerobot.arrow_schema(features)
+        arrow, columns = lerobot.pyarrow_module(""), []
+        plain = {"float32": arrow.float32(), "int64": arrow.int64(), "bool": arrow.bool_()}
+        plain["image"] = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+        for name, feature in features.items():
+            if feature["dtype"] != "video":
+                kind, size = plain[feature["dtype"]], feature["shape"][0]
+                vector = size > 1 and feature["dtype"] != "image"
+                columns.append((name, arrow.list_(kind, size) if vector else kind))
+        self._schema = arrow.schema(columns)
 
     def write(self, columns: dict[str, Any]) -> dict[str, int]:
         """Appends an episode; returns where it is."""

@@ -38,11 +38,7 @@ class _Feature(TypedDict):
     shape: list[int]
 
 
-class _Robot(TypedDict, total=False):
-    robot_type: str | None
-
-
-class _Info(_Robot):
+class _Info(TypedDict):
     """What is needed of meta/info.json."""
 
     fps: float
@@ -71,6 +67,7 @@ class LeRobotFolder:
             )
         self._is_v2 = self.version.startswith("v2.")
         check(str(path), self.info, _Info)
+        check(f"{path}.robot_type", self.info.get("robot_type"), str | None)
         self.fps = float(self.info["fps"])
         """Rows a second."""
         with naming(path):

@@ -18,8 +18,8 @@ from par_agent.data import lerobot
 from par_agent.data.episodes import (
     Episode,
     episode_path,
+    episode_paths,
     frame_steps,
-    has_episodes,
     image_size_attributes,
     summarise,
     write_episode,
@@ -49,15 +49,12 @@ def import_lerobot(plan: ImportPlan, out: Path) -> int:
     names = ("image_key", "state_key", "action_key", "instruction")
     settings = {name: getattr(request, name) for name in names} | {"control_mode": plan.control_mode}
 
-    def begun() -> bool:
-        return has_episodes(out)
-
     with (
         deferred_interrupts() as interrupts,
         writing(out),
         only_process(out / ".lock", f"writes into {out}", within=out),
-        claimed_folder(out / "spec.json", plan.spec.to_json(), begun=begun),
-        claimed_folder(out / "import.json", settings, begun=begun),
+        claimed_folder(out / "spec.json", plan.spec.to_json(), begun=lambda: bool(episode_paths(out))),
+        claimed_folder(out / "import.json", settings, begun=lambda: bool(episode_paths(out))),
         contextlib.ExitStack() as stack,
     ):
         frames = {
@@ -75,7 +72,7 @@ def import_lerobot(plan: ImportPlan, out: Path) -> int:
                 if not request.skip_corrupt:
                     raise UserError(f"{error}; or leave such episodes out: --skip-corrupt") from None
                 tqdm.write(f"left out: {error}")
-        if not begun():
+        if not episode_paths(out):
             raise UserError(f"no episode of {source.folder} is left: none of their images can be read")
         summary = summarise(out)
         write_json(out / "dataset.json", summary)
@@ -130,15 +127,15 @@ class CameraFrames:
         self._stream: Generator[np.ndarray, None, None] | None = None
         self._next = 0
 
-    def take(self, number: int, table: Table, steps: np.ndarray) -> np.ndarray:
-        """Frames (K, H, W, 3) uint8 of rows ``steps``, ascending, of episode ``number``, whose rows are ``table``."""
+    def take(self, number: int, table: Table, rows: np.ndarray) -> np.ndarray:
+        """Frames (K, H, W, 3) uint8 of ``rows``, ascending, of episode ``number``, whose rows are ``table``."""
         where = f"{self._feature.name} of {self._source.name(number)}"
         if self._feature.dtype == "image":
-            pictures = table.values(self._feature.name, _Picture, steps)
-            taken = [self._image(one, f"row {step} of {where}") for one, step in zip(pictures, steps, strict=True)]
+            pictures = table.values(self._feature.name, _Picture, rows)
+            taken = [self._image(one, f"row {row} of {where}") for one, row in zip(pictures, rows, strict=True)]
         else:
             path, first = self._source.video(number, self._feature.name)
-            taken = [self._frame(path, first + int(step), where) for step in steps]
+            taken = [self._frame(path, first + int(row), where) for row in rows]
         expected = self._feature.image_size[:2]
         if wrong := [image.shape for image in taken if image.shape[:2] != expected]:
             raise UserError(

@@ -37,10 +37,8 @@ class ImportPlan:
     """What the actions are."""
     episodes: tuple[int, ...]
     """Numbers of the episodes to read."""
-    rows: int
-    """How many rows they have together."""
-    instructions: Counter[str | tuple[str, ...]]
-    """How many episodes each instruction has."""
+    survey: Survey
+    """What their numbers show."""
 
     def __str__(self) -> str:
         """How the dataset was understood, and what is left out."""
@@ -58,11 +56,11 @@ class ImportPlan:
             lines.append("  no actions: videos alone")
         if keys.unused:
             lines.append(f"  not read: {', '.join(feature.name for feature in keys.unused)}")
-        for instruction, count in self.instructions.most_common(3):
+        for instruction, count in self.survey.instructions.most_common(3):
             lines.append(f"  instruction of {count} episodes: {instruction!r}")
-        if len(self.instructions) > 3:
-            lines.append(f"  and {len(self.instructions) - 3} other instructions")
-        lines.append(f"  episodes: {len(self.episodes)} of {len(source.records)}, {self.rows} rows")
+        if (others := len(self.survey.instructions) - 3) > 0:
+            lines.append(f"  and {others} other instructions")
+        lines.append(f"  episodes: {len(self.episodes)} of {len(source.records)}, {self.survey.rows} rows")
         success = "no feature tells success" if keys.success is None else f"{keys.success.name} tells success"
         lines[-1] += f"; {'failures included' if self.request.include_failures else success}"
         return "\n".join(lines)
@@ -87,7 +85,7 @@ def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
     _check_options(source, request, keys)
     if not request.instruction:
         _ = source.tasks  # without which no episode can be read
-    survey = _Survey()
+    survey = Survey()
     if source.unreadable and request.episodes is None and not request.skip_corrupt:
         raise UserError(f"{source.unreadable[0]}; or leave such episodes out: --skip-corrupt")
     for error in source.unreadable:
@@ -108,20 +106,21 @@ def plan_import(source: LeRobotFolder, request: LeRobotRequest) -> ImportPlan:
     )
     mode = _control_mode(source, request, keys, follows=survey.misses <= survey.spread)
     spec = _spec(source, request, keys, taken, survey.instructions)
-    return ImportPlan(source, request, keys, spec, mode, taken, survey.rows, survey.instructions)
+    return ImportPlan(source, request, keys, spec, mode, taken, survey)
 
 
-class _Survey:
+class Survey:
     """What the numbers of all episodes show."""
 
     def __init__(self) -> None:
         self.rows = 0
+        """Of all episodes together."""
         self.instructions: Counter[str | tuple[str, ...]] = Counter()
+        """How many episodes each has."""
         self.misses, self.spread = 0.0, 0.0
         """Sums of squares: of actions minus the joints of the same names, and of these joints minus their mean."""
 
     def add(self, rows: EpisodeRows, keys: Keys) -> None:
-        """Looks at one more episode."""
         self.rows += len(rows.state)
         self.instructions[rows.instruction] += 1
         if rows.action is not None and keys.called_like_joints:

@@ -107,8 +107,7 @@ def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, number: int
     """An episode of a trajectory file with the images that were recorded at its chunk boundaries."""
     info = trajectories.info(number)
     check_seed(spec, info)
-    steps = frame_steps(trajectories.num_steps(number), spec.stride, spec.phase)
-    seen = trajectories.read_recording(number, spec.cameras, steps, spec.extra)
+    seen = trajectories.read_recording(number, spec.cameras, spec.stride, spec.phase, spec.extra)
     frames = {
         camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in images])
         for camera, images in seen.frames.items()

@@ -5,13 +5,14 @@ What is missing, damaged or not as ManiSkill writes it is a UserError that names
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
-from par_agent.data.episodes import Episode
+from par_agent.data.episodes import Episode, frame_steps
 from par_agent.errors import UserError
 from par_agent.simulation.recorded_environment import StateDict
 from par_agent.utils.files import read_json
@@ -89,7 +90,7 @@ class Demonstration:
         return state[:, POSE : POSE + dof]
 
 
-class TrajectoryFile:
+class TrajectoryFile(AbstractContextManager["TrajectoryFile"]):
     """Random access to the episodes of a ManiSkill trajectory file, by the numbers that it gives them."""
 
     def __init__(self, path: Path | str) -> None:
@@ -144,10 +145,6 @@ class TrajectoryFile:
         known = [value for value in told if value is not None]
         return all(known) if known else None
 
-    def num_steps(self, number: int) -> int:
-        """Control steps of an episode."""
-        return len(self._actions(number))
-
     def read(self, number: int) -> Demonstration:
         """Reads an episode."""
         info, actions, group = self.info(number), self._actions(number), self._group(number)
@@ -170,12 +167,13 @@ class TrajectoryFile:
         return Demonstration(info, actions, states)
 
     def read_recording(
-        self, number: int, cameras: tuple[str, ...], steps: np.ndarray, extra: tuple[str, ...] = ()
+        self, number: int, cameras: tuple[str, ...], stride: int, phase: int = 0, extra: tuple[str, ...] = ()
     ) -> Episode:
-        """Reads an episode as it was observed: whole images of control steps ``steps``, ascending, those of the
-        ``extra`` observations that it has, and no attributes. Images that repeat older ones are refused.
+        """Reads an episode as it was observed: whole images at chunk boundaries, those of the ``extra`` observations
+        that it has, and no attributes. Images that repeat older ones are refused.
         """
         actions, group = self._actions(number), self._group(number)
+        steps = frame_steps(len(actions), stride, phase)
         sensors = f"{group}/obs/sensor_data"
         available = self._file.names(sensors) if sensors in self._file else []
         absent = [camera for camera in cameras if f"{sensors}/{camera}/rgb" not in self._file]
@@ -190,37 +188,25 @@ class TrajectoryFile:
             for camera in cameras
         }
         for camera in cameras:
-            self._check_ages(f"{sensors}/{camera}/age", rows, steps)
+            name = f"{sensors}/{camera}/age"  # above 0 between two looks of a policy, which the environment may skip
+            ages = self._file.array(name, np.int32, (rows,), rows=steps) if name in self._file else np.zeros(len(steps))
+            if (ages > 0).any():
+                raise UserError(
+                    f"{self.path}:{name}: the images of control steps {steps[ages > 0].tolist()} repeat older ones, "
+                    "since nothing was rendered there: render them from the simulator states, without --recorded-images"
+                )
         positions = self._floats(f"{group}/obs/agent/qpos", (rows, None))
         there = [name for name in extra if f"{group}/obs/extra/{name}" in self._file]
         observed = {name: self._observed(f"{group}/obs/extra/{name}", rows) for name in there}
         return Episode(images, steps, positions, actions, {}, observed)
 
-    def close(self) -> None:
-        """Closes the underlying HDF5 file."""
-        self._file.close()
-
-    def __enter__(self) -> TrajectoryFile:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._file.close()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _group(self, number: int) -> str:
         return f"traj_{number}"
-
-    def _check_ages(self, name: str, rows: int, steps: np.ndarray) -> None:
-        """A wrapped environment gives the same image again between two looks of a policy."""
-        if name not in self._file:
-            return
-        old = steps[self._file.array(name, np.int32, (rows,), rows=steps) > 0]
-        if len(old):
-            raise UserError(
-                f"{self.path}:{name}: the images of control steps {old.tolist()} repeat older ones, since nothing was "
-                "rendered there: render them from the simulator states, without --recorded-images"
-            )
 
     def _details(self, number: int) -> Any:
         """The JSON's entry of an episode, its types checked."""

@@ -131,6 +131,7 @@ class WindowSampler:
             frames.append(self._pad(np.concatenate(places, axis=1).T))
         shown = torch.from_numpy(np.stack(frames))
         columns = [self._join(pack) for _, pack in packs]
+        folder, paths = self.index.dataset.folder, self.index.dataset.paths
         return Windows(
             latents=latents[shown[..., 0]],
             next_latents=latents[shown[..., 1]],
@@ -138,7 +139,7 @@ class WindowSampler:
             instructions=tuple(
                 self._wording(number, pieces[0].episode, augment) for number, (pieces, _) in enumerate(packs, first)
             ),
-            episodes=tuple("+".join(self._name(piece.episode) for piece in pieces) for pieces, _ in packs),
+            episodes=tuple("+".join(f"{folder.name}/{paths[piece.episode].name}" for piece in p) for p, _ in packs),
         )
 
     def _read(self, number: int, augment: bool) -> tuple[list[Piece], list[_Read]]:
@@ -181,9 +182,6 @@ class WindowSampler:
         if len(wordings) == 1 or not augment:
             return wordings[0]
         return wordings[int(np.random.default_rng([self.seed, 2, number]).integers(len(wordings)))]
-
-    def _name(self, episode: int) -> str:
-        return f"{self.index.dataset.folder.name}/{self.index.dataset.paths[episode].name}"
 
     def _in_order(self) -> list[list[Piece]]:
         return self._whole + [window for group in self._short.values() for window in pack_episodes(group, self.window)]

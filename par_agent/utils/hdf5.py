@@ -63,7 +63,7 @@ def number_fault(values: np.ndarray) -> str | None:
     return None
 
 
-class HDF5Reader:
+class HDF5Reader(AbstractContextManager["HDF5Reader"]):
     """An HDF5 file that is open for reading. Use it as a context manager, or close it.
 
     What is missing or damaged is a UserError that names the file, the entry, what was found and what is expected, and
@@ -75,9 +75,6 @@ class HDF5Reader:
         check_file(self.path)
         with self._named_faults():
             self._file = h5py.File(self.path, "r")
-
-    def __enter__(self) -> HDF5Reader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
