@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from par_agent.cli import main
 from par_agent.cli import render as render_command
 from par_agent.data.episodes import Episode, RenderedDataset, read_episode
 from par_agent.data.render_spec import RenderSpec
-from par_agent.data.rendering import Renderer, RenderJob, RenderSetup, episode_renderer
+from par_agent.data.rendering import Renderer, RenderJob, episode_renderer
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.policy.transforms import crop_and_resize
@@ -209,7 +210,7 @@ def finished(recording, tmp_path_factory) -> Path:
     config = render_command.RenderConfig(out, trajectory=recording[0], stride=5, cameras=CAMERAS, include_failures=True)
     spec = config.spec()
     write_json(out / "spec.json", spec.to_json())
-    render_one = episode_renderer(RenderSetup(spec, None), out)
+    render_one = episode_renderer(partial(Renderer, spec), out)
     with TrajectoryFile(recording[0]) as file:
         for index in range(len(LENGTHS)):
             list(render_one(RenderJob(index, file.read(index))))

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from par_agent.data.episodes import episode_path, episode_paths, summarise
 from par_agent.data.render_spec import RenderSpec, wordings
-from par_agent.data.rendering import RenderJob, RenderSetup, check_seed, episode_renderer, recorded_episode
+from par_agent.data.rendering import Renderer, RenderJob, check_seed, episode_renderer, recorded_episode
 from par_agent.data.selection import format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
@@ -177,8 +178,8 @@ def _render_missing(spec: RenderSpec, folder: Path, workers: int, cluster: str |
     print(f"{spec.env_id}: {spec.num_episodes} episodes, {done} already rendered, into {folder}")
     if not todo:
         return
-    with _jobs(spec) as (job, setup):
-        opened = open_runner(episode_renderer, setup, folder, min(workers, len(todo)), cluster)
+    with _jobs(spec) as (job, make_renderer):
+        opened = open_runner(episode_renderer, make_renderer, folder, min(workers, len(todo)), cluster)
         started, frames = time.monotonic(), 0
         with tqdm(total=len(todo), unit="episode", desc="render") as progress, opened as runner:
             for _, rendered in runner.run(map(job, todo)):
@@ -190,10 +191,10 @@ def _render_missing(spec: RenderSpec, folder: Path, workers: int, cluster: str |
 
 
 @contextmanager
-def _jobs(spec: RenderSpec) -> Iterator[tuple[Callable[[int], RenderJob], RenderSetup]]:
-    """What makes the job of an episode, and what all jobs have in common."""
+def _jobs(spec: RenderSpec) -> Iterator[tuple[Callable[[int], RenderJob], Callable[[], Renderer] | None]]:
+    """What makes the job of an episode, and what makes a worker's renderer."""
     if spec.is_random:
-        yield (lambda index: RenderJob(index, None)), RenderSetup(spec, None)
+        yield (lambda number: RenderJob(number, None)), partial(Renderer, spec)
         return
     with TrajectoryFile(spec.source) as file:
         numbers = file.episodes if spec.source_episodes is None else parse_numbers(spec.source_episodes)
@@ -203,4 +204,5 @@ def _jobs(spec: RenderSpec) -> Iterator[tuple[Callable[[int], RenderJob], Render
             return RenderJob(index, recorded_episode(spec, file, number) if spec.recorded else file.read(number))
 
         control_mode = file.info(numbers[0]).control_mode  # env_kwargs need not tell
-        yield job, RenderSetup(spec, {**file.options, "control_mode": control_mode})
+        options = {**file.options, "control_mode": control_mode}
+        yield job, None if spec.recorded else partial(Renderer, spec, options)

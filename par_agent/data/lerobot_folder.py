@@ -84,7 +84,7 @@ class LeRobotFolder:
             self.export_record = self._read_export_record(inside(folder, lerobot.EXPORT_RECORD))
 
     def _read_episodes(self) -> dict[int, dict[str, Any]]:
-        found = []
+        records: dict[int, dict[str, Any]] = {}
         places = ["data", *(f"videos/{feature.name}" for feature in self.features if feature.dtype == "video")]
         per_chunk = self.info.get("chunks_size", lerobot.FILES_PER_CHUNK) if self._is_v2 else 1
         per_chunk = max(1, whole_number(per_chunk, f"{self.folder / lerobot.INFO}: chunks_size"))
@@ -96,15 +96,13 @@ class LeRobotFolder:
             except UserError as error:
                 self.unreadable.append(error)
                 continue
-            row["episode_index"] = number
+            if number in records:
+                raise UserError(f"{self.folder} lists an episode twice in its table of episodes; {ADVICE}")
+            records[number] = row
             for place in places if self._is_v2 else ():  # every episode has its own files
                 row |= {f"{place}/chunk_index": number // per_chunk, f"{place}/file_index": number}
                 row[f"{place}/from_timestamp"] = 0.0
-            found.append((number, row))
-        records = dict(sorted(found, key=lambda pair: pair[0]))
-        if len(records) < len(found):
-            raise UserError(f"{self.folder} lists an episode twice in its table of episodes; {ADVICE}")
-        return records
+        return dict(sorted(records.items()))
 
     def _lines(self, name: str) -> Iterator[dict[str, Any] | UserError]:
         """Rows of a table of v2.x, or why some cannot be read."""

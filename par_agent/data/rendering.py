@@ -6,7 +6,7 @@ Episodes that start from an initial state of the evaluation protocol are refused
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,16 +141,6 @@ def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class RenderSetup:
-    """What all jobs of a dataset have in common."""
-
-    spec: RenderSpec
-    """What to show."""
-    options: dict[str, Any] | None
-    """How the environment was made when the states were recorded; None: as the task says."""
-
-
-@dataclass(frozen=True)
 class RenderJob:
     """One episode to write."""
 
@@ -160,9 +150,12 @@ class RenderJob:
     """States to render, an episode that holds its frames already, or None for random motion."""
 
 
-def episode_renderer(setup: RenderSetup, folder: Path) -> DoJob:
-    """What a worker does: renders an episode into its file, and yields its number of frames."""
-    renderer = None if setup.spec.recorded else Renderer(setup.spec, setup.options)
+def episode_renderer(make_renderer: Callable[[], Renderer] | None, folder: Path) -> DoJob:
+    """What a worker does: renders an episode into its file, and yields its number of frames.
+
+    Jobs whose episodes hold their frames already need no renderer.
+    """
+    renderer = make_renderer() if make_renderer is not None else None
 
     def render(job: RenderJob) -> Iterator[int]:
         episode = job.source
