@@ -106,8 +106,8 @@ class Renderer:
 def recorded_episode(spec: RenderSpec, trajectories: TrajectoryFile, number: int) -> Episode:
     """An episode of a trajectory file with the images that were recorded at its chunk boundaries."""
     info = trajectories.info(number)
-    check_seed(spec, info)
     seen = trajectories.read_recording(number, spec.cameras, spec.stride, spec.phase, spec.extra)
+    check_seed(spec, info)
     frames = {
         camera: np.stack([crop_and_resize(image, spec.crop, spec.size) for image in images])
         for camera, images in seen.frames.items()
