@@ -83,8 +83,7 @@ def main(config: RecipeConfig) -> int:
 def _run(command: list[str], interrupts: Interrupts) -> int:
     """Runs one command in a process of its own, since accelerate fixes device and precision once per process.
 
-    Raises:
-        Interrupted: this process was told to end, and has told the command.
+    Where this process is told to end, it tells the command, and raises :class:`Interrupted`.
     """
     interrupts.check()
     process = subprocess.Popen(command)

@@ -73,7 +73,7 @@ def _states_file(config: VisualizedRollout, spec: TaskSpec) -> Path:
 
     if protocol_file(spec).exists():
         return protocol_file(spec)
-    count = max(config.state, 0) + 1
+    count = config.state + 1
     path = config.out / "states" / f"{spec.name}-{count}.safetensors"
     make_missing_states({path: config.task}, protocol_seeds()[:count])
     return path

@@ -67,8 +67,8 @@ class VAETraining(Checked):
 def train_vae(options: VAETraining) -> dict[str, Any]:
     """Runs or resumes training, writes the frozen VAE into ``out`` and returns its measurements.
 
-    A UserError is data that does not fit, a run folder of other settings or of another process, a diverging loss or a
-    full disk; :class:`Interrupted` that the process was told to end, after the step in hand was done and saved.
+    Data that does not fit, a run folder of other settings or of another process, a diverging loss and a full disk are
+    UserErrors. Told to end, it raises :class:`Interrupted` once the step in hand is done and saved.
     """
     train, held_out = open_frames(options.data, options.camera, options.patch, options.model.stride)
     free = ("out", "save_minutes", "device")

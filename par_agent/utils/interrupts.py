@@ -30,8 +30,7 @@ AGAIN = 0.05
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was told to end by a signal; ``kept`` tells of the work that is done, where the command says more
-    than always."""
+    """The process was told to end by a signal; ``kept`` says what is kept of the work, None: what the command says."""
 
     def __init__(self, number: int, kept: str | None = None) -> None:
         super().__init__(signal.Signals(number).name)

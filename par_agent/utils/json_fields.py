@@ -1,8 +1,7 @@
 """Reads JSON strictly, checks it against annotations and makes frozen dataclasses of it; a UserError names each fault.
 
-An annotation is a type of JSON, a path, a tuple for a list, a literal, ``list[X]``, ``dict[str, X]``, a dataclass, a
-TypedDict, besides whose fields an object may have others, or a union. Of unions with one of the last five, the other
-part is None.
+An annotation is a type of JSON, a path, a tuple for a list, a literal, or a union of these; or ``list[X]``,
+``dict[str, X]``, a dataclass, or a TypedDict, besides whose fields an object may have others; or one of these or None.
 """
 
 from __future__ import annotations
@@ -147,8 +146,9 @@ def required_fields(cls: type) -> list[str]:
 
 
 def check(name: str, value: Any, hint: Any, added: Collection[str] | None = None) -> Any:
-    """Compares a JSON value with an annotation; returns it as that says: objects as dataclasses, lists as tuples, texts
-    as paths. ``name`` says in messages whose value it is; of ``added`` see :func:`build`.
+    """Checks a JSON value against an annotation, and returns it as that says: as a dataclass, a tuple or a path.
+
+    ``name`` is the value's name in messages; for ``added`` see :func:`build`.
     """
     kind, parts = _parts(hint)
     if kind is Union and (nested := [part for part in parts if _has_entries(part)]):
@@ -179,7 +179,7 @@ def _has_entries(hint: Any) -> bool:
 
 
 def check_sizes(owner: object, *names: str, most: int = MOST) -> None:
-    """Makes it a ValueError if whole numbers, or tuples of them, are not from 1 to ``most``, as in damaged files."""
+    """Raises ValueError where a whole number, or one of a tuple, is not from 1 to ``most``, as in damaged files."""
     for name in names:
         value = getattr(owner, name)
         if not all(1 <= number <= most for number in (value if isinstance(value, tuple) else (value,))):
