@@ -15,6 +15,7 @@ from par_agent import PARPolicy
 from par_agent.errors import UserError
 from par_agent.evaluation.alignment import MEASURES, Alignment, align
 from par_agent.evaluation.benchmark_run import BenchmarkRun
+from par_agent.evaluation.object_search import find_object, object_colors, share_in_place
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.evaluation.report import write_results
@@ -24,7 +25,7 @@ from par_agent.evaluation.trace import RolloutTracer, Trace
 from par_agent.simulation.end_effector import EndEffector
 from par_agent.simulation.environment import TaskEnvironment
 from par_agent.tasks import get_task
-from par_agent.utils.image_quality import psnr, psnr_of_error, ssim
+from par_agent.utils.image_quality import moving_psnr, psnr, psnr_of_error, ssim
 from tiny import LENGTH, task_checkpoint
 
 pytest.importorskip("skimage", reason="needs par-agent[viz]")
@@ -39,6 +40,43 @@ def test_psnr_and_ssim_are_what_they_are_defined_to_be() -> None:
     assert psnr(frame, frame) > 58 and ssim(frame, frame) == pytest.approx(1)
     assert psnr_of_error(0.04, 2) == pytest.approx(10 * np.log10(4 / 0.04))
     assert ssim(255 - frame, frame) < ssim(other, frame) < 1
+
+
+def test_moving_pixels_are_those_that_differ_from_the_last_frame() -> None:
+    last = np.full((8, 8, 3), 100, np.uint8)
+    true, image = last.copy(), last.copy()
+    true[:2], image[:2], image[5:] = 200, 190, 0
+    assert moving_psnr(image, true, last) == pytest.approx(psnr_of_error(100, 255))
+    assert moving_psnr(image, last + 20, last) == psnr(image, last + 20)  # nothing moves
+
+
+def square(row: int, column: int, color: tuple[int, int, int], side: int = 12) -> np.ndarray:
+    frame = np.full((320, 320, 3), (203, 130, 82), np.uint8)  # the table's brown
+    frame[row : row + side, column : column + side] = color
+    return frame
+
+
+def test_an_object_is_found_by_its_colour_within_six_pixels_of_320() -> None:
+    red, blue = (0.0, 1.0), (0.61, 0.69)
+    true = square(100, 50, (190, 10, 10))
+    assert find_object(true, red) == (105.5, 55.5) and find_object(true, blue) is None
+    assert find_object(square(100, 50, (43, 76, 140)), blue) is not None
+    assert find_object(square(100, 50, (190, 10, 10), side=3), red) is None  # too small to count
+    for moved, share in ((5, 1.0), (7, 0.5)):
+        assert share_in_place(square(100, 50 + moved, (190, 10, 10)), true, [red, blue]) == share
+    vanished = square(0, 0, (203, 130, 82))
+    assert share_in_place(vanished, true, [red, blue]) == 0.5 and share_in_place(true, vanished, [red]) == 0
+    assert share_in_place(true, true, []) == 1
+
+
+def test_cubes_and_goals_of_the_tasks_are_found_in_their_images() -> None:
+    for name, shown in {"PushCube": 2, "PickCube": 2, "StackCube": 2}.items():
+        spec = get_task(name)
+        env, states = TaskEnvironment(spec, "paper"), load_states(protocol_file(spec), spec)
+        env.reset(states[:1])
+        image = env.observe()["sensor_data"][spec.camera]["rgb"][0].numpy()
+        colors = object_colors(env, 0)
+        assert len(colors) == shown and all(find_object(image, color) for color in colors)
 
 
 def test_means_by_horizon_are_over_the_plans_that_reach_it() -> None:
@@ -79,13 +117,17 @@ def test_kinematics_put_the_hand_where_the_simulator_has_it(traced: Any) -> None
 
 def test_every_plan_is_compared_as_far_as_the_rollout_went(traced: Any) -> None:
     trace, _, _, policy, env = traced
-    found = align(trace, policy.transforms, policy.checkpoint.encoder, EndEffector(env))
+    colors = object_colors(env, 0)
+    found = align(trace, policy.transforms, policy.checkpoint.encoder, EndEffector(env), colors)
     lengths = {name: [len(row) for row in found[name]] for name in MEASURES}
     assert lengths["psnr_db"] == lengths["ssim"] == lengths["still_psnr_db"] == [2, 2, 1, 0]
     assert lengths["path_cm"] == [2, 2, 1, 0]  # the last chunk was not executed to its end
     first, second = trace.plans[:2]
     assert found["psnr_db"][0][0] == pytest.approx(psnr(first.frames[0], second.frame), abs=0.01)
     assert found["still_psnr_db"][0][0] == pytest.approx(psnr(first.frame, second.frame), abs=0.01)
+    moving = moving_psnr(first.frames[0], second.frame, first.frame)
+    assert found["moving_psnr_db"][0][0] == pytest.approx(moving, abs=0.01)
+    assert found["still_objects_found"][0][0] == share_in_place(first.frame, second.frame, colors)
     assert len(found["encoder_psnr_db"]) == 4
 
 

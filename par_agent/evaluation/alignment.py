@@ -19,10 +19,11 @@ import numpy as np
 
 from par_agent.errors import UserError
 from par_agent.evaluation.measurements import Section
+from par_agent.evaluation.object_search import Color, object_colors, share_in_place
 from par_agent.evaluation.trace import Plan, RolloutTracer, Trace
 from par_agent.simulation.end_effector import EndEffector
 from par_agent.utils.figures import COLOURS, SOFT, clean_axis, new_figure, save
-from par_agent.utils.image_quality import check_scikit_image, psnr, ssim
+from par_agent.utils.image_quality import check_scikit_image, moving_psnr, psnr, ssim
 from par_agent.utils.json_fields import check
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ MEASURES = {
     "psnr_db": "PSNR of the imagined frame, dB",
     "ssim": "SSIM of the imagined frame, 0 to 1",
     "still_psnr_db": "PSNR of the frame read last in its place, dB",
+    "moving_psnr_db": "PSNR of the imagined frame over moving pixels, dB",
+    "still_moving_psnr_db": "PSNR over moving pixels of the frame read last in its place, dB",
+    "objects_found": "share of coloured objects (cubes, goals) that the imagined frame shows where they then are",
+    "still_objects_found": "the same of the frame read last in its place",
     "path_cm": "mean distance between imagined and executed path of the end effector, cm",
 }
 """What is measured at every horizon, with units."""
@@ -43,16 +48,36 @@ ENCODER_PSNR = "encoder_psnr_db"
 AlignmentValues = dict[str, list[Any]]
 """By measure, for every plan, its values at horizons 1, 2, … as far as the rollout went; see :data:`MEASURES`."""
 
-HEADER = ("task", "chunks ahead", "PSNR dB", "still PSNR dB", "encoder PSNR dB", "SSIM", "path cm")
+HEADER = (
+    "task",
+    "chunks ahead",
+    "PSNR dB",
+    "still PSNR dB",
+    "encoder PSNR dB",
+    "moving PSNR dB",
+    "still moving PSNR dB",
+    "objects",
+    "still objects",
+    "SSIM",
+    "path cm",
+)
 NOTE = (
     "Imagined frames compared with those that followed, means over all plans of all rollouts. Still: the frame "
     "read last in place of the imagined one; imagination should beat it. Encoder: the true frame after encoding and "
-    "decoding; imagination can hardly exceed it. Path: mean distance over the chunk between the position of the end "
-    "effector that the imagined actions command and the measured one. One chunk ahead the imagined actions are the "
-    "executed ones, so the distance is the controller's lag."
+    "decoding; imagination can hardly exceed it where it draws anew. Moving: over pixels that differ from the frame "
+    "read last by more than 20 of 255. Objects: share of the task's coloured objects that the frame shows within 6 of "
+    "320 pixels of where they then are, or hides where they are hidden. Path: mean distance over the chunk between the "
+    "position of the end effector that the imagined actions command and the measured one. One chunk ahead the imagined "
+    "actions are the executed ones, so the distance is the controller's lag."
 )
 
-_PANELS = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "path_cm": "path error, cm"}
+_PANELS = {
+    "psnr_db": "PSNR, dB",
+    "moving_psnr_db": "PSNR of moving pixels, dB",
+    "objects_found": "objects in place, share",
+    "ssim": "SSIM",
+    "path_cm": "path error, cm",
+}
 _LINES: Any = {"-": "imagined", ":": "still: the last frame", "--": "through the encoder alone"}
 
 
@@ -111,7 +136,10 @@ def _rows(task: str, summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row per horizon, for :data:`HEADER`."""
     chunks = len(summary["path_cm"])
     series = {**summary, ENCODER_PSNR: [summary[ENCODER_PSNR]] * chunks}
-    digits = {"psnr_db": 1, "still_psnr_db": 1, ENCODER_PSNR: 1, "ssim": 3, "path_cm": 2}
+    digits = {
+        **{"psnr_db": 1, "still_psnr_db": 1, ENCODER_PSNR: 1, "moving_psnr_db": 1, "still_moving_psnr_db": 1},
+        **{"objects_found": 2, "still_objects_found": 2, "ssim": 3, "path_cm": 2},
+    }
 
     def cell(name: str, k: int) -> str:
         return f"{series[name][k]:.{digits[name]}f}" if k < len(series[name]) else "–"
@@ -120,25 +148,26 @@ def _rows(task: str, summary: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _draw(summaries: Mapping[str, dict[str, Any]], path: Path) -> None:
-    """Writes a PNG of summaries by task: PSNR, SSIM and the path's error over the horizon, one colour per task."""
+    """Writes a PNG of summaries by task: a panel a measure over the horizon, one colour per task."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    figure = new_figure(10, 3.3)
+    figure = new_figure(15, 3.3)
     axes = dict(zip(_PANELS, figure.subplots(1, len(_PANELS)), strict=True))
     legend = []
     for (task, found), colour in zip(summaries.items(), cycle(COLOURS), strict=False):
         for name, axis in axes.items():
             axis.plot(range(1, len(found[name]) + 1), found[name], "o-", color=colour, markersize=4)
-        still, encoder = found["still_psnr_db"], found["encoder_psnr_db"]
-        axes["psnr_db"].plot(range(1, len(still) + 1), still, ":", color=colour)
-        axes["psnr_db"].axhline(encoder, linestyle="--", linewidth=1, color=colour, alpha=0.6)
+            if still := found.get(f"still_{name}"):
+                axis.plot(range(1, len(still) + 1), still, ":", color=colour)
+        axes["psnr_db"].axhline(found[ENCODER_PSNR], linestyle="--", linewidth=1, color=colour, alpha=0.6)
         legend.append(Line2D([], [], color=colour, marker="o", markersize=4, label=task))
     for name, axis in axes.items():
         clean_axis(axis, _PANELS[name])
         axis.set_xlabel("chunks ahead", fontsize=9)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes["ssim"].set_ylim(0, 1)
+    for name in ("ssim", "objects_found"):
+        axes[name].set_ylim(0, 1)
     axes["path_cm"].set_ylim(bottom=0)
     legend += [Line2D([], [], color=SOFT, linestyle=style, label=label) for style, label in _LINES.items()]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, fontsize=8)
@@ -149,25 +178,43 @@ class AlignmentObserver(RolloutTracer):
     """Adds the alignment to every rollout's record."""
 
     def record_fields(self, position: int) -> dict[str, Any]:
-        hand = EndEffector(self.env, position)  # of this rollout's scene
+        hand, colors = EndEffector(self.env, position), object_colors(self.env, position)  # of this rollout's scene
         encoder = self.policy.checkpoint.encoder
-        return {Alignment.name: align(self.traces[position], self.policy.transforms, encoder, hand)}
+        return {Alignment.name: align(self.traces[position], self.policy.transforms, encoder, hand, colors)}
 
 
-def align(trace: Trace, transforms: Transforms, encoder: FrameEncoder, hand: EndEffector) -> AlignmentValues:
-    """Compares all that was imagined in a rollout with what happened; ``hand`` is the robot's forward kinematics."""
+def align(
+    trace: Trace, transforms: Transforms, encoder: FrameEncoder, hand: EndEffector, colors: list[Color]
+) -> AlignmentValues:
+    """Compares all that was imagined in a rollout with what happened.
+
+    ``hand`` is the robot's forward kinematics, ``colors`` are those of the task's objects.
+    """
     read = {plan.step: plan.frame for plan in trace.plans}
     path = hand.positions(np.array(trace.joints))
     values: AlignmentValues = {name: [] for name in MEASURES}
     for plan in trace.plans:
         later = [plan.step + (k + 1) * plan.actions.shape[1] for k in range(len(plan.frames))]
-        found = [(plan.frames[k], read[step]) for k, step in enumerate(later) if step in read]
-        values["psnr_db"].append([round(psnr(frame, true), 2) for frame, true in found])
-        values["ssim"].append([round(ssim(frame, true), 4) for frame, true in found])
-        values["still_psnr_db"].append([round(psnr(plan.frame, true), 2) for _, true in found])
+        pairs = [(plan.frames[k], read[step]) for k, step in enumerate(later) if step in read]
+        compared = [_compare(frame, true, plan.frame, colors) for frame, true in pairs]
+        for name in values.keys() - {"path_cm"}:
+            values[name].append([found[name] for found in compared])
         values["path_cm"].append(_path_errors(plan, path, transforms, hand))
     values[ENCODER_PSNR] = [round(_encoder_psnr(plan.frame, encoder), 2) for plan in trace.plans]
     return values
+
+
+def _compare(frame: np.ndarray, true: np.ndarray, last: np.ndarray, colors: list[Color]) -> dict[str, float]:
+    """The measures of an imagined frame; all are (H, W, 3) uint8."""
+    return {
+        "psnr_db": round(psnr(frame, true), 2),
+        "still_psnr_db": round(psnr(last, true), 2),
+        "moving_psnr_db": round(moving_psnr(frame, true, last), 2),
+        "still_moving_psnr_db": round(moving_psnr(last, true, last), 2),
+        "objects_found": round(share_in_place(frame, true, colors), 3),
+        "still_objects_found": round(share_in_place(last, true, colors), 3),
+        "ssim": round(ssim(frame, true), 4),
+    }
 
 
 def imagined_path(plan: Plan, transforms: Transforms, hand: EndEffector) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from par_agent.errors import UserError
+from par_agent.simulation.materials import actor_materials
 
 CAMERA_SHIFT = 0.02
 """How far cameras move to their left, metres."""
@@ -59,16 +60,8 @@ def scale_light(factor: float) -> Callable[[Any], None]:
 
 def turn_colors(base: Any) -> None:
     """Turns the hue of everything that can be pushed or picked up; grey things have none and stay grey."""
-    import sapien
-
     loose = [actor for actor in base.scene.actors.values() if actor.px_body_type == "dynamic"]
-    materials = {}  # shapes, and an actor's copies in all environments, may share one
-    for entity in (entity for actor in loose for entity in actor._objs):
-        body = entity.find_component_by_type(sapien.render.RenderBodyComponent)
-        for shape in body.render_shapes if body is not None else []:
-            parts = shape.parts if isinstance(shape, sapien.render.RenderShapeTriangleMesh) else [shape]
-            for material in (part.material for part in parts):
-                materials[id(material)] = material
+    materials = {id(found): found for actor in loose for found in actor_materials(actor)}  # actors may share one
     for material in materials.values():
         *color, alpha = material.base_color
         hue, saturation, value = colorsys.rgb_to_hsv(*color)

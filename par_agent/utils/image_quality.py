@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike
 
 from par_agent.utils.references import optional_module
 
+MOVED = 20
+"""Difference, of 255, from which a pixel counts as moving."""
+
 
 def check_scikit_image() -> None:
     """Checks that :func:`ssim` can be computed."""
@@ -25,6 +28,13 @@ def psnr(image: ArrayLike, true: ArrayLike) -> float:
     """Peak signal-to-noise ratio of images uint8 of any shape, arrays or tensors, dB; see :func:`psnr_of_error`."""
     difference = np.asarray(image, np.float64) - np.asarray(true, np.float64)
     return psnr_of_error(float(np.mean(difference**2)), 255)
+
+
+def moving_psnr(image: np.ndarray, true: np.ndarray, last: np.ndarray) -> float:
+    """:func:`psnr` over the pixels where the true image (H, W, 3) uint8 differs from the last one by more than
+    :data:`MOVED` in a colour; over all if none does."""
+    moved = (np.abs(true.astype(np.int16) - last) > MOVED).any(-1)
+    return psnr(image[moved], true[moved]) if moved.any() else psnr(image, true)
 
 
 def ssim(image: np.ndarray, true: np.ndarray) -> float:
