@@ -23,6 +23,7 @@ from par_agent.data.render_spec import RenderSpec
 from par_agent.data.rendering import Renderer, RenderJob, episode_renderer
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
+from par_agent.evaluation.object_search import find_object
 from par_agent.policy.transforms import crop_and_resize
 from par_agent.tasks import PROTOCOL_SEED, get_task
 from par_agent.utils.files import only_process, write_json
@@ -324,3 +325,22 @@ def test_stopped_by_ctrl_c_and_by_kill_and_resumed_gives_the_same_bytes(finished
 
     assert main(["render", *arguments(recording, out)]) == 0
     assert contents(out) == contents(finished)
+
+
+def test_blink_shows_the_goal_in_an_episodes_first_frame_only(recording):
+    spec = RenderSpec("PickCube-v1", str(recording[0]), 2, "Lift it.", stride=5, variation="blink")
+    renderer = Renderer(spec)
+    green = (1 / 3, 1.0)
+    for index in (0, 1):
+        shown = [
+            find_object(frame, green) is not None
+            for frame in render(renderer, recording[0], index).frames["render_camera"]
+        ]
+        assert shown == [True] + [False] * (len(shown) - 1)
+
+
+def test_a_variation_of_time_cannot_be_rendered():
+    with pytest.raises(UserError, match="delay changes when actions take effect"):
+        RenderSpec("PickCube-v1", "t.h5", 1, "", variation="delay")
+    with pytest.raises(UserError, match="recorded images are as they were recorded"):
+        RenderSpec("PickCube-v1", "t.h5", 1, "", recorded=True, variation="dim")

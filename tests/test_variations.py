@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from par_agent.errors import UserError
+from par_agent.evaluation.object_search import find_object, object_colors
 from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.simulation.environment import TaskEnvironment
 from par_agent.simulation.variations import VARIATIONS
@@ -81,3 +82,25 @@ def test_an_unknown_variation_is_refused() -> None:
     with pytest.raises(UserError, match="unknown variation 'fog'; known variations: none, camera"):
         TaskEnvironment(SPEC, "paper", variation="fog")
     assert VARIATIONS["none"].delay == 0
+
+
+@pytest.mark.parametrize("task", ["PickCube", "StackCube"])
+def test_blink_hides_what_is_to_be_remembered_after_the_first_look(task: str) -> None:
+    spec = get_task(task)
+    env, plain = (TaskEnvironment(spec, "paper", variation=name) for name in ("blink", "none"))
+    states, colors = load_states(protocol_file(spec), spec)[:1], None
+    for _ in range(2):  # the next episode begins with all to be seen
+        for one in (env, plain):
+            one.reset(states)
+        colors = object_colors(env, 0)
+        first = env.render()[0]
+        assert np.array_equal(first, plain.render()[0]) and all(find_object(first, color) for color in colors)
+        hold = torch.cat([env.observe(with_frame=False)["agent"]["qpos"][:, :7], torch.ones(1, 1)], 1)
+        for one in (env, plain):
+            one.step(hold)
+        assert sum(find_object(env.render()[0], color) is not None for color in colors) == len(colors) - (
+            1 if task == "PickCube" else 2
+        )
+        assert all(find_object(plain.render()[0], color) for color in colors)
+    for one in (env, plain):
+        one.close()

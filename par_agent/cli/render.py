@@ -74,6 +74,8 @@ class RenderConfig(Checked):
     """Random motion: environment seed of the first episode."""
     motion_steps: NonNegative = 0
     """Random motion: control steps after the initial state; 0 renders only the initial states."""
+    variation: str = "none"
+    """What differs from the task's own images, as in `par-agent benchmark --variation`, for example blink."""
     instruction: tuple[str, ...] = ()
     """Language instruction, or several wordings of it; each training window uses one. Default: the task's own. Tasks
     that this package does not know need one."""
@@ -117,7 +119,7 @@ class RenderConfig(Checked):
     def _base_spec(self, env_id: str, source: str, count: int, task: TaskSpec | None) -> RenderSpec:
         if task is None and not self.instruction:
             raise UserError(f"{env_id} has no instruction here; say what it is about with --instruction TEXT")
-        shared = ("cameras", "crop", "size", "stride", "phase", "first_seed", "motion_steps", "extra")
+        shared = ("cameras", "crop", "size", "stride", "phase", "first_seed", "motion_steps", "extra", "variation")
         return RenderSpec(
             env_id=env_id,
             source=source,

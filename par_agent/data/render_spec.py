@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from par_agent.errors import UserError
 from par_agent.policy.transforms import check_crop
+from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PROTOCOL_SEED, TaskSpec
 from par_agent.utils.checked import Checked, Count, MayBeEmpty, NonNegative, Pixels
 from par_agent.utils.files import naming
@@ -45,6 +46,9 @@ class RenderSpec(Checked):
     """Whether frames are the trajectory file's own images, instead of being rendered."""
     extra: tuple[str, ...] = ()
     """Entries of ManiSkill's ``obs["extra"]`` to store for every control step, those that the task has."""
+    variation: str = "none"
+    """What differs from the task's own images, as in the benchmark; one of
+    :data:`par_agent.simulation.variations.VARIATIONS`."""
     source_episodes: str | None = None
     """Numbers of the trajectory file's episodes that the dataset's are, such as ``0-99,120``; None: its first ones."""
 
@@ -57,6 +61,10 @@ class RenderSpec(Checked):
             raise UserError(f"{twice[0]!r} is named twice")
         if unfit := [name for name in self.cameras if name in (".", "..") or "/" in name]:
             raise UserError(f"{unfit[0]!r} is no name of a camera; files and folders are called by it")
+        if self.variation != "none" and self.recorded:
+            raise UserError("recorded images are as they were recorded: leave --variation out")
+        if get_variation(self.variation).delay:
+            raise UserError(f"{self.variation} changes when actions take effect, not images: it cannot be rendered")
         if self.is_random and self.first_seed + self.num_episodes > PROTOCOL_SEED:
             raise UserError(
                 f"seeds {self.first_seed} to {self.first_seed + self.num_episodes - 1} reach the evaluation protocol's "
@@ -87,9 +95,9 @@ class RenderSpec(Checked):
 
     @classmethod
     def from_json(cls, content: dict[str, Any], origin: Path) -> RenderSpec:
-        """Makes a spec from the JSON of file ``origin``; every field must be there."""
+        """Makes a spec from the JSON of file ``origin``; every field must be there that 0.1 had."""
         with naming(origin):
-            return build(cls, content, ())
+            return build(cls, content, ("variation",))
 
 
 def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:

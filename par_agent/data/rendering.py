@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from par_agent.simulation.recorded_environment import (
     make_recorded_environment,
     set_state,
 )
+from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PROTOCOL_SEED, get_task
 
 
@@ -41,16 +43,30 @@ class Renderer:
         if options is None:
             options = {"control_mode": get_task(spec.env_id).control_mode}
         obs_mode = "none" if spec.cameras == ("render_camera",) else "rgb"
-        self.env = make_recorded_environment(spec.env_id, obs_mode, options)
+        self._variation, self._scene = get_variation(spec.variation), None
+        self.env = make_recorded_environment(spec.env_id, obs_mode, options, self._variation.shader)
         self.base = self.env.unwrapped
         self.base.get_obs = lambda *_, **__: {}  # reset and step would show all cameras
-        self.env.reset(seed=0)
+        self._reset(0)
         available = ["render_camera", *self.base.scene.sensors]
         if unknown := [camera for camera in spec.cameras if camera not in available]:
             raise UserError(f"{spec.env_id} has no camera {unknown[0]!r}; it has {', '.join(available)}")
         cameras = {**self.base.scene.sensors, **self.base.scene.human_render_cameras}
         for config in (cameras[name].config for name in spec.cameras):
             crop_and_resize(np.empty((config.height, config.width, 3), np.uint8), spec.crop, None)
+
+    def _reset(self, seed: int, reconfigure: bool = False) -> None:
+        """Resets the environment, and varies a scene that is new."""
+        self.env.reset(seed=seed, options={"reconfigure": reconfigure})
+        if self.base.scene is not self._scene:
+            self._scene = self.base.scene
+            self._variation.change(self.base)
+
+    def _look(self, images: list[dict[str, np.ndarray]], undo: ExitStack) -> None:
+        """Adds the present frames; after an episode's first ones the variation may change the scene until ``undo``."""
+        images.append(self.frames())
+        if len(images) == 1 and self._variation.after_first_look is not None:
+            undo.callback(self._variation.after_first_look(self.base))
 
     def frames(self) -> dict[str, np.ndarray]:
         """Camera -> (H, W, 3) uint8 RGB of the present state, cropped and resized as the spec says."""
@@ -62,15 +78,17 @@ class Renderer:
         """Renders an episode of the trajectory file at its chunk boundaries; its objects must be the environment's."""
         info = demonstration.info
         check_seed(self.spec, info)
-        self.env.reset(seed=info.seed)  # for what is no part of the states, such as a peg of random length
+        self._reset(info.seed)  # for what is no part of the states, such as a peg of random length
         check_states(self.base, demonstration.states, f"{self.spec.source}: episode {info.episode_id}")
         steps = frame_steps(demonstration.num_steps, self.spec.stride, self.spec.phase)
-        images, extra = [], []
-        for step in range(demonstration.num_steps + 1) if self.spec.extra else steps:
-            set_state(self.base, demonstration.states, int(step))
-            extra.append(extra_observations(self.base, self.spec.extra))
-            if step in steps:
-                images.append(self.frames())
+        images: list[dict[str, np.ndarray]] = []
+        extra = []
+        with ExitStack() as undo:
+            for step in range(demonstration.num_steps + 1) if self.spec.extra else steps:
+                set_state(self.base, demonstration.states, int(step))
+                extra.append(extra_observations(self.base, self.spec.extra))
+                if step in steps:
+                    self._look(images, undo)
         attributes = _attributes(self.spec, info.seed, info.episode_id, self.base.control_mode) | self._sizes
         proprioception = demonstration.joint_positions(self.base.agent.robot.name)
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes, _stack(extra))
@@ -81,7 +99,7 @@ class Renderer:
         The scene is rebuilt before a motion: contacts carry traces of earlier episodes.
         """
         seed = self.spec.first_seed + number
-        self.env.reset(seed=seed, options={"reconfigure": self.spec.motion_steps > 0})
+        self._reset(seed, reconfigure=self.spec.motion_steps > 0)
         generator = np.random.default_rng(seed)
         dof = int(self.base.agent.robot.get_qpos().shape[1])
         low, high = self.base.single_action_space.low, self.base.single_action_space.high
@@ -89,16 +107,18 @@ class Renderer:
         steps = frame_steps(self.spec.motion_steps, self.spec.stride, self.spec.phase)
         target = self.base.agent.robot.get_qpos()[0, :size].cpu().numpy()
         velocity = np.zeros(size, np.float32)
-        images, extra, positions = [], [], np.zeros((self.spec.motion_steps + 1, dof), np.float32)
-        for step in range(self.spec.motion_steps + 1):
-            positions[step] = self.base.agent.robot.get_qpos()[0].cpu().numpy()
-            extra.append(extra_observations(self.base, self.spec.extra))
-            if step in steps:
-                images.append(self.frames())
-            if step < self.spec.motion_steps:
-                velocity = 0.9 * velocity + generator.normal(0, 0.01, size).astype(np.float32)
-                target = np.clip(target + velocity, low, high)
-                self.env.step(target)
+        images: list[dict[str, np.ndarray]] = []
+        extra, positions = [], np.zeros((self.spec.motion_steps + 1, dof), np.float32)
+        with ExitStack() as undo:
+            for step in range(self.spec.motion_steps + 1):
+                positions[step] = self.base.agent.robot.get_qpos()[0].cpu().numpy()
+                extra.append(extra_observations(self.base, self.spec.extra))
+                if step in steps:
+                    self._look(images, undo)
+                if step < self.spec.motion_steps:
+                    velocity = 0.9 * velocity + generator.normal(0, 0.01, size).astype(np.float32)
+                    target = np.clip(target + velocity, low, high)
+                    self.env.step(target)
         attributes = _attributes(self.spec, seed, number, self.base.control_mode) | self._sizes
         return Episode(_stack(images), steps, positions, None, attributes, _stack(extra))
 

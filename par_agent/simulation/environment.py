@@ -208,6 +208,8 @@ class TaskEnvironment:
         # Both reset() and step() end with get_obs(), which would render the sensor cameras: observe() calls it instead.
         self.simulation.get_obs = lambda info=None, unflattened=False: {}
         self._info: dict[str, Any] = {}
+        self._first_look = True
+        """Whether no step was taken since the reset."""
         self._pending: deque[torch.Tensor | None] = deque()
         """Delayed actions, oldest first; None: hold still."""
         _check_environment(self.simulation, spec, track)
@@ -229,6 +231,7 @@ class TaskEnvironment:
         _check_objects(self.spec, together, self.simulation.get_state_dict())
         self._variation.change(self.simulation)
         self._pending = deque([None] * self._variation.delay)
+        self._first_look = True
         _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
 
     def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
@@ -247,6 +250,9 @@ class TaskEnvironment:
 
     def step(self, action: torch.Tensor) -> StepResult:
         """Executes actions (B, action_size) float32, in the units of the task's controller, for one control step."""
+        if self._first_look and self._variation.after_first_look is not None:
+            self._variation.after_first_look(self.simulation)  # the next reset builds another scene
+        self._first_look = False
         self._pending.append(action)
         due = self._pending.popleft()
         if due is None:

@@ -20,20 +20,19 @@ OVERRIDDEN_OPTIONS = (
     *("sim_backend", "render_backend", "shader_dir", "viewer_camera_configs"),
 )
 """Options of a recorded environment that do not change what its cameras show; they are chosen here."""
-SHADER = "minimal"
 _FAULTS = (ImportError, OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 """What ManiSkill raises for options that it does not take, and where it does not work."""
 
 
-def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, Any]) -> Any:
-    """The environment as it was when it was ``recorded``, its robot for example, on the CPU and with cheap shading."""
+def make_recorded_environment(env_id: str, obs_mode: str, recorded: dict[str, Any], shader: str = "minimal") -> Any:
+    """The environment as it was when it was ``recorded``, its robot for example, on the CPU."""
     import gymnasium
 
     if ":" in env_id:  # Gymnasium would import what stands before it
         raise UserError(f"the trajectory file's JSON names the environment {env_id!r}; expected a plain name")
     options = {name: value for name, value in recorded.items() if name not in OVERRIDDEN_OPTIONS}
     for cameras in ("sensor_configs", "human_render_camera_configs"):
-        options[cameras] = {**_without_shaders(options.get(cameras) or {}), "shader_pack": SHADER}
+        options[cameras] = {**_without_shaders(options.get(cameras) or {}), "shader_pack": shader}
     try:
         return open_environment(
             env_id,

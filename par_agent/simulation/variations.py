@@ -17,6 +17,8 @@ CAMERA_SHIFT = 0.02
 """How far cameras move to their left, metres."""
 LIGHT = 0.3
 """By how much of its intensity light changes."""
+GREY = (0.4, 0.4, 0.4)
+"""Colour of what has lost its own."""
 HUE_TURN = 1 / 6
 """Part of the colour wheel by which loose objects change: a red cube turns yellow, a blue one magenta."""
 
@@ -29,6 +31,8 @@ class Variation:
     """What is different, in a few words."""
     change: Callable[[Any], None] = lambda base: None
     """Applied to the unwrapped ManiSkill environment whenever its scene has been built."""
+    after_first_look: Callable[[Any], Callable[[], None]] | None = None
+    """Applied to it when an episode's first image has been taken; returns what takes it back."""
     delay: int = 0
     """Control steps that pass before an action takes effect; the robot holds still until the first one does."""
     shader: str = "minimal"
@@ -68,6 +72,37 @@ def turn_colors(base: Any) -> None:
         material.base_color = [*colorsys.hsv_to_rgb((hue + HUE_TURN) % 1, saturation, value), alpha]
 
 
+def hide_what_to_remember(base: Any) -> Callable[[], None]:
+    """Hides the goal; makes loose objects alike by taking their colours, where there are several."""
+    import sapien
+
+    goals = [actor for name, actor in base.scene.actors.items() if "goal" in name]
+    hidden = [actor for actor in base._hidden_objects if actor not in goals]  # rendering shows what is listed here
+    registered, base._hidden_objects = base._hidden_objects, hidden
+    bodies = [
+        body
+        for entity in (entity for actor in goals for entity in actor._objs)
+        if (body := entity.find_component_by_type(sapien.render.RenderBodyComponent)) is not None
+    ]
+    visibilities = [body.visibility for body in bodies]
+    loose = [actor for actor in base.scene.actors.values() if actor.px_body_type == "dynamic"]
+    materials = [found for actor in loose for found in actor_materials(actor)] if len(loose) > 1 else []
+    colors = [material.base_color for material in materials]
+    for body in bodies:
+        body.visibility = 0.0
+    for material in materials:
+        material.base_color = [*GREY, material.base_color[3]]
+
+    def show() -> None:
+        base._hidden_objects = registered
+        for body, visibility in zip(bodies, visibilities, strict=True):
+            body.visibility = visibility
+        for material, color in zip(materials, colors, strict=True):
+            material.base_color = color
+
+    return show
+
+
 VARIATIONS: dict[str, Variation] = {
     "none": Variation("as in training"),
     "camera": Variation(f"camera moved by {100 * CAMERA_SHIFT:g} cm", move_cameras),
@@ -75,9 +110,13 @@ VARIATIONS: dict[str, Variation] = {
     "bright": Variation(f"light {LIGHT:.0%} stronger", scale_light(1 + LIGHT)),
     "color": Variation("objects of another colour", turn_colors),
     "delay": Variation("every action one control step late", delay=1),
+    "blink": Variation(
+        "after the first image the goal is hidden, and cubes of several colours are grey",
+        after_first_look=hide_what_to_remember,
+    ),
     "shader": Variation("ManiSkill's default shader, whose background is grey, not black", shader="default"),
 }
-"""What `par-agent benchmark --variation` knows."""
+"""What `--variation` of `par-agent benchmark` and `par-agent render` knows."""
 
 
 def get_variation(name: str) -> Variation:
