@@ -49,21 +49,12 @@ AlignmentValues = dict[str, list[Any]]
 """By measure, for every plan, its values at horizons 1, 2, … as far as the rollout went; see :data:`MEASURES`."""
 
 HEADER = (
-    "task",
-    "chunks ahead",
-    "PSNR dB",
-    "still PSNR dB",
-    "encoder PSNR dB",
-    "moving PSNR dB",
-    "still moving PSNR dB",
-    "objects",
-    "still objects",
-    "SSIM",
-    "path cm",
+    *("task", "chunks ahead", "PSNR dB / still", "PSNR dB via VAE", "moving PSNR dB / still", "objects / still"),
+    *("SSIM", "path cm"),
 )
 NOTE = (
     "Imagined frames compared with those that followed, means over all plans of all rollouts. Still: the frame "
-    "read last in place of the imagined one; imagination should beat it. Encoder: the true frame after encoding and "
+    "read last in place of the imagined one; imagination should beat it. VAE: the true frame after encoding and "
     "decoding; imagination can hardly exceed it where it draws anew. Moving: over pixels that differ from the frame "
     "read last by more than 20 of 255. Objects: share of the task's coloured objects that the frame shows within 6 of "
     "320 pixels of where they then are, or hides where they are hidden. Path: mean distance over the chunk between the "
@@ -134,17 +125,21 @@ class Alignment:
 
 def _rows(task: str, summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row per horizon, for :data:`HEADER`."""
-    chunks = len(summary["path_cm"])
-    series = {**summary, ENCODER_PSNR: [summary[ENCODER_PSNR]] * chunks}
-    digits = {
-        **{"psnr_db": 1, "still_psnr_db": 1, ENCODER_PSNR: 1, "moving_psnr_db": 1, "still_moving_psnr_db": 1},
-        **{"objects_found": 2, "still_objects_found": 2, "ssim": 3, "path_cm": 2},
-    }
 
-    def cell(name: str, k: int) -> str:
-        return f"{series[name][k]:.{digits[name]}f}" if k < len(series[name]) else "–"
+    def cell(name: str, k: int, digits: int) -> str:
+        return f"{summary[name][k]:.{digits}f}" if k < len(summary[name]) else "–"
 
-    return [(task, str(k + 1), *(cell(name, k) for name in digits)) for k in range(chunks)]
+    def with_still(name: str, k: int, digits: int) -> str:
+        return f"{cell(name, k, digits)}/{cell(f'still_{name}', k, digits)}"
+
+    return [
+        (
+            *(task, str(k + 1), with_still("psnr_db", k, 1), f"{summary[ENCODER_PSNR]:.1f}"),
+            *(with_still("moving_psnr_db", k, 1), with_still("objects_found", k, 2)),
+            *(cell("ssim", k, 2), cell("path_cm", k, 2)),
+        )
+        for k in range(len(summary["path_cm"]))
+    ]
 
 
 def _draw(summaries: Mapping[str, dict[str, Any]], path: Path) -> None:
