@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from par_agent.errors import UserError
 from par_agent.evaluation.object_search import find_object, object_colors
 from par_agent.evaluation.protocol import load_states, protocol_file
+from par_agent.evaluation.run_config import RunOptions
 from par_agent.simulation.environment import TaskEnvironment
 from par_agent.simulation.variations import VARIATIONS
 from par_agent.tasks import get_task
@@ -82,6 +85,10 @@ def test_an_unknown_variation_is_refused() -> None:
     with pytest.raises(UserError, match="unknown variation 'fog'; known variations: none, camera"):
         TaskEnvironment(SPEC, "paper", variation="fog")
     assert VARIATIONS["none"].delay == 0
+
+
+def test_the_command_line_offers_every_variation() -> None:
+    assert get_args(get_type_hints(RunOptions)["variation"]) == tuple(VARIATIONS)
 
 
 @pytest.mark.parametrize("task", ["PickCube", "StackCube"])

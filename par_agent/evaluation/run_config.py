@@ -25,9 +25,10 @@ class RunOptions(Checked):
     """Tasks by name, or module:NAME for a TaskSpec of your own."""
     track: Track = "paper"
     """What the policy observes: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
-    variation: Literal["none", "camera", "dim", "bright", "color", "delay", "shader"] = "none"
+    variation: Literal["none", "camera", "dim", "bright", "color", "delay", "blink", "shader"] = "none"
     """One change that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
-    colour, every action one control step late, ManiSkill's default shader (which has a grey background)."""
+    colour, every action one control step late, goal hidden and cubes grey after the first image, ManiSkill's default
+    shader (which has a grey background)."""
     states: Annotated[Count, tyro.conf.arg(aliases=["--num-states"])] = PROTOCOL_STATES
     """Number of initial states per task: the first ones of the protocol, or of --state-seed."""
     policy_seeds: Length = PROTOCOL_POLICY_SEEDS
