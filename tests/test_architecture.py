@@ -10,6 +10,7 @@ import pytest
 import par_agent
 
 PACKAGE = Path(par_agent.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = ("errors", "utils", "tasks", "modeling", "policy", "simulation", "evaluation", "visualization", "play", "cli")
 
 
@@ -32,3 +33,25 @@ def test_no_part_imports_a_later_one(part: str) -> None:
 def test_data_knows_no_model_and_jobs_know_neither() -> None:
     assert "modeling" not in imported_parts("data")
     assert imported_parts("jobs").isdisjoint(("data", *ORDER[ORDER.index("modeling") :]))
+
+
+def imports_of_the_package(file: Path) -> list[ast.stmt]:
+    """A module's statements that import modules of this package, wherever they stand in it."""
+    return [
+        node
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "par_agent")
+        or (isinstance(node, ast.Import) and any(name.name.split(".")[0] == "par_agent" for name in node.names))
+    ]
+
+
+def test_no_module_imports_from_the_package_more_than_eleven_times() -> None:
+    counts = {str(file.relative_to(PACKAGE)): len(imports_of_the_package(file)) for file in MODULES}
+    assert {name: count for name, count in counts.items() if count > 11} == {}
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    root = Path(__file__).parents[1]
+    files = [*MODULES, *(root / "tests").rglob("*.py"), *(root / "benchmarks").rglob("*.py")]
+    counts = {str(file): len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert {name: count for name, count in counts.items() if count > 400} == {}

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from held import Held, Moment
 from par_agent.baselines import NAMES
 from par_agent.baselines.checkpoint import BaselineCheckpoint
+from par_agent.baselines.objective import context_length
 from par_agent.baselines.setup import prepare
-from par_agent.baselines.training import context_length, predict, train
+from par_agent.baselines.training import predict, train
 from par_agent.data.windows import Windows
 from par_agent.errors import UserError
 from par_agent.training.state import latest_training_state

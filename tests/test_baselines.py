@@ -13,9 +13,10 @@ import torch
 from par_agent.baselines import NAMES, find_policy
 from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.config import BaselineConfig
+from par_agent.baselines.objective import context_length
 from par_agent.baselines.policy import BaselinePolicy
 from par_agent.baselines.setup import prepare
-from par_agent.baselines.training import context_length, predict, train
+from par_agent.baselines.training import predict, train
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
 from par_agent.tasks import TASKS

@@ -16,7 +16,7 @@ from par_agent.policy.observations import proprioception
 from par_agent.policy.par_policy import PARPolicy
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
-from par_agent.training.setup import with_proprioception
+from par_agent.training.start import with_proprioception
 from par_agent.utils.files import read_json, write_json
 from tiny import JOINTS, tiny_checkpoint, tiny_dataset, tiny_features, tiny_inputs, tiny_model, tiny_run, with_options
 

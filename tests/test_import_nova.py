@@ -127,10 +127,9 @@ def test_the_printed_commands_lead_from_the_released_folder_to_a_policy(
 
 
 def test_the_published_model_reads_the_middle_of_the_render_camera() -> None:
-    class Published:
-        config, stride = preset("par-nova-0.6b").nova, 8
-
-    render, finetune_command = next_commands(ImportNovaConfig(Path("nova"), out=Path("par")), Published, Published)
+    rows, columns = preset("par-nova-0.6b").nova.latent_size
+    config = ImportNovaConfig(Path("nova"), out=Path("par"))
+    render, finetune_command = next_commands(config, (8 * rows, 8 * columns))  # the VAE's stride is 8
     assert "--crop 96 0 320 512 --size 480 768 --out" in render
     assert "--init par --gradient-checkpointing --device cuda" in finetune_command
 

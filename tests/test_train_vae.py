@@ -22,7 +22,8 @@ from par_agent.errors import UserError
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.modeling.weights import load_module
 from par_agent.training import vae
-from par_agent.training.vae import VAETraining, train_vae
+from par_agent.training.vae import train_vae
+from par_agent.training.vae_config import VAETraining
 from par_agent.utils.interrupts import Interrupted
 from rendered import write_dataset
 

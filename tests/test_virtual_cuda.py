@@ -30,7 +30,8 @@ from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.tasks import TASKS
 from par_agent.training.finetune import finetune
-from par_agent.training.vae import VAETraining, train_vae
+from par_agent.training.vae import train_vae
+from par_agent.training.vae_config import VAETraining
 from rendered import write_dataset
 from small_baselines import run
 from test_ablations import model_of

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from par_agent.errors import UserError, user_errors
 from par_agent.utils.checked import Checked, Length, MayBeEmpty, Range, Seed, Share, Strength
-
-if TYPE_CHECKING:
-    import torch
-
-    from par_agent.modeling.nova.model import NOVA
-    from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
 
 
 @dataclass(frozen=True)
@@ -61,13 +55,13 @@ def main(config: GenerateConfig) -> int:
     import torch
     from tqdm import tqdm
 
+    from par_agent.cli.clip_pixels import decode_clip, encode_first_frame
     from par_agent.cli.nova_folder import folder_text_encoder, require_parts
     from par_agent.modeling.config import GenerationConfig
     from par_agent.modeling.diffusion import noise_process
     from par_agent.modeling.nova.generation import RandomNoise, generate_clip
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.random_numbers import seeded_generator
-    from par_agent.modeling.vae.frame_vae import to_frames
     from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora
     from par_agent.utils.videos import check_video_path, write_video
 
@@ -88,12 +82,12 @@ def main(config: GenerateConfig) -> int:
     with torch.inference_mode():
         motion = [torch.full((len(prompts),), value, device=device) for value in (config.flow, config.fps)]
         prefix = nova.prefix(features, *motion)
-        first = None if config.image is None else _first_frame(config.image, nova, vae, generator)
+        first = None if config.image is None else encode_first_frame(config.image, nova, vae, generator)
         clip = generate_clip(nova, prefix, latent_frames, RandomNoise(generator, device), steps, first_frame=first)
         latents = torch.stack(list(tqdm(clip, total=latent_frames, desc="latent frames")), 2)
-        pixels = vae.decode(vae.unscale(latents).to(dtype))[0]
-    write_video(config.out, to_frames(pixels.transpose(0, 1).float()).cpu().numpy(), config.fps)
-    print(f"wrote {pixels.shape[1]} frames of {pixels.shape[2]}x{pixels.shape[3]} to {config.out}")
+        frames = decode_clip(vae, latents, dtype)
+    write_video(config.out, frames, config.fps)
+    print(f"wrote {len(frames)} frames of {frames.shape[1]}x{frames.shape[2]} to {config.out}")
     return 0
 
 
@@ -101,24 +95,3 @@ def _latent_frames(frames: int, factor: int) -> int:
     if frames < 1 or (frames - 1) % factor:
         raise UserError(f"--frames is {frames}; allowed: 1, {1 + factor}, {1 + 2 * factor}, ... (1 + {factor} k)")
     return 1 + (frames - 1) // factor
-
-
-def _first_frame(path: Path, nova: NOVA, vae: AutoencoderKLOpenSora, generator: torch.Generator) -> torch.Tensor:
-    """Scaled latents (1, C, h, w) of a picture, sampled from the VAE's posterior as the published pipeline does."""
-    import imageio.v3 as imageio
-    import torch
-
-    from par_agent.modeling.vae.frame_vae import to_pixels
-    from par_agent.policy.transforms import crop_and_resize
-
-    try:
-        image = imageio.imread(path, mode="RGB")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {error}") from None
-    height, width = (size * vae.config.spatial_factor for size in nova.config.latent_size)
-    scale = min(image.shape[0] / height, image.shape[1] / width)
-    crop_height, crop_width = max(1, int(height * scale)), max(1, int(width * scale))
-    top, left = (image.shape[0] - crop_height) // 2, (image.shape[1] - crop_width) // 2
-    image = crop_and_resize(image, (top, left, crop_height, crop_width), (height, width))
-    pixels = to_pixels(torch.from_numpy(image)[None]).to(nova.mask_embed.mask_token)
-    return vae.scale(vae.encode(pixels).sample(generator))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -12,10 +12,6 @@ from par_agent.errors import UserError
 from par_agent.tasks import TASKS, TaskSpec
 from par_agent.utils.checked import Checked, Length, Seed
 from par_agent.utils.files import only_process, writing
-
-if TYPE_CHECKING:
-    from par_agent.modeling.nova.model import NOVA
-    from par_agent.modeling.vae.frame_encoder import FrameEncoder
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,6 @@ def _import(config: ImportNovaConfig) -> None:
     from tqdm import tqdm
 
     from par_agent.cli.nova_folder import folder_text_encoder, require_parts
-    from par_agent.modeling.config import ActionConfig, PARConfig
     from par_agent.modeling.nova.model import NOVA
     from par_agent.modeling.par import PARModel
     from par_agent.modeling.text_encoder import StoredTextEncoder
@@ -76,24 +71,23 @@ def _import(config: ImportNovaConfig) -> None:
     texts = tqdm(config.instructions, desc="text features", unit="instruction")
     text = StoredTextEncoder({text: phi.encode(text) for text in texts}, phi.dim, phi.length)
     torch.manual_seed(config.seed)  # of the action parts' random weights
-    par = PARConfig("par-nova", nova.config, ActionConfig(chunk_length=config.chunk_length))
-    model = PARModel.from_weights(par, {f"nova.{name}": value for name, value in nova.state_dict().items()})
+    model = PARModel.from_nova(nova, config.chunk_length)
     trained = {"imported_from": "NOVA", "seed": config.seed}
     checkpoint = Checkpoint(model, encoder, None, text, trained=trained)
     checkpoint.save(config.out, None if config.dtype == "float32" else getattr(torch, config.dtype))
     numbers = sum(parameter.numel() for parameter in nova.parameters())
     print(f"every key and shape fits: {len(nova.state_dict())} tensors of the transformer, {numbers:,} numbers")
     print(f"text features of {len(text.features)} instructions are stored")
-    print("\n".join([f"wrote {config.out}; train it:", *next_commands(config, nova, encoder)]))
+    height, width = (side * encoder.stride for side in nova.config.latent_size)
+    print("\n".join([f"wrote {config.out}; train it:", *next_commands(config, (height, width))]))
 
 
-def next_commands(config: ImportNovaConfig, nova: NOVA, encoder: FrameEncoder) -> list[str]:
+def next_commands(config: ImportNovaConfig, size: tuple[int, int]) -> list[str]:
     """The commands that make a policy of the checkpoint.
 
-    The model reads frames of one size only: they are the largest part of the render camera's image of that shape, from
-    its middle.
+    The model reads frames of one ``size`` only, height and width in pixels: they are the largest part of the render
+    camera's image of that shape, from its middle.
     """
-    size = [side * encoder.stride for side in nova.config.latent_size]
     image = TaskSpec("", "").image_size
     scale = min(whole / side for whole, side in zip(image, size, strict=True))
     cut = [int(side * scale) for side in size]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from par_agent.training.vae import VAETraining, train_vae
+from par_agent.training.vae import train_vae
+from par_agent.training.vae_config import VAETraining
 from par_agent.utils.files import writing
 
 

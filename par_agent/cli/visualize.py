@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from par_agent.tasks import BUNDLED, TaskSpec
+from par_agent.tasks import BUNDLED, TaskSpec, resolve_task
 from par_agent.utils.checked import Checked, Count, NonNegative, Seed, SmallCount
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class RolloutConfig(VisualizedRollout):
 def open_session(config: VisualizedRollout) -> RolloutSession:
     """Task and policy that the command line asks for."""
     from par_agent.evaluation.policies import PolicySource
-    from par_agent.tasks import resolve_task
     from par_agent.visualization.session import RolloutSession
 
     source = PolicySource.from_options(config.policy or BUNDLED[config.track], config.policy_kwargs, config.device)

@@ -83,12 +83,11 @@ class PolicySource:
     def open(self, spec: TaskSpec, track: str, **options: Any) -> tuple[TaskEnvironment, Policy]:
         """The policy for a task and the environment that it acts in, which has :class:`TaskEnvironment`'s options."""
         from par_agent.simulation.environment import TaskEnvironment
-        from par_agent.simulation.observation_wrapper import check_simulation
 
         spec = self.task(spec)
         policy = self.build(spec, track)
         env = TaskEnvironment(spec, track, **options)
-        check_simulation(policy, env.simulation)
+        env.check(policy)
         return env, policy
 
     def build(self, spec: TaskSpec, track: str = "paper") -> Policy:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss, sample_actions
 from par_agent.modeling.action_tokenizer import ActionTokenizer
 from par_agent.modeling.attention_mask import limit_context, physical_token_mask
-from par_agent.modeling.config import GenerationConfig, PARConfig
+from par_agent.modeling.config import ActionConfig, GenerationConfig, PARConfig
 from par_agent.modeling.diffusion import noise_process
 from par_agent.modeling.frame_loss import draw_frames, draw_known_patches, frame_loss
 from par_agent.modeling.kv_cache import KVCache
@@ -106,6 +106,12 @@ class PARModel(nn.Module):
         fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
         model.load_state_dict(fitting, strict=False)
         return model
+
+    @classmethod
+    def from_nova(cls, nova: NOVA, chunk_length: int) -> PARModel:
+        """A model on NOVA's video weights, copied, whose action parts are freshly initialised."""
+        config = PARConfig("par-nova", nova.config, ActionConfig(chunk_length=chunk_length))
+        return cls.from_weights(config, {f"nova.{name}": value for name, value in nova.state_dict().items()})
 
     @property
     def frame_tokens(self) -> int:

@@ -153,14 +153,19 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], origin: str | Pa
         parameter.requires_grad_(True)  # assign=True takes the tensor's own flag, which is off
 
 
-def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
+def save_module(module: nn.Module, config: dict[str, Any], folder: Path, dtype: torch.dtype | None = None) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of one of our modules, each file atomically, the weights last.
+
+    Floating-point weights are stored as ``dtype``; None: as they are.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     write_json(folder / "config.json", config)
-    write_tensors(folder / "model.safetensors", module.state_dict())
+    tensors = module.state_dict()
+    if dtype is not None:
+        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    write_tensors(folder / "model.safetensors", tensors)
 
 
 def load_module(module: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -15,21 +15,18 @@ A checkpoint fresh from `par-agent import-nova` has no transforms (null): nothin
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
-from torch import nn
 
 from par_agent.errors import UserError
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, TextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
-from par_agent.modeling.vae.frame_vae import FrameVAE
 from par_agent.modeling.weights import load_module, save_module
 from par_agent.policy.folders import POLICY
 from par_agent.policy.transforms import Transforms, pixels
@@ -93,9 +90,8 @@ class Checkpoint:
             )
         if isinstance(self.text_encoder, StoredTextEncoder):
             self.text_encoder.save(folder / FEATURES)
-        small = isinstance(self.encoder, FrameVAE)
-        save_frame_encoder(self.encoder if small else _cast(self.encoder, dtype), folder / ENCODER)
-        save_module(_cast(self.model, dtype), self.model.config.to_json(), folder)
+        save_frame_encoder(self.encoder, folder / ENCODER, dtype=dtype)
+        save_module(self.model, self.model.config.to_json(), folder, dtype)
         content = {
             "transforms": None if self.transforms is None else dataclasses.asdict(self.transforms),
             "text_encoder": text,
@@ -193,10 +189,3 @@ def _check(config: PARConfig, encoder: FrameEncoder, transforms: Transforms, fol
             f"{folder}: the model reads frames of {pixels(wanted)} pixels, its transforms make {pixels(frame)}; the "
             "files do not belong together"
         )
-
-
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def _cast(module: Module, dtype: torch.dtype | None) -> Module:
-    return module if dtype is None else copy.deepcopy(module).to(dtype)

@@ -110,7 +110,7 @@ class ChunkPolicy(abc.ABC, Generic[State]):
             (B, A) float32 in the controller's units, on the observation's device; for an unbatched numpy observation
             (1, A) on the CPU.
         """
-        measured = proprioception(obs, self.transforms)
+        measured = self._positions(obs)
         self._state = state = self._episodes(len(measured))
         rows = (state.used >= self.n_action_steps).nonzero()[:, 0]
         if len(rows):
@@ -148,6 +148,10 @@ class ChunkPolicy(abc.ABC, Generic[State]):
                 "when the number changes"
             )
         return self._state
+
+    def _positions(self, obs: dict[str, Any]) -> Tensor:
+        """(B, P) proprioception, on the observation's device."""
+        return proprioception(obs, self.transforms)
 
     def _read(self, state: State, obs: dict[str, Any], positions: Tensor, rows: Tensor) -> None:
         """Looks at the frames of ``rows`` (k,) and plans; ``positions`` (B, P) are those of all rows."""

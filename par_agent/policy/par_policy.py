@@ -16,14 +16,12 @@ from par_agent.errors import UserError, user_errors
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
 from par_agent.modeling.config import GenerationConfig
 from par_agent.modeling.par import PhysicalTokens
-from par_agent.modeling.random_numbers import normal_rows
 from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
 from par_agent.policy.chunk_policy import ChunkPolicy, one_thread
 from par_agent.policy.episode import EpisodeState, Imagination, Plan, RowNoise
 from par_agent.policy.folders import checkpoint_folder
 from par_agent.policy.frames import Frames, next_frames
 from par_agent.policy.instructions import Instructions
-from par_agent.policy.observations import proprioception
 from par_agent.utils.device import usable_device, use_tf32
 
 
@@ -186,7 +184,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
             frames: whether to predict the frames after the chunk as well, which costs far more than the chunk.
             generation: how frames are drawn, without guidance; None: in few steps.
         """
-        positions = proprioception(obs, self.transforms).to(self.device)
+        positions = self._positions(obs).to(self.device)
         state = self._episodes(len(positions)).copy()
         self._read(state, obs, positions, torch.arange(len(positions), device=self.device))
         if not frames:
@@ -227,7 +225,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
     def attention(self, obs: dict[str, Any]) -> AttentionMaps:
         """Where :meth:`act` would attend if it read this observation, with its image, and planned now; acting goes on
         unchanged. The ablation PAR-NoAR has no transformer, hence no maps."""
-        positions = proprioception(obs, self.transforms).to(self.device)
+        positions = self._positions(obs).to(self.device)
         state, rows = self._episodes(len(positions)), torch.arange(len(positions), device=self.device)
         tokens = self._physical_tokens(state, self._frames(obs, len(positions), rows), positions, rows)
         with user_errors():
@@ -270,7 +268,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         z_frame, z_action = model.step(state.stream, tokens, rows)
         noise = torch.zeros(len(rows), action.targets, action.action_size, device=self.device)
         if self.inference.random_start:
-            noise = normal_rows(noise.shape[1:], [state.generators[row] for row in rows.tolist()], self.device)
+            noise = RowNoise([state.generators[row] for row in rows.tolist()], self.device).start(noise.shape)
         with user_errors():
             chunks = model.sample_actions(z_action, noise, self.inference.denoising_steps)
         planned = self.transforms.denormalise_actions(chunks, positions)

@@ -214,6 +214,10 @@ class TaskEnvironment:
         """Delayed actions, oldest first; None: hold still."""
         _check_environment(self.simulation, spec, track)
 
+    def check(self, policy: Any) -> None:
+        """Raises UserError for a policy that was trained on another simulation than this."""
+        check_simulation(policy, self.simulation)
+
     def reset(self, states: Sequence[InitialState]) -> None:
         """Rebuilds the scene and puts every environment into an initial state.
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
-from par_agent.modeling.weights import write_tensors
+from par_agent.modeling.weights import find_weights, write_tensors
 from par_agent.training.config import FinetuneConfig
 from par_agent.utils.files import write_json
+from par_agent.utils.hashes import hash_file
 from par_agent.utils.references import optional_module
 
 ACTION_PARTS = ("action_tokenizer", "action_detokenizer")
@@ -39,6 +40,11 @@ def choose_weights(model: PARModel, config: FinetuneConfig, *, fresh_actions: bo
         _add_adapters(model, config, skipped=ACTION_PARTS if video or fresh_actions else ())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(in_full) or ".lora_" in name)
+
+
+def hash_frozen(config: FinetuneConfig) -> str | None:
+    """Hash of the weight file whose frozen weights the run builds on; None: it trains all, or starts from none."""
+    return None if config.init is None or config.trains_all else hash_file(find_weights(config.init))
 
 
 def adapter_targets(model: PARModel) -> dict[str, list[str]]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,55 +10,15 @@ from tqdm import tqdm
 
 from par_agent.data.patches import FrameSampler, open_frames
 from par_agent.data.prefetch import prefetch
-from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import batch_seed, seeded_generator
 from par_agent.modeling.vae.frame_encoder import save_frame_encoder
-from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_pixels, vae_loss
-from par_agent.training.config import claimed_run
+from par_agent.modeling.vae.frame_vae import FrameVAE, to_pixels, vae_loss
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
 from par_agent.training.state import interruptible, latest_training_state, load_training_state, save_training_state
-from par_agent.utils.checked import Checked, Count, Minutes, NonNegative, Pixels, Range, Seed, Size, Strength
-from par_agent.utils.device import moved, usable_device
+from par_agent.training.vae_config import VAETraining
+from par_agent.utils.device import moved
 from par_agent.utils.image_quality import psnr, psnr_of_error
 from par_agent.utils.videos import write_video
-
-
-@dataclass(frozen=True)
-class VAETraining(Checked):
-    """Trains a frame VAE on rendered datasets; run the same command again to resume."""
-
-    data: tuple[Path, ...]
-    """Rendered datasets, with or without actions."""
-    out: Path
-    """Folder of the run; the trained VAE is written to its `vae` folder."""
-    camera: str = "render_camera"
-    """Camera whose frames to train on."""
-    steps: Count = 1500
-    """Optimiser steps."""
-    batch_size: Size = 32
-    """Patches per step."""
-    patch: Pixels = 160
-    """Side of the square patches in pixels."""
-    learning_rate: Annotated[float, Range(0, 100, above=True)] = 2e-3
-    """Peak learning rate of AdamW."""
-    warmup: NonNegative = 50
-    """Steps of linear warm-up."""
-    kl_weight: Strength = 1e-4
-    """Weight of the KL divergence."""
-    seed: Seed = 0
-    """Random seed of initial weights, data order and noise."""
-    save_minutes: Minutes = 2.0
-    """Minutes between saved training states."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    model: FrameVAEConfig = field(default_factory=FrameVAEConfig)
-    """Sizes of the VAE."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.patch % self.model.stride:
-            raise UserError(f"patch is {self.patch}; it must be a multiple of the VAE's stride, {self.model.stride}")
-        usable_device(self.device)
 
 
 def train_vae(options: VAETraining) -> dict[str, Any]:
@@ -71,8 +28,7 @@ def train_vae(options: VAETraining) -> dict[str, Any]:
     UserErrors. Told to end, it raises :class:`Interrupted` once the step in hand is done and saved.
     """
     train, held_out = open_frames(options.data, options.camera, options.patch, options.model.stride)
-    free = ("out", "save_minutes", "device")
-    with claimed_run(options.out, "train_vae.json", dataclasses.asdict(options), free):
+    with options.claimed():
         vae = _train(options, FrameSampler(train, options.camera, options.seed))
         for_scale = FrameSampler(train, options.camera, options.seed + 1)
         for_error = FrameSampler(held_out, options.camera, options.seed + 2)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from par_agent.modeling.config import DiffusionConfig, EncoderConfig, NOVAConfig
 from par_agent.modeling.rope import axis_sizes
+from par_agent.modeling.weights import read_config
+from par_agent.utils.files import naming, read_object
 from par_agent.utils.json_fields import build, check
 
 HEADS = {768: 12, 1024: 16, 1536: 16}
@@ -73,6 +76,21 @@ class _Part:
     width: int
     heads: int | None
     mlp_ratio: int
+
+
+def read_nova_config(folder: Path, tensors: Mapping[str, Tensor]) -> NOVAConfig:
+    """Our configuration of a published ``transformer`` folder and of the ``scheduler`` folder beside it, if any.
+
+    Raises:
+        UserError: a file is missing, or its fields are not as :func:`nova_config` and :func:`diffusion_config` take
+            them.
+    """
+    fields, scheduler = read_config(folder), folder.parent / "scheduler"
+    described = read_object(scheduler / "scheduler_config.json") if scheduler.is_dir() else None
+    with naming(scheduler / "scheduler_config.json"):
+        diffusion = diffusion_config(described)
+    with naming(folder / "config.json"):
+        return nova_config(fields, tensors, diffusion)
 
 
 def nova_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], diffusion: DiffusionConfig) -> NOVAConfig:

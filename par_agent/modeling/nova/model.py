@@ -27,12 +27,11 @@ from par_agent.modeling.embeddings import (
 )
 from par_agent.modeling.frame_detokenizer import FrameDetokenizer
 from par_agent.modeling.kv_cache import KVCache
-from par_agent.modeling.nova.config import diffusion_config, nova_config
+from par_agent.modeling.nova.config import read_nova_config
 from par_agent.modeling.rope import Rotation, frame_rotation
 from par_agent.modeling.spatial_encoder import SpatialEncoder
 from par_agent.modeling.transformer import CausalTransformer
-from par_agent.modeling.weights import find_weights, load_weights, read_config, read_tensors
-from par_agent.utils.files import naming, read_object
+from par_agent.modeling.weights import find_weights, load_weights, read_tensors
 
 DEFAULT_FLOW = 5.0
 """Strength of motion (optical flow) where none is given."""
@@ -99,16 +98,10 @@ class NOVA(nn.Module):
         """
         folder = Path(folder)
         folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
-        fields, path = read_config(folder), find_weights(folder)
+        path = find_weights(folder)
         tensors = read_tensors(path)
-        scheduler = folder.parent / "scheduler"
-        described = read_object(scheduler / "scheduler_config.json") if scheduler.is_dir() else None
-        with naming(scheduler / "scheduler_config.json"):
-            diffusion = diffusion_config(described)
-        with naming(folder / "config.json"):
-            config = nova_config(fields, tensors, diffusion)
         with torch.device("meta"):
-            model = cls(config)
+            model = cls(read_nova_config(folder, tensors))
         load_weights(model, tensors, path, dtype)
         return model.eval().to(device)
 

@@ -103,11 +103,16 @@ def load_frame_encoder(folder: Path) -> FrameEncoder:
     return encoder
 
 
-def save_frame_encoder(encoder: FrameEncoder, folder: Path, metrics: dict[str, Any] | None = None) -> None:
-    """Writes what :func:`load_frame_encoder` reads, and for the record the metrics of training."""
+def save_frame_encoder(
+    encoder: FrameEncoder, folder: Path, metrics: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Writes what :func:`load_frame_encoder` reads, and for the record the metrics of training.
+
+    The video VAE's weights are stored as ``dtype``, if one is given; a small VAE's stay as they are.
+    """
     module, record = _weights(encoder), {} if metrics is None else {"metrics": metrics}
     config = {"_class_name": type(module).__name__, **dataclasses.asdict(encoder.config), **record}
-    save_module(module, config, folder)
+    save_module(module, config, folder, None if isinstance(encoder, FrameVAE) else dtype)
 
 
 def describe_frame_encoder(encoder: FrameEncoder) -> str:
