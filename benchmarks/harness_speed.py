@@ -135,7 +135,7 @@ def contestants(workers: int) -> list[Contestant]:
 
 
 def time_plain_loop(config: SpeedConfig, contestant: Contestant) -> list[StepTime]:
-    """A control step of the plain loop, for every task; runs in a process of its own, with all threads it likes."""
+    """A control step of the plain loop, for every task; runs in a process of its own, without a limit on threads."""
     import torch
 
     times = []

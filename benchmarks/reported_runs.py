@@ -269,13 +269,16 @@ def read_finished(folder: Path, name: str) -> Run:
     about: dict[str, Any] = {**content["provenance"]}
     for field in ("checkpoint", "track", "variation"):
         if about.get(field) != run[field]:
-            raise UserError(f"{path} is of another run than run.json beside it: {field} is {about.get(field)!r} there")
+            raise UserError(
+                f"{path} and run.json in the same folder describe different runs: {path.name} has {field} = "
+                f"{about.get(field)!r}"
+            )
     for told in content["results"]:
         found = [record["success_once"] for record in records if record["task"] == told["task"]]
         if (len(found), sum(found)) != (told["rollouts"], told["successes"]):
             raise UserError(
-                f"{path} tells of {told['successes']} successes in {told['rollouts']} rollouts of {told['task']}, "
-                f"the records beside it of {sum(found)} in {len(found)}: restore both, or run the same command again"
+                f"{path} says {told['successes']} of {told['rollouts']} rollouts of {told['task']} succeeded; "
+                f"rollouts.jsonl says {sum(found)} of {len(found)}: restore both, or run the same command again"
             )
     return Run(name, records, run, about)
 

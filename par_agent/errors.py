@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 class UserError(ValueError):
     """Bad input. The message names what was given, what is allowed and what to do next.
 
-    Whatever takes what a user gave raises it; docstrings mention it only where what is refused is not plain.
+    Every function that takes user input may raise it; a docstring names it only where the reason is not obvious.
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 class UnavailableError(UserError):
-    """What a rollout needs is gone, say a model server or the initial states: that ends the run, and is no failure.
+    """Something a rollout needs is gone, for example a model server: the run ends, and the rollout does not count.
 
-    No record is written of the rollout; the same command goes on with it when what was gone is back.
+    No record of the rollout is written; the same command repeats it when what was missing is back.
     """
 
 

@@ -249,7 +249,7 @@ def test_settings_of_a_folder_without_content_are_replaced(tmp_path):
         (b'{"a": NaN}', "NaN is no number"),
         (b"[-Infinity]", "-Infinity is no number"),
         (b"1e999", "out of range"),
-        (b'{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+        (b'{"a": 1, "b": 2, "a": 3}', "'a' occurs twice"),
         (b'"\\ud800"', "surrogates not allowed"),
         (b'{"\\uDFFF": 1}', "surrogates not allowed"),
         (b'"\xff"', "invalid start byte"),

@@ -61,7 +61,7 @@ def test_a_checkpoint_refuses_data_of_images_of_another_size(tmp_path: Path) -> 
     assert transforms is not None and transforms.image_size == (24, 32)
     check_frames([written(tmp_path / "same", (24, 32))], transforms, "par-tiny")
     check_frames([written(tmp_path / "old", None)], transforms, "par-tiny")
-    with pytest.raises(UserError, match=r"frames of 48x64 images of base_camera; par-tiny was trained with 24x32 ones"):
+    with pytest.raises(UserError, match=r"cut from 48x64 images of base_camera; par-tiny was trained on 24x32 images"):
         check_frames([written(tmp_path / "large", (48, 64))], transforms, "par-tiny")
 
 

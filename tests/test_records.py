@@ -48,7 +48,7 @@ def test_records_of_which_some_were_lost_after_the_run_are_refused(tmp_path: Pat
     assert len(read_finished(tmp_path / "run", "a").records) == 6
     lines = (tmp_path / "run" / "rollouts.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "run" / "rollouts.jsonl").write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(UserError, match=r"1 successes in 2 rollouts of StackCube, the records beside it of 1 in 1"):
+    with pytest.raises(UserError, match=r"says 1 of 2 rollouts of StackCube succeeded; rollouts.jsonl says 1 of 1"):
         read_finished(tmp_path / "run", "a")
 
 

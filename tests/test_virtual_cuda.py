@@ -221,7 +221,7 @@ def test_a_card_without_bfloat16_trains_in_float32_and_says_so(
         assert with_options(config, device="cuda").mixed_precision == "bf16"
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
         for precision in ("bfloat16", "tf32"):
-            with pytest.raises(UserError, match=f"precision is {precision}, in which virtual does not compute"):
+            with pytest.raises(UserError, match=f"virtual does not support precision {precision}"):
                 with_options(config, device="cuda", precision=precision)
         torch.backends.cuda.matmul.allow_tf32 = True
         finetune(with_options(config, device="cuda"))

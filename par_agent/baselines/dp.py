@@ -44,7 +44,7 @@ from par_agent.modeling.embeddings import learned
 from par_agent.modeling.random_numbers import integers, normal
 
 CLIP = 10.0
-"""Largest clean action, in standard deviations of the data, that sampling believes in."""
+"""Sampling clips predicted clean actions to this many standard deviations of the data."""
 
 
 @dataclass(frozen=True)

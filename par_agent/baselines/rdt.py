@@ -59,7 +59,7 @@ class RDTConfig(MethodConfig):
     sampling_steps: int = 5
     """Denoising steps when it acts."""
     hidden: float = 0.1
-    """Share of samples in which, in training, the text is hidden, and the joint positions, and each observation."""
+    """Training probability of hiding the text, the joint positions and each observation, independently."""
     noise_samples: int = 2
     """Draws of noise and time per chunk and training step."""
     time_shift: float = 1.0

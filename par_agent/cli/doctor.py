@@ -105,7 +105,7 @@ def find_programs() -> list[Finding]:
 
 
 def check_torchvision() -> list[Finding]:
-    """A torchvision that does not fit torch takes the imports of diffusers and transformers down with it."""
+    """Whether torchvision fits torch: otherwise diffusers and transformers cannot be imported either."""
     if (version := installed_version("torchvision")) is None:
         return []
     try:

@@ -17,9 +17,9 @@ RESUMES = "the same command resumes where this one stopped"
 
 
 def run_command(program: str, command: Callable[[], int | None], resumes: bool = False) -> int:
-    """Runs a command and returns its exit status, of which None is 0.
+    """Runs a command and returns its exit status; a result of None counts as 0.
 
-    ``program`` is what error messages begin with; ``resumes``, whether the same command goes on where it was stopped.
+    Error messages begin with ``program``. ``resumes``: whether the same command goes on where it was stopped.
 
     The status is 2 after bad input and 128 + n when signal n ended it (Ctrl-C: 130, SIGHUP: 129, SIGTERM: 143). When
     the reader of its output is gone (`par-agent info | true`), it is 141, as by SIGPIPE, without a message.

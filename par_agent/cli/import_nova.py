@@ -59,7 +59,7 @@ def _import(config: ImportNovaConfig) -> None:
         raise UserError(f"{config.out} already holds a checkpoint; choose another --out")
     device = usable_device(config.device)
     if not config.instructions or not all(text.strip() for text in config.instructions):
-        raise UserError("--instructions is empty, or one of them is; the policy would understand nothing")
+        raise UserError("give at least one instruction with --instructions, none of them empty")
     require_parts(config.model, config.text_cache)
     nova = NOVA.from_pretrained(config.model)
     encoder = load_frame_encoder(config.model / "vae")

@@ -111,9 +111,9 @@ def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkp
         found = index.dataset.image_size(transforms.camera)
         if None not in (found, known) and found != known:
             raise UserError(
-                f"{index.dataset.folder} holds frames of {pixels(found)} images of {transforms.camera}; {checkpoint} "
-                f"was trained with {pixels(known)} ones, of which the same crop shows another part: render it again "
-                "from a camera of that size"
+                f"the frames in {index.dataset.folder} were cut from {pixels(found)} images of {transforms.camera}; "
+                f"{checkpoint} was trained on {pixels(known)} images, where this crop covers another region: render it "
+                "again from a camera of that size"
             )
         if lacking := {name for name, _ in transforms.extra} - set(index.dataset.spec.extra):
             raise UserError(

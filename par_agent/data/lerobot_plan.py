@@ -143,7 +143,8 @@ def _check_options(source: LeRobotFolder, request: LeRobotRequest, keys: Keys) -
     if request.control_mode == "pd_joint_pos" and keys.action_size > keys.state_size:
         raise UserError(
             f"--control-mode pd_joint_pos: {source.folder} has {keys.action_size} numbers an action and "
-            f"{keys.state_size} of state; there are targets of no more joints than those: name others with --state-key"
+            f"{keys.state_size} of state; pd_joint_pos needs at least as many state numbers as action numbers: name "
+            "another state with --state-key"
         )
     for camera in keys.cameras.values():
         height, width, _ = camera.image_size

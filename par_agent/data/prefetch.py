@@ -15,8 +15,8 @@ Batch = TypeVar("Batch")
 def prefetch(make: Callable[[int], Batch], start: int, stop: int, depth: int = 2) -> Iterator[Iterator[Batch]]:
     """Gives ``make(start) … make(stop - 1)`` in order, up to ``depth`` of them made ahead.
 
-    An exception of ``make`` is raised where its batch would have come. The thread ends with the block: one that still
-    read a file when Python ends would keep h5py's lock, and the process with it.
+    An exception of ``make`` is raised in place of its batch. The thread ends with the block: a thread that still reads
+    a file when Python exits holds h5py's lock, and the process would hang.
     """
     thread = ThreadPoolExecutor(1, "prefetch")
     made = deque(thread.submit(make, number) for number in range(start, min(start + depth, stop)))

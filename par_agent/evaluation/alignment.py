@@ -55,7 +55,7 @@ HEADER = (
 NOTE = (
     "Imagined frames compared with those that followed, means over all plans of all rollouts. Still: the frame "
     "read last in place of the imagined one; imagination should beat it. VAE: the true frame after encoding and "
-    "decoding; imagination can hardly exceed it where it draws anew. Moving: over pixels that differ from the frame "
+    "decoding: an upper bound for frames that are drawn completely. Moving: over pixels that differ from the frame "
     "read last by more than 20 of 255. Objects: share of the task's coloured objects that the frame shows within 6 of "
     "320 pixels of where they then are, or hides where they are hidden. Path: mean distance over the chunk between the "
     "position of the end effector that the imagined actions command and the measured one. One chunk ahead the imagined "

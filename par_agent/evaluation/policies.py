@@ -35,7 +35,7 @@ class PolicySource:
     checkpoint: Path | None = None
     """Folder of weights for a class that has a parameter ``checkpoint``."""
     name: str | None = None
-    """Short name for tables and folders; None: that of the class or folder, of a run's `policy` the run's."""
+    """Short name for tables and folders; None: the class's or folder's name; for RUN/policy, the name RUN."""
     neutral_options: tuple[str, ...] = ()
     """Names of options that change no action: policies that differ in these alone are the same."""
 

@@ -30,9 +30,9 @@ class RunInfo:
     initial_states: dict[str, str]
     """SHA-256 of the protocol's files of initial states, by name."""
     versions: dict[str, str]
-    """Of all that decides a rollout."""
+    """Versions of everything that affects a rollout, by name."""
     commit: str
-    """Of the code that rolls out, also if another one is checked out before the results are written."""
+    """Git commit of the code when the run began."""
     renderer: str = ""
     """Name of the device that rendered, known once the run has begun."""
     workers: int = 0

@@ -56,10 +56,9 @@ class RenderCameraObservation(gym.Wrapper):
         observation, _ = env.reset(seed=0)
         action = policy.act(observation)
 
-    With a policy, nothing is rendered after steps after which it will only pop an already planned action
-    (``policy.needs_frame`` decides): the observation repeats the last image. How many control steps old an image is
-    stands beside it, ``observation["sensor_data"][camera]["age"]`` (B,) int32; a policy that looks refuses an old one.
-    Without a policy, every step is rendered.
+    If the policy needs no image next (``policy.needs_frame``), the step is not rendered and the last image is repeated.
+    ``observation["sensor_data"][camera]["age"]`` (B,) int32 counts the control steps since it was rendered. A policy
+    that needs an image refuses an old one. Without a policy, every step is rendered.
 
     Raises:
         UserError: not a ManiSkill environment, one without the camera, or one that does not fit the policy: another

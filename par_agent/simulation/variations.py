@@ -18,7 +18,7 @@ CAMERA_SHIFT = 0.02
 LIGHT = 0.3
 """By how much of its intensity light changes."""
 GREY = (0.4, 0.4, 0.4)
-"""Colour of what has lost its own."""
+"""Colour that replaces an object's own."""
 HUE_TURN = 1 / 6
 """Part of the colour wheel by which loose objects change: a red cube turns yellow, a blue one magenta."""
 

@@ -142,8 +142,8 @@ class TrainingConfig(Checked):
                 import torch
 
                 raise UserError(
-                    f"precision is {self.precision}, in which {torch.cuda.get_device_name()} does not compute: leave "
-                    "--precision out, or give float32"
+                    f"{torch.cuda.get_device_name()} does not support precision {self.precision}: leave --precision "
+                    "out, or give float32"
                 )
         elif self.precision == "tf32":
             raise UserError("precision is tf32, which is for GPUs; on the CPU give float32 or bfloat16")
@@ -296,7 +296,7 @@ class FinetuneConfig(TrainingConfig):
         return NOVA_MODEL if model is not None and model.nova.bos_slot else SMALL_MODEL
 
     def _model(self) -> PARConfig | None:
-        """The model that the run starts from; None where that cannot be told, which is refused when the run begins."""
+        """The model that the run starts from; None if its config cannot be read; the run then fails at its start."""
         model = preset(self.preset)  # a wrong name is refused also where it is not used
         if self.init is None:
             return model

@@ -78,7 +78,7 @@ def _open_indices(
         )
     if not config.has_actions:
         if not start.model.config.imagination:
-            raise UserError(f"{start.model.config.name} has no frame path, which is all that videos can train")
+            raise UserError(f"{start.model.config.name} has no frame path, and videos train only the frame path")
         sizes = (action.proprioception_size, action.action_size, action.chunk_length, action.targets)
         videos = [VideoIndex(dataset, *sizes) for dataset in datasets]
         if start.transforms is not None:

@@ -37,11 +37,11 @@ def validate(
     """Errors of the deterministic policy that sees one step (a model of videos sees all), averaged over datasets.
 
     Returns:
-        ``action_error`` (mean absolute joint error in radians) and ``shuffled_error``, the same with the frames of
-        another window, which stays as low if the policy does not look, both also per dataset; of a robot with a gripper
-        ``gripper_accuracy``, the share of actions that open or close it as demonstrated; of a model with a frame path
-        ``frame_psnr``, how close predicted next frames are to the true ones as the frame encoder shows them, in dB, and
-        ``still_psnr``, how close the frames before are to them, which is to be beaten.
+        action_error: mean absolute joint error, radians; also per dataset.
+        shuffled_error: the same with the frames of another window; equal if the policy ignores its images.
+        gripper_accuracy: share of actions that open or close the gripper as demonstrated; if the robot has one.
+        frame_psnr: PSNR of predicted next frames against the true ones after the frame encoder, dB; with a frame path.
+        still_psnr: PSNR of the frames before against the same, dB: the baseline to beat.
     """
     return over_datasets(samplers, lambda sampler: _measure(policy, sampler, device, actions))
 

@@ -28,7 +28,7 @@ from par_agent.utils.json_fields import entry_hints
 
 C = TypeVar("C", bound="Checked")
 MANY = 10**9
-"""More steps, episodes or seconds than anybody has."""
+"""Upper limit of numbers that have no limit of their own."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _check(name: str, value: Any, part: Any, rules: tuple[Any, ...]) -> None:
     each = "each" if isinstance(value, tuple) else "it"
     if isinstance(part, str | Path):
         if "\0" in str(part):
-            raise UserError(f"{name} is {str(part)!r}; {each} must be without the character of number 0")
+            raise UserError(f"{name} is {str(part)!r}; {each} must not contain a NUL character")
         if not str(part).strip() and MayBeEmpty not in rules:
             raise UserError(f"{name} is empty; leave it out, or give it a value")
         for rule in rules:

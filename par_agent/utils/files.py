@@ -264,7 +264,7 @@ def claimed_folder(
 def writing(folder: Path) -> Iterator[None]:
     """Turns the system's errors inside the block, which works in ``folder``, into one line for the user.
 
-    That the reader of this process's own output is gone (``BrokenPipeError``) is none of them.
+    ``BrokenPipeError`` from this process's own output is passed on.
     """
     try:
         yield

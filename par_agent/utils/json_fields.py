@@ -1,7 +1,7 @@
 """Reads JSON strictly, checks it against annotations and makes frozen dataclasses of it; a UserError names each fault.
 
-An annotation is a type of JSON, a path, a tuple for a list, a literal, or a union of these; or ``list[X]``,
-``dict[str, X]``, a dataclass, or a TypedDict, besides whose fields an object may have others; or one of these or None.
+Supported: JSON types, ``Path``, ``tuple`` (a JSON list), ``Literal``, unions, ``list[X]``, ``dict[str, X]``,
+dataclasses, TypedDicts (extra keys allowed), and any of these or None.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return content
 
 

@@ -5,4 +5,4 @@ one of its model servers (`server`), and the tasks as one of its benchmarks (`be
 """
 
 MISSING = "vla-eval is missing ({}): pip install 'par-agent[vla-eval]'"
-"""What an import of it that fails is told, with the reason."""
+"""Error message if vla-eval cannot be imported; {} is the reason."""
