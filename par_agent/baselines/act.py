@@ -88,7 +88,7 @@ class ACT(Method):
         return self._decode(z, z.new_zeros(len(z), self.config.style_size)).float()
 
     def _style_of(self, joints: Tensor, actions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance (M, style_size) float32 of demonstrated chunks (M, H, A); padding is not looked at."""
+        """Mean and log variance (B, style_size) float32 of demonstrated chunks (B, L + K, A); padding is ignored."""
         tokens = torch.cat([self.style_start.expand(len(joints), -1, -1), joints, self.style_actions(actions)], 1)
         tokens = tokens + self.style_positions
         present = torch.cat([torch.ones_like(weights[:, :2]), weights], 1) > 0
@@ -98,7 +98,7 @@ class ACT(Method):
         return mean, log_variance
 
     def _decode(self, z: Tensor, style: Tensor) -> Tensor:
-        """Chunks (M, H, A)."""
+        """Chunks (B, L + K, A)."""
         memory = torch.cat([self.style(style)[:, None], z], 1)
         for block in self.encoder:
             memory = block(memory)

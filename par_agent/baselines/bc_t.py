@@ -98,7 +98,7 @@ class BCT(Method):
         return mean[torch.arange(len(z), device=z.device), component]
 
     def _mixture(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (M, G), means and standard deviations (M, G, H, A) of G components, float32."""
+        """Logits (B, G), means and standard deviations (B, G, L + K, A) of G components, float32."""
         config = self.config
         parts = self.head(z[:, 0]).float()
         logits, rest = parts[:, : config.components], parts[:, config.components :]

@@ -34,16 +34,16 @@ from par_agent.utils.json_fields import build, check
 
 @dataclass(frozen=True)
 class Prompt:
-    """A demonstration, as a method reads it: K steps."""
+    """A demonstration, as a method reads it: N steps."""
 
     latents: Tensor
-    """(K, C, h, w) scaled latents."""
+    """(N, C, h, w) scaled latents."""
     proprioception: Tensor
-    """(K, P) normalised joint positions."""
+    """(N, P) normalised joint positions."""
     past_actions: Tensor
-    """(K, L, A) normalised chunk before each frame."""
+    """(N, L, A) normalised chunk before each frame."""
     past_actions_known: Tensor
-    """(K,) bool; False at the start."""
+    """(N,) bool; False at the start."""
 
     def __post_init__(self) -> None:
         ranks = {"latents": 4, "proprioception": 2, "past_actions": 3, "past_actions_known": 1}

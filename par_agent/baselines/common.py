@@ -1,9 +1,8 @@
 """What all baselines share: the stem that reads observations, transformer blocks, and the interface of a method.
 
 A method turns the observations of an episode into conditions, one set for each step, and draws a chunk of actions from
-each. Letters: B batch, N steps a window, F tokens a frame (joint positions included), L actions a chunk, H actions
-predicted together (the chunk's and what follows), A numbers per action, P joint positions, D width, K condition tokens
-a step, S text tokens, M = B N.
+each. Letters of shapes: see :mod:`par_agent.modeling`. Where each step is taken by itself, B counts the steps of all
+windows; L + K actions are predicted together.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class MethodConfig:
     """Sizes that every method has; the defaults of data and stem are those of ``par-mini``."""
 
     horizon: int = 8
-    """Actions predicted together, ``H``; the first ``L`` of them are the chunk that is executed."""
+    """Actions predicted together, ``L + K``; the first ``L`` of them are the chunk that is executed."""
     width: int = 256
     """Width ``D`` of the transformer."""
     heads: int = 8
@@ -194,17 +193,17 @@ class Method(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def conditions(self, history: History) -> Tensor:
-        """(B, N, K, D) condition tokens of every step, from that step and those before it."""
+        """(B, N, S, D) condition tokens of every step, from that step and those before it."""
 
     @abc.abstractmethod
     def chunk_loss(self, z: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
-        """Loss (scalar) of normalised actions (M, H, A) under conditions (M, K, D); weights (M, H) float, 0: not."""
+        """Loss (scalar) of normalised actions (B, L + K, A) under conditions (B, S, D); weights (B, L + K) float."""
 
     @abc.abstractmethod
     def draw(self, z: Tensor, noise: Tensor | None) -> Tensor:
-        """Normalised actions (M, H, A) float32 of conditions (M, K, D).
+        """Normalised actions (B, L + K, A) float32 of conditions (B, S, D).
 
-        ``noise`` (M, H, A) is N(0, 1), and all randomness comes from it; None: the deterministic answer.
+        ``noise`` (B, L + K, A) is N(0, 1), and all randomness comes from it; None: the deterministic answer.
         """
 
     def compile_for_training(self) -> None:
@@ -255,15 +254,15 @@ def past_mask(context_length: Tensor) -> Tensor:
 
 
 def keys_and_values(blocks: nn.ModuleList, memory: Tensor) -> KeysAndValues:
-    """Keys and values of tokens (M, n, D) for the cross-attention of each :class:`Block`."""
+    """Keys and values of tokens (B, n, D) for the cross-attention of each :class:`Block`."""
     return [block.cross.keys_and_values(memory) for block in blocks]  # type: ignore[union-attr, operator]
 
 
 def repeated(observed: KeysAndValues, count: int) -> KeysAndValues:
-    """Keys and values (M, ...) of every block, for ``count`` draws of noise."""
+    """Keys and values (B, ...) of every block, for ``count`` draws of noise."""
     return [(k.repeat(count, 1, 1, 1), v.repeat(count, 1, 1, 1)) for k, v in observed]
 
 
 def weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
-    """Mean of errors (M, H, A) over the actions that count; weights (M, H)."""
+    """Mean of errors (B, L + K, A) over the actions that count; weights (B, L + K)."""
     return (errors.float().mean(-1) * weights).sum() / weights.sum().clamp(min=1.0)

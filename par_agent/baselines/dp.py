@@ -117,7 +117,7 @@ class DP(Method):
         return x
 
     def _noise(self, x: Tensor, time: Tensor, observed: KeysAndValues) -> Tensor:
-        """Predicted noise (M, H, A) of noised actions (M, H, A) at diffusion times (M,)."""
+        """Predicted noise (B, L + K, A) of noised actions (B, L + K, A) at diffusion times (B,)."""
         embedded = self.time(time)[:, None]
         timed = keys_and_values(self.decoder, self.condition_mlp(embedded + self.condition_positions[:1]))
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()

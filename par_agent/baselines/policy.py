@@ -1,7 +1,6 @@
 """`BaselinePolicy`: a trained baseline as an agent for the benchmark, in one or many environments.
 
-Letters: B environments, C observations remembered, K steps of a prompt, F tokens a frame, D width, L actions a chunk,
-H actions predicted together, A numbers per action, R plans that overlap.
+Letters of shapes: see :mod:`par_agent.modeling`; N steps are remembered, L + K actions predicted together.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ class _State(Episodes):
     """What is remembered of the environments, one row each."""
 
     tokens: Tensor
-    """(B, C, F, D) observations, the newest last."""
+    """(B, N, F, D) observations, the newest last."""
     past_actions: Tensor
-    """(B, C, L, A) normalised chunk before each of them."""
+    """(B, N, L, A) normalised chunk before each of them."""
     seen: Tensor
     """(B,) int64 observations since the reset."""
     plans: Tensor
-    """(B, R, H, A) predictions in the controller's units, the newest first."""
+    """(B, n, L + K, A) the last ``n`` predictions in the controller's units, the newest first."""
 
 
 class BaselinePolicy(ChunkPolicy[_State]):
@@ -160,7 +159,7 @@ class BaselinePolicy(ChunkPolicy[_State]):
         return dataclasses.replace(history, **joined)
 
     def _ensembled(self, plans: Tensor, seen: Tensor) -> Tensor:
-        """Actions (B, n_action_steps, A) of overlapping predictions (B, R, H, A), the newest first."""
+        """Actions (B, n_action_steps, A) of overlapping predictions (B, n, L + K, A), the newest first."""
         if self.ensemble is None:
             return plans[:, 0, : self.n_action_steps]
         count, horizon = plans.shape[1:3]

@@ -86,7 +86,7 @@ class NormedAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (M, heads, n, head_dim) of what is attended to (M, n, D)."""
+        """Keys and values (B, heads, n, head_dim) of what is attended to (B, n, D)."""
         k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.k_norm(k.float()).to(v), v
 
@@ -109,7 +109,7 @@ class RDTBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Tokens (M, n, D) to tokens; ``k`` and ``v`` are the condition's keys and values of :attr:`cross`."""
+        """Tokens (B, n, D) to tokens; ``k`` and ``v`` are the condition's keys and values of :attr:`cross`."""
         normed = self.norm1(x)
         x = x + self.dropout(self.attn(normed, *self.attn.keys_and_values(normed)))
         x = x + self.dropout(self.cross(self.norm2(x), k, v))
@@ -183,9 +183,9 @@ class RDT(Method):
         return x
 
     def _memory(self, z: Tensor, kept: Tensor) -> tuple[Tensor, KeysAndValues]:
-        """The token of joint positions (M, 1, D), and what each block attends to, once for all diffusion times.
+        """The token of joint positions (B, 1, D), and what each block attends to, once for all diffusion times.
 
-        ``kept`` (M or 1, 2 + frames) bool: False hides text, joint positions, observations.
+        ``kept`` (B or 1, 2 + frames) bool: False hides text, joint positions, observations.
         """
         text, state, images = z.split([self.config.text_length, 1, self.image_positions.shape[0]], 1)
         shown = kept.to(z)[..., None, None]
@@ -195,7 +195,7 @@ class RDT(Method):
         return state * shown[:, 1], observed
 
     def _clean(self, x: Tensor, time: Tensor, state: Tensor, observed: KeysAndValues) -> Tensor:
-        """Clean actions (M, H, A) of noised ones at diffusion times (M,)."""
+        """Clean actions (B, L + K, A) of noised ones at diffusion times (B,)."""
         embedded = self.time(time)[:, None]
         x = torch.cat([embedded, state, self.actions(x)], 1) + self.positions
         for block, (k, v) in zip(self.blocks, observed, strict=True):

@@ -39,13 +39,13 @@ class Change:
     """Of brightness, contrast and saturation."""
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Frames (K, H, W, 3) uint8, all changed alike."""
+        """Frames (N, H, W, 3) uint8, all changed alike."""
         frames = shift_frames(frames, np.array(self.shift)) if any(self.shift) else frames
         return frames if self.factors == (1.0, 1.0, 1.0) else jitter_colors(frames, self.factors)
 
 
 def shift_frames(frames: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Shifts frames (K, H, W, 3) by (down, right) pixels; edge pixels repeat."""
+    """Shifts frames (N, H, W, 3) by (down, right) pixels; edge pixels repeat."""
     down, right = (int(value) for value in shift)
     rows = np.clip(np.arange(frames.shape[1]) - down, 0, frames.shape[1] - 1)
     columns = np.clip(np.arange(frames.shape[2]) - right, 0, frames.shape[2] - 1)
@@ -53,7 +53,7 @@ def shift_frames(frames: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 
 def jitter_colors(frames: np.ndarray, factors: tuple[float, float, float]) -> np.ndarray:
-    """Frames (K, H, W, 3) uint8 with brightness, then contrast, then saturation multiplied by ``factors``.
+    """Frames (N, H, W, 3) uint8 with brightness, then contrast, then saturation multiplied by ``factors``.
 
     Contrast is the distance from the clip's mean grey level, saturation that from the pixel's own.
     """

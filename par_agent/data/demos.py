@@ -77,8 +77,8 @@ def make_demos(
         cluster: address of a Ray cluster whose nodes plan in place of processes of this machine.
 
     Returns:
-        The `.h5` file. It holds `traj_0 .. traj_{num-1}` in seed order, each with `actions` (T, A) float32,
-        `env_states/...` (T + 1, ...) float32, and `success`, `terminated`, `truncated` (T,) bool.
+        The `.h5` file. It holds `traj_0 .. traj_{num-1}` in seed order, each with `actions` (E, A) float32,
+        `env_states/...` (E + 1, ...) float32, and `success`, `terminated`, `truncated` (E,) bool.
 
     Raises:
         UserError: an unknown task, the file exists and was made by another request, another process works in the same

@@ -8,14 +8,14 @@
       episodes/episode_000000.h5   attributes: instruction (or several wordings of it), env_id, seed, source,
                                    source_episode, control_mode, and image_size.<camera>, "512x512" for example: height
                                    and width of the camera's whole image, of which the frames are cut
-        frames/<camera>            (K, H, W, 3) uint8 RGB, compressed losslessly (gzip), one chunk a frame
-        frame_steps                (K,) int32, the control step before which each frame was taken, ascending
-        proprioception             (T + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
-        extra/<name>               (T + 1, n) float32, an entry of ManiSkill's obs["extra"] at every step, if asked for
-        actions                    (T, A) float32, in the controller's units; absent in action-free (video) episodes
+        frames/<camera>            (N, H, W, 3) uint8 RGB, compressed losslessly (gzip), one chunk a frame
+        frame_steps                (N,) int32, the control step before which each frame was taken, ascending
+        proprioception             (E + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
+        extra/<name>               (E + 1, n) float32, an entry of ManiSkill's obs["extra"] at every step, if asked for
+        actions                    (E, A) float32, in the controller's units; absent in action-free (video) episodes
 
-Frames exist only at chunk boundaries; joint positions and actions exist at every control step, so that any frame can
-start a chunk of any length. A file that is damaged, or whose arrays do not fit one another, is a UserError.
+Letters of shapes: see :mod:`par_agent.modeling`. Frames exist only at chunk boundaries; joint positions and actions
+exist at every control step, so that any frame can start a chunk of any length. A file that is damaged, or whose arrays do not fit one another, is a UserError.
 """
 
 from __future__ import annotations
@@ -69,21 +69,21 @@ IMAGES = (None, None, None, 3)
 
 @dataclass(frozen=True)
 class Episode:
-    """One rendered episode of ``T`` control steps and ``K`` frames."""
+    """One rendered episode of ``E`` control steps and ``N`` frames."""
 
     frames: dict[str, np.ndarray]
-    """Camera name -> (K, H, W, 3) uint8 RGB."""
+    """Camera name -> (N, H, W, 3) uint8 RGB."""
     frame_steps: np.ndarray
-    """(K,) int32 control step of each frame."""
+    """(N,) int32 control step of each frame."""
     proprioception: np.ndarray
-    """(T + 1, P) float32 joint positions."""
+    """(E + 1, P) float32 joint positions."""
     actions: np.ndarray | None
-    """(T, A) float32, or None for action-free video."""
+    """(E, A) float32, or None for action-free video."""
     attributes: dict[str, Any]
     """instruction (a text, or a tuple of wordings), env_id, seed, source, source_episode, control_mode, and those of
     :func:`image_size_attributes`."""
     extra: dict[str, np.ndarray] = field(default_factory=dict)
-    """Name -> (T + 1, n) float32 extra observations."""
+    """Name -> (E + 1, n) float32 extra observations."""
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ def image_size_attributes(images: Mapping[str, np.ndarray]) -> dict[str, str]:
 def write_episode(path: Path, episode: Episode) -> None:
     """Writes one episode file atomically; equal episodes give equal bytes.
 
-    Frames that are not (K, H, W, 3) uint8, and numbers that are no robot's, are refused.
+    Frames that are not (N, H, W, 3) uint8, and numbers that are no robot's, are refused.
     """
     for camera, frames in episode.frames.items():
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:

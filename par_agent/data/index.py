@@ -1,7 +1,6 @@
 """Joint positions and chunks of a dataset at its chunk boundaries, in memory; frames stay on disk.
 
-Letters: K usable chunk boundaries of an episode, L actions a chunk, A numbers per action, P numbers of proprioception:
-joint positions, then extra observations.
+Letters of shapes: see :mod:`par_agent.modeling`. Physical steps are the chunk boundaries.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class EpisodeIndex:
             )
         self.dataset, self.chunk_stride, self.extra = dataset, chunk_length // stride, extra
         self.boundaries: list[int] = []
-        """K of every episode."""
+        """N of every episode."""
         self.instructions: list[tuple[str, ...]] = []
         """Wordings of the language instruction of every episode."""
         robot: tuple[int, int, str] | None = None

@@ -40,7 +40,7 @@ EPISODES_PER_SAVE = 50
 """Episodes between two writings of the progress file."""
 
 Shape = tuple[int, int, int, int, int]
-"""Variants V, frames N, channels C, height h and width w."""
+"""(V, N, C, h, w), V variants; other letters: see :mod:`par_agent.modeling`."""
 
 STORED = np.dtype("<f2")
 """Type of the numbers."""

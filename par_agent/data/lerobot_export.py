@@ -1,7 +1,7 @@
 """Writes a rendered dataset as a LeRobotDataset v3.0, which LeRobot and the tools around it read.
 
 A row is a control step. Its image is the newest frame at that step: a dataset that was rendered with a stride has rows
-that show an older frame again, marked by ``frame_is_new``. An episode of T control steps has T + 1 rows, since the
+that show an older frame again, marked by ``frame_is_new``. An episode of E control steps has E + 1 rows, since the
 robot is observed once more at its end; the last row repeats the last action.
 """
 

@@ -1,6 +1,6 @@
 """Reads a LeRobotDataset into a rendered dataset, whatever tool wrote it.
 
-The K rows of an episode become K - 1 control steps, since nothing was observed after the last row's action. Frames are
+The E + 1 rows of an episode become E control steps, since nothing was observed after the last row's action. Frames are
 taken every ``stride`` rows, and at the end. A dataset of :mod:`par_agent.data.lerobot_export` is read back as it was.
 """
 
@@ -128,7 +128,7 @@ class CameraFrames:
         self._next = 0
 
     def take(self, number: int, table: Table, rows: np.ndarray) -> np.ndarray:
-        """Frames (K, H, W, 3) uint8 of ``rows``, ascending, of episode ``number``, whose rows are ``table``."""
+        """Frames (N, H, W, 3) uint8 of ``rows``, ascending, of episode ``number``, whose rows are ``table``."""
         where = f"{self._feature.name} of {self._source.name(number)}"
         if self._feature.dtype == "image":
             pictures = table.values(self._feature.name, _Picture, rows)

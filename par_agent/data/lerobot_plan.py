@@ -205,16 +205,16 @@ def _spec(
 
 @dataclass(frozen=True)
 class EpisodeRows:
-    """An episode of K rows."""
+    """An episode of E + 1 rows."""
 
     table: Table
     """With images, if the caller asked for them."""
     state: np.ndarray
-    """(K, P) float32."""
+    """(E + 1, P) float32."""
     action: np.ndarray | None
-    """(K, A) float32; None of a video."""
+    """(E + 1, A) float32; None of a video."""
     extra: dict[str, np.ndarray]
-    """Name -> (K, n) float32."""
+    """Name -> (E + 1, n) float32."""
     instruction: str | tuple[str, ...]
     """What to do, or wordings of it."""
     succeeded: bool

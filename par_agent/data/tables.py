@@ -82,7 +82,7 @@ class Table:
         return rows
 
     def matrix(self, column: str, *, truths: bool = False) -> np.ndarray:
-        """A column of numbers, or of lists of as many of them, as (K, n) float32, all finite.
+        """A column of numbers, or of lists of as many of them, as (rows, n) float32, all finite.
 
         Lists may be nested where only one dimension has more than one entry. ``truths`` takes true and false for 1 and
         0.

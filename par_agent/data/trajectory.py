@@ -70,21 +70,21 @@ class EpisodeInfo:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One recorded episode of ``T`` control steps, ``T`` at least 1."""
+    """One recorded episode of ``E`` control steps, at least 1."""
 
     info: EpisodeInfo
     actions: np.ndarray
-    """(T, A) float32, in the units of the controller."""
+    """(E, A) float32, in the units of the controller."""
     states: StateDict
     """Simulator states before every step and after the last one."""
 
     @property
     def num_steps(self) -> int:
-        """Control steps ``T``."""
+        """Control steps ``E``."""
         return len(self.actions)
 
     def joint_positions(self, robot: str) -> np.ndarray:
-        """Joint positions (T + 1, dof) float32 in radians (gripper fingers in metres) of articulation ``robot``."""
+        """Joint positions (E + 1, dof) float32 in radians (gripper fingers in metres) of articulation ``robot``."""
         state = self.states["articulations"][robot]
         dof = (state.shape[1] - POSE) // 2
         return state[:, POSE : POSE + dof]

@@ -1,8 +1,6 @@
 """Training windows: consecutive chunk boundaries of rendered episodes, with the chunks before and after each.
 
-Letters: K usable chunk boundaries of an episode, N steps a window, B windows a batch, L actions a chunk, T with
-foresight, A numbers per action, P numbers of proprioception (joint positions, then extra observations), C latent
-channels of h x w.
+Letters of shapes: see :mod:`par_agent.modeling`. A step is a chunk boundary.
 """
 
 from __future__ import annotations
@@ -39,10 +37,10 @@ class Windows:
     past_actions_known: Tensor
     """(B, N) bool; False at an episode's start."""
     target_actions: Tensor
-    """(B, N, T, A) float32 chunk executed after each boundary, then the actions of the foresight; the episode's last
-    action repeats past its end."""
+    """(B, N, L + K, A) float32 chunk executed after each boundary, then the actions of the foresight; the episode's
+    last action repeats past its end."""
     action_weights: Tensor
-    """(B, N, T) float32, 0 in padding steps and for actions of the chunk past the episode's end; actions of the
+    """(B, N, L + K) float32, 0 in padding steps and for actions of the chunk past the episode's end; actions of the
     foresight count there, since the robot stays where it is."""
     steps: Tensor
     """(B, N) int64 number of each boundary in its episode."""
@@ -79,8 +77,8 @@ class _Read(NamedTuple):
 class WindowSampler:
     """Random windows of some episodes of a dataset, every episode once an epoch, in an order fixed by the seed.
 
-    An episode of at least ``window`` = N steps is cut into ``ceil(K / N)`` windows whose starts are jittered, so that
-    every step is seen. Those at its two ends are seen less often than the others. Shorter episodes, those of one
+    An episode of ``n`` steps, at least ``window``, is cut into ``ceil(n / window)`` windows whose starts are jittered,
+    so that every step is seen. Those at its two ends are seen less often than the others. Shorter episodes, those of one
     instruction, are lined up in another order every epoch and the line is cut into windows; no step sees another
     episode (:attr:`Windows.context_length`).
 

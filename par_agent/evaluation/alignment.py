@@ -1,9 +1,9 @@
 """How well imagined frames (PSNR, SSIM) and paths of the end effector (cm) agree with those executed.
 
-In every plan the policy imagines K chunks ahead. The frame imagined after ``k`` chunks is compared with the frame that
+In every plan the policy imagines N chunks ahead. The frame imagined after ``k`` chunks is compared with the frame that
 the policy reads ``k`` chunks later, and the imagined path with the path that the end effector takes. Two more numbers
-put a frame's PSNR into scale: a prediction has to beat that of the frame read last, and cannot exceed by much that of
-the true frame seen through the frame encoder.
+put a frame's PSNR into scale: a prediction has to beat that of the frame read last, and that of the true frame after
+encoding and decoding is an upper bound for frames that are drawn completely.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Alignment:
     """The alignment of a run; raises UserError where scikit-image is missing."""
 
     chunks: int
-    """Chunks imagined ahead in every plan (K)."""
+    """Chunks imagined ahead in every plan, ``N``."""
 
     name: ClassVar[str] = "alignment"
 
@@ -213,7 +213,7 @@ def _compare(frame: np.ndarray, true: np.ndarray, last: np.ndarray, colors: list
 
 
 def imagined_path(plan: Plan, transforms: Transforms, hand: EndEffector) -> np.ndarray:
-    """Positions (K, L, 3) of the end effector, metres, where every imagined action commands it to be."""
+    """Positions (N, L, 3) of the end effector, metres, where every imagined action commands it to be."""
     import torch
 
     actions, joints = torch.from_numpy(plan.actions), torch.from_numpy(plan.joints)

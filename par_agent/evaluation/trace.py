@@ -1,7 +1,6 @@
 """What a policy saw, imagined and did in a rollout, kept while it goes on.
 
-Letters: B environments, K chunks imagined, L actions a chunk, A numbers per action, P joint positions, H x W pixels a
-frame.
+Letters of shapes: see :mod:`par_agent.modeling`; N physical steps are imagined.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ class Plan:
     joints: np.ndarray
     """(P,) float32 joint positions read with it, radians."""
     frames: np.ndarray
-    """(K, H, W, 3) uint8 imagined frames; frame ``k`` is that after ``k + 1`` chunks."""
+    """(N, H, W, 3) uint8 imagined frames; frame ``k`` is that after ``k + 1`` chunks."""
     actions: np.ndarray
-    """(K, L, A) float32 imagined chunks in the controller's units; chunk ``k`` leads to frame ``k``."""
+    """(N, L, A) float32 imagined chunks in the controller's units; chunk ``k`` leads to frame ``k``."""
 
 
 @dataclass
@@ -59,7 +58,7 @@ def read_frames(policy: PARPolicy, observation: dict[str, Any]) -> np.ndarray:
 class RolloutTracer(RolloutObserver):
     """Traces rollouts that are stepped together; raises UserError for a policy that imagines nothing.
 
-    Every plan imagines ``chunks`` ahead (K, at least 1), the first one ``chunks_at_start`` (None: as many).
+    Every plan imagines ``chunks`` ahead (at least 1), the first one ``chunks_at_start`` (None: as many).
     """
 
     def __init__(

@@ -3,20 +3,22 @@
 Letters of shapes, the same in the whole package:
 
 ========  ==============================================================================================
-B         batch
-N         physical steps of a rollout, or frames of a clip
+B         batch: clips, windows, or environments
+N         physical steps of a rollout, an episode or a window, or frames of a clip
+E         control steps of an episode or rollout; it is observed E + 1 times
 C, h, w   channels, height and width of latents
-H, W      height and width of frames, pixels
-F         frame tokens of a step in the causal transformer: patches, and joint positions where it reads them
+H, W      height and width of frames or feature maps, pixels
+F         frame tokens of a step: patches, and joint positions where the model reads them
 M         patches of a frame in the spatial encoder and the frame de-tokenizer
 L         actions per chunk
 K         actions of foresight, predicted with the chunk and never executed
 A         numbers per action
-P         numbers of proprioception, joint positions first
-S         tokens of a sequence, for example the prefix
+P         numbers of proprioception: joint positions, then extra observations
+S         tokens of a sequence, for example the prefix, or a step's conditions
 D         width of tokens
 R         draws of noise and diffusion time per condition
 ========  ==============================================================================================
 
-``T`` is diffusion time.
+``T`` is the last diffusion time, ``t`` one of them. Other lower-case letters, such as ``n`` and ``k``, are counts that
+the docstring at hand explains.
 """

@@ -69,7 +69,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def keys_and_values(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, heads, L, head_dim) each, of conditions (B, L, width)."""
+        """(B, heads, S, head_dim) each, of conditions (B, S, D)."""
         k, v = self.kv(z).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return k, v
 

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Episodes:
-    """What a policy remembers of its environments, one row each. Letters: B environments, A numbers per action."""
+    """What a policy remembers of its environments, one row each."""
 
     queue: Tensor
-    """(B, actions, A) planned actions in the controller's units."""
+    """(B, n, A) planned actions in the controller's units."""
     used: Tensor
     """(B,) int64 actions of the queue that were executed; a row that has used all it executes plans again."""
     chunk: Tensor
-    """(B, L, A) normalised chunk of L actions planned last."""
+    """(B, L, A) normalised chunk planned last."""
     generators: list[torch.Generator]
     """Source of each row's randomness."""
 

@@ -1,7 +1,6 @@
 """The state of a batch of episodes, and what a policy intends in them.
 
-Letters: B environments, L actions a chunk, A numbers per action, P joint positions, F frame tokens, D width, H x W
-pixels a frame, C latent channels of h x w.
+Letters of shapes: see :mod:`par_agent.modeling`.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ class Imagination(NamedTuple):
     """A rollout of the model on its own predictions, on the policy's device."""
 
     frames: Tensor
-    """(B, n, H, W, 3) uint8, cropped and resized as the model sees them."""
+    """(B, N, H, W, 3) uint8, cropped and resized as the model sees them."""
     actions: Tensor
-    """(B, n, L, A) float32 in the controller's units; chunk ``k`` leads to frame ``k``."""
+    """(B, N, L, A) float32 in the controller's units; chunk ``k`` leads to frame ``k``."""
 
 
 class RowNoise:

@@ -62,8 +62,7 @@ class Transforms:
 
     Where the controller takes target positions of joints, these are predicted relative to the positions measured at the
     chunk's start; all other commands, a gripper's among them, are predicted as they are.
-    Letters: L actions a chunk, T actions predicted together, A numbers per action, P numbers of proprioception: joint
-    positions, then extra observations.
+    Letters of shapes: see :mod:`par_agent.modeling`.
     """
 
     camera: str
@@ -81,9 +80,9 @@ class Transforms:
     proprioception_std: tuple[float, ...]
     """(P,) radians for joints."""
     action_mean: tuple[tuple[float, ...], ...]
-    """(T, A) mean of the (relative) actions, per position: the chunk's, then those of the foresight."""
+    """(L + K, A) mean of the (relative) actions, per position: the chunk's, then those of the foresight."""
     action_std: tuple[tuple[float, ...], ...]
-    """(T, A) their standard deviation."""
+    """(L + K, A) their standard deviation."""
     extra: Extra = ()
     """Extra observations that are read with the joint positions; zeros in tasks that do not have them."""
     control_mode: str = "pd_joint_pos"
@@ -108,7 +107,7 @@ class Transforms:
 
     @property
     def targets(self) -> int:
-        """Actions that are predicted together, ``T``."""
+        """Actions that are predicted together, ``L + K``."""
         return len(self.action_mean)
 
     @property
@@ -134,7 +133,7 @@ class Transforms:
         return self.size or self.image_size
 
     def frames(self, images: Tensor) -> Tensor:
-        """Crops and resizes camera images (B, H, W, 3) uint8 into the frames (B, h, w, 3) uint8 that the VAE reads."""
+        """Crops and resizes camera images (B, H, W, 3) uint8 to the frames (B, H', W', 3) uint8 that the VAE reads."""
         if self.image_size is not None and tuple(images.shape[1:3]) != tuple(self.image_size):
             raise UserError(
                 f"{self.camera} gives images of {pixels(images.shape[1:3])} pixels; this checkpoint was trained with "
@@ -149,8 +148,8 @@ class Transforms:
         return (positions - mean) / std
 
     def normalise_actions(self, actions: Tensor, positions: Tensor) -> Tensor:
-        """Chunks, or all targets, (..., L or T, A) in the controller's units to the model's, given the joint positions
-        (..., P) at their start."""
+        """Chunks (..., L, A), or all targets (..., L + K, A), in the controller's units to the model's, given the joint
+        positions (..., P) at their start."""
         mean, std = (values[: actions.shape[-2]] for values in self._statistics("action", actions))
         return (actions - self._base(positions) - mean) / std
 

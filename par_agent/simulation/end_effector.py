@@ -25,7 +25,7 @@ class EndEffector:
         self._model: Any = articulation.create_pinocchio_model()
 
     def positions(self, joints: np.ndarray) -> np.ndarray:
-        """Positions (N, 3) float64, metres, in the world, for joint positions (N, P), radians."""
+        """Positions (n, 3) float64, metres, in the world, for joint positions (n, P), radians."""
         found = []
         for row in np.asarray(joints, dtype=np.float64):
             self._model.compute_forward_kinematics(row)

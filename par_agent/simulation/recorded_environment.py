@@ -10,7 +10,7 @@ from par_agent.errors import UserError
 from par_agent.simulation.environment import open_environment
 
 StateDict = dict[str, dict[str, np.ndarray]]
-"""``{"actors": {name: (T + 1, 13)}, "articulations": {name: (T + 1, 13 + 2 * dof)}}``, float32.
+"""``{"actors": {name: (E + 1, 13)}, "articulations": {name: (E + 1, 13 + 2 * dof)}}``, float32.
 
 A row is position (3, metres), quaternion (4, w first), linear and angular velocity (6), then joint positions and
 velocities."""

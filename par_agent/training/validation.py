@@ -1,7 +1,6 @@
 """Measurements on held-out episodes, and predictions of a whole one.
 
-Letters: B windows, N steps, L actions a chunk, A numbers per action, F frame tokens, D width, K chunk boundaries of an
-episode, H x W pixels a frame.
+Letters of shapes: see :mod:`par_agent.modeling`.
 """
 
 from __future__ import annotations
@@ -122,9 +121,9 @@ class EpisodePrediction:
     frames: np.ndarray | None
     """(k, H, W, 3) uint8 predictions of them; None for a model without frame path."""
     true_actions: np.ndarray | None
-    """(T, A) float32 actions of the episode's T control steps; None of a video."""
+    """(E, A) float32 actions of the episode; None of a video."""
     actions: np.ndarray | None
-    """(T, A) float32 predictions of them, chunk by chunk."""
+    """(E, A) float32 predictions of them, chunk by chunk."""
 
 
 @torch.inference_mode()

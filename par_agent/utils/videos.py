@@ -64,7 +64,7 @@ def check_video_path(path: Path, frames: int) -> None:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Writes frames (T, H, W, 3) uint8 as .mp4 (H.264), .gif or, for one frame, .png, atomically."""
+    """Writes frames (N, H, W, 3) uint8 as .mp4 (H.264), .gif or, for one frame, .png, atomically."""
     import imageio.v2 as imageio
 
     check_video_path(path, len(frames))

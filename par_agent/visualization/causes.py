@@ -1,7 +1,7 @@
 """Why a rollout failed, proposed by simple rules on the simulator's state.
 
 A rule reads three things of every control step: where the object is, where its goal is, and whether the gripper holds
-the object. Letter: T control steps.
+the object. Letters of shapes: see :mod:`par_agent.modeling`.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class ObjectTrace:
     """What the rules read."""
 
     positions: np.ndarray
-    """(T + 1, 3) metres: the object, first at the start."""
+    """(E + 1, 3) metres: the object, first at the start."""
     goals: np.ndarray
-    """(T + 1, 3) metres: where it should be."""
+    """(E + 1, 3) metres: where it should be."""
     held: np.ndarray
-    """(T + 1,) bool: whether the gripper holds it."""
+    """(E + 1,) bool: whether the gripper holds it."""
 
     def distances(self, goal: Goal) -> np.ndarray:
-        """(T + 1,) metres from the object to its goal."""
+        """(E + 1,) metres from the object to its goal."""
         axes = 2 if goal.flat else 3
         return np.linalg.norm((self.positions - self.goals)[:, :axes], axis=1)
 

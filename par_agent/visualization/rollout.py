@@ -64,9 +64,9 @@ class Rollout:
     alignment: AlignmentValues
     """How well what it imagined in every plan agrees with what happened."""
     path: np.ndarray
-    """(steps + 1, 3) metres: where the end effector was."""
+    """(E + 1, 3) metres: where the end effector was."""
     start_path: np.ndarray
-    """(K, L, 3) metres: where it would have been as imagined at the start."""
+    """(N, L, 3) metres: where it would have been as imagined at the start."""
     action_names: tuple[str, ...]
     """(A,) with units."""
 
