@@ -15,7 +15,8 @@
         actions                    (E, A) float32, in the controller's units; absent in action-free (video) episodes
 
 Letters of shapes: see :mod:`par_agent.modeling`. Frames exist only at chunk boundaries; joint positions and actions
-exist at every control step, so that any frame can start a chunk of any length. A file that is damaged, or whose arrays do not fit one another, is a UserError.
+exist at every control step, so that any frame can start a chunk of any length. A file that is damaged, or whose arrays
+do not fit one another, is a UserError.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ class WindowSampler:
     """Random windows of some episodes of a dataset, every episode once an epoch, in an order fixed by the seed.
 
     An episode of ``n`` steps, at least ``window``, is cut into ``ceil(n / window)`` windows whose starts are jittered,
-    so that every step is seen. Those at its two ends are seen less often than the others. Shorter episodes, those of one
-    instruction, are lined up in another order every epoch and the line is cut into windows; no step sees another
+    so that every step is seen. Those at its two ends are seen less often than the others. Shorter episodes, those of
+    one instruction, are lined up in another order every epoch and the line is cut into windows; no step sees another
     episode (:attr:`Windows.context_length`).
 
     Raises:
