@@ -192,12 +192,12 @@ def make_training(folder: Path) -> None:
     run.model(torch.ones(4, 3)).square().sum().backward()
     clip_and_step(run.model, run.optimizer, 1.0, "")
     progress = dataclasses.asdict(Progress(step=7, batches=7, loss=0.5, best=0.25, base="0123", seconds=3.5))
-    save_training_state(folder, progress.pop("step"), run.weights, run.optimizer, progress)
+    save_training_state(folder, progress.pop("step"), run.weights, run.model, run.optimizer, progress)
 
 
 def load_training(folder: Path) -> Any:
     run = _Run()
-    state = load_training_state(folder / "step_00000007", run.weights, run.optimizer)
+    state = load_training_state(folder / "step_00000007", run.weights, run.model, run.optimizer)
     with naming(folder):
         progress = build(Progress, state, ())
     moments = [run.optimizer.state[parameter] for parameter in run.model.parameters()]

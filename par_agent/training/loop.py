@@ -131,7 +131,7 @@ class TrainingLoop(abc.ABC):
         """
         if (found := latest_training_state(self.states)) is None:
             return
-        state = load_training_state(found, self.weights(), self.optimizer)
+        state = load_training_state(found, self.weights(), self.model, self.optimizer)
         with naming(found / "state.json"):
             self.progress = build(Progress, state, ())
         self.accelerator.print(f"resumed from {found}")
@@ -277,7 +277,7 @@ class TrainingLoop(abc.ABC):
         state = dataclasses.asdict(self.progress)
         step, keep = state.pop("step"), self.config.logging.keep
         main = self.accelerator.is_main_process
-        save_training_state(self.states, step, self.weights(), self.optimizer, state, keep, write=main)
+        save_training_state(self.states, step, self.weights(), self.model, self.optimizer, state, keep, write=main)
 
     def _count_time(self) -> None:
         """Adds the time of a step to the run's; the time of measuring and saving does not count."""

@@ -11,14 +11,12 @@ from par_agent.errors import UserError
 
 
 def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; matrices decay, vectors (biases and norms among them) do not.
-
-    Each group keeps the ``names`` of its parameters, by which :mod:`par_agent.training.state` saves their moments.
-    """
-    groups = []
-    for matrices, decay in ((True, weight_decay), (False, 0.0)):
-        found = {name: p for name, p in module.named_parameters() if p.requires_grad and (p.ndim >= 2) == matrices}
-        groups.append({"params": list(found.values()), "names": list(found), "weight_decay": decay})
+    """AdamW over all trainable parameters; matrices decay, vectors (biases and norms among them) do not."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
 
 

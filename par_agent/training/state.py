@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from par_agent.errors import UserError
 from par_agent.modeling.weights import read_tensors, tensor_faults, write_tensors
@@ -58,13 +58,13 @@ class _State(TypedDict):
     """What state.json holds at least."""
 
     step: int
-    moments: list[str]
 
 
 def save_training_state(
     folder: Path,
     step: int,
     weights: Mapping[str, Mapping[str, Tensor]],
+    module: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: int = 2,
@@ -73,13 +73,14 @@ def save_training_state(
     """Writes ``folder/step_XXXXXXXX`` under its final name only when it is complete, then removes all but the newest
     ``keep``.
 
-    ``weights`` maps names of files to tensors by name; ``state`` is anything else, as JSON. Sharded tensors are
-    gathered, so every process has to call this, all but the main one with ``write=False``.
+    ``weights`` maps names of files to tensors by name; ``optimizer`` is AdamW over parameters of ``module``; ``state``
+    is anything else, as JSON. Sharded tensors are gathered, so every process has to call this, all but the main one
+    with ``write=False``.
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     files = {name: _gathered(tensors, write) for name, tensors in weights.items()}
-    files["optimizer"] = _gathered(_moments(optimizer), write)
+    files["optimizer"] = _moments(module, optimizer, whole=True)
     if not write:
         return final
     try:
@@ -88,8 +89,7 @@ def save_training_state(
         temporary.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             write_tensors(temporary / f"{name}.safetensors", tensors)
-        moments = sorted({name.rpartition(".")[0] for name in files["optimizer"]})
-        write_json(temporary / "state.json", {"step": step, **state, "moments": moments})
+        write_json(temporary / "state.json", {"step": step, **state})
         if final.exists():
             _remove(final)
         os.replace(temporary, final)
@@ -161,18 +161,18 @@ def interruptible(folder: Path, minutes: float) -> Iterator[SaveClock]:
 
 
 def load_training_state(
-    path: Path, weights: Mapping[str, Mapping[str, Tensor]], optimizer: torch.optim.Optimizer
+    path: Path, weights: Mapping[str, Mapping[str, Tensor]], module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
     """Restores what :func:`save_training_state` wrote, in place; returns the state with its ``step``."""
+    own = {**weights, "optimizer": _moments(module, optimizer)}
     try:
         state: dict[str, Any] = {**read_object(path / "state.json", _State)}
-        found = {name: read_tensors(path / f"{name}.safetensors") for name in weights}
-        moments = read_tensors(path / "optimizer.safetensors")
-        expected = {**weights, "optimizer": _expected_moments(optimizer, state)}
-        for name, tensors in {**found, "optimizer": moments}.items():
-            if faults := tensor_faults(tensors, expected[name], exact=True):
-                raise UserError(f"{name}.safetensors does not fit the run:\n{faults}")
-        if wrong := [name for name, value in moments.items() if not name.endswith("exp_avg") and (value < 0).any()]:
+        found = {file: read_tensors(path / f"{file}.safetensors") for file in own}
+        for file, tensors in found.items():
+            if faults := tensor_faults(tensors, own[file], exact=True):
+                raise UserError(f"{file}.safetensors does not fit the run:\n{faults}")
+        moments = found["optimizer"].items()
+        if wrong := [name for name, value in moments if not name.endswith("exp_avg") and (value < 0).any()]:
             raise UserError(f"optimizer.safetensors holds negative numbers in {', '.join(wrong)}")
         _check_state(state, path)
     except UserError as error:
@@ -181,11 +181,9 @@ def load_training_state(
             "another --out"
         ) from None
     with torch.no_grad():
-        for file, own in weights.items():
-            for name, tensor in own.items():
-                tensor.copy_(_sharded_like(found[file][name], tensor))
-    _restore_optimizer(optimizer, moments)
-    del state["moments"]
+        for file, tensors in found.items():
+            for name, value in tensors.items():
+                own[file][name].copy_(_sharded_like(value, own[file][name]))
     return state
 
 
@@ -223,41 +221,17 @@ def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in gathered if keep}
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The parameters of :func:`par_agent.training.optimisation.make_optimizer`, by name."""
-    named = (zip(group["names"], group["params"], strict=True) for group in optimizer.param_groups)
-    return {name: parameter for group in named for name, parameter in group}
+def _moments(module: nn.Module, optimizer: torch.optim.Optimizer, whole: bool = False) -> dict[str, Tensor]:
+    """AdamW's moments by parameter name; zeros, as AdamW begins with, where a parameter has had no gradient yet.
 
+    They are the optimiser's own tensors, or ``whole``: gathered on the main process's CPU, where others get none.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict  # slow to import
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}.{kind}": torch.as_tensor(value)
-        for name, parameter in _parameters(optimizer).items()
-        for kind, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _expected_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors like the moments of the parameters that had some when the state was written."""
-    scalar, parameters = torch.zeros(()), _parameters(optimizer)
-    return {
-        f"{name}.{kind}": scalar if kind == "step" else parameters[name]
-        for name in state["moments"]
-        if name in parameters
-        for kind in ("step", "exp_avg", "exp_avg_sq")
-    }
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
-    parameters = _parameters(optimizer)
-    for key, value in moments.items():
-        name, _, kind = key.rpartition(".")
-        parameter = parameters[name]
-        if kind != "step":
-            value = _sharded_like(value.contiguous(memory_format=_layout(parameter)), parameter)
-        optimizer.state[parameter][kind] = value
-
-
-def _layout(parameter: Tensor) -> torch.memory_format:
-    channels_last = parameter.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last and not parameter.is_contiguous() else torch.contiguous_format
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if parameter not in optimizer.state:  # left to torch, a fresh optimiser would begin with 1 step counted
+            zeros = {kind: torch.zeros_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
+    options = StateDictOptions(full_state_dict=whole, cpu_offload=whole)
+    found: Any = get_optimizer_state_dict(module, optimizer, options=options)
+    return {f"{name}.{kind}": value for name, kinds in found.get("state", {}).items() for kind, value in kinds.items()}

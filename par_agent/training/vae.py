@@ -42,7 +42,7 @@ def _train(options: VAETraining, sampler: FrameSampler) -> FrameVAE:
     vae = FrameVAE(options.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(vae, options.learning_rate, 0.0)
     if (found := latest_training_state(states)) is not None:
-        start = load_training_state(found, {"model": vae.state_dict()}, optimizer)["step"]
+        start = load_training_state(found, {"model": vae.state_dict()}, vae, optimizer)["step"]
         print(f"resumed from {found}")
     with (
         interruptible(states, options.save_minutes) as clock,
@@ -63,7 +63,7 @@ def _train(options: VAETraining, sampler: FrameSampler) -> FrameVAE:
                 progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr_of_error(squared.item(), 2):.1f}dB")
             told = clock.told
             if clock.due or told or step + 1 == options.steps:
-                save_training_state(states, step + 1, {"model": vae.state_dict()}, optimizer, {}, keep=1)
+                save_training_state(states, step + 1, {"model": vae.state_dict()}, vae, optimizer, {}, keep=1)
                 clock.restart()
             if told:
                 clock.end()
