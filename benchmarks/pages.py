@@ -30,7 +30,8 @@ ALL_RUNS = (
     "task specs, how the policy was trained. `python benchmarks/report.py export NAME --out FOLDER` writes a run's "
     "folder, `python benchmarks/compare.py NAME OTHER_NAME` compares two runs. Success is success at any control step. "
     "Rollouts with the same initial state and the same actions are one distinct rollout, and count once in Wilson's "
-    "interval."
+    "interval. In the groups rows, unseen and demonstrations, and in the names of development runs that begin with "
+    "row-, par-mini is the former name of the preset `mini`; elsewhere it is the bundled checkpoint."
 )
 DEVELOPMENT_RUNS = "Runs made during development, by checkpoint and by how it acted. Only their rollouts are stored."
 

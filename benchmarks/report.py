@@ -67,7 +67,7 @@ class MakeConfig(Checked):
     documents: tuple[Path, ...] | None = None
     """Files with tables between pairs of marks, such as `<!-- rows -->` and `<!-- /rows -->`. Default: the project's
     READMEs and model cards, if the reported runs are the project's; else none."""
-    reference: str = "par-mini"
+    reference: str = "mini"
     """Policy that the others are compared with."""
     check: bool = False
     """Only checks whether the files show the records."""

@@ -19,7 +19,7 @@ from par_agent.simulation.variations import VARIATIONS
 from par_agent.tasks import PAPER_TASKS
 
 ROWS = {
-    "par-mini": "PAR-Full",
+    "mini": "PAR-Full",
     "par-noar": "PAR-NoAR",
     "par-discrete": "PAR-Discrete",
     "act": "ACT",
@@ -29,6 +29,8 @@ ROWS = {
     "rdt": "RDT",
 }
 """Names of policies -> rows of the paper's Tables 2 and 3."""
+RENAMED = {"par-mini": "mini"}
+"""Names of methods in records -> as tables show them: the preset `mini` once had the bundled checkpoint's name."""
 RESULTS_PAGE = "results.md"
 NOTHING = "–"
 EXPLAINED = (
@@ -133,13 +135,19 @@ def by_policy(runs: Iterable[Run]) -> dict[str, Run]:
     for run in runs:
         if run.track != "paper" or run.variation != "none" or run.demos is not None:
             continue
-        if run.policy in rows:
+        policy = _method(run)
+        if policy in rows:
             raise UserError(
-                f"{rows[run.policy].name} and {run.name} are both of {run.policy}; the table has one row for each "
-                "policy: give one of them another group"
+                f"{rows[policy].name} and {run.name} are both of {policy}; the table has one row for each policy: give "
+                "one of them another group"
             )
-        rows[run.policy] = run
+        rows[policy] = run
     return {name: rows[name] for name in sorted(rows, key=[*ROWS, *rows].index)}
+
+
+def _method(run: Run) -> str:
+    """The method's name in tables."""
+    return RENAMED.get(run.policy, run.policy)
 
 
 def methods_page(rows: Runs, unseen: Runs, reference: str, points: Mapping[Curve, Sequence[Point]]) -> str:
@@ -255,7 +263,7 @@ def curves(runs: Iterable[Run]) -> dict[Curve, list[Point]]:
     for run in runs:
         if run.track != "paper" or run.variation != "none" or run.state_seed is not None or run.demos is None:
             continue
-        policy = run.policy if run.init is None else f"{run.policy}, --init {run.init}"
+        policy = _method(run) if run.init is None else f"{_method(run)}, --init {run.init}"
         steps, counts, results = run.training["steps"], run.training["demonstrations"], run.results
         trained = [task for task in results if task in counts]
         if not trained:

@@ -63,19 +63,27 @@ def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> 
     report(tmp_path, "unseen/d", "dp", 4, state_seed=555000)
     runs = read_reported(tmp_path)
     rows = by_policy(of_group(runs, "rows"))
-    page = methods_page(rows, {}, "par-mini", {})
+    page = methods_page(rows, {}, "mini", {})
     wilson = wilson_interval(6 / 8, 8)
     cell = f"**75.0** 6/8, {100 * wilson.low:.1f}–{100 * wilson.high:.1f} ["
     lines = page.splitlines()
-    own = next(line for line in lines if line.startswith("| par-mini | **"))
+    own = next(line for line in lines if line.startswith("| mini | **"))
     assert own.count(cell) == 3 and own.endswith("| 7.5M | 12 (21) | 20 |")
     assert lines[lines.index(own) + 1] == "| *PAR-Full, the paper's figure* | *100* | *73* | *48* | – | – | – |"
     assert "| *ACT, the paper's figure* | *76* | *20* | *30* |" in page
     assert "| dp | -50.0 (-100.0 to +0.0), p = 0.5 |" in page
     assert page.count("| dp | ") == 3  # its row, its comparison and where it comes from
-    page = methods_page(rows, by_policy(of_group(runs, "unseen")), "par-mini", {})
+    page = methods_page(rows, by_policy(of_group(runs, "unseen")), "mini", {})
     assert "| dp | 555000 | **100.0** 8/8, " in page
     assert page.count("| dp | ") == 5
+
+
+def test_a_row_recorded_under_the_former_name_of_its_preset_is_shown_under_the_present_one(tmp_path: Path) -> None:
+    report(tmp_path, "rows/a", "par-mini", 3)
+    assert list(by_policy(read_reported(tmp_path).values())) == ["mini"]
+    report(tmp_path, "rows/b", "mini", 3)
+    with pytest.raises(UserError, match="rows/a and rows/b are both of mini"):
+        by_policy(read_reported(tmp_path).values())
 
 
 def test_curves_are_of_runs_on_a_number_of_demonstrations_by_what_they_began_with(tmp_path: Path) -> None:
@@ -92,20 +100,18 @@ def test_curves_are_of_runs_on_a_number_of_demonstrations_by_what_they_began_wit
         (task, policy, steps): found
         for task in PAPER_TASKS
         for policy, steps, found in (
-            ("par-mini", 400, [(100, 2), (300, 6)]),
-            ("par-mini", 1100, [(100, 6)]),
-            ("par-mini, --init runs/video/policy", 400, [(100, 4)]),
+            ("mini", 400, [(100, 2), (300, 6)]),
+            ("mini", 1100, [(100, 6)]),
+            ("mini, --init runs/video/policy", 400, [(100, 4)]),
         )
     }
-    lines = methods_page(by_policy(runs.values()), {}, "par-mini", points).splitlines()
+    lines = methods_page(by_policy(runs.values()), {}, "mini", points).splitlines()
     line = next(
-        line
-        for line in lines
-        if line.startswith("| PickCube | par-mini, --init runs/video/policy | 400 | **50.0** 4/8")
+        line for line in lines if line.startswith("| PickCube | mini, --init runs/video/policy | 400 | **50.0** 4/8")
     )
     assert line.endswith("| – |")
     report(tmp_path, "rows/g", "par-mini", 3, demos=100)
-    with pytest.raises(UserError, match="are both of par-mini after 400 steps with 100 demonstrations of PushCube"):
+    with pytest.raises(UserError, match="are both of mini after 400 steps with 100 demonstrations of PushCube"):
         curves(read_reported(tmp_path).values())
 
 
@@ -133,7 +139,7 @@ def test_errors_are_named_beside_the_rate_that_they_lower(tmp_path: Path) -> Non
 
 def test_what_cannot_be_shown_is_explained(tmp_path: Path) -> None:
     report(tmp_path, "rows/b", "dp", 1)
-    with pytest.raises(UserError, match="no run of the protocol is of 'par-mini'; there are: dp"):
+    with pytest.raises(UserError, match="no run of the protocol is of 'mini'; there are: dp"):
         main(MakeConfig(reported=tmp_path))
     report(tmp_path, "rows/c", "dp", 1)
     with pytest.raises(UserError, match="rows/b and rows/c are both of dp"):

@@ -1,4 +1,4 @@
-"""The methods that the paper compares PAR with, small enough to be trained from scratch beside ``par-mini``.
+"""The methods that the paper compares PAR with, small enough to be trained from scratch beside the preset ``mini``.
 
 All see what PAR sees (latents of the same frozen frame encoder, joint positions, the instruction), through the same
 kind of convolutional stem, and are trained on the same windows, with the same normalisation, optimiser and loop.

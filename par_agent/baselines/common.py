@@ -25,7 +25,7 @@ from par_agent.utils.json_fields import MOST, MOST_BLOCKS, check_sizes
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Sizes that every method has; the defaults of data and stem are those of ``par-mini``."""
+    """Sizes that every method has; the defaults of data and stem are those of the preset ``mini``."""
 
     horizon: int = 8
     """Actions predicted together, ``L + K``; the first ``L`` of them are the chunk that is executed."""
@@ -102,7 +102,7 @@ class History:
 
 
 class Stem(nn.Module):
-    """Latents to frame tokens as in ``par-mini``, joint positions to one more, words to text tokens."""
+    """Latents to frame tokens as in the preset ``mini``, joint positions to one more, words to text tokens."""
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
