@@ -190,13 +190,13 @@ def test_impossible_combinations_are_refused() -> None:
     nova = dataclasses.replace(preset("mini").nova, video_encoder=encoder)
     with pytest.raises(ValueError, match="temporal encoder of depth 0"):
         dataclasses.replace(preset("mini"), nova=nova)
-    with pytest.raises(ValueError, match="detokenizers is 'vq'; allowed: 'diffusion', 'regression'"):
+    with pytest.raises(ValueError, match="detokenizers is 'vq'; expected 'diffusion' or 'regression'"):
         dataclasses.replace(preset("mini"), detokenizers="vq")
     with pytest.raises(ValueError, match="depth is -1"):
         dataclasses.replace(encoder, depth=-1)
     with pytest.raises(ValueError, match="branch_start is 0"):
         dataclasses.replace(encoder, branch_start=0.0)
-    with pytest.raises(ValueError, match="conditions is 'frame'; allowed: 'actions', 'token'"):
+    with pytest.raises(ValueError, match="conditions is 'frame'; expected 'actions' or 'token'"):
         dataclasses.replace(preset("mini").action, conditions="frame")
     with pytest.raises(ValueError, match=r"action\.conditions to 'actions'"):
         dataclasses.replace(preset("mini"), detokenizers="regression")

@@ -311,7 +311,7 @@ class Listing(TypedDict):
         ({"entries": {}, "sizes": {}}, r"a\.json\.entries is \{\}; expected a list"),
         ({"entries": [{"seed": 1}, {}], "sizes": {}}, r"a\.json\.entries\[1\] lacks seed"),
         ({"entries": [{"seed": True}], "sizes": {}}, r"a\.json\.entries\[0\]\.seed is True; expected a whole number"),
-        ({"entries": [], "sizes": {"b": "c"}}, r"a\.json\.sizes\.b is 'c'; expected a number"),
+        ({"entries": [], "sizes": {"b": "c"}}, r"a\.json\.sizes\.b is 'c'; expected a finite number"),
     ],
 )
 def test_an_object_of_another_kind_is_refused_by_the_name_of_its_field(tmp_path, content, fault):

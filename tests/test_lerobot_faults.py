@@ -86,7 +86,7 @@ def test_actions_of_a_second_dimension_of_one_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        ({"fps": "30"}, r"info\.json\.fps is '30'; expected a number"),
+        ({"fps": "30"}, r"info\.json\.fps is '30'; expected a finite number"),
         ({"fps": 0}, r"info\.json: fps is 0; it must be above 0"),
         ({"fps": None}, r"info\.json lacks fps"),
         ({"chunks_size": "1000"}, r"info\.json: chunks_size is '1000'; expected a whole number"),

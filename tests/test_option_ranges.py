@@ -12,10 +12,23 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import pytest
 import tyro
 
+from par_agent.baselines.methods import METHODS
 from par_agent.cli import SUBCOMMANDS, main
 from par_agent.cli.options import parse
 from par_agent.errors import UserError
 from par_agent.evaluation.run_config import RunConfig
+from par_agent.modeling.config import (
+    ActionConfig,
+    DiffusionConfig,
+    EncoderConfig,
+    GenerationConfig,
+    NOVAConfig,
+    PARConfig,
+)
+from par_agent.modeling.nova.config import PublishedTransformer
+from par_agent.modeling.vae.frame_vae import FrameVAEConfig
+from par_agent.modeling.vae.opensora_vae import OpenSoraVAEConfig
+from par_agent.policy.checkpoint import InferenceConfig
 from par_agent.utils.checked import Range, from_options, option_hints
 from rendered import write_dataset
 
@@ -109,6 +122,15 @@ def test_every_option_that_is_a_number_has_a_range_at_its_field() -> None:
     hints |= option_hints(RunConfig)
     assert [name for name, hint in hints.items() if not all(numbers_of(hint))] == []
     assert sum(len(numbers_of(hint)) for hint in hints.values()) > 100
+
+
+def test_every_size_of_a_model_has_a_range_at_its_field() -> None:
+    without = {"version", "guidance", "sample_size", "shift_factor", "video_mixer_rank"}
+    kinds = [EncoderConfig, DiffusionConfig, GenerationConfig, NOVAConfig, ActionConfig, PARConfig, FrameVAEConfig]
+    kinds += [OpenSoraVAEConfig, PublishedTransformer, InferenceConfig, *(method.Config for method in METHODS.values())]
+    hints = {f"{kind.__name__}.{name}": hint for kind in kinds for name, hint in option_hints(kind).items()}
+    open_ended = {name.partition(".")[2] for name, hint in hints.items() if not all(numbers_of(hint))}
+    assert open_ended == without
 
 
 @pytest.mark.parametrize(("command", "name", "hint"), OPTIONS)

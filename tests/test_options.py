@@ -97,7 +97,7 @@ def test_help_shows_the_most_important_options_first_and_the_others_in_groups(
         ({"accumulation": -1}, "accumulation is -1; it must be at least 1"),
         ({"ema": 1.5}, "ema is 1.5; it must be from 0 to 1"),
         ({"single_step": -0.1}, "single_step is -0.1; it must be from 0 to 1"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a finite number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; expected a finite number"),
         ({"clip": 0.0}, "clip is 0.0; it must be above 0"),
         ({"weights": (1.0, 0.0)}, r"weights is \(1.0, 0.0\); each must be above 0"),
         ({"train": "lora"}, "--train lora keeps weights as they are: .* --init FOLDER"),

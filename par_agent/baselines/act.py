@@ -27,23 +27,24 @@ from torch import Tensor, nn
 from par_agent.baselines.common import Block, History, Method, MethodConfig, keys_and_values, weighted_mean
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.random_numbers import normal
+from par_agent.utils.checked import Size, SmallCount, Strength
 
 
 @dataclass(frozen=True)
 class ACTConfig(MethodConfig):
     """Sizes of ACT."""
 
-    horizon: int = 32
+    horizon: Size = 32
     """Actions predicted together."""
-    style_size: int = 32
+    style_size: Size = 32
     """Numbers of the style variable."""
-    style_layers: int = 2
+    style_layers: SmallCount = 2
     """Layers of the encoder that reads the demonstrated chunk."""
-    encoder_layers: int = 4
+    encoder_layers: SmallCount = 4
     """Layers over the observation."""
-    decoder_layers: int = 2
+    decoder_layers: SmallCount = 2
     """Layers over the queries."""
-    kl_weight: float = 10.0
+    kl_weight: Strength = 10.0
     """Weight of the KL divergence."""
 
 

@@ -29,21 +29,22 @@ from torch import Tensor, nn
 
 from par_agent.baselines.common import Block, FrameToken, History, Method, MethodConfig, past_mask
 from par_agent.modeling.embeddings import learned
+from par_agent.utils.checked import Positive, Size, SmallCount
 
 
 @dataclass(frozen=True)
 class BCTConfig(MethodConfig):
     """Sizes of BC-T."""
 
-    layers: int = 6
+    layers: SmallCount = 6
     """Transformer layers."""
-    history: int = 4
+    history: Size = 4
     """Most observations that it looks at."""
-    patch_width: int = 48
+    patch_width: Size = 48
     """Numbers that each patch contributes to the token of its frame."""
-    components: int = 5
+    components: Size = 5
     """Gaussians of the mixture."""
-    least_deviation: float = 0.05
+    least_deviation: Positive = 0.05
     """Smallest standard deviation of a Gaussian, in those of the data."""
 
 

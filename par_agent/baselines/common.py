@@ -8,7 +8,6 @@ windows; L + K actions are predicted together.
 from __future__ import annotations
 
 import abc
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,46 +19,42 @@ from par_agent.errors import UserError
 from par_agent.modeling.blocks import MLP, Attention, CrossAttention, KeysAndValues
 from par_agent.modeling.embeddings import PatchEmbedding, TextEmbedding, space_embedding
 from par_agent.modeling.par import PhysicalTokens, Targets
-from par_agent.utils.json_fields import MOST, MOST_BLOCKS, check_sizes
+from par_agent.utils.checked import Checked, ShareBelow1, Size, Sizes
 
 
 @dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(Checked):
     """Sizes that every method has; the defaults of data and stem are those of the preset ``mini``."""
 
-    horizon: int = 8
+    horizon: Size = 8
     """Actions predicted together, ``L + K``; the first ``L`` of them are the chunk that is executed."""
-    width: int = 256
+    width: Size = 256
     """Width ``D`` of the transformer."""
-    heads: int = 8
+    heads: Size = 8
     """Attention heads; must divide the width."""
-    dropout: float = 0.1
+    dropout: ShareBelow1 = 0.1
     """Dropout behind every branch of a block."""
-    latent_channels: int = 8
+    latent_channels: Size = 8
     """Channels of the frame encoder's latents."""
-    latent_size: tuple[int, int] = (40, 40)
+    latent_size: tuple[Size, Size] = (40, 40)
     """Height and width of one latent frame."""
-    patch: int = 8
+    patch: Size = 8
     """Latent pixels a side of one frame token."""
-    stem_widths: tuple[int, ...] = (48, 64, 128)
+    stem_widths: Sizes = (48, 64, 128)
     """Widths of the convolutional stem."""
-    text_dim: int = 64
+    text_dim: Size = 64
     """Width of the text encoder's features."""
-    text_length: int = 24
+    text_length: Size = 24
     """Text tokens, ``S``."""
-    chunk_length: int = 8
+    chunk_length: Size = 8
     """Actions between two frames, ``L``."""
-    action_size: int = 8
+    action_size: Size = 8
     """Numbers per action, ``A``."""
-    proprioception_size: int = 9
+    proprioception_size: Size = 9
     """Joint positions, ``P``."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if isinstance(getattr(self, field.name), int):
-                check_sizes(self, field.name, most=MOST_BLOCKS if "layers" in field.name else MOST)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        super().__post_init__()
         if self.horizon < self.chunk_length:
             raise UserError(
                 f"horizon is {self.horizon}; a chunk of {self.chunk_length} actions is executed: give at least that"

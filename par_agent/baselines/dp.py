@@ -42,6 +42,7 @@ from par_agent.modeling.adaln import TimestepEmbedding
 from par_agent.modeling.blocks import KeysAndValues
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.random_numbers import integers, normal
+from par_agent.utils.checked import Size, SmallCount
 
 CLIP = 10.0
 """Sampling clips predicted clean actions to this many standard deviations of the data."""
@@ -51,17 +52,17 @@ CLIP = 10.0
 class DPConfig(MethodConfig):
     """Sizes of Diffusion Policy."""
 
-    horizon: int = 16
+    horizon: Size = 16
     """Actions predicted together."""
-    layers: int = 6
+    layers: SmallCount = 6
     """Decoder layers."""
-    frames: int = 2
+    frames: Size = 2
     """Observations looked at."""
-    train_steps: int = 100
+    train_steps: Size = 100
     """Diffusion steps in training."""
-    sampling_steps: int = 16
+    sampling_steps: Size = 16
     """Denoising steps when it acts."""
-    noise_samples: int = 2
+    noise_samples: Size = 2
     """Draws of noise and time per chunk and training step."""
 
 

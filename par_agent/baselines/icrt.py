@@ -31,19 +31,20 @@ from torch import Tensor, nn
 
 from par_agent.baselines.common import Block, FrameToken, History, Method, MethodConfig, weighted_mean
 from par_agent.modeling.embeddings import learned
+from par_agent.utils.checked import Size, SmallCount
 
 
 @dataclass(frozen=True)
 class ICRTConfig(MethodConfig):
     """Sizes of ICRT."""
 
-    horizon: int = 16
+    horizon: Size = 16
     """Actions predicted together."""
-    layers: int = 6
+    layers: SmallCount = 6
     """Transformer layers."""
-    patch_width: int = 48
+    patch_width: Size = 48
     """Numbers that each patch contributes to the token of its frame."""
-    steps: int = 32
+    steps: Size = 32
     """Most steps of a sequence, the prompt's included."""
 
 

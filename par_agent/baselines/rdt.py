@@ -35,42 +35,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from par_agent.baselines.common import History, Method, MethodConfig, recent, repeated, weighted_mean
-from par_agent.errors import UserError
 from par_agent.modeling.adaln import TimestepEmbedding
 from par_agent.modeling.blocks import MLP, KeysAndValues, attention
 from par_agent.modeling.embeddings import learned
 from par_agent.modeling.random_numbers import integers, normal, uniform
+from par_agent.utils.checked import Positive, ShareBelow1, Size, SmallCount
 
 
 @dataclass(frozen=True)
 class RDTConfig(MethodConfig):
     """Sizes of RDT."""
 
-    horizon: int = 16
+    horizon: Size = 16
     """Actions predicted together."""
-    dropout: float = 0.0
+    dropout: ShareBelow1 = 0.0
     """Dropout behind every branch of a block; its authors use none."""
-    layers: int = 10
+    layers: SmallCount = 10
     """Blocks; those with an even number, the first one too, look at the text, the others at the images."""
-    frames: int = 2
+    frames: Size = 2
     """Observations looked at."""
-    train_steps: int = 1000
+    train_steps: Size = 1000
     """Diffusion steps in training."""
-    sampling_steps: int = 5
+    sampling_steps: Size = 5
     """Denoising steps when it acts."""
-    hidden: float = 0.1
+    hidden: ShareBelow1 = 0.1
     """Training probability of hiding the text, the joint positions and each observation, independently."""
-    noise_samples: int = 2
+    noise_samples: Size = 2
     """Draws of noise and time per chunk and training step."""
-    time_shift: float = 1.0
-    """Moves training's diffusion times towards noise: ``t`` of ``T`` becomes ``s t / (1 + (s - 1) t / T)``."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.hidden < 1:
-            raise UserError(f"hidden is {self.hidden}; it is a share, at least 0 and below 1")
-        if self.time_shift <= 0:
-            raise UserError(f"time_shift is {self.time_shift}; it must be above 0, and 1 shifts nothing")
+    time_shift: Positive = 1.0
+    """Moves training's diffusion times towards noise: ``t`` of ``T`` becomes ``s t / (1 + (s - 1) t / T)``; 1: none."""
 
 
 class NormedAttention(nn.Module):

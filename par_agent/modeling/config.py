@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from par_agent.errors import UserError
-from par_agent.utils.json_fields import MOST, MOST_BLOCKS, build, check_sizes
+from par_agent.utils.checked import MANY, Checked, MayBeEmpty, Positive, Range, Share, Size, Sizes, SmallCount
+from par_agent.utils.json_fields import build
 
 CONFIG_VERSION = 2
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Checked):
     """A stack of transformer blocks."""
 
-    depth: int
+    depth: Annotated[int, Range(0, 1024)]
     """Number of blocks; 0, a temporal encoder that does nothing, is the ablation PAR-NoAR."""
-    width: int
+    width: Size
     """Token width ``D``."""
-    heads: int
+    heads: Size
     """Attention heads; must divide the width."""
-    mlp_ratio: int = 4
+    mlp_ratio: Size = 4
     """Hidden width of the MLP over the token width."""
-    branch_start: float = 1.0
+    branch_start: Positive = 1.0
     """Weight that the norm behind every branch starts training with: below 1, tokens start out close to themselves."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "width", "heads", "mlp_ratio")
-        if not 0 <= self.depth <= MOST_BLOCKS:
-            raise ValueError(f"EncoderConfig.depth is {self.depth}; it must be 0 or more, and at most {MOST_BLOCKS}")
-        if self.branch_start <= 0:
-            raise ValueError(f"EncoderConfig.branch_start is {self.branch_start}; it must be above 0")
-        if self.width % self.heads:
-            raise ValueError(f"EncoderConfig.heads is {self.heads}; it must divide the width {self.width}")
+        super().__post_init__()
+        _check_heads(self.width, self.heads)
 
     @property
     def head_dim(self) -> int:
@@ -45,52 +40,39 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(Checked):
     """Noise process of a de-tokenizer (Li et al. 2024, "diffusion loss"); the schedulers are diffusers' own."""
 
     kind: Literal["flow", "ddpm"] = "flow"
     """``flow``: flow matching, velocity target. ``ddpm``: cosine betas, noise target (NOVA's released video model)."""
-    train_steps: int = 1000
+    train_steps: Size = 1000
     """Length of the training noise table."""
-    shift: float = 1.0
+    shift: Positive = 1.0
     """Flow matching only: shift of the noise levels towards noise."""
-    steps_offset: int = 1
+    steps_offset: Annotated[int, Range(0, 1)] = 1
     """DDPM only: what is added to every sampling time, 1 in NOVA's released video model."""
     preconditioned: bool = False
     """Flow matching only: the network predicts what the noised sample leaves open, scaled to unit variance, and all
     noise levels weigh the same (Karras et al. 2022). The noise itself need not pass through the network."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "train_steps")
-        if self.kind not in ("flow", "ddpm"):
-            raise ValueError(f"DiffusionConfig.kind is {self.kind!r}; allowed: 'flow', 'ddpm'")
-        if not 0 <= self.steps_offset <= 1:
-            raise ValueError(f"DiffusionConfig.steps_offset is {self.steps_offset}; allowed: 0, 1")
-        if self.shift <= 0:
-            raise ValueError(f"DiffusionConfig.shift is {self.shift}; it must be above 0")
+        super().__post_init__()
         if self.preconditioned and self.kind != "flow":
-            raise ValueError("DiffusionConfig.preconditioned goes with kind 'flow' only")
+            raise UserError("preconditioned goes with kind 'flow' only")
 
 
 @dataclass(frozen=True)
-class GenerationConfig:
+class GenerationConfig(Checked):
     """How frames are drawn. The defaults are NOVA's."""
 
-    mask_steps: int = 64
+    mask_steps: Size = 64
     """Sets that a frame's patches are drawn in, at most."""
-    diffusion_steps: int = 25
+    diffusion_steps: Size = 25
     """Denoising steps per set."""
     guidance: float = 5.0
     """Classifier-free guidance; 1 or less: none, and half the work."""
-    temperature: float = 1.0
+    temperature: Share = 1.0
     """Scale of the noise that frames are drawn from; below 1 they come closer to the likeliest one (Li et al. 2024)."""
-
-    def __post_init__(self) -> None:
-        check_sizes(self, "mask_steps", "diffusion_steps")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance is {self.guidance}; it must be a finite number")
-        if not 0 <= self.temperature <= 1:
-            raise ValueError(f"temperature is {self.temperature}; it must be from 0 to 1")
 
     @property
     def guided(self) -> bool:
@@ -99,32 +81,32 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True)
-class NOVAConfig:
+class NOVAConfig(Checked):
     """The autoregressive video model (Deng et al. 2024) that PAR grows out of: transformer and frame de-tokenizer."""
 
-    latent_channels: int
+    latent_channels: Size
     """Channels of the frame VAE's latents."""
-    latent_size: tuple[int, int]
+    latent_size: tuple[Size, Size]
     """Height and width of one latent frame."""
-    video_patch: int
+    video_patch: Size
     """Latent pixels a side of one frame token in the temporal encoder."""
-    image_patch: int
+    image_patch: Size
     """Latent pixels a side of one token in the spatial encoder and the frame de-tokenizer."""
     video_encoder: EncoderConfig
     """Temporal encoder: the causal transformer."""
     image_encoder: EncoderConfig
     """Spatial encoder of the masked set-by-set frame generation."""
-    decoder_depth: int
+    decoder_depth: SmallCount
     """Blocks of the diffusion MLP."""
-    decoder_width: int
+    decoder_width: Size
     """Width of the diffusion MLP."""
-    text_dim: int
+    text_dim: Size
     """Width of the frozen text encoder's features."""
-    text_length: int
+    text_length: Size
     """Text tokens that every instruction is padded to."""
-    video_base_size: tuple[int, int, int]
+    video_base_size: tuple[Size, Size, Size]
     """Frames, rows and columns that absolute positions refer to."""
-    image_base_size: tuple[int, int]
+    image_base_size: tuple[Size, Size]
     """Rows and columns of the spatial encoder's token grid."""
     absolute_space: bool = True
     """Adds sine/cosine row and column embeddings to frame tokens."""
@@ -136,9 +118,9 @@ class NOVAConfig:
     """Has the two motion tokens (optical flow, frames a second) of NOVA's prefix."""
     bos_slot: bool = True
     """Starts the sequence with NOVA's begin-of-video frame slot."""
-    mixer_rank: int | None = None
+    mixer_rank: Annotated[int, Range(-MANY, 2**20)] | None = None
     """Rank of the scaling-and-shift layer on frame conditions; negative: full rank; None: no such layer."""
-    stem_widths: tuple[int, ...] = ()
+    stem_widths: Sizes = ()
     """Widths of a convolutional stem before the patch embedding, all but the first halving the resolution."""
     reads_last_frame: bool = False
     """The spatial encoder also reads the frame before the one that is drawn, and tells where the two differ. The
@@ -147,20 +129,14 @@ class NOVAConfig:
     """Noise process of the frame de-tokenizer."""
 
     def __post_init__(self) -> None:
-        check_sizes(
-            self, "latent_channels", "video_patch", "image_patch", "decoder_width", "text_dim",
-            "text_length", "latent_size", "video_base_size", "image_base_size", "stem_widths",
-        )  # fmt: skip
-        check_sizes(self, "decoder_depth", most=MOST_BLOCKS)
-        if self.mixer_rank is not None and self.mixer_rank > 0:
-            check_sizes(self, "mixer_rank")
+        super().__post_init__()
         for name in ("video_patch", "image_patch"):
             patch = getattr(self, name)
             if any(size % patch for size in self.latent_size):
-                raise ValueError(f"NOVAConfig.{name} is {patch}; it must divide the latent size {self.latent_size}")
+                raise UserError(f"{name} is {patch}; it must divide the latent size {self.latent_size}")
         if self.stem_widths and self.video_patch % 2 ** (len(self.stem_widths) - 1):
-            raise ValueError(
-                f"a stem of {len(self.stem_widths)} widths does not fit a video patch of {self.video_patch}"
+            raise UserError(
+                f"stem_widths has {len(self.stem_widths)} entries, too many for a video_patch of {self.video_patch}"
             )
 
     @property
@@ -185,48 +161,42 @@ class NOVAConfig:
 
 
 @dataclass(frozen=True)
-class ActionConfig:
+class ActionConfig(Checked):
     """Action tokenizer and Action-DiT (paper sections 4.2.1 and 4.2.3)."""
 
-    action_size: int = 8
+    action_size: Size = 8
     """Numbers per action (``A``)."""
-    proprioception_size: int = 9
+    proprioception_size: Annotated[int, Range(0, 2**20)] = 9
     """Numbers of joint positions that join each frame as one token; 0: none."""
-    chunk_length: int = 8
+    chunk_length: Size = 8
     """Actions per chunk (``L``)."""
-    foresight: tuple[int, ...] = ()
+    foresight: Sizes = ()
     """Control steps past the chunk, counted from its start, whose actions are predicted with it and never executed.
 
     They teach the model where a demonstration leads, which the next ``L`` actions hardly show.
     """
-    tokenizer_widths: tuple[int, ...] = (576,)
+    tokenizer_widths: Sizes = (576,)
     """Hidden widths of the action tokenizer's MLP."""
-    width: int = 512
+    width: Size = 512
     """Width of the Action-DiT."""
-    depth: int = 3
+    depth: SmallCount = 3
     """Blocks of the Action-DiT."""
-    heads: int = 8
+    heads: Size = 8
     """Attention heads of the Action-DiT."""
     conditions: Literal["actions", "token"] = "actions"
     """Outputs of the causal transformer that the Action-DiT attends to: at the chunk's actions, as in the paper, or at
     all of the physical token, its frame included."""
-    rotary_base: float = 100.0
+    rotary_base: Positive = 100.0
     """Base of the rotary frequencies for the position inside a chunk."""
     diffusion: DiffusionConfig = DiffusionConfig()
     """Noise process of the action de-tokenizer."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "action_size", "chunk_length", "width", "heads", "tokenizer_widths")
-        check_sizes(self, "depth", most=MOST_BLOCKS)
-        if not 0 <= self.proprioception_size <= MOST:
-            raise ValueError(f"ActionConfig.proprioception_size is {self.proprioception_size}; it must be 0 or more")
-        if self.width % self.heads:
-            raise ValueError(f"ActionConfig.heads is {self.heads}; it must divide the width {self.width}")
-        if self.conditions not in ("actions", "token"):
-            raise ValueError(f"ActionConfig.conditions is {self.conditions!r}; allowed: 'actions', 'token'")
+        super().__post_init__()
+        _check_heads(self.width, self.heads)
         if any(later <= earlier for earlier, later in pairwise((self.chunk_length - 1, *self.foresight))):
-            raise ValueError(
-                f"ActionConfig.foresight is {self.foresight}; it must be rising numbers from the chunk length "
+            raise UserError(
+                f"foresight is {self.foresight}; it must be rising numbers from the chunk length "
                 f"{self.chunk_length} on: a chunk has the actions before that"
             )
 
@@ -237,19 +207,19 @@ class ActionConfig:
 
 
 @dataclass(frozen=True)
-class PARConfig:
+class PARConfig(Checked):
     """Everything that decides the shapes of a :class:`~par_agent.modeling.par.PARModel`."""
 
-    name: str
+    name: Annotated[str, MayBeEmpty]
     """Name of the preset or of the checkpoint."""
     nova: NOVAConfig
     """Causal transformer and frame path."""
     action: ActionConfig
     """Action path."""
-    max_context: int = 16
+    max_context: Size = 16
     """Physical tokens that training showed at once, and so the most that a policy may remember. Past it the oldest
     leave and the text stays."""
-    noise_samples: int = 4
+    noise_samples: Size = 4
     """Times that noise and time are drawn per token and condition (Li et al. 2024; paper section 4.3)."""
     detokenizers: Literal["diffusion", "regression"] = "diffusion"
     """``regression``: MLPs with the squared error in place of both de-tokenizers (ablation PAR-Discrete)."""
@@ -261,16 +231,14 @@ class PARConfig:
     """Format version of this configuration."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "max_context", "noise_samples")
-        if self.detokenizers not in ("diffusion", "regression"):
-            raise ValueError(f"PARConfig.detokenizers is {self.detokenizers!r}; allowed: 'diffusion', 'regression'")
+        super().__post_init__()
         if not self.autoregressive and (self.imagination or self.detokenizers == "regression"):
-            raise ValueError(
+            raise UserError(
                 "a temporal encoder of depth 0 gives the action de-tokenizer raw text and frame tokens; it goes with "
                 "imagination=False and detokenizers='diffusion' only"
             )
         if self.detokenizers == "regression" and self.action.conditions != "actions":
-            raise ValueError(
+            raise UserError(
                 "regression gives an action for each of the chunk's conditions: set action.conditions to 'actions'"
             )
 
@@ -301,3 +269,8 @@ class PARConfig:
                 f"this configuration has format version {version}; this package reads {CONFIG_VERSION}: {advice}"
             )
         return build(cls, content, added=("reads_last_frame", "preconditioned"))
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise UserError(f"heads is {heads}; it must divide the width {width}")

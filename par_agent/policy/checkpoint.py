@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
@@ -30,6 +30,7 @@ from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encode
 from par_agent.modeling.weights import load_module, save_module
 from par_agent.policy.folders import POLICY
 from par_agent.policy.transforms import Transforms, pixels
+from par_agent.utils.checked import Checked, Count
 from par_agent.utils.device import floating_type, usable_device
 from par_agent.utils.files import naming, read_json, read_object, write_json
 from par_agent.utils.json_fields import build, check
@@ -41,27 +42,19 @@ TEXT_ENCODERS = {HashTextEncoder: "hash", StoredTextEncoder: "phi"}
 
 
 @dataclass(frozen=True)
-class InferenceConfig:
+class InferenceConfig(Checked):
     """How a policy acts."""
 
-    context: int = 1
+    context: Count = 1
     """Physical tokens remembered, the present one included."""
     past_actions: bool = False
     """Whether executed chunks enter the context; otherwise begin-of-action takes their place."""
-    n_action_steps: int | None = None
+    n_action_steps: Count | None = None
     """Actions of a chunk that are executed before the next frame is read; None: all."""
-    denoising_steps: int = 10
+    denoising_steps: Count = 10
     """Steps of the Action-DiT's sampler."""
     random_start: bool = False
     """Whether denoising starts from random noise; otherwise from zero, which makes the policy deterministic."""
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            check(name, getattr(self, name), hint)
-        for name in ("context", "n_action_steps", "denoising_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass

@@ -92,17 +92,16 @@ class Transforms:
         rows = {len(row) for row in (*self.action_mean, *self.action_std)}
         if rows != {self.action_size} or len(self.action_mean) != len(self.action_std):
             raise UserError(
-                f"Transforms.action_mean and action_std need rows of {self.action_size} numbers, as many as relative "
-                "has, and the same number of rows"
+                f"action_mean and action_std need rows of {self.action_size} numbers, as many as relative has, and "
+                "the same number of rows"
             )
         if len(self.proprioception_mean) != len(self.proprioception_std):
-            raise UserError("Transforms.proprioception_mean and proprioception_std differ in length")
+            raise UserError("proprioception_mean and proprioception_std differ in length")
         if any(value <= 0 for row in (self.proprioception_std, *self.action_std) for value in row):
-            raise UserError("Transforms.proprioception_std and action_std must be above 0 everywhere")
+            raise UserError("proprioception_std and action_std must be above 0 everywhere")
         if any(self.relative[max(self.joint_count, 0) :]):
             raise UserError(
-                f"Transforms.relative marks numbers past the {self.joint_count} joint positions that they "
-                "would be relative to"
+                f"relative marks numbers past the {self.joint_count} joint positions that they would be relative to"
             )
 
     @property

@@ -18,6 +18,7 @@ from par_agent.tasks import TASKS
 from par_agent.utils.checked import (
     Checked,
     Count,
+    Group,
     Length,
     Minutes,
     NonNegative,
@@ -25,6 +26,7 @@ from par_agent.utils.checked import (
     Range,
     Seed,
     Share,
+    ShareBelow1,
     Size,
     SmallCount,
     Strength,
@@ -41,7 +43,7 @@ NOVA_MODEL: dict[str, float] = {"learning_rate": 1e-4, "batch_size": 4, "accumul
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig(Checked):
+class DatasetConfig(Group):
     """Which data is read, and how frames are augmented."""
 
     data_root: Path = Path("data/rendered")
@@ -59,14 +61,14 @@ class DatasetConfig(Checked):
     """Copies of every frame in the cache: the unchanged one and augmented ones; unused without the cache."""
     shift: Annotated[int, Range(0, 1024)] = 6
     """Largest shift of a copy in pixels; the same for all frames of an episode."""
-    color_jitter: Annotated[float, Range(0, 1, below=True)] = 0.0
+    color_jitter: ShareBelow1 = 0.0
     """Largest relative change of a copy's brightness, contrast and saturation, below 1."""
     skip_corrupt: bool = False
     """Reads all episodes first and leaves out damaged ones; without it the first damaged episode is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiserConfig(Checked):
+class OptimiserConfig(Group):
     """AdamW, its schedule, and the averaged weights."""
 
     warmup: NonNegative = 100
@@ -80,7 +82,7 @@ class OptimiserConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggingConfig(Checked):
+class LoggingConfig(Group):
     """Measurements, logs and training states."""
 
     validate_every: Count = 250
@@ -193,7 +195,7 @@ class TrainingConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(Checked):
+class ModelConfig(Group):
     """The model, besides its preset or checkpoint."""
 
     new_robot: bool = False
@@ -210,7 +212,7 @@ class ModelConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAConfig(Checked):
+class LoRAConfig(Group):
     """The low-rank adapters of --train lora."""
 
     lora_rank: Size = 16
@@ -222,7 +224,7 @@ class LoRAConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig(Checked):
+class LossConfig(Group):
     """Dropout of history, noise on joint positions, and the frame loss."""
 
     single_step: Share = 0.5
@@ -240,7 +242,7 @@ class LossConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(Checked):
+class EvaluationConfig(Group):
     """Pictures and rollouts during training."""
 
     picture_minutes: Minutes = 10.0

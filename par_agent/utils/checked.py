@@ -1,4 +1,4 @@
-"""Dataclasses of options that check themselves: the annotation of a field says which values it takes.
+"""Dataclasses that check themselves: the annotation of a field says which values it takes.
 
 ::
 
@@ -7,7 +7,8 @@
         steps: Count = 100
         ema: Annotated[float, Range(0, 1)] = 0.99
         crop: tuple[Offset, Offset, Pixels, Pixels] | None = None
-        logging: LoggingConfig = field(default_factory=LoggingConfig)  # a group: another Checked dataclass
+        conditions: Literal["actions", "token"] = "actions"
+        logging: LoggingConfig = LoggingConfig()  # a dataclass of further options: a Group
 
 On the command line and in JSON files the options of groups stand beside those of the dataclass itself.
 """
@@ -15,16 +16,15 @@ On the command line and in JSON files the options of groups stand beside those o
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from par_agent.errors import UserError, user_errors
-from par_agent.utils.json_fields import entry_hints
+from par_agent.utils.json_fields import describe, entry_hints, field_hints, fits, short
 
 C = TypeVar("C", bound="Checked")
 MANY = 10**9
@@ -61,12 +61,19 @@ class Pattern:
 
     expression: str
     """Regular expression of the whole text."""
-    allowed: str
+    form: str
     """The form in words."""
+
+    def __contains__(self, value: str) -> bool:
+        return re.fullmatch(self.expression, value) is not None
+
+    def allowed(self, value: str) -> str:
+        """What is allowed in place of text of another form, in words."""
+        return self.form
 
 
 class MayBeEmpty:
-    """Marks text that may be empty."""
+    """Marks texts and lists that may be empty."""
 
 
 Count = Annotated[int, Range(1)]
@@ -74,12 +81,14 @@ NonNegative = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Length = Annotated[int, Range(1, 10_000)]
 SmallCount = Annotated[int, Range(1, 1024)]
-Size = Annotated[int, Range(1, 65_536)]
+Size = Annotated[int, Range(1, 2**20)]
+Sizes = Annotated[tuple[Size, ...], MayBeEmpty]
 Pixels = Annotated[int, Range(1, 16_384)]
 Offset = Annotated[int, Range(0, 16_383)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Minutes = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+ShareBelow1 = Annotated[float, Range(0, 1, below=True)]
 Strength = Annotated[float, Range(0, 1000)]
 ClusterAddress = Annotated[
     str,
@@ -88,36 +97,41 @@ ClusterAddress = Annotated[
 
 
 class Checked:
-    """Base of frozen dataclasses of options: numbers are finite and in their ranges, and no text or list is empty.
+    """Base of frozen dataclasses: values are of the annotated types and in their ranges, and no text or list is empty.
 
-    What is not is a UserError that names the option.
+    What is not is a UserError that names the field. Numbers are finite.
     """
 
     out_is_file: ClassVar[bool] = False
     """Whether the option ``out`` names a file, and no folder."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
-        for option in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, option.name)
-            if value == () and option.default not in ((), None):  # () is allowed where it is the default, or None is
-                raise UserError(f"{option.name} is empty; leave it out, or give it a value")
-            for part, rules in _values(value, hints[option.name]):
-                _check(option.name, value, part, rules)
+        hints = field_hints(type(self))  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            name, value, hint = field.name, getattr(self, field.name), hints[field.name]
+            if not fits(value, hint):
+                raise UserError(f"{name} is {short(value)}; expected {describe(hint)}")
+            # () is allowed where it is the default, or None is
+            if value == () and field.default not in ((), None) and MayBeEmpty not in get_args(hint):
+                raise UserError(f"{name} is empty; leave it out, or give it a value")
+            for part, rules in _values(value, hint):
+                _check(name, value, part, rules)
+
+
+class Group(Checked):
+    """Options of a part: in files and on the command line they stand beside those of the dataclass that has them."""
 
 
 def is_group(hint: Any) -> bool:
     """Whether a field holds further options."""
-    return isinstance(hint, type) and issubclass(hint, Checked)
+    return isinstance(hint, type) and issubclass(hint, Group)
 
 
 def option_hints(cls: type) -> dict[str, Any]:
     """The annotations of all options of a dataclass and its groups, by the options' names."""
-    hints = get_type_hints(cls, include_extras=True)
     found: dict[str, Any] = {}
-    for option in dataclasses.fields(cls):
-        hint = hints[option.name]
-        found |= option_hints(hint) if is_group(hint) else {option.name: hint}
+    for name, hint in field_hints(cls).items():
+        found |= option_hints(hint) if is_group(hint) else {name: hint}
     return found
 
 
@@ -126,32 +140,30 @@ def option_values(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)
-        found |= option_values(value) if isinstance(value, Checked) else {option.name: value}
+        found |= option_values(value) if isinstance(value, Group) else {option.name: value}
     return found
 
 
 def from_options(cls: type[C], values: Mapping[str, Any]) -> C:
     """The inverse of :func:`option_values`; options that are not given have their defaults."""
-    hints = get_type_hints(cls)
     given: dict[str, Any] = {}
-    for option in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if is_group(hints[option.name]):
-            given[option.name] = from_options(hints[option.name], values)
-        elif option.name in values:
-            given[option.name] = values[option.name]
+    for name, hint in field_hints(cls).items():  # type: ignore[arg-type]
+        if is_group(hint):
+            given[name] = from_options(hint, values)
+        elif name in values:
+            given[name] = values[name]
     with user_errors():
         return cls(**given)
 
 
 def _values(value: Any, hint: Any, rules: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """The single values that an option consists of, each with what is annotated to it."""
+    """The single values that a field consists of, each with what is annotated to it."""
     kind, parts = get_origin(hint), get_args(hint)
     if kind is Annotated:
         yield from _values(value, parts[0], parts[1:])
     elif kind in (Union, types.UnionType):
-        if value is not None:
-            yield from _values(value, next(part for part in parts if part is not type(None)), rules)
-    elif kind is tuple and isinstance(value, tuple):
+        yield from _values(value, next(part for part in parts if fits(value, part)), rules)
+    elif kind is tuple:
         for part, of_part in zip(value, entry_hints(value, parts), strict=True):
             yield from _values(part, of_part)
     else:
@@ -159,22 +171,16 @@ def _values(value: Any, hint: Any, rules: tuple[Any, ...] = ()) -> Iterator[tupl
 
 
 def _check(name: str, value: Any, part: Any, rules: tuple[Any, ...]) -> None:
-    """Checks one of the values of an option."""
-    each = "each" if isinstance(value, tuple) else "it"
+    """Checks one of the values of a field."""
+    each = "each" if isinstance(value, list | tuple) else "it"
     if isinstance(part, str | Path):
         if "\0" in str(part):
             raise UserError(f"{name} is {str(part)!r}; {each} must not contain a NUL character")
         if not str(part).strip() and MayBeEmpty not in rules:
             raise UserError(f"{name} is empty; leave it out, or give it a value")
-        for rule in rules:
-            if isinstance(rule, Pattern) and not re.fullmatch(rule.expression, str(part)):
-                raise UserError(f"{name} is {part!r}; {each} must be {rule.allowed}")
-    elif isinstance(part, int | float) and not isinstance(part, bool):
-        if not math.isfinite(part):
-            raise UserError(f"{name} is {value}; {each} must be a finite number")
-        for rule in rules:
-            if isinstance(rule, Range) and part not in rule:
-                raise UserError(f"{name} is {value}; {each} must be {rule.allowed(part)}")
+    for rule in rules:
+        if isinstance(rule, Range | Pattern) and part is not None and part not in rule:
+            raise UserError(f"{name} is {short(value)}; {each} must be {rule.allowed(part)}")
 
 
 def _short(number: float) -> str:

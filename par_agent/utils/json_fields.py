@@ -7,6 +7,7 @@ dataclasses, TypedDicts (extra keys allowed), and any of these or None.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -18,19 +19,18 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, 
 from par_agent.errors import UserError, user_errors
 
 T = TypeVar("T")
-MOST, MOST_BLOCKS = 2**20, 1000
-"""Limits of sizes, and of numbers of layers."""
 DEEPEST = 64
 """Levels of lists and objects within each other."""
 LARGEST = 2**64
 """Whole numbers must be smaller than this and larger than its negative."""
 NAMES = {
     int: "a whole number",
-    float: "a number",
+    float: "a finite number",
     str: "a string",
     Path: "a path",
     bool: "true or false",
     list: "a list",
+    dict: "an object",
     type(None): "null",
 }
 
@@ -122,7 +122,7 @@ def build(cls: type[T], content: Any, added: Collection[str] | None = None) -> T
     all that have a default.
     """
     assert dataclasses.is_dataclass(cls)
-    name, hints = cls.__name__, get_type_hints(cls)
+    name, hints = cls.__name__, field_hints(cls)
     check(name, content, dict)
     if unknown := sorted(set(content) - set(hints)):
         raise UserError(
@@ -135,8 +135,15 @@ def build(cls: type[T], content: Any, added: Collection[str] | None = None) -> T
     if missing := sorted(field for field in required if field not in content):
         raise UserError(f"missing fields in {name}: {', '.join(missing)}")
     values = {field: check(f"{name}.{field}", value, hints[field], added) for field, value in content.items()}
-    with user_errors():
+    with user_errors(f"{name}: "):
         return cls(**values)
+
+
+@functools.cache
+def field_hints(cls: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, with what is annotated to them."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def required_fields(cls: type) -> list[str]:
@@ -156,7 +163,7 @@ def check(name: str, value: Any, hint: Any, added: Collection[str] | None = None
     if not _has_entries(hint):
         if fits(value, hint):
             return _converted(value, hint)
-        raise UserError(f"{name} is {short(value)}; expected {_describe(hint)}")
+        raise UserError(f"{name} is {short(value)}; expected {describe(hint)}")
     if dataclasses.is_dataclass(kind):
         return build(kind, value, added)  # type: ignore[arg-type]
     check(name, value, list if kind is list else dict)
@@ -176,14 +183,6 @@ def check(name: str, value: Any, hint: Any, added: Collection[str] | None = None
 def _has_entries(hint: Any) -> bool:
     kind, parts = _parts(hint)
     return dataclasses.is_dataclass(kind) or is_typeddict(kind) or (kind in (list, dict) and bool(parts))
-
-
-def check_sizes(owner: object, *names: str, most: int = MOST) -> None:
-    """Raises ValueError where a whole number, or one of a tuple, is not from 1 to ``most``, as in damaged files."""
-    for name in names:
-        value = getattr(owner, name)
-        if not all(1 <= number <= most for number in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"{type(owner).__name__}.{name} is {value}; it must be at least 1, and at most {most}")
 
 
 def is_count(value: Any) -> bool:
@@ -206,7 +205,7 @@ def short(value: Any) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a type as :func:`check` takes it, but for those whose entries it looks at."""
+    """Whether a JSON value is of a type as :func:`check` takes it; any value is of a type that JSON does not have."""
     kind, parts = _parts(hint)
     if kind is Union:
         return any(fits(value, part) for part in parts)
@@ -217,19 +216,20 @@ def fits(value: Any, hint: Any) -> bool:
         return same_length and all(map(fits, value, entry_hints(value, parts)))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if kind is Any:
+    if kind not in NAMES:
         return True
-    return isinstance(value, str if kind is Path else kind) and (kind is bool or not isinstance(value, bool))
+    return isinstance(value, str | Path if kind is Path else kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
+    """The values of an annotation in words."""
     kind, parts = _parts(hint)
     if kind in (Union, Literal):
-        return " or ".join(map(_describe if kind is Union else repr, parts))
+        return " or ".join(map(describe if kind is Union else repr, parts))
     if kind is tuple and parts[-1] is Ellipsis:
-        return f"a list, each entry {_describe(parts[0])}"
+        return f"a list, each entry {describe(parts[0])}"
     if kind is tuple:
-        return f"a list of {len(parts)}: {', '.join(map(_describe, parts))}"
+        return f"a list of {len(parts)}: {', '.join(map(describe, parts))}"
     return NAMES.get(kind, "an object")
 
 

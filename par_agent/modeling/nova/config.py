@@ -13,6 +13,7 @@ from torch import Tensor
 from par_agent.modeling.config import DiffusionConfig, EncoderConfig, NOVAConfig
 from par_agent.modeling.rope import axis_sizes
 from par_agent.modeling.weights import read_config
+from par_agent.utils.checked import Checked, Size
 from par_agent.utils.files import naming, read_object
 from par_agent.utils.json_fields import build, check
 
@@ -39,22 +40,22 @@ FLOW_OPTIONS = ("use_dynamic_shifting", "invert_sigmas", "use_karras_sigmas", "u
 
 
 @dataclass(frozen=True)
-class PublishedTransformer:
+class PublishedTransformer(Checked):
     """The fields of a published ``config.json``."""
 
-    image_dim: int
+    image_dim: Size
     """Latent channels."""
-    image_size: int | tuple[int, int]
+    image_size: Size | tuple[Size, Size]
     """Height and width of a frame in pixels; one number for both."""
-    image_stride: int
+    image_stride: Size
     """Pixels a side of one latent pixel."""
-    text_token_dim: int
+    text_token_dim: Size
     """Width of text features."""
-    text_token_len: int
+    text_token_len: Size
     """Text tokens."""
-    video_base_size: tuple[int, int, int]
+    video_base_size: tuple[Size, Size, Size]
     """Frames, rows and columns of the temporal encoder's token grid."""
-    image_base_size: tuple[int, int]
+    image_base_size: tuple[Size, Size]
     """Rows and columns of the spatial encoder's token grid."""
     arch: tuple[str, str, str]
     """Temporal encoder, spatial encoder and diffusion MLP, as ``vit_d<depth>w<width>`` and ``mlp_d<depth>w<width>``."""
@@ -64,10 +65,6 @@ class PublishedTransformer:
     """Rank of the mixer, negative: full; the weights decide where they have one."""
     arch_hparams: dict[str, Any] | None = None
     """Per part, numbers that override what ``arch`` says; not in published files."""
-
-    def __post_init__(self) -> None:
-        if self.image_stride < 1:
-            raise ValueError(f"image_stride is {self.image_stride}; it must be at least 1")
 
 
 @dataclass(frozen=True)

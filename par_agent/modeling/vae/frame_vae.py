@@ -12,27 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from par_agent.errors import UserError
 from par_agent.modeling.embeddings import ResidualConv
 from par_agent.modeling.random_numbers import normal
-from par_agent.utils.json_fields import check_sizes
+from par_agent.utils.checked import Checked, Size
 
 
 @dataclass(frozen=True)
-class FrameVAEConfig:
+class FrameVAEConfig(Checked):
     """Sizes of a :class:`FrameVAE`."""
 
-    channels: int = 8
+    channels: Size = 8
     """Latent channels ``C``."""
-    widths: tuple[int, ...] = (16, 32, 48)
+    widths: tuple[Size, ...] = (16, 32, 48)
     """Encoder widths; each halves the resolution. The decoder mirrors them."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "channels", "widths")
-        if not self.widths or any(width < 8 or width % 8 for width in self.widths):
-            raise ValueError(
-                f"FrameVAEConfig(channels={self.channels}, widths={self.widths}): every width must be a "
-                "multiple of 8, and there must be one"
-            )
+        super().__post_init__()
+        if any(width % 8 for width in self.widths):
+            raise UserError(f"widths is {self.widths}; each must be a multiple of 8")
 
     @property
     def stride(self) -> int:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import normal
 from par_agent.modeling.vae.opensora_vae_blocks import NORM_EPS, CausalConv3d, DownBlock, MidBlock, UpBlock, convolution
 from par_agent.modeling.weights import load_module, read_config
+from par_agent.utils.checked import Checked, Positive, Size, SmallCount
 from par_agent.utils.files import naming
-from par_agent.utils.json_fields import MOST_BLOCKS, build, check_sizes
+from par_agent.utils.json_fields import build
 
 ENCODE_FRAMES = 17
 """Frames per chunk in which longer clips are encoded; neighbours share one frame."""
@@ -26,30 +29,33 @@ DECODE_FRAMES = 5
 
 
 @dataclass(frozen=True)
-class OpenSoraVAEConfig:
+class OpenSoraVAEConfig(Checked):
     """The fields of the published ``config.json``."""
 
-    in_channels: int = 3
+    in_channels: Size = 3
     """Channels of a frame."""
-    out_channels: int = 3
+    out_channels: Size = 3
     """Channels of a decoded frame."""
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 2 + ("DownEncoderBlock3D",) * 2
+    down_block_types: tuple[Literal["DownEncoderBlock2D", "DownEncoderBlock3D"], ...] = (
+        *("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        *("DownEncoderBlock3D", "DownEncoderBlock3D"),
+    )
     """Encoder resolutions, 2-D ones first; the step before a 3-D one halves time as well."""
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock3D",) * 4
+    up_block_types: tuple[Literal["UpDecoderBlock3D"], ...] = ("UpDecoderBlock3D",) * 4
     """Decoder resolutions, all 3-D."""
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    block_out_channels: tuple[Size, ...] = (128, 256, 512, 512)
     """Channels of each encoder resolution; the decoder has them in reverse."""
-    layers_per_block: int = 2
+    layers_per_block: SmallCount = 2
     """Residual blocks per encoder resolution; the decoder has one more."""
-    act_fn: str = "silu"
+    act_fn: Literal["silu"] = "silu"
     """Activation; only ``silu`` exists."""
-    latent_channels: int = 4
+    latent_channels: Size = 4
     """Channels of the latents."""
-    norm_num_groups: int = 32
+    norm_num_groups: Size = 32
     """Groups of every GroupNorm; must divide all channel counts."""
     sample_size: int = 256
     """Training resolution; not used."""
-    scaling_factor: float = 0.18215
+    scaling_factor: Positive = 0.18215
     """What latents are multiplied by before the transformer sees them."""
     shift_factor: float | None = None
     """What is subtracted from latents before that; None: nothing."""
@@ -65,29 +71,27 @@ class OpenSoraVAEConfig:
     """Has a 1x1x1 convolution before the decoder."""
 
     def __post_init__(self) -> None:
-        count = len(self.block_out_channels)
-        down = [_dims("down_block_types", name, "DownEncoderBlock") for name in self.down_block_types]
-        up = [_dims("up_block_types", name, "UpDecoderBlock") for name in self.up_block_types]
-        if not (len(down) == len(up) == count >= 2):
-            raise ValueError(
-                f"down_block_types, up_block_types and block_out_channels have {len(down)}, {len(up)} and "
-                f"{count} entries; "
+        super().__post_init__()
+        down, up, channels = len(self.down_block_types), len(self.up_block_types), len(self.block_out_channels)
+        if not (down == up == channels >= 2):
+            raise UserError(
+                f"down_block_types, up_block_types and block_out_channels have {down}, {up} and {channels} entries; "
                 "they need the same number, at least 2"
             )
-        if down != sorted(down) or down[0] != 2 or down[-1] != 3:
-            raise ValueError(
+        dims = self.down_dims
+        if dims != sorted(dims) or (dims[0], dims[-1]) != (2, 3):
+            raise UserError(
                 f"down_block_types is {self.down_block_types}; 2D blocks (one at least) come before 3D ones"
             )
-        if set(up) != {3}:
-            raise ValueError(f"up_block_types is {self.up_block_types}; every one must be UpDecoderBlock3D")
-        check_sizes(self, "in_channels", "out_channels", "latent_channels", "norm_num_groups", "block_out_channels")
-        check_sizes(self, "layers_per_block", most=MOST_BLOCKS)
         if bad := [c for c in self.block_out_channels if c % self.norm_num_groups]:
-            raise ValueError(
+            raise UserError(
                 f"block_out_channels has {bad}; each must be a multiple of norm_num_groups {self.norm_num_groups}"
             )
-        if self.act_fn != "silu":
-            raise ValueError(f"act_fn is {self.act_fn!r}; only 'silu' is known")
+
+    @property
+    def down_dims(self) -> list[int]:
+        """Dimensions of each encoder resolution's blocks: 2, or 3 with time."""
+        return [2 if name.endswith("2D") else 3 for name in self.down_block_types]
 
     @property
     def spatial_factor(self) -> int:
@@ -98,13 +102,6 @@ class OpenSoraVAEConfig:
     def time_factor(self) -> int:
         """Frames that each latent frame but the first stands for when decoded."""
         return 2 ** (len(self.block_out_channels) - 2)
-
-
-def _dims(field: str, name: str, prefix: str) -> int:
-    allowed = {f"{prefix}2D": 2, f"{prefix}3D": 3}
-    if name not in allowed:
-        raise ValueError(f"{field} has {name!r}; allowed: {', '.join(allowed)}")
-    return allowed[name]
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class VAEEncoder(nn.Module):
     def __init__(self, config: OpenSoraVAEConfig) -> None:
         super().__init__()
         channels, groups = config.block_out_channels, config.norm_num_groups
-        dims = [_dims("down_block_types", name, "DownEncoderBlock") for name in config.down_block_types]
+        dims = config.down_dims
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             DownBlock(
