@@ -22,13 +22,13 @@ from par_agent.modeling.config import (
     DiffusionConfig,
     EncoderConfig,
     GenerationConfig,
+    InferenceConfig,
     NOVAConfig,
     PARConfig,
 )
 from par_agent.modeling.nova.config import PublishedTransformer
 from par_agent.modeling.vae.frame_vae import FrameVAEConfig
 from par_agent.modeling.vae.opensora_vae import OpenSoraVAEConfig
-from par_agent.policy.checkpoint import InferenceConfig
 from par_agent.utils.checked import Range, from_options, option_hints
 from rendered import write_dataset
 

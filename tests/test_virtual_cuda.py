@@ -23,11 +23,12 @@ from par_agent.baselines.policy import BaselinePolicy
 from par_agent.baselines.training import train
 from par_agent.cli import main
 from par_agent.errors import UserError
+from par_agent.modeling.config import InferenceConfig
 from par_agent.modeling.par import PARModel, Targets
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_encoder import VideoFrameEncoder, load_frame_encoder
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
-from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.tasks import TASKS
 from par_agent.training.finetune import finetune
 from par_agent.training.vae import train_vae

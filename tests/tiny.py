@@ -12,11 +12,18 @@ import torch
 
 from par_agent.data.episodes import Episode, frame_steps, write_episode
 from par_agent.data.render_spec import RenderSpec
-from par_agent.modeling.config import ActionConfig, DiffusionConfig, EncoderConfig, NOVAConfig, PARConfig
+from par_agent.modeling.config import (
+    ActionConfig,
+    DiffusionConfig,
+    EncoderConfig,
+    InferenceConfig,
+    NOVAConfig,
+    PARConfig,
+)
 from par_agent.modeling.par import PARModel, PhysicalTokens
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
-from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.utils.checked import C, from_options, option_values

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from par_agent.errors import UserError
-from par_agent.utils.checked import MANY, Checked, MayBeEmpty, Positive, Range, Share, Size, Sizes, SmallCount
+from par_agent.utils.checked import MANY, Checked, Count, MayBeEmpty, Positive, Range, Share, Size, Sizes, SmallCount
 from par_agent.utils.json_fields import build
 
 CONFIG_VERSION = 2
@@ -269,6 +269,22 @@ class PARConfig(Checked):
                 f"this configuration has format version {version}; this package reads {CONFIG_VERSION}: {advice}"
             )
         return build(cls, content, added=("reads_last_frame", "preconditioned"))
+
+
+@dataclass(frozen=True)
+class InferenceConfig(Checked):
+    """How a policy acts."""
+
+    context: Count = 1
+    """Physical tokens remembered, the present one included."""
+    past_actions: bool = False
+    """Whether executed chunks enter the context; otherwise begin-of-action takes their place."""
+    n_action_steps: Count | None = None
+    """Actions of a chunk that are executed before the next frame is read; None: all."""
+    denoising_steps: Count = 10
+    """Steps of the Action-DiT's sampler."""
+    random_start: bool = False
+    """Whether denoising starts from random noise; otherwise from zero, which makes the policy deterministic."""
 
 
 def _check_heads(width: int, heads: int) -> None:

@@ -23,14 +23,13 @@ from typing import Any
 import torch
 
 from par_agent.errors import UserError
-from par_agent.modeling.config import PARConfig
+from par_agent.modeling.config import InferenceConfig, PARConfig
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, TextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.weights import load_module, save_module
 from par_agent.policy.folders import POLICY
 from par_agent.policy.transforms import Transforms, pixels
-from par_agent.utils.checked import Checked, Count
 from par_agent.utils.device import floating_type, usable_device
 from par_agent.utils.files import naming, read_json, read_object, write_json
 from par_agent.utils.json_fields import build, check
@@ -39,22 +38,6 @@ ENCODER = "frame_encoder"
 FEATURES = "text_features.safetensors"
 TEXT_ENCODERS = {HashTextEncoder: "hash", StoredTextEncoder: "phi"}
 """What ``policy.json`` calls the text encoders that a checkpoint can hold."""
-
-
-@dataclass(frozen=True)
-class InferenceConfig(Checked):
-    """How a policy acts."""
-
-    context: Count = 1
-    """Physical tokens remembered, the present one included."""
-    past_actions: bool = False
-    """Whether executed chunks enter the context; otherwise begin-of-action takes their place."""
-    n_action_steps: Count | None = None
-    """Actions of a chunk that are executed before the next frame is read; None: all."""
-    denoising_steps: Count = 10
-    """Steps of the Action-DiT's sampler."""
-    random_start: bool = False
-    """Whether denoising starts from random noise; otherwise from zero, which makes the policy deterministic."""
 
 
 @dataclass

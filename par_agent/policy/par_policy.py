@@ -14,9 +14,9 @@ from torch import Tensor
 
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
-from par_agent.modeling.config import GenerationConfig
+from par_agent.modeling.config import GenerationConfig, InferenceConfig
 from par_agent.modeling.par import PhysicalTokens
-from par_agent.policy.checkpoint import Checkpoint, InferenceConfig
+from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.chunk_policy import ChunkPolicy, one_thread
 from par_agent.policy.episode import EpisodeState, Imagination, Plan, RowNoise
 from par_agent.policy.folders import checkpoint_folder
@@ -41,7 +41,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         instruction: what to do, in the words of training: one text, or one per environment, whose number it fixes.
         device: where the checkpoint has to be; None: not checked.
         seed: fixes the policy's randomness until a ``reset`` gives another; a whole number, 0 or more.
-        **inference: fields of :class:`~par_agent.policy.checkpoint.InferenceConfig` in place of the checkpoint's.
+        **inference: fields of :class:`~par_agent.modeling.config.InferenceConfig` in place of the checkpoint's.
     """
 
     def __init__(

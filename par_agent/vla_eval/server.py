@@ -38,7 +38,7 @@ class PARModelServer(PredictModelServer):
         checkpoint: a bundled checkpoint's name or a folder.
         device: where the model runs.
         seed: of episodes that start without one.
-        inference: fields of :class:`~par_agent.policy.checkpoint.InferenceConfig` in place of the checkpoint's.
+        inference: fields of :class:`~par_agent.modeling.config.InferenceConfig` in place of the checkpoint's.
     """
 
     def __init__(
