@@ -18,7 +18,7 @@ class ReplayPolicy:
 
     Args:
         task: the task to replay.
-        demos: folder with one ``<task>-<seed>.npz`` of ``qpos`` (9,) and ``actions`` (T, 8) per demonstration.
+        demos: folder with one ``<task>-<seed>.npz`` of ``qpos`` (9,) and ``actions`` (E, 8) per demonstration.
         noise: standard deviation of noise on the joint targets, radians.
         fail_seed: raise after ten steps of the demonstration of this environment seed.
         blind: look at no image.
