@@ -66,7 +66,6 @@ def test_an_object_is_found_by_its_colour_within_six_pixels_of_320() -> None:
         assert share_in_place(square(100, 50 + moved, (190, 10, 10)), true, [red, blue]) == share
     vanished = square(0, 0, (203, 130, 82))
     assert share_in_place(vanished, true, [red, blue]) == 0.5 and share_in_place(true, vanished, [red]) == 0
-    assert share_in_place(true, true, []) == 1
 
 
 def test_cubes_and_goals_of_the_tasks_are_found_in_their_images() -> None:

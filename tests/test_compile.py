@@ -54,10 +54,10 @@ def test_a_step_with_the_cache_past_its_window(model: PARModel) -> None:
 
 
 def test_drawing_a_chunk(model: PARModel) -> None:
-    head, reverse = model.action_detokenizer, noise_process(model.config.action.diffusion).sampler(4)
+    head, process = model.action_detokenizer, noise_process(model.config.action.diffusion)
     assert isinstance(head, ActionDetokenizer)
     z, start = torch.randn(2, LENGTH, 32), torch.randn(2, LENGTH, SIZE)
-    close(compiled(sample_actions)(head, z, reverse, start), sample_actions(head, z, reverse, start))
+    close(compiled(sample_actions)(head, z, process, 4, start), sample_actions(head, z, process, 4, start))
 
 
 def test_the_action_loss(model: PARModel) -> None:

@@ -344,3 +344,13 @@ def test_a_variation_of_time_cannot_be_rendered():
         RenderSpec("PickCube-v1", "t.h5", 1, "", variation="delay")
     with pytest.raises(UserError, match="recorded images are as they were recorded"):
         RenderSpec("PickCube-v1", "t.h5", 1, "", recorded=True, variation="dim")
+
+
+def test_a_dataset_from_before_variations_had_a_name_is_continued(recording, tmp_path):
+    words = [*arguments(recording, tmp_path), "--num", "1"]
+    assert main(["render", *words]) == 0
+    spec = json.loads((tmp_path / "spec.json").read_text())
+    assert spec.pop("variation") == "none"
+    write_json(tmp_path / "spec.json", spec)
+    assert main(["render", *words]) == 0
+    assert RenderedDataset(tmp_path).spec.variation == "none"

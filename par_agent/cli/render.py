@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from par_agent.data.episodes import episode_path, episode_paths, summarise
-from par_agent.data.render_spec import RenderSpec, wordings
+from par_agent.data.render_spec import ADDED_FIELDS, RenderSpec, wordings
 from par_agent.data.rendering import Renderer, RenderJob, check_seed, episode_renderer, recorded_episode
 from par_agent.data.selection import format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
@@ -161,7 +161,7 @@ def main(config: RenderConfig) -> int:
         deferred_interrupts(),
         writing(out),
         only_process(out / ".lock", f"renders into {out}", within=out),
-        claimed_folder(settings, spec.to_json(), begun=lambda: bool(episode_paths(out))),
+        claimed_folder(settings, spec.to_json(), begun=lambda: bool(episode_paths(out)), added=ADDED_FIELDS),
     ):
         try:
             _render_missing(spec, out, config.workers, config.cluster)

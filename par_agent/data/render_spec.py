@@ -15,6 +15,9 @@ from par_agent.utils.checked import Checked, Count, MayBeEmpty, NonNegative, Pix
 from par_agent.utils.files import naming
 from par_agent.utils.json_fields import build
 
+ADDED_FIELDS = {"variation": "none"}
+"""Fields that older datasets lack, and what they would say."""
+
 
 @dataclass(frozen=True)
 class RenderSpec(Checked):
@@ -95,9 +98,9 @@ class RenderSpec(Checked):
 
     @classmethod
     def from_json(cls, content: dict[str, Any], origin: Path) -> RenderSpec:
-        """Makes a spec from the JSON of file ``origin``; every field must be there that 0.1 had."""
+        """Makes a spec from the JSON of file ``origin``; only :data:`ADDED_FIELDS` may be absent."""
         with naming(origin):
-            return build(cls, content, ("variation",))
+            return build(cls, content, ADDED_FIELDS)
 
 
 def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:

@@ -55,11 +55,11 @@ HEADER = (
 NOTE = (
     "Imagined frames compared with those that followed, means over all plans of all rollouts. Still: the frame "
     "read last in place of the imagined one; imagination should beat it. VAE: the true frame after encoding and "
-    "decoding: an upper bound for frames that are drawn completely. Moving: over pixels that differ from the frame "
-    "read last by more than 20 of 255. Objects: share of the task's coloured objects that the frame shows within 6 of "
-    "320 pixels of where they then are, or hides where they are hidden. Path: mean distance over the chunk between the "
-    "position of the end effector that the imagined actions command and the measured one. One chunk ahead the imagined "
-    "actions are the executed ones, so the distance is the controller's lag."
+    "decoding, an upper bound for frames that are drawn completely. Moving: over pixels that differ from the frame "
+    "read last by more than 20 of 255; over all where none does. Objects: share of the task's coloured objects that "
+    "the frame shows within 6 of 320 pixels of where they then are, or hides where they are hidden. Path: mean "
+    "distance over the chunk between the end effector's position that the imagined actions command and the measured "
+    "one. One chunk ahead the imagined actions are the executed ones, so the distance is the controller's lag."
 )
 
 _PANELS = {
@@ -172,10 +172,14 @@ def _draw(summaries: Mapping[str, dict[str, Any]], path: Path) -> None:
 class AlignmentObserver(RolloutTracer):
     """Adds the alignment to every rollout's record."""
 
+    def after_reset(self) -> None:
+        super().after_reset()
+        self._colors = [object_colors(self.env, row) for row in range(self.env.num_envs)]
+
     def record_fields(self, position: int) -> dict[str, Any]:
-        hand, colors = EndEffector(self.env, position), object_colors(self.env, position)  # of this rollout's scene
-        encoder = self.policy.checkpoint.encoder
-        return {Alignment.name: align(self.traces[position], self.policy.transforms, encoder, hand, colors)}
+        hand = EndEffector(self.env, position)  # of this rollout's scene
+        trace, encoder = self.traces[position], self.policy.checkpoint.encoder
+        return {Alignment.name: align(trace, self.policy.transforms, encoder, hand, self._colors[position])}
 
 
 def align(
@@ -183,7 +187,8 @@ def align(
 ) -> AlignmentValues:
     """Compares all that was imagined in a rollout with what happened.
 
-    ``hand`` is the robot's forward kinematics, ``colors`` are those of the task's objects.
+    ``hand`` is the robot's forward kinematics, ``colors`` are those of the task's objects; without any, none are
+    looked for.
     """
     read = {plan.step: plan.frame for plan in trace.plans}
     path = hand.positions(np.array(trace.joints))
@@ -193,7 +198,7 @@ def align(
         pairs = [(plan.frames[k], read[step]) for k, step in enumerate(later) if step in read]
         compared = [_compare(frame, true, plan.frame, colors) for frame, true in pairs]
         for name in values.keys() - {"path_cm"}:
-            values[name].append([found[name] for found in compared])
+            values[name].append([found[name] for found in compared if name in found])
         values["path_cm"].append(_path_errors(plan, path, transforms, hand))
     values[ENCODER_PSNR] = [round(_encoder_psnr(plan.frame, encoder), 2) for plan in trace.plans]
     return values
@@ -201,15 +206,17 @@ def align(
 
 def _compare(frame: np.ndarray, true: np.ndarray, last: np.ndarray, colors: list[Color]) -> dict[str, float]:
     """The measures of an imagined frame; all are (H, W, 3) uint8."""
-    return {
+    found = {
         "psnr_db": round(psnr(frame, true), 2),
         "still_psnr_db": round(psnr(last, true), 2),
         "moving_psnr_db": round(moving_psnr(frame, true, last), 2),
         "still_moving_psnr_db": round(moving_psnr(last, true, last), 2),
-        "objects_found": round(share_in_place(frame, true, colors), 3),
-        "still_objects_found": round(share_in_place(last, true, colors), 3),
         "ssim": round(ssim(frame, true), 4),
     }
+    if colors:
+        found["objects_found"] = round(share_in_place(frame, true, colors), 3)
+        found["still_objects_found"] = round(share_in_place(last, true, colors), 3)
+    return found
 
 
 def imagined_path(plan: Plan, transforms: Transforms, hand: EndEffector) -> np.ndarray:

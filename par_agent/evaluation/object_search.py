@@ -61,10 +61,10 @@ def find_object(frame: np.ndarray, color: Color) -> tuple[float, float] | None:
 
 
 def share_in_place(frame: np.ndarray, true: np.ndarray, colors: list[Color]) -> float:
-    """Share of objects that two frames (H, W, 3) uint8 show at the same place, within :data:`NEAR`, or both not at
-    all; 1 without objects."""
+    """Share of objects, at least one, that two frames (H, W, 3) uint8 show at the same place, within :data:`NEAR`, or
+    both not at all."""
     agree = [_same_place(find_object(frame, color), find_object(true, color), len(true)) for color in colors]
-    return float(np.mean(agree)) if agree else 1.0
+    return float(np.mean(agree))
 
 
 def _same_place(first: tuple[float, float] | None, second: tuple[float, float] | None, height: int) -> bool:

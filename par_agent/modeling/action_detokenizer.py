@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from par_agent.modeling.adaln import Modulation, TimestepEmbedding, modulate
 from par_agent.modeling.blocks import MLP, Attention, CrossAttention, KeysAndValues
 from par_agent.modeling.config import ActionConfig
-from par_agent.modeling.diffusion import NoiseProcess, Sampler
+from par_agent.modeling.diffusion import NoiseProcess
 from par_agent.modeling.embeddings import sincos
 from par_agent.modeling.random_numbers import normal
 
@@ -81,6 +81,13 @@ class ActionDetokenizer(nn.Module):
         return self.head(modulate(x, scale, shift))
 
 
+def predict_noise(
+    head: ActionDetokenizer, process: NoiseProcess, x: Tensor, time: Tensor, conditions: KeysAndValues
+) -> Tensor:
+    """Noise or velocity (B, L + K, A) of noised chunks; see :meth:`ActionDetokenizer.forward`."""
+    return process.precondition_output(x, time, head(process.precondition_input(x, time), time, conditions))
+
+
 def action_loss(
     head: ActionDetokenizer,
     z: Tensor,
@@ -106,28 +113,36 @@ def action_loss(
     noise = normal(clean.shape, clean.device, generator)
     index = process.draw_index((len(clean),), generator, clean.device)
     noised = process.noised(clean.flatten(1), noise.flatten(1), index)
-    prediction = head(noised.x.view_as(clean), noised.time, conditions)
+    prediction = predict_noise(head, process, noised.x.view_as(clean), noised.time, conditions)
     errors = (prediction.float() - noised.target.view_as(clean)).square().mean(-1)
     weights = weights.repeat(repeat, 1)
+    errors = errors * process.loss_weights(noised.time)[:, None]
     return (errors * weights).sum() / weights.sum().clamp(min=1.0)
 
 
 @torch.no_grad()
 def sample_actions(
-    head: ActionDetokenizer, z: Tensor, sampler: Sampler, start: Tensor, fresh: torch.Generator | None = None
+    head: ActionDetokenizer,
+    z: Tensor,
+    process: NoiseProcess,
+    steps: int,
+    start: Tensor,
+    fresh: torch.Generator | None = None,
 ) -> Tensor:
     """Draws normalised chunks (B, L + K, A) float32.
 
     Args:
         head: the Action-DiT.
         z: (B, S, D) conditions, as many as there are.
-        sampler: steps of the reverse process.
+        process: noise process.
+        steps: denoising steps.
         start: (B, L + K, A) noise to start from; zeros give the deterministic policy.
         fresh: source of the noise that a stochastic (DDPM) step adds; None: no such noise.
     """
-    conditions, x = head.conditions(z), start.float()
+    conditions, x, sampler = head.conditions(z), start.float(), process.sampler(steps)
     for j, time in enumerate(sampler.times):
-        output = head(x, torch.full((len(x),), time, device=x.device), conditions).float()
+        times = torch.full((len(x),), time, device=x.device)
+        output = predict_noise(head, process, x, times, conditions).float()
         noise = normal(x.shape, x.device, fresh) if sampler.noise[j] and fresh else None
         x = sampler.step(j, x, output, noise)
     return x

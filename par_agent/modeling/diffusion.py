@@ -120,7 +120,7 @@ class NoiseProcess:
         sigma = level[..., None].to(clean)
         return Noised(sigma * noise + (1 - sigma) * clean, self.train_steps * level, noise - clean)
 
-    def complete(self, sample: Tensor, time: Tensor, output: Tensor) -> Tensor:
+    def precondition_output(self, sample: Tensor, time: Tensor, output: Tensor) -> Tensor:
         """The prediction of :attr:`Noised.target` from noised samples (B, ..., size), times (B, ...) and the network's
         output.
 
@@ -133,11 +133,11 @@ class NoiseProcess:
         scale = self._scale(level)
         return (2 * level - 1) * scale.square() * sample + scale * output.to(sample)
 
-    def network_input(self, sample: Tensor, time: Tensor) -> Tensor:
+    def precondition_input(self, sample: Tensor, time: Tensor) -> Tensor:
         """Noised samples (B, ..., size) as the network reads them: scaled to unit variance if preconditioned."""
         return sample * self._scale(self._levels(time, sample)) if self.preconditioned else sample
 
-    def error_weights(self, time: Tensor) -> Tensor:
+    def loss_weights(self, time: Tensor) -> Tensor:
         """Weights of squared errors at times (...), float32: those of the network's own output if preconditioned."""
         if not self.preconditioned:
             return torch.ones_like(time)

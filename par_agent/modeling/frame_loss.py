@@ -13,7 +13,7 @@ from par_agent.modeling.random_numbers import normal, orders, permutation, unifo
 from par_agent.utils.device import moved
 
 WEIGHT_EPS = 1e-5
-MOTION_WEIGHT = 0.3
+CHANGE_WEIGHT = 0.3
 """Weight of the cross entropy of where frames differ."""
 
 
@@ -26,9 +26,8 @@ def frame_loss(
     generator: torch.Generator | None = None,
     last: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error (scalar) of the predicted noise, or velocity, of masked patches.
-
-    A model that reads the frame before also learns where the two differ; the cross entropy of that is added.
+    """Mean squared error (scalar) of the predicted noise, or velocity, of masked patches, weighted as the noise process
+    says, plus :func:`change_loss`.
 
     Args:
         nova: the model; its spatial encoder runs once, its de-tokenizer ``repeat`` times as many rows.
@@ -44,12 +43,21 @@ def frame_loss(
     noise = normal(shape, latents.device, generator)
     index = process.draw_index(shape[:2], generator, latents.device)
     z = nova.encode_frame(latents, condition, known_ids, last)
-    loss = frame_errors(nova, latents, z, known_ids, process, noise, index)[0].sum()
-    if last is None or nova.image_encoder.motion is None:
-        return loss
+    errors = frame_errors(nova, latents, z, known_ids, process, noise, index)[0]
+    return errors.sum() + change_loss(nova, z, latents, known_ids, last)
+
+
+def change_loss(nova: NOVA, z: Tensor, latents: Tensor, known_ids: Tensor, last: Tensor | None) -> Tensor:
+    """Cross entropy (scalar), weighted by :data:`CHANGE_WEIGHT`, of where the frames differ from the ones before; 0 for
+    a model that does not read those.
+
+    ``z`` (B, M, D) are outputs of the spatial encoder; see :func:`frame_loss` for the others.
+    """
+    if last is None or nova.image_encoder.change_head is None:
+        return z.new_zeros(())
     masked = ~nova.known_mask(known_ids)
-    logits, moved_patches = nova.image_encoder.motion(z)[..., 0][masked], nova.moving(last, latents)[masked]
-    return loss + MOTION_WEIGHT * binary_cross_entropy_with_logits(logits.float(), moved_patches.float())
+    logits = nova.image_encoder.change_head(z)[..., 0][masked]
+    return CHANGE_WEIGHT * binary_cross_entropy_with_logits(logits.float(), nova.changed(last, latents)[masked].float())
 
 
 def frame_errors(
@@ -74,7 +82,7 @@ def frame_errors(
     clean = nova.patchify(latents).repeat(repeat, 1, 1)
     noised = process.noised(clean, noise.to(clean), index)
     prediction = nova.predict_noise(process, noised.x, noised.time, z.repeat(repeat, 1, 1))
-    errors = (prediction.float() - noised.target.float()).square().mean(-1) * process.error_weights(noised.time)
+    errors = (prediction.float() - noised.target.float()).square().mean(-1) * process.loss_weights(noised.time)
     weights = (~nova.known_mask(known_ids)).float().repeat(repeat, 1)
     return errors * weights / (weights.sum() + WEIGHT_EPS), noised, prediction
 

@@ -20,7 +20,7 @@ from par_agent.modeling.action_tokenizer import ActionTokenizer
 from par_agent.modeling.attention_mask import limit_context, physical_token_mask
 from par_agent.modeling.config import ActionConfig, GenerationConfig, PARConfig
 from par_agent.modeling.diffusion import noise_process
-from par_agent.modeling.frame_loss import draw_frames, draw_known_patches, frame_loss
+from par_agent.modeling.frame_loss import change_loss, draw_frames, draw_known_patches, frame_loss
 from par_agent.modeling.kv_cache import KVCache
 from par_agent.modeling.nova.generation import NoiseSource, generate_frame
 from par_agent.modeling.nova.model import NOVA
@@ -65,7 +65,7 @@ class PARLoss:
     action: Tensor
     """Diffusion loss of the chunks; 0 without actions."""
     frame: Tensor
-    """Diffusion loss of the next frames' masked patches; 0 without frames."""
+    """Diffusion loss of the next frames' masked patches, and of where they change; 0 without frames."""
 
 
 @dataclass
@@ -283,9 +283,10 @@ class PARModel(nn.Module):
         known = draw_known_patches(len(chosen), self.config.nova.image_tokens, generator, chosen.device)
         condition, last = z_frame.flatten(0, 1)[chosen], inputs.latents.flatten(0, 1)[chosen]
         if self.frame_regression is not None:
-            prediction = self.frame_regression(self.nova.encode_frame(latents, condition, known, last))
+            z = self.nova.encode_frame(latents, condition, known, last)
             masked = (~self.nova.known_mask(known)).float()
-            return regression_loss(prediction, self.nova.patchify(latents), masked)
+            loss = regression_loss(self.frame_regression(z), self.nova.patchify(latents), masked)
+            return loss + change_loss(self.nova, z, latents, known, last)
         repeat = self.config.noise_samples
         return frame_loss(self.nova, latents, condition, known, repeat, generator, last)
 
@@ -333,8 +334,8 @@ class PARModel(nn.Module):
         """
         if isinstance(self.action_detokenizer, RegressionHead):
             return self.action_detokenizer(z_action).float()
-        reverse = noise_process(self.config.action.diffusion).sampler(steps)
-        targets = sample_actions(self.action_detokenizer, z_action, reverse, start, generator)  # (B, L + K, A)
+        process = noise_process(self.config.action.diffusion)
+        targets = sample_actions(self.action_detokenizer, z_action, process, steps, start, generator)  # (B, L + K, A)
         return targets[:, : self.config.action.chunk_length]
 
     def sample_frame(
@@ -366,13 +367,13 @@ class PARModel(nn.Module):
         order = noise.order(len(z_frame), self.config.nova.image_tokens)
         return generate_frame(self.nova, z_frame, noise, order, config, last=last)
 
-    def motion(self, z_frame: Tensor, last: Tensor) -> Tensor | None:
+    def change_probability(self, z_frame: Tensor, last: Tensor) -> Tensor | None:
         """Probabilities (B, rows, columns) float32 that patches of the next frame differ from the last one's.
 
         See :meth:`sample_frame` for the arguments. None: the model's spatial encoder does not read the last frame.
         """
-        if not self.config.imagination or self.nova.image_encoder.motion is None:
+        if not self.config.imagination or self.nova.image_encoder.change_head is None:
             return None
         nothing = torch.zeros(len(z_frame), 0, dtype=torch.long, device=z_frame.device)
-        logits = self.nova.image_encoder.motion(self.nova.encode_frame(last, z_frame, nothing, last))
+        logits = self.nova.image_encoder.change_head(self.nova.encode_frame(last, z_frame, nothing, last))
         return logits[..., 0].float().sigmoid().unflatten(1, self.config.nova.image_grid)

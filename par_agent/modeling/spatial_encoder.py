@@ -34,7 +34,7 @@ class SpatialEncoder(nn.Module):
         self.recompute = False
         self.last_embed = PatchEmbedding(channels, patch, config.width) if reads_last_frame else None
         self.last_output = PatchEmbedding(channels, patch, config.width) if reads_last_frame else None
-        self.motion = nn.Linear(config.width, 1) if reads_last_frame else None
+        self.change_head = nn.Linear(config.width, 1) if reads_last_frame else None
         self.patch_embed = PatchEmbedding(channels, patch, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)

@@ -32,8 +32,8 @@ def next_frames(
 ) -> Frames:
     """Draws the frames that follow ``last``.
 
-    Where a model that reads the last frame expects no motion, the pixels are the last frame's: they keep detail that
-    the frame encoder loses.
+    Where a model that reads the last frame expects no change, the pixels are the last frame's: they keep detail that
+    the frame encoder loses. The latents are then those of the blended pixels.
 
     Args:
         model: predicts the latents.
@@ -48,8 +48,9 @@ def next_frames(
     """
     latents = model.sample_frame(z_frame, last.latents, noise, config)
     pixels = encoder.decode(latents)
-    motion = model.motion(z_frame, last.latents)
-    if motion is None:
+    change = model.change_probability(z_frame, last.latents)
+    if change is None:
         return Frames(pixels, latents)
-    share = interpolate(motion[:, None], pixels.shape[1:3], mode="bilinear")[:, 0, ..., None]
-    return Frames(last.pixels.float().lerp(pixels.float(), share).round().to(pixels.dtype), latents)
+    share = interpolate(change[:, None], pixels.shape[1:3], mode="bilinear")[:, 0, ..., None]
+    pixels = last.pixels.float().lerp(pixels.float(), share).round().to(pixels.dtype)
+    return Frames(pixels, encoder.encode(pixels))

@@ -234,9 +234,12 @@ class TaskEnvironment:
         self._env.reset(seed=seeds, options={"reconfigure": True})
         _check_objects(self.spec, together, self.simulation.get_state_dict())
         self._variation.change(self.simulation)
+        varied = self.simulation.scene
+        _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
+        if self.simulation.scene is not varied:  # PegInsertionSide builds one at every reset
+            self._variation.change(self.simulation)
         self._pending = deque([None] * self._variation.delay)
         self._first_look = True
-        _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
 
     def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
         """Observes the current state.

@@ -73,30 +73,28 @@ def turn_colors(base: Any) -> None:
 
 
 def hide_what_to_remember(base: Any) -> Callable[[], None]:
-    """Hides the goal; makes loose objects alike by taking their colours, where there are several."""
-    import sapien
+    """Hides the goal; makes loose objects alike by taking their colours, where there are several.
 
+    Raises:
+        UserError: the task has neither.
+    """
     goals = [actor for name, actor in base.scene.actors.items() if "goal" in name]
-    hidden = [actor for actor in base._hidden_objects if actor not in goals]  # rendering shows what is listed here
-    registered, base._hidden_objects = base._hidden_objects, hidden
-    bodies = [
-        body
-        for entity in (entity for actor in goals for entity in actor._objs)
-        if (body := entity.find_component_by_type(sapien.render.RenderBodyComponent)) is not None
-    ]
-    visibilities = [body.visibility for body in bodies]
     loose = [actor for actor in base.scene.actors.values() if actor.px_body_type == "dynamic"]
     materials = [found for actor in loose for found in actor_materials(actor)] if len(loose) > 1 else []
     colors = [material.base_color for material in materials]
-    for body in bodies:
-        body.visibility = 0.0
+    if not goals and not materials:
+        raise UserError(f"{base.spec.id} has neither a goal to hide nor several loose objects: blink changes nothing")
+    registered = base._hidden_objects  # rendering shows those that are listed there
+    base._hidden_objects = [actor for actor in registered if actor not in goals]
+    for actor in goals:
+        actor.hide_visual()
     for material in materials:
         material.base_color = [*GREY, material.base_color[3]]
 
     def show() -> None:
         base._hidden_objects = registered
-        for body, visibility in zip(bodies, visibilities, strict=True):
-            body.visibility = visibility
+        for actor in goals:
+            actor.show_visual()
         for material, color in zip(materials, colors, strict=True):
             material.base_color = color
 

@@ -78,12 +78,12 @@ def _measure(policy: Checkpoint, sampler: WindowSampler, device: torch.device, a
         metrics = action_metrics(chunks, blind, windows, policy.transforms)
     if policy.model.config.imagination:
         rows = torch.arange(min(MAX_FRAMES, len(windows.steps)))
-        last = (windows.action_weights[rows, :, 0] > 0).sum(1) - 1
+        steps = (windows.action_weights[rows, :, 0] > 0).sum(1) - 1  # the last ones
         true, still = (
-            policy.encoder.decode(latents[rows, last].to(device)).cpu()
+            policy.encoder.decode(latents[rows, steps].to(device)).cpu()
             for latents in (windows.next_latents, windows.latents)
         )
-        predicted = _frames(policy, z_frame[rows, last], windows.latents[rows, last].to(device))
+        predicted = _frames(policy, z_frame[rows, steps], windows.latents[rows, steps].to(device))
         metrics |= {
             "frame_psnr": psnr(predicted, true),
             "still_psnr": psnr(still, true),

@@ -12,8 +12,9 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from par_agent.errors import UserError, user_errors
@@ -227,7 +228,12 @@ def read_object(path: Path, kind: Any = dict) -> Any:
 
 @contextlib.contextmanager
 def claimed_folder(
-    settings: Path, wanted: dict[str, Any], *, begun: Callable[[], bool], free: tuple[str, ...] = ()
+    settings: Path,
+    wanted: dict[str, Any],
+    *,
+    begun: Callable[[], bool],
+    free: tuple[str, ...] = (),
+    added: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Writes the settings that a folder's content depends on, or checks that it was begun with the same ones.
 
@@ -238,11 +244,12 @@ def claimed_folder(
         wanted: this run's settings: JSON types, tuples and paths.
         begun: whether the folder holds any content yet; before that, other settings replace the old ones.
         free: names of settings that may change.
+        added: what settings meant before they had names, for folders that were begun then.
     """
     wanted = json.loads(json.dumps(wanted, default=str))
     older = settings.read_bytes() if settings.exists() else None
     if begun() and older is not None:
-        found = read_object(settings)
+        found = {**added, **read_object(settings)}
         differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
         if differing:
             details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)

@@ -127,7 +127,7 @@ def generate_frame(
         order: (B, M) int64, the order in which patches are drawn.
         config: numbers of steps, guidance and temperature.
         process: noise process; None: the model's own.
-        last: (B, C, h, w) the frame before, for models that read it.
+        last: (B, C, h, w) latents of the frame before, for models that read it.
     """
     process = noise_process(nova.config.diffusion) if process is None else process
     copies = 2 if config.guided else 1
@@ -135,11 +135,12 @@ def generate_frame(
     frame = condition.new_zeros(
         batch, nova.config.image_tokens, nova.patch_size, dtype=torch.promote_types(condition.dtype, torch.float32)
     )
+    before = None if last is None else last.repeat(copies, 1, 1, 1)
     done = 0
     for count in mask_schedule(nova.config.image_tokens, config.mask_steps):
         known, ids = order[:, :done], order[:, done : done + count]
         latents = nova.unpatchify(frame).repeat(copies, 1, 1, 1)
-        z = nova.encode_frame(latents, condition, known.repeat(copies, 1), last)
+        z = nova.encode_frame(latents, condition, known.repeat(copies, 1), before)
         guidance = config.guidance if config.guided else None
         drawn = denoise(nova, z, process, config.diffusion_steps, noise, ids, guidance, config.temperature)
         frame = scatter_tokens(frame, ids, gather_tokens(drawn, ids))
@@ -176,11 +177,12 @@ def generate_clip(
     copies = 2 if config.guided else 1
     order = noise.order(len(prefix) // copies, nova.config.image_tokens)
     condition, stream = nova.start(prefix, frames)
+    frame = prefix.new_zeros(len(order), nova.config.latent_channels, *nova.config.latent_size)  # before the first one
     for index in range(frames):
         if index == 0 and first_frame is not None:
             frame = first_frame
         else:
-            frame = generate_frame(nova, condition, noise, order, config, process)
+            frame = generate_frame(nova, condition, noise, order, config, process, frame)
         yield frame
         if index + 1 < frames:
             condition, _ = nova.advance(frame.repeat(copies, 1, 1, 1), stream)

@@ -37,8 +37,8 @@ DEFAULT_FLOW = 5.0
 """Strength of motion (optical flow) where none is given."""
 DEFAULT_FPS = 12.0
 """Frames a second where none are given."""
-MOVING = 0.25
-"""Change of a patch's latents, in their standard deviations, from which it counts as moving."""
+CHANGE = 0.25
+"""Difference between a patch's latents in two frames, in their standard deviations, from which it has changed."""
 
 
 @dataclass
@@ -253,12 +253,12 @@ class NOVA(nn.Module):
             time: (B,) or (B, k) diffusion times.
             z: (B, k, D) outputs of the spatial encoder.
         """
-        return process.complete(x, time, self.image_decoder(process.network_input(x, time), time, z))
+        return process.precondition_output(x, time, self.image_decoder(process.precondition_input(x, time), time, z))
 
-    def moving(self, last: Tensor, latents: Tensor) -> Tensor:
-        """(B, M) bool, True for patches that differ between two frames (B, C, h, w): by :data:`MOVING`, root mean
+    def changed(self, last: Tensor, latents: Tensor) -> Tensor:
+        """(B, M) bool, True for patches that differ between two frames (B, C, h, w): by :data:`CHANGE`, root mean
         square."""
-        return (self.patchify(latents) - self.patchify(last)).float().square().mean(-1) > MOVING**2
+        return (self.patchify(latents) - self.patchify(last)).float().square().mean(-1) > CHANGE**2
 
     def known_mask(self, known_ids: Tensor) -> Tensor:
         """(B, M) bool, True where a patch is among ``known_ids`` (B, k)."""
