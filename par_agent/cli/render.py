@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from par_agent.data.episodes import episode_path, episode_paths, summarise
-from par_agent.data.render_spec import ADDED_FIELDS, RenderSpec, wordings
+from par_agent.data.episodes import claimed_dataset, episode_path, summarise
+from par_agent.data.render_spec import RenderSpec, wordings
 from par_agent.data.rendering import Renderer, RenderJob, check_seed, episode_renderer, recorded_episode
 from par_agent.data.selection import format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
@@ -32,7 +32,7 @@ from par_agent.utils.checked import (
     Seed,
     SmallCount,
 )
-from par_agent.utils.files import claimed_folder, only_process, remove_leftovers, write_json, writing
+from par_agent.utils.files import only_process, remove_leftovers, write_json, writing
 from par_agent.utils.interrupts import deferred_interrupts
 
 
@@ -156,12 +156,12 @@ class RenderConfig(Checked):
 def main(config: RenderConfig) -> int:
     """Renders what is missing, then writes the summary."""
     spec = config.spec()
-    out, settings = config.out, config.out / "spec.json"
+    out = config.out
     with (
         deferred_interrupts(),
         writing(out),
         only_process(out / ".lock", f"renders into {out}", within=out),
-        claimed_folder(settings, spec.to_json(), begun=lambda: bool(episode_paths(out)), added=ADDED_FIELDS),
+        claimed_dataset(out, spec),
     ):
         try:
             _render_missing(spec, out, config.workers, config.cluster)

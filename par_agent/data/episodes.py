@@ -31,9 +31,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from par_agent.data.render_spec import RenderSpec
+from par_agent.data.render_spec import ADDED_FIELDS, RenderSpec
 from par_agent.errors import UserError
-from par_agent.utils.files import atomic_path, read_object
+from par_agent.utils.files import atomic_path, claimed_folder, read_object
 from par_agent.utils.hdf5 import HDF5Reader, file_image, number_fault, open_in_memory
 from par_agent.utils.json_fields import check
 
@@ -218,6 +218,13 @@ def episode_path(folder: Path, number: int) -> Path:
 def episode_paths(folder: Path) -> list[Path]:
     """Files of the episodes that a dataset folder holds by now, in order."""
     return sorted((folder / "episodes").glob("episode_*.h5"))
+
+
+def claimed_dataset(folder: Path, spec: RenderSpec) -> AbstractContextManager[None]:
+    """While the block runs, the folder holds ``spec``; one that was begun with another is refused."""
+    return claimed_folder(
+        folder / "spec.json", spec.to_json(), begun=lambda: bool(episode_paths(folder)), added=ADDED_FIELDS
+    )
 
 
 def summarise(folder: Path) -> dict[str, Any]:

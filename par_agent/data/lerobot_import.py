@@ -17,6 +17,7 @@ from tqdm import tqdm
 from par_agent.data import lerobot
 from par_agent.data.episodes import (
     Episode,
+    claimed_dataset,
     episode_path,
     episode_paths,
     frame_steps,
@@ -28,7 +29,6 @@ from par_agent.data.lerobot_features import Feature
 from par_agent.data.lerobot_folder import LeRobotFolder
 from par_agent.data.lerobot_plan import ImportPlan, read_rows
 from par_agent.data.media import decode_image, video_frames
-from par_agent.data.render_spec import ADDED_FIELDS
 from par_agent.data.tables import ADVICE, Table
 from par_agent.errors import UserError
 from par_agent.policy.transforms import crop_and_resize
@@ -54,9 +54,7 @@ def import_lerobot(plan: ImportPlan, out: Path) -> int:
         deferred_interrupts() as interrupts,
         writing(out),
         only_process(out / ".lock", f"writes into {out}", within=out),
-        claimed_folder(
-            out / "spec.json", plan.spec.to_json(), begun=lambda: bool(episode_paths(out)), added=ADDED_FIELDS
-        ),
+        claimed_dataset(out, plan.spec),
         claimed_folder(out / "import.json", settings, begun=lambda: bool(episode_paths(out))),
         contextlib.ExitStack() as stack,
     ):
