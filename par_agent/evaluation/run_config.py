@@ -13,7 +13,7 @@ from par_agent.evaluation.measurements import Measurement
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import check_seeds, protocol_seeds
 from par_agent.simulation.variations import get_variation
-from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, Track, check_track, resolve_tasks
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, Track, resolve_tasks
 from par_agent.utils.checked import Checked, ClusterAddress, Count, Length, NonNegative, Seed, SmallCount
 
 
@@ -64,8 +64,6 @@ class RunConfig(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_track(self.track)
-        get_variation(self.variation)
         if self.cluster is not None and (self.backend != "cpu" or self.policy.device != "cpu"):
             raise UserError("a cluster's nodes simulate and act on their CPUs: leave --backend and --device out")
         if self.state_seed is not None:
