@@ -136,7 +136,7 @@ def test_every_kind_of_fault_is_named_and_can_be_skipped(
         ({"crop": [4, 8, 16, 17]}, r"frames of 16x16 pixels; the dataset's are \(16, 17\)"),
         ({"cameras": ["hand"]}, "no frames of hand"),
         ({"stride": "4"}, r"spec\.json: RenderSpec\.stride is '4'; expected a whole number"),
-        ({"phase": 4}, r"spec\.json: phase is 4"),
+        ({"phase": 4}, r"spec\.json: RenderSpec: phase is 4"),
         ({"crop": None, "stride": None}, r"spec\.json: RenderSpec\.stride is None"),
         ({"kind": 1}, r"spec\.json: unknown fields in RenderSpec: kind"),
     ],
