@@ -213,7 +213,7 @@ def test_a_material_that_environments_share_turns_its_hue_once() -> None:
         entity = sapien.Entity()
         entity.add_component(body)
         copies.append(entity)
-    actors = {"cube": SimpleNamespace(px_body_type="dynamic", _objs=copies)}
+    actors = {"cube": SimpleNamespace(px_body_type="dynamic", _objs=copies, _scene_idxs=torch.arange(len(copies)))}
     VARIATIONS["color"].change(SimpleNamespace(scene=SimpleNamespace(actors=actors)))
     assert HUE_TURN == 1 / 6
     np.testing.assert_allclose(red.base_color, [1, 1, 0, 0.5], atol=1e-6)
