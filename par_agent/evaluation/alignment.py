@@ -8,7 +8,7 @@ encoding and decoding is an upper bound for frames that are drawn completely.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -183,7 +183,7 @@ class AlignmentObserver(RolloutTracer):
 
 
 def align(
-    trace: Trace, transforms: Transforms, encoder: FrameEncoder, hand: EndEffector, colors: list[Color]
+    trace: Trace, transforms: Transforms, encoder: FrameEncoder, hand: EndEffector, colors: Sequence[Color] = ()
 ) -> AlignmentValues:
     """Compares all that was imagined in a rollout with what happened.
 
@@ -204,7 +204,7 @@ def align(
     return values
 
 
-def _compare(frame: np.ndarray, true: np.ndarray, last: np.ndarray, colors: list[Color]) -> dict[str, float]:
+def _compare(frame: np.ndarray, true: np.ndarray, last: np.ndarray, colors: Sequence[Color]) -> dict[str, float]:
     """The measures of an imagined frame; all are (H, W, 3) uint8."""
     found = {
         "psnr_db": round(psnr(frame, true), 2),

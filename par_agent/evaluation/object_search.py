@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,7 +61,7 @@ def find_object(frame: np.ndarray, color: Color) -> tuple[float, float] | None:
     return float(rows.mean()), float(columns.mean())
 
 
-def share_in_place(frame: np.ndarray, true: np.ndarray, colors: list[Color]) -> float:
+def share_in_place(frame: np.ndarray, true: np.ndarray, colors: Sequence[Color]) -> float:
     """Share of objects, at least one, that two frames (H, W, 3) uint8 show at the same place, within :data:`NEAR`, or
     both not at all."""
     agree = [_same_place(find_object(frame, color), find_object(true, color), len(true)) for color in colors]

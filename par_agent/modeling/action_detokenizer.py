@@ -81,13 +81,6 @@ class ActionDetokenizer(nn.Module):
         return self.head(modulate(x, scale, shift))
 
 
-def predict_noise(
-    head: ActionDetokenizer, process: NoiseProcess, x: Tensor, time: Tensor, conditions: KeysAndValues
-) -> Tensor:
-    """Noise or velocity (B, L + K, A) of noised chunks; see :meth:`ActionDetokenizer.forward`."""
-    return process.precondition_output(x, time, head(process.precondition_input(x, time), time, conditions))
-
-
 def action_loss(
     head: ActionDetokenizer,
     z: Tensor,
@@ -113,7 +106,7 @@ def action_loss(
     noise = normal(clean.shape, clean.device, generator)
     index = process.draw_index((len(clean),), generator, clean.device)
     noised = process.noised(clean.flatten(1), noise.flatten(1), index)
-    prediction = predict_noise(head, process, noised.x.view_as(clean), noised.time, conditions)
+    prediction = process.predict(head, noised.x.view_as(clean), noised.time, conditions)
     errors = (prediction.float() - noised.target.view_as(clean)).square().mean(-1)
     weights = weights.repeat(repeat, 1)
     errors = errors * process.loss_weights(noised.time)[:, None]
@@ -142,7 +135,7 @@ def sample_actions(
     conditions, x, sampler = head.conditions(z), start.float(), process.sampler(steps)
     for j, time in enumerate(sampler.times):
         times = torch.full((len(x),), time, device=x.device)
-        output = predict_noise(head, process, x, times, conditions).float()
+        output = process.predict(head, x, times, conditions).float()
         noise = normal(x.shape, x.device, fresh) if sampler.noise[j] and fresh else None
         x = sampler.step(j, x, output, noise)
     return x

@@ -9,10 +9,11 @@ same.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from par_agent.modeling.random_numbers import integers, normal
 from par_agent.utils.device import moved
 
 MIN_VARIANCE = 1e-20
+Condition = TypeVar("Condition")
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,20 @@ class NoiseProcess:
             return Noised(signal * clean + sigma * noise, index.float(), noise)
         sigma = level[..., None].to(clean)
         return Noised(sigma * noise + (1 - sigma) * clean, self.train_steps * level, noise - clean)
+
+    def predict(
+        self, network: Callable[[Tensor, Tensor, Condition], Tensor], sample: Tensor, time: Tensor, condition: Condition
+    ) -> Tensor:
+        """The prediction of :attr:`Noised.target`, noise or velocity, by a de-tokenizer's network.
+
+        Args:
+            network: called with the sample as it reads it, the times and the conditions.
+            sample: (B, ..., size) noised samples.
+            time: (B, ...) diffusion times.
+            condition: what the network is conditioned on.
+        """
+        output = network(self.precondition_input(sample, time), time, condition)
+        return self.precondition_output(sample, time, output)
 
     def precondition_output(self, sample: Tensor, time: Tensor, output: Tensor) -> Tensor:
         """The prediction of :attr:`Noised.target` from noised samples (B, ..., size), times (B, ...) and the network's

@@ -81,7 +81,7 @@ def frame_errors(
     repeat = len(noise) // len(latents)
     clean = nova.patchify(latents).repeat(repeat, 1, 1)
     noised = process.noised(clean, noise.to(clean), index)
-    prediction = nova.predict_noise(process, noised.x, noised.time, z.repeat(repeat, 1, 1))
+    prediction = process.predict(nova.image_decoder, noised.x, noised.time, z.repeat(repeat, 1, 1))
     errors = (prediction.float() - noised.target.float()).square().mean(-1) * process.loss_weights(noised.time)
     weights = (~nova.known_mask(known_ids)).float().repeat(repeat, 1)
     return errors * weights / (weights.sum() + WEIGHT_EPS), noised, prediction

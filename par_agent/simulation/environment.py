@@ -233,11 +233,8 @@ class TaskEnvironment:
         }
         self._env.reset(seed=seeds, options={"reconfigure": True})
         _check_objects(self.spec, together, self.simulation.get_state_dict())
-        self._variation.change(self.simulation)
-        varied = self.simulation.scene
         _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
-        if self.simulation.scene is not varied:  # PegInsertionSide builds one at every reset
-            self._variation.change(self.simulation)
+        self._variation.change(self.simulation)  # now: PegInsertionSide builds its scene at every reset
         self._pending = deque([None] * self._variation.delay)
         self._first_look = True
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from par_agent.evaluation.alignment import AlignmentValues, align, imagined_path
-from par_agent.evaluation.object_search import object_colors
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.trace import RolloutTracer, Trace
 from par_agent.evaluation.video_observer import FRAMES_PER_SECOND
@@ -113,7 +112,7 @@ def record_rollout(
         record=record,
         trace=trace,
         frames=observer.frames,
-        alignment=align(trace, transforms, encoder, hand, object_colors(session.env, 0)),
+        alignment=align(trace, transforms, encoder, hand),
         path=hand.positions(np.array(trace.joints)),
         start_path=imagined_path(trace.plans[0], transforms, hand),
         action_names=_action_names(transforms.relative),

@@ -101,7 +101,7 @@ def denoise(
     for j, time in enumerate(sampler.times):
         tokens = gather_tokens(x, ids).repeat(copies, 1, 1)
         times = torch.full((len(tokens),), time, device=x.device)
-        output = nova.predict_noise(process, tokens, times, wanted).to(x.dtype)
+        output = process.predict(nova.image_decoder, tokens, times, wanted).to(x.dtype)
         output = output if guidance is None else guide(output, guidance)
         fresh = temperature * nova.patchify(noise.step(shape)).to(x.dtype) if sampler.noise[j] else None
         x = sampler.step(j, x, scatter_tokens(x, ids, output), fresh)

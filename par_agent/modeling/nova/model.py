@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from par_agent.modeling.attention_mask import block_causal_mask
 from par_agent.modeling.config import NOVAConfig
-from par_agent.modeling.diffusion import NoiseProcess
 from par_agent.modeling.embeddings import (
     MaskEmbedding,
     MotionEmbedding,
@@ -243,17 +242,6 @@ class NOVA(nn.Module):
             positions = torch.cartesian_prod(*axes).to(x.device)
             rotation = frame_rotation(positions, self.config.image_encoder.head_dim)
         return self.image_encoder(x, condition, known_ids, rotation, last)
-
-    def predict_noise(self, process: NoiseProcess, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
-        """Noise or velocity (B, k, p p C) of noised patches.
-
-        Args:
-            process: noise process.
-            x: (B, k, p p C) noised patch vectors.
-            time: (B,) or (B, k) diffusion times.
-            z: (B, k, D) outputs of the spatial encoder.
-        """
-        return process.precondition_output(x, time, self.image_decoder(process.precondition_input(x, time), time, z))
 
     def changed(self, last: Tensor, latents: Tensor) -> Tensor:
         """(B, M) bool, True for patches that differ between two frames (B, C, h, w): by :data:`CHANGE`, root mean
