@@ -12,7 +12,7 @@ from typing import Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
-from par_agent.policy.folders import BASELINE
+from par_agent.utils.checkpoint_folders import BASELINE
 from par_agent.utils.files import read_object
 from par_agent.vla_eval.client import PREFIX, model_server_source
 

@@ -25,8 +25,8 @@ from par_agent.errors import UserError
 from par_agent.modeling.text_encoder import HashTextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.weights import load_module, read_tensors, save_module, write_tensors
-from par_agent.policy.folders import BASELINE
 from par_agent.policy.transforms import Transforms
+from par_agent.utils.checkpoint_folders import BASELINE
 from par_agent.utils.device import usable_device
 from par_agent.utils.files import naming, read_object, write_json
 from par_agent.utils.json_fields import build, check

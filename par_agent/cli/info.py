@@ -43,7 +43,7 @@ def describe(name_or_folder: str) -> tuple[PARConfig, dict[str, Any], str, str]:
     """
     from par_agent.modeling.presets import PRESETS
     from par_agent.policy.checkpoint import ENCODER, read_model_config, read_policy
-    from par_agent.policy.folders import bundled_checkpoints, find_checkpoint
+    from par_agent.utils.checkpoint_folders import bundled_checkpoints, find_checkpoint
 
     if (folder := find_checkpoint(name_or_folder)) is not None:
         policy = read_policy(folder)

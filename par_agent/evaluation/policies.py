@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
-from par_agent.policy.folders import TRAINING_FILES, checkpoint_folder, weight_files
 from par_agent.policy.interface import Policy, check_policy
 from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec
+from par_agent.utils.checkpoint_folders import TRAINING_FILES, checkpoint_folder, weight_files
 from par_agent.utils.files import read_object
 from par_agent.utils.hashes import hash_files
 from par_agent.utils.json_fields import parse_options

@@ -13,7 +13,7 @@ from typing import Any
 
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.run_info import RunInfo
-from par_agent.policy.folders import weight_files
+from par_agent.utils.checkpoint_folders import weight_files
 from par_agent.utils.hashes import hash_files
 
 

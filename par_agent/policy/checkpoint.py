@@ -28,8 +28,8 @@ from par_agent.modeling.par import PARModel
 from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, TextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.modeling.weights import load_module, save_module
-from par_agent.policy.folders import POLICY
 from par_agent.policy.transforms import Transforms, pixels
+from par_agent.utils.checkpoint_folders import POLICY
 from par_agent.utils.device import floating_type, usable_device
 from par_agent.utils.files import naming, read_json, read_object, write_json
 from par_agent.utils.json_fields import build, check

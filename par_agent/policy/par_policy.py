@@ -19,9 +19,9 @@ from par_agent.modeling.par import PhysicalTokens
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.chunk_policy import ChunkPolicy, one_thread
 from par_agent.policy.episode import EpisodeState, Imagination, Plan, RowNoise
-from par_agent.policy.folders import checkpoint_folder
 from par_agent.policy.frames import Frames, next_frames
 from par_agent.policy.instructions import Instructions
+from par_agent.utils.checkpoint_folders import checkpoint_folder
 from par_agent.utils.device import usable_device, use_tf32
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from par_agent.cli.entry import run_command
 from par_agent.evaluation.policies import PolicySource
-from par_agent.policy.folders import checkpoint_folder
 from par_agent.policy.par_policy import PARPolicy
+from par_agent.utils.checkpoint_folders import checkpoint_folder
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.messages import action_interface, episode_seed, from_message, observation_interface
 
