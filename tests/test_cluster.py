@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import unittest.mock
 from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +30,33 @@ from par_agent.jobs.ray import ray_runner
 from par_agent.jobs.runner import DoJob, LostJobError
 from par_agent.utils.interrupts import Interrupted, deferred_interrupts
 from par_agent.utils.versions import check_versions
+from ray_cluster import RayCluster, running_cluster
 from recordings import record
 
 NUDGE = ("harness_task:NUDGE_CUBE",)
-NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
 
 
 @pytest.fixture(scope="module")
-def local_cluster() -> Iterator[Any]:
+def local_cluster() -> Iterator[RayCluster]:
     """A Ray cluster on this machine: a head with one CPU."""
-    ray_cluster = pytest.importorskip("ray.cluster_utils", reason="ray is not installed (extra: cluster)")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", ":".join(sys.path))
-        cluster = ray_cluster.Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    pytest.importorskip("ray", reason="ray is not installed (extra: cluster)")
+    with running_cluster() as cluster:
         yield cluster
-        cluster.shutdown()
 
 
 @pytest.fixture
-def second_node(local_cluster: Any) -> Iterator[Any]:
+def second_node(local_cluster: RayCluster) -> Iterator[int]:
     """Another node with one CPU, which the test may take away."""
-    node = local_cluster.add_node(**NODE)
+    node = local_cluster.add_node()
     yield node
-    if node in local_cluster.worker_nodes:
-        local_cluster.remove_node(node)
+    local_cluster.remove_node(node)
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Executor]:
+    """A process that connects to clusters. In its own, pytest could not tell of a crash: Ray takes that over."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def run(out: Path, *, on_record: Any = lambda record: None, **arguments: Any) ->
 
 @pytest.mark.slow
 def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(
-    local_cluster: Any, second_node: Any, in_tests_folder: None, tmp_path: Path
+    local_cluster: RayCluster, second_node: int, in_tests_folder: None, tmp_path: Path
 ) -> None:
     (tmp_path / "no more").touch()
     _, local = run(tmp_path / "local", died=tmp_path / "no more")
@@ -96,7 +101,7 @@ def test_a_killed_worker_and_a_lost_node_change_nothing_in_the_records(
 
 @pytest.mark.slow
 def test_what_does_not_fit_on_a_node_is_an_error_before_anything_is_written(
-    local_cluster: Any, in_tests_folder: None, tmp_path: Path
+    local_cluster: RayCluster, in_tests_folder: None, tmp_path: Path
 ) -> None:
     policy = PolicySource("harness_policies:SevenNumbersPolicy")
     config = RunConfig(tasks=NUDGE, policy=policy, out=tmp_path / "out", cluster=local_cluster.address)
@@ -122,7 +127,9 @@ def files_below(folder: Path) -> dict[str, bytes]:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_nodes_make_the_same_files_as_this_machine(local_cluster: Any, tmp_path: Path, arguments: list[str]) -> None:
+def test_nodes_make_the_same_files_as_this_machine(
+    local_cluster: RayCluster, tmp_path: Path, arguments: list[str]
+) -> None:
     assert main([*arguments, "--out", str(tmp_path / "local")]) == 0
     assert main([*arguments, "--out", str(tmp_path / "nodes"), "--cluster", local_cluster.address]) == 0
     files = files_below(tmp_path / "local")
@@ -130,7 +137,7 @@ def test_nodes_make_the_same_files_as_this_machine(local_cluster: Any, tmp_path:
 
 
 @pytest.mark.slow
-def test_nodes_render_recorded_episodes_that_only_this_machine_has(local_cluster: Any, tmp_path: Path) -> None:
+def test_nodes_render_recorded_episodes_that_only_this_machine_has(local_cluster: RayCluster, tmp_path: Path) -> None:
     record(tmp_path / "trajectory.h5", "PushCube-v1", (3, 5), {})
     arguments = [
         "render",
@@ -179,16 +186,14 @@ def run_all(address: str, setup: Any, folder: Path, jobs: list[int], **options: 
         return list(runner.run(jobs, **options))
 
 
-def test_every_job_is_done_once_and_one_that_is_always_lost_says_so(
-    local_cluster: Any, second_node: Any, tmp_path: Path
-) -> None:
-    address = local_cluster.address
-    with ray_runner(prepare, 2, tmp_path, address) as runner:
+def check_jobs(address: str, folder: Path) -> None:
+    """What is said of jobs that end well, are lost, or fail."""
+    with ray_runner(prepare, 2, folder, address) as runner:
         assert runner.workers == 2
         messages = list(runner.run(range(9)))
         assert sorted(messages[::2]) == [(number, number) for number in range(9)]
         assert [message for _, message in messages[1::2]] == [2 * message for _, message in messages[::2]]
-        assert files_below(tmp_path) == {
+        assert files_below(folder) == {
             f"{n}/{name}": f"{2 * n}".encode() for n in range(9) for name in ("first", "second")
         }
         results = dict(runner.run([-1, 1], yield_lost=True))
@@ -202,49 +207,54 @@ def test_every_job_is_done_once_and_one_that_is_always_lost_says_so(
     assert isinstance(results[-1], LostJobError)
     assert results[-1].how == "its worker was lost 4 times: WorkerCrashedError"
     with pytest.raises(UserError, match=r"node .* could not start: ArithmeticError: nothing to multiply with"):
-        run_all(address, 0, tmp_path, [1])
+        run_all(address, 0, folder, [1])
 
 
-def test_a_node_with_other_versions_is_named(
-    local_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_job_is_done_once_and_one_that_is_always_lost_says_so(
+    local_cluster: RayCluster, second_node: int, driver: Executor, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ray_module, "installed_versions", lambda *_: {"torch": "0.1"})
+    driver.submit(check_jobs, local_cluster.address, tmp_path).result()
+
+
+def run_with_other_versions(address: str, folder: Path) -> None:
+    with unittest.mock.patch.object(ray_module, "installed_versions", lambda *_: {"torch": "0.1"}):
+        run_all(address, 2, folder, [1])
+
+
+def test_a_node_with_other_versions_is_named(local_cluster: RayCluster, driver: Executor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"another version of this package \(torch 2.* instead of 0.1\)"):
-        run_all(local_cluster.address, 2, tmp_path, [1])
+        driver.submit(run_with_other_versions, local_cluster.address, tmp_path).result()
 
 
 def test_the_job_of_a_lost_node_is_done_elsewhere_and_counted_once(
-    local_cluster: Any, second_node: Any, tmp_path: Path
+    local_cluster: RayCluster, second_node: int, driver: Executor, tmp_path: Path
 ) -> None:
     def running() -> int:
         return sum(psutil.pid_exists(int(path.name.split("-")[2])) for path in tmp_path.glob("started-*"))
 
-    def take_the_node_away() -> None:
-        until(lambda: running() == 2)
-        local_cluster.remove_node(second_node)
-        until(lambda: running() == 1)
-        (tmp_path / "go").touch()
-
-    thief = threading.Thread(target=take_the_node_away)
-    thief.start()
-    results = run_all(local_cluster.address, tmp_path, tmp_path, [1, 2, 3])
-    thief.join()
-    assert sorted(results) == [(1, 1), (2, 2), (3, 3)]
+    results = driver.submit(run_all, local_cluster.address, tmp_path, tmp_path, [1, 2, 3])
+    until(lambda: running() == 2)
+    local_cluster.remove_node(second_node)
+    until(lambda: running() == 1)
+    (tmp_path / "go").touch()
+    assert sorted(results.result()) == [(1, 1), (2, 2), (3, 3)]
     assert len(list(tmp_path.glob("started-*"))) == 4  # one of them twice
 
 
-def test_an_interruption_ends_the_wait_for_jobs(local_cluster: Any, tmp_path: Path) -> None:
+def run_until_told_to_end(address: str, folder: Path) -> None:
     def tell() -> None:
-        until(lambda: list(tmp_path.glob("started-*")))
+        until(lambda: list(folder.glob("started-*")))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the cluster's head, here in the same process, has its own
     teller = threading.Thread(target=tell)
     teller.start()
     with pytest.raises(Interrupted), deferred_interrupts():
-        run_all(local_cluster.address, tmp_path, tmp_path, [1])
+        run_all(address, folder, folder, [1])
     teller.join()
-    signal.signal(signal.SIGTERM, before)
+
+
+def test_an_interruption_ends_the_wait_for_jobs(local_cluster: RayCluster, driver: Executor, tmp_path: Path) -> None:
+    driver.submit(run_until_told_to_end, local_cluster.address, tmp_path).result()
 
 
 def test_no_cluster_at_an_address_is_an_error(tmp_path: Path) -> None:
