@@ -4,7 +4,7 @@ from mani_skill.utils.wrappers import RecordEpisode
 
 from par_agent import PARPolicy, make_env
 
-policy = PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
+policy = PARPolicy.from_pretrained("par-mini", task="PushCube")
 env = make_env("PushCube", policy, max_episode_steps=200)
 env = RecordEpisode(env, "videos", save_trajectory=False, video_fps=20)
 

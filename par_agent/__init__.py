@@ -3,7 +3,7 @@
 The names below are imported when they are first used: `import par_agent` is quick and needs no renderer.
 
     import par_agent
-    policy = par_agent.PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
+    policy = par_agent.PARPolicy.from_pretrained("par-mini", task="PushCube")
     env = par_agent.make_env("PushCube", policy)
 """
 

@@ -92,14 +92,13 @@ def test_rows_are_checked_before_the_first_observation_too() -> None:
         policy().reset(env_idx=-1)
 
 
-@pytest.mark.parametrize("instruction", [5, None, b"push", [], ["push", 5], {"push": 1}])
+@pytest.mark.parametrize("instruction", [5, b"push", [], ["push", 5], {"push": 1}])
 def test_an_instruction_that_is_no_text_is_refused(instruction: Any) -> None:
     message = "instruction is .*; expected a text, or a list of one text per environment"
     with pytest.raises(UserError, match=message):
         PARPolicy(tiny_checkpoint(), instruction)
-    if instruction is not None:
-        with pytest.raises(UserError, match=message):
-            policy().reset(instruction=instruction)
+    with pytest.raises(UserError, match=message):
+        policy().reset(instruction=instruction)
 
 
 def test_a_policy_runs_where_its_checkpoint_is() -> None:

@@ -41,14 +41,15 @@ def describe(name_or_folder: str) -> tuple[PARConfig, dict[str, Any], str, str]:
     Returns:
         The model's configuration, that of its frame encoder, the kind of its text encoder, and how it was trained.
     """
+    from par_agent.modeling.config import PARConfig
     from par_agent.modeling.presets import PRESETS
-    from par_agent.policy.checkpoint import ENCODER, read_model_config, read_policy
+    from par_agent.policy.checkpoint import ENCODER, read_policy
     from par_agent.utils.checkpoint_folders import bundled_checkpoints, find_checkpoint
 
     if (folder := find_checkpoint(name_or_folder)) is not None:
         policy = read_policy(folder)
         encoder, state = read_object(folder / ENCODER / "config.json"), f"checkpoint {folder}: {_training(policy)}"
-        return read_model_config(folder), encoder, policy["text_encoder"], state
+        return PARConfig.read(folder), encoder, policy["text_encoder"], state
     if (found := PRESETS.get(name_or_folder)) is not None:
         return found.model, {"_class_name": found.frame_encoder}, found.text_encoder, f"preset {name_or_folder}"
     raise UserError(

@@ -231,6 +231,12 @@ class MixedSampler:
         """Episodes drawn from, by the name of the dataset's folder."""
         return {sampler.index.dataset.folder.name: sampler.episodes for sampler in self.samplers}
 
+    @property
+    def instructions(self) -> list[str]:
+        """All wordings of the episodes' instructions, each once, in alphabetical order."""
+        indices = [sampler.index for sampler in self.samplers]
+        return sorted({text for index in indices for wordings in index.instructions for text in wordings})
+
     def batch(self, step: int) -> Windows:
         """The batch of an optimiser step."""
         first, last = self._drawn(step * self.batch_size), self._drawn((step + 1) * self.batch_size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from par_agent.modeling.adaln import Modulation, TimestepEmbedding, modulate
 from par_agent.modeling.blocks import MLP, Attention, CrossAttention, KeysAndValues
 from par_agent.modeling.config import ActionConfig
-from par_agent.modeling.diffusion import NoiseProcess
+from par_agent.modeling.diffusion import NoiseProcess, noise_process
 from par_agent.modeling.embeddings import sincos
 from par_agent.modeling.random_numbers import normal
 
@@ -57,6 +57,11 @@ class ActionDetokenizer(nn.Module):
             nn.init.zeros_(block.modulation.proj.bias)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def process(self) -> NoiseProcess:
+        """How its chunks are noised."""
+        return noise_process(self.config.diffusion)
 
     def conditions(self, z: Tensor) -> KeysAndValues:
         """Cross-attention keys and values of any number of conditions (B, S, D): once, for all denoising steps."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from par_agent.errors import UserError
 from par_agent.utils.checked import MANY, Checked, Count, MayBeEmpty, Positive, Range, Share, Size, Sizes, SmallCount
+from par_agent.utils.files import naming, read_json
 from par_agent.utils.json_fields import build
 
 CONFIG_VERSION = 2
@@ -254,6 +256,14 @@ class PARConfig(Checked):
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def read(cls, folder: Path) -> PARConfig:
+        """That of a checkpoint's ``config.json``; see :meth:`from_json`."""
+        path = folder / "config.json"
+        content = read_json(path)
+        with naming(path):
+            return cls.from_json(content)
 
     @classmethod
     def from_json(cls, content: Any) -> PARConfig:

@@ -13,17 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from par_agent.modeling.action_detokenizer import ActionDetokenizer, action_loss, sample_actions
 from par_agent.modeling.action_tokenizer import ActionTokenizer
 from par_agent.modeling.attention_mask import limit_context, physical_token_mask
 from par_agent.modeling.config import ActionConfig, GenerationConfig, PARConfig
-from par_agent.modeling.diffusion import noise_process
 from par_agent.modeling.frame_loss import change_loss, draw_frames, draw_known_patches, frame_loss
 from par_agent.modeling.kv_cache import KVCache
 from par_agent.modeling.nova.generation import NoiseSource, generate_frame
 from par_agent.modeling.nova.model import NOVA
+from par_agent.modeling.pretrained import Pretrained
 from par_agent.modeling.regression import RegressionHead, regression_loss
 from par_agent.modeling.rope import Rotation, physical_token_rotation
 
@@ -78,11 +78,16 @@ class PARStream:
     """(B, S, D) outputs at the prefix. The mixer reads those of slot 0, the ablation NoAR those of the text."""
 
 
-class PARModel(nn.Module):
+class PARModel(Pretrained):
     """The Physical Autoregressive Model: NOVA plus the action tokenizer and the Action-DiT."""
+
+    config: PARConfig
+    config_class = PARConfig
 
     def __init__(self, config: PARConfig) -> None:
         super().__init__()
+        if not isinstance(config, PARConfig):
+            raise TypeError(f"PARModel takes a PARConfig, got {config!r}; PARModel.from_pretrained loads a checkpoint")
         self.config = config
         width = config.nova.video_encoder.width
         nova, action, diffusion = config.nova, config.action, config.detokenizers == "diffusion"
@@ -97,6 +102,9 @@ class PARModel(nn.Module):
             if config.imagination:
                 size = self.nova.patch_size
                 self.frame_regression = RegressionHead(width, nova.decoder_width, nova.decoder_depth, size)
+
+    def extra_repr(self) -> str:
+        return f"{self.config.name}, {sum(parameter.numel() for parameter in self.parameters()):,} parameters"
 
     @classmethod
     def from_weights(cls, config: PARConfig, weights: Mapping[str, Tensor]) -> PARModel:
@@ -261,7 +269,7 @@ class PARModel(nn.Module):
             z_action.flatten(0, 1),
             targets.actions.flatten(0, 1).float(),
             targets.action_weights.flatten(0, 1),
-            noise_process(self.config.action.diffusion),
+            self.action_detokenizer.process,
             self.config.noise_samples,
             generator,
         )
@@ -334,7 +342,7 @@ class PARModel(nn.Module):
         """
         if isinstance(self.action_detokenizer, RegressionHead):
             return self.action_detokenizer(z_action).float()
-        process = noise_process(self.config.action.diffusion)
+        process = self.action_detokenizer.process
         targets = sample_actions(self.action_detokenizer, z_action, process, steps, start, generator)  # (B, L + K, A)
         return targets[:, : self.config.action.chunk_length]
 

@@ -44,6 +44,15 @@ def normalised(instruction: str) -> str:
     return " ".join(unicodedata.normalize("NFC", instruction).split())
 
 
+def words_of(instruction: str) -> list[str]:
+    """An instruction's words in lower case, without punctuation; the same words are the same instruction.
+
+    >>> words_of("Push the cube!")
+    ['push', 'the', 'cube']
+    """
+    return re.findall(r"\w+", normalised(instruction).lower())
+
+
 def _too_long(instruction: str, count: int, what: str, length: int) -> UserError:
     return UserError(
         f"the instruction {instruction!r} has {count} {what}; this model reads at most {length}: shorten it (what "
@@ -94,7 +103,7 @@ class HashTextEncoder:
         Raises:
             UserError: it has more words than ``length``.
         """
-        words = re.findall(r"\w+", normalised(instruction).lower())
+        words = words_of(instruction)
         if len(words) > self.length:
             raise _too_long(instruction, len(words), "words", self.length)
         if not words:

@@ -27,11 +27,11 @@ from par_agent.modeling.config import InferenceConfig, PARConfig
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, TextEncoder
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
-from par_agent.modeling.weights import load_module, save_module
 from par_agent.policy.transforms import Transforms, pixels
+from par_agent.tasks import find_task
 from par_agent.utils.checkpoint_folders import POLICY
 from par_agent.utils.device import floating_type, usable_device
-from par_agent.utils.files import naming, read_json, read_object, write_json
+from par_agent.utils.files import naming, read_object, write_json
 from par_agent.utils.json_fields import build, check
 
 ENCODER = "frame_encoder"
@@ -51,7 +51,18 @@ class Checkpoint:
     text_encoder: TextEncoder
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     trained: dict[str, Any] = field(default_factory=dict)
-    """How it was trained: data, options, steps; for the record."""
+    """How it was trained: data, instructions, options, steps; for the record."""
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Instructions that it was trained with; empty where that is not known.
+
+        Older checkpoints name their datasets only; those that are named after tasks have the tasks' instructions.
+        """
+        if "instructions" in self.trained:
+            return tuple(self.trained["instructions"])
+        tasks = [find_task(name) for name in self.trained.get("demonstrations", {})]
+        return tuple(task.instruction for task in tasks if task is not None) if None not in tasks else ()
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
         """Writes the folder; every file appears complete, ``policy.json`` last.
@@ -67,7 +78,7 @@ class Checkpoint:
         if isinstance(self.text_encoder, StoredTextEncoder):
             self.text_encoder.save(folder / FEATURES)
         save_frame_encoder(self.encoder, folder / ENCODER, dtype=dtype)
-        save_module(self.model, self.model.config.to_json(), folder, dtype)
+        self.model.save_pretrained(folder, dtype)
         content = {
             "transforms": None if self.transforms is None else dataclasses.asdict(self.transforms),
             "text_encoder": text,
@@ -86,10 +97,8 @@ class Checkpoint:
         """Reads a folder, with modules in evaluation mode on ``device`` and weights of ``dtype``."""
         folder, device, dtype = Path(folder), usable_device(device), floating_type(dtype)
         content = read_policy(folder)
-        config = read_model_config(folder)
-        with torch.device("meta"):
-            model = PARModel(config)
-        load_module(model, folder)
+        model = PARModel.from_pretrained(folder)
+        config = model.config
         encoder = load_frame_encoder(folder / ENCODER)
         with naming(folder / POLICY):
             transforms = None if content["transforms"] is None else build(Transforms, content["transforms"], added=())
@@ -105,9 +114,7 @@ class Checkpoint:
         if transforms is not None:
             _check(config, encoder, transforms, folder)
         text = _load_text_encoder(content["text_encoder"], config, folder)
-        return cls(
-            model.eval().to(device, dtype), encoder.to(device, dtype), transforms, text, inference, content["trained"]
-        )
+        return cls(model.to(device, dtype), encoder.to(device, dtype), transforms, text, inference, content["trained"])
 
 
 def read_policy(folder: Path) -> dict[str, Any]:
@@ -125,15 +132,9 @@ def read_policy(folder: Path) -> dict[str, Any]:
     check(f"{path}: text_encoder", content["text_encoder"], str)
     check(f"{path}: trained", content["trained"], dict)
     check(f"{path}: trained.steps", content["trained"].get("steps"), int | None)
+    check(f"{path}: trained.instructions", content["trained"].get("instructions", []), list[str])
+    check(f"{path}: trained.demonstrations", content["trained"].get("demonstrations", {}), dict)
     return content
-
-
-def read_model_config(folder: Path) -> PARConfig:
-    """A checkpoint's ``config.json``."""
-    path = folder / "config.json"
-    content = read_json(path)
-    with naming(path):
-        return PARConfig.from_json(content)
 
 
 def _load_text_encoder(kind: str, config: PARConfig, folder: Path) -> TextEncoder:

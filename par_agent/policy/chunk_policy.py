@@ -17,6 +17,7 @@ from torch import Tensor
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.random_numbers import integers, seeded_generator
 from par_agent.modeling.vae.frame_encoder import FrameEncoder
+from par_agent.policy.flat_observations import FlatLayout, flat_layout, restored_observation
 from par_agent.policy.frames import Frames
 from par_agent.policy.observations import as_tensor, camera_images, check_environment, check_task, proprioception
 from par_agent.policy.transforms import Transforms
@@ -77,13 +78,27 @@ class ChunkPolicy(abc.ABC, Generic[State]):
         self.action_size = transforms.action_size
         self._seed = _checked_seed(seed)
         self._state: State | None = None
+        self._layout: FlatLayout | None = None
 
     def check(self, target: TaskSpec | gym.Env, track: str = "paper") -> None:
-        """Compares the checkpoint's conventions with a task, as ``track`` shows it, or with a ManiSkill environment."""
+        """Compares the checkpoint's conventions with a task, as ``track`` shows it, or with a ManiSkill environment.
+
+        The environment may be wrapped, or be one of Gymnasium's vector environments. Where its observations are
+        flattened (``FlattenRGBDObservationWrapper``), the policy learns how. A policy that was given no instruction
+        takes the task's.
+        """
+        task: TaskSpec | None
         if isinstance(target, TaskSpec):
+            task = target
             check_task(self.transforms, target, track)
         else:
-            check_environment(self.transforms, target)
+            task = check_environment(self.transforms, target)
+            self._layout = flat_layout(target)
+        if task is not None and task.instruction:
+            self.offer_instruction(task.instruction)
+
+    def offer_instruction(self, instruction: str) -> None:
+        """Tells what the environment is about; a policy that was given no instruction takes it."""
 
     @property
     def needs_frame(self) -> bool:
@@ -119,6 +134,26 @@ class ChunkPolicy(abc.ABC, Generic[State]):
         state.used += 1
         return action.to(measured.device)
 
+    @one_thread
+    def get_action(self, obs: dict[str, Any]) -> Tensor:
+        """Plans anew in every environment; the actions of the chunks that are executed before the next look.
+
+        This is for loops that execute whole chunks themselves, as those of ManiSkill's Diffusion Policy do. They call
+        this with the observation after the chunk's last action, and :meth:`reset` when episodes end, instead of
+        :meth:`act`.
+
+        Args:
+            obs: a ManiSkill observation with the camera's image.
+
+        Returns:
+            (B, L, A) float32 in the controller's units, on the observation's device; ``L`` is ``n_action_steps``.
+        """
+        measured = self._positions(obs)
+        self._state = state = self._episodes(len(measured))
+        self._read(state, obs, measured.to(self.device), torch.arange(len(measured), device=self.device))
+        state.used[:] = self.n_action_steps
+        return state.queue[:, : self.n_action_steps].to(measured.device, copy=True)
+
     @abc.abstractmethod
     def _begin(self, batch: int) -> State:
         """Episodes before their first frame."""
@@ -151,7 +186,7 @@ class ChunkPolicy(abc.ABC, Generic[State]):
 
     def _positions(self, obs: dict[str, Any]) -> Tensor:
         """(B, P) proprioception, on the observation's device."""
-        return proprioception(obs, self.transforms)
+        return proprioception(restored_observation(obs, self._layout), self.transforms)
 
     def _read(self, state: State, obs: dict[str, Any], positions: Tensor, rows: Tensor) -> None:
         """Looks at the frames of ``rows`` (k,) and plans; ``positions`` (B, P) are those of all rows."""
@@ -159,7 +194,8 @@ class ChunkPolicy(abc.ABC, Generic[State]):
 
     def _frames(self, obs: dict[str, Any], batch: int, rows: Tensor) -> Frames:
         """The frames of ``rows`` (k,)."""
-        images = camera_images(obs, self.transforms.camera, batch)[rows.to("cpu")]
+        shown = restored_observation(obs, self._layout)
+        images = camera_images(shown, self.transforms.camera, batch)[rows.to("cpu")]
         frames = self.transforms.frames(images).to(self.device)
         with user_errors():
             return Frames(frames, self.encoder.encode(frames))

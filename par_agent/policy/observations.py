@@ -10,7 +10,7 @@ from torch import Tensor
 
 from par_agent.errors import UserError
 from par_agent.policy.transforms import Transforms, pixels
-from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec, check_camera
+from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec, check_camera, find_task
 from par_agent.utils.json_fields import short
 
 MAX_OBSERVATION = 1e6
@@ -39,12 +39,21 @@ def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> 
     _check(transforms, f"task {spec.name}", size, spec.joint_count, spec.action_size, spec.control_mode)
 
 
-def check_environment(transforms: Transforms, env: Any) -> None:
-    """Compares a checkpoint's conventions with a ManiSkill environment, wrapped or not."""
+def simulation_of(env: Any) -> Any:
+    """ManiSkill's own environment inside of wrappers; the first one of Gymnasium's vector environments."""
     base = getattr(env, "base_env", env.unwrapped)
+    return simulation_of(base.envs[0]) if getattr(base, "envs", None) else base
+
+
+def check_environment(transforms: Transforms, env: Any) -> TaskSpec | None:
+    """Compares a checkpoint's conventions with a ManiSkill environment, wrapped or not; its task, if that is known."""
+    base = simulation_of(env)
     robot = getattr(getattr(base, "agent", None), "robot", None)
     if robot is None:
-        raise UserError(f"expected a ManiSkill environment of one robot, got {type(base).__name__}")
+        raise UserError(
+            f"expected a ManiSkill environment of one robot, got {type(base).__name__} (those in other "
+            "processes cannot be looked into: check one like them here)"
+        )
     name = type(base).__name__ if base.spec is None else base.spec.id
     sensors, render_cameras = base.scene.sensors, base.scene.human_render_cameras
     camera = {**sensors, **render_cameras}.get(transforms.camera)
@@ -58,6 +67,7 @@ def check_environment(transforms: Transforms, env: Any) -> None:
         )
     size, actions = (camera.config.height, camera.config.width), base.single_action_space.shape
     _check(transforms, name, size, robot.max_dof, actions[0], base.control_mode)
+    return find_task(name.rpartition("/")[2])
 
 
 def _check(

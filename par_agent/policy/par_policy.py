@@ -14,15 +14,15 @@ from torch import Tensor
 
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.attention_maps import AttentionMaps, step_attention
-from par_agent.modeling.config import GenerationConfig, InferenceConfig
-from par_agent.modeling.par import PhysicalTokens
+from par_agent.modeling.config import GenerationConfig, InferenceConfig, PARConfig
+from par_agent.modeling.par import PARModel, PhysicalTokens
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.chunk_policy import ChunkPolicy, one_thread
 from par_agent.policy.episode import EpisodeState, Imagination, Plan, RowNoise
 from par_agent.policy.frames import Frames, next_frames
-from par_agent.policy.instructions import Instructions
+from par_agent.policy.instructions import Instructions, Task, listed
 from par_agent.utils.checkpoint_folders import checkpoint_folder
-from par_agent.utils.device import usable_device, use_tf32
+from par_agent.utils.device import floating_type, usable_device, use_tf32
 
 
 class PARPolicy(ChunkPolicy[EpisodeState]):
@@ -32,13 +32,17 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
     checkpoint was trained with some, entries of ``obs["extra"]``), batched torch tensors or, from ``CPUGymWrapper``,
     unbatched numpy arrays. :func:`par_agent.make_env` makes an environment that shows what the checkpoint reads.
 
-    :meth:`act` and :meth:`check` are those of :class:`~par_agent.policy.chunk_policy.ChunkPolicy`.
+    :meth:`act` and :meth:`get_action` are those of :class:`~par_agent.policy.chunk_policy.ChunkPolicy`.
     A policy holds the state of its episodes and serves one thread at a time: a call that comes while another thread's
     is not over is refused.
 
     Args:
         checkpoint: the model and its conventions.
         instruction: what to do, in the words of training: one text, or one per environment, whose number it fixes.
+            None: that of ``task``, or else of the environment that the policy is checked against, as
+            :func:`par_agent.make_env` does; without any of these it does not act.
+        task: stands for its instruction: a name such as ``"PickCube"``, a :class:`~par_agent.tasks.TaskSpec`, or one of
+            these per environment.
         device: where the checkpoint has to be; None: not checked.
         seed: fixes the policy's randomness until a ``reset`` gives another; a whole number, 0 or more.
         **inference: fields of :class:`~par_agent.modeling.config.InferenceConfig` in place of the checkpoint's.
@@ -47,8 +51,9 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
     def __init__(
         self,
         checkpoint: Checkpoint,
-        instruction: str | Sequence[str],
+        instruction: str | Sequence[str] | None = None,
         *,
+        task: Task | Sequence[Task] | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
         **inference: Any,
@@ -90,15 +95,17 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
                 'data, and write their height and width into policy.json ("image_size")',
                 stacklevel=2,
             )
-        self._instructions = Instructions.read(instruction, checkpoint.text_encoder, self.device)
+        self._instructions = self._given(instruction, task)
+        self._from_environment = not self._instructions.texts
         self._last_read: EpisodeState | None = None  # where imagining starts: after act() or plan()
 
     @classmethod
     def from_pretrained(
         cls,
         name_or_folder: str | Path = "par-mini",
-        instruction: str | Sequence[str] = "Push and move a cube to a goal region in front of it.",
+        instruction: str | Sequence[str] | None = None,
         *,
+        task: Task | Sequence[Task] | None = None,
         device: torch.device | str | None = "cpu",
         dtype: torch.dtype | str = "float32",
         seed: int = 0,
@@ -108,32 +115,74 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
 
         Args:
             name_or_folder: ``"par-mini"`` or a folder made by ``par-agent finetune`` or :meth:`save_pretrained`.
-            instruction: what to do; :data:`par_agent.tasks.TASKS` has the tasks' own. See the class.
+            instruction, task: what to do; see the class.
             device: ``"cpu"``, ``"cuda"``, …; None: torch's default device.
             dtype: what the model computes in; ``"float16"`` or ``"bfloat16"`` take half the memory, and on a GPU far
                 less time for a model on NOVA's weights. ``"tf32"``: float32 whose factors a GPU rounds to 10 bits, from
                 here on in the whole process.
             seed, **inference: see the class.
+
+        Raises:
+            UserError: there is no such checkpoint, it is damaged, or an argument is wrong.
         """
         if dtype == "tf32":
             use_tf32(True)
             dtype = "float32"
         checkpoint = Checkpoint.load(checkpoint_folder(name_or_folder), device, dtype)
-        return cls(checkpoint, instruction, seed=seed, **inference)
+        return cls(checkpoint, instruction, task=task, seed=seed, **inference)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""
         dataclasses.replace(self.checkpoint, inference=self.inference).save(folder, dtype)
 
     @property
-    def instruction(self) -> str | tuple[str, ...]:
-        """One text for all environments, or one for each. Assigning it resets all episodes."""
+    def model(self) -> PARModel:
+        """The network."""
+        return self.checkpoint.model
+
+    @property
+    def config(self) -> PARConfig:
+        """The network's sizes."""
+        return self.checkpoint.model.config
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | str | None = None) -> PARPolicy:
+        """Moves the checkpoint, in place, and forgets all episodes; returns the policy.
+
+        Other policies that share the checkpoint have to be moved too.
+
+        Args:
+            device: ``"cpu"``, ``"cuda"``, …
+            dtype: see :meth:`from_pretrained`; None: as it is.
+        """
+        place, kind = usable_device(device), None if dtype is None else floating_type(dtype)
+        self.checkpoint.model.to(place, kind)
+        self.checkpoint.encoder.to(place, kind)
+        self.device, self._state, self._last_read = self.checkpoint.model.nova.device, None, None
+        self._instructions = self._instructions.to(self.device)
+        return self
+
+    def __repr__(self) -> str:
+        transforms, told = self.transforms, self.instruction
+        return (
+            f"PARPolicy({self.config.name}, sees {transforms.camera}, commands "
+            f"{transforms.control_mode}, executes {self.n_action_steps} of {self.config.action.chunk_length} actions a "
+            f"chunk, on {self.device}, instruction {told!r})"
+        )
+
+    @property
+    def instruction(self) -> str | tuple[str, ...] | None:
+        """One text for all environments, or one for each; None: none was given. Assigning it resets all episodes."""
         texts = self._instructions.texts
-        return texts[0] if self._instructions.count is None else texts
+        return texts or None if self._instructions.count is not None else next(iter(texts), None)
 
     @instruction.setter
     def instruction(self, instruction: str | Sequence[str]) -> None:
         self.reset(instruction=instruction)
+
+    def offer_instruction(self, instruction: str) -> None:
+        if self._from_environment:
+            self.reset(instruction=instruction)
+            self._from_environment = True
 
     @one_thread
     def reset(
@@ -158,11 +207,12 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         state, instructions = self._state, self._instructions
         rows = self._rows(env_idx, instructions.count)
         if instruction is not None:
-            new = Instructions.read(instruction, self.checkpoint.text_encoder, self.device)
+            new = self._given(instruction)
             count = instructions.count if state is None else len(state.used)
             instructions = new if rows is None else instructions.with_rows(rows.tolist(), new, count)
         self._forget(rows, seed)
         self._instructions, self._last_read = instructions, self._state
+        self._from_environment = self._from_environment and instruction is None
         if rows is None or state is None:
             return
         state.stream.cache.reset(rows)
@@ -233,7 +283,17 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
+    def _given(self, instruction: Any, task: Any = None) -> Instructions:
+        checkpoint = self.checkpoint
+        return Instructions.given(instruction, task, checkpoint.text_encoder, checkpoint.instructions, self.device)
+
     def _begin(self, batch: int) -> EpisodeState:
+        if not self._instructions.texts:
+            known = listed(self.checkpoint.instructions) or "instructions that it does not name"
+            raise UserError(
+                "this policy was given no instruction: give from_pretrained task=... or instruction=..., or assign "
+                f"policy.instruction; it was trained with: {known}"
+            )
         model, features = self.checkpoint.model, list(self._instructions.for_rows(batch).features)
         action, width = model.config.action, model.config.nova.video_encoder.width
         latent_size = model.config.nova.latent_size

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from par_agent.errors import UserError
 from par_agent.simulation.observation_wrapper import RenderCameraObservation, check_simulation, paper_observation
 from par_agent.simulation.variations import get_variation
-from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec, check_track, find_task
+from par_agent.tasks import TRACKS, UNKNOWN_CONTROLLER, TaskSpec, Track, check_track, find_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,59 +123,82 @@ def make_simulation(
 
 def make_env(
     task: str | TaskSpec,
-    policy: PARPolicy,
+    policy: PARPolicy | Track = "paper",
     *,
     num_envs: int = 1,
     backend: str = "cpu",
     shader: str = "minimal",
+    evaluation: bool = False,
     **options: Any,
 ) -> Any:
     """Makes a ManiSkill environment that fits a policy: its camera and image size, its controller.
 
-        policy = PARPolicy.from_pretrained("par-mini", "Push and move a cube to a goal region in front of it.")
+        policy = PARPolicy.from_pretrained("par-mini", task="PushCube")
         env = make_env("PushCube", policy)
         observation, _ = env.reset(seed=0)
         action = policy.act(observation)
 
     Where the policy sees through the task's render camera, the environment is wrapped in ``RenderCameraObservation``;
-    else it observes itself, with ``obs_mode="rgb"``.
+    else it observes itself, with ``obs_mode="rgb"``. A policy that was given no instruction takes the task's.
 
     Args:
         task: a name or id of :data:`par_agent.tasks.TASKS`, any other environment id, or a task of your own.
-        policy: what is to act in it.
+        policy: what is to act in it; or a track, one of :data:`par_agent.tasks.TRACKS`, for any policy that sees the
+            task as that track shows it. Then every step is rendered.
         num_envs: environments simulated at once; the ``cpu`` backend takes one.
         backend: one of :data:`BACKENDS`.
         shader: ManiSkill's shader pack, of all cameras; ``minimal`` is what the bundled policies were trained with.
+        evaluation: follows ManiSkill's conventions for evaluation: every reset builds the scene anew
+            (``reconfiguration_freq=1``), success does not end an episode, and a ``ManiSkillVectorEnv`` around it all
+            starts the next one and tells ``success_once``, ``success_at_end`` and ``return`` in
+            ``info["final_info"]["episode"]``. Then call ``policy.reset(env_idx=truncated)``.
         **options: for ``gym.make``, for example ``max_episode_steps`` (the task's limit unless told) or ``robot_uids``.
 
     Raises:
         UserError: no such environment, no renderer or GPU, or the policy does not fit it.
     """
     spec = task if isinstance(task, TaskSpec) else find_task(task) or TaskSpec(task, "")
-    transforms = getattr(policy, "transforms", None)
-    if transforms is None:
-        raise UserError(
-            f"make_env needs a policy that knows its camera, such as PARPolicy; got {type(policy).__name__}"
-        )
     if num_envs < 1 or (backend == "cpu" and num_envs > 1):
         raise UserError(f"num_envs is {num_envs}; it must be 1, or more with backend='gpu'")
-    if transforms.control_mode != UNKNOWN_CONTROLLER:
-        spec = replace(spec, control_mode=transforms.control_mode)
+    rendered = policy == "paper"
+    if not isinstance(policy, str) or policy not in TRACKS:
+        transforms = getattr(policy, "transforms", None)
+        if transforms is None:
+            raise UserError(
+                "make_env needs a policy that knows its camera, such as PARPolicy, or a track "
+                f"({' or '.join(TRACKS)}); got {policy!r}"
+            )
+        if transforms.control_mode != UNKNOWN_CONTROLLER:
+            spec = replace(spec, control_mode=transforms.control_mode)
+        rendered, size = transforms.camera == spec.camera, transforms.image_size
+        if size is not None:
+            configs = {"shader_pack": shader, transforms.camera: {"height": size[0], "width": size[1]}}
+            options = {"human_render_camera_configs" if rendered else "sensor_configs": configs, **options}
     check_backend(backend, [spec])
-    camera, size = transforms.camera, transforms.image_size
-    rendered = camera == spec.camera
-    if size is not None:
-        configs = {"shader_pack": shader, camera: {"height": size[0], "width": size[1]}}
-        options = {"human_render_camera_configs" if rendered else "sensor_configs": configs, **options}
+    if evaluation:
+        options = {"reconfiguration_freq": 1, **options}
     obs_mode = "none" if rendered else "rgb"
     env = make_simulation(spec, obs_mode=obs_mode, backend=backend, num_envs=num_envs, shader=shader, **options)
     try:
-        if rendered:
-            return RenderCameraObservation(env, policy, camera=camera)
-        check_simulation(policy, env)
+        return _fitted(env, spec, policy, rendered=rendered, evaluation=evaluation)
     except BaseException:
         env.close()
         raise
+
+
+def _fitted(env: Any, spec: TaskSpec, policy: PARPolicy | Track, *, rendered: bool, evaluation: bool) -> Any:
+    """An environment in the wrappers that :func:`make_env` promises, checked against the policy."""
+    agent = None if isinstance(policy, str) else policy
+    if rendered:
+        env = RenderCameraObservation(env, agent, camera=spec.camera)
+    else:
+        check_simulation(agent, env)
+    if spec.instruction and agent is not None and hasattr(agent, "offer_instruction"):
+        agent.offer_instruction(spec.instruction)
+    if evaluation:
+        from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
+
+        return ManiSkillVectorEnv(env, ignore_terminations=True, record_metrics=True)
     return env
 
 

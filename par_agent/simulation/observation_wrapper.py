@@ -27,10 +27,11 @@ def paper_observation(base_env: Any, camera: str = "render_camera", *, with_fram
 
 
 def check_simulation(policy: Any, env: gym.Env, camera: str | None = None) -> None:
-    """Compares a policy with the environment that it will act in; one without ``transforms`` is not looked at.
+    """Calls ``policy.check(env)``; a policy without ``transforms`` is not looked at.
 
     ``camera`` is the only one that is shown; None: all of the environment's are.
     """
+    from par_agent.policy.chunk_policy import ChunkPolicy
     from par_agent.policy.observations import check_environment
     from par_agent.policy.transforms import Transforms
 
@@ -42,7 +43,10 @@ def check_simulation(policy: Any, env: gym.Env, camera: str | None = None) -> No
             f"this checkpoint sees through {transforms.camera!r}; only {camera!r} is shown here: par_agent.make_env "
             "makes an environment that fits a policy"
         )
-    check_environment(transforms, env)
+    if isinstance(policy, ChunkPolicy):
+        policy.check(env)
+    else:
+        check_environment(transforms, env)
 
 
 class RenderCameraObservation(gym.Wrapper):

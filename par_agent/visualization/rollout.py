@@ -105,7 +105,7 @@ def record_rollout(
     observer = FrameObserver(session, every, on_step)
     record = session.roll_out(state, policy_seed, [tracer, observer])
     [trace], hand = tracer.traces, EndEffector(session.env)
-    told = session.policy.instruction
+    told = session.policy.instruction or ""
     return Rollout(
         title=session.title(state, policy_seed),
         instruction=told if isinstance(told, str) else told[0],
