@@ -50,12 +50,12 @@ MAY_BE_ZERO = {
     *("accumulation", "alignment", "attention", "batch_size", "save_minutes", "color_jitter", "ema", "failure"),
     *("first_seed", "flow", "frame_fraction", "guidance", "kl_weight", "learning_rate", "look", "motion_steps"),
     *("past_action_dropout", "phase", "picture_minutes", "port", "proprioception_noise", "recovery_noise"),
-    *("rollout_every", "seed", "shift", "single_step", "state", "state_seed", "temperature", "video", "warmup"),
-    "weight_decay",
+    *("rollout_every", "seed", "shift", "single_step", "state", "state_seed", "steps", "temperature", "video"),
+    *("warmup", "weight_decay"),
 }
 """Options for which 0 is a value: of train-vae and others only if the command says so, see ZERO_IN."""
 ZERO_IN = {
-    **dict.fromkeys(("accumulation", "batch_size", "learning_rate"), ("finetune", "train-baseline")),
+    **dict.fromkeys(("accumulation", "batch_size", "learning_rate", "steps"), ("finetune", "train-baseline")),
     "states": ("visualize gallery",),
 }
 

@@ -62,7 +62,7 @@ def test_what_is_given_by_position_may_come_from_the_file(tmp_path: Path) -> Non
         ([1, 2], r"run.json is \[1, 2\]; expected an object"),
         ({"steps": "7"}, r"run.json: steps is '7'; expected a whole number"),
         ({"data": "a"}, r"run.json: data is 'a'; expected a list, each entry a path"),
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"steps": -1}, "steps is -1; it must be at least 1"),
     ],
 )
 def test_files_that_are_no_options_are_refused(tmp_path: Path, content: Any, message: str) -> None:
@@ -92,7 +92,7 @@ def test_help_shows_the_most_important_options_first_and_the_others_in_groups(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"steps": -1}, "steps is -1; it must be at least 1"),
         ({"batch_size": -1}, "batch_size is -1; it must be at least 1"),
         ({"accumulation": -1}, "accumulation is -1; it must be at least 1"),
         ({"ema": 1.5}, "ema is 1.5; it must be from 0 to 1"),
@@ -118,3 +118,17 @@ def test_a_run_folder_that_was_begun_with_other_options_is_refused(tmp_path: Pat
     other = FinetuneConfig(out=tmp_path, steps=7, accumulation=2)
     with pytest.raises(UserError, match="accumulation: 1 there, 2 asked for"), other.claimed():
         pass
+
+
+def test_help_tells_every_option_in_whole_sentences_with_an_example(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for name, example in (("finetune", "--init par-mini"), ("benchmark", "--video 2"), ("visualize failures", "RUN")):
+        with pytest.raises(SystemExit):
+            main([*name.split(), "--help"])
+        text = capsys.readouterr().out
+        assert f"\nExample: par-agent {name} " in text and example in text
+        assert "(default: )" not in text and "(default: None)" not in text
+        for words in re.findall(r"│ {20,}(\S.*?) *│\n", text):  # no line ends early that has room for the next word
+            assert len(words) > 60 or words.endswith((".", ")")), words

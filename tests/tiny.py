@@ -161,6 +161,7 @@ def tiny_run(folder: Path, **options: Any) -> FinetuneConfig:
         "data": (data,),
         "init": folder / "init",
         "steps": 6,
+        "learning_rate": 1e-3,
         "batch_size": 4,
         "window": 2,
         "warmup": 2,

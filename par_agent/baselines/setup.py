@@ -38,7 +38,7 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     datasets = open_datasets(config.folders(), skip_corrupt=config.dataset.skip_corrupt)
     asked = config.sizes()
     indices = [EpisodeIndex(dataset, asked.chunk_length, asked.foresight) for dataset in datasets]
-    camera = config.dataset.camera
+    camera = config.camera
     transforms = fit_transforms(indices, camera, image_size(datasets, camera), config.dataset.demos)
     if transforms.frame_size is None:
         raise UserError(f"{datasets[0].folder} does not say how large its frames are; render it with --crop or --size")

@@ -24,8 +24,22 @@ def main(config: FinetuneConfig) -> int:
     rollouts = make_rollouts(config) if config.evaluation.rollout_every else None
     with writing(config.out):
         finetune(config, rollouts)
-    print(f"trained policy: {config.out / 'policy'}")
+    print(f"trained policy: {config.out / 'policy'}\nnext: {next_command(config)}")
     return 0
+
+
+def next_command(config: FinetuneConfig) -> str:
+    """What one does with a trained policy: measures it, on initial states for development, or trains it on."""
+    policy = config.out / "policy"
+    if not config.has_actions:
+        return f"par-agent finetune --init {policy} --data DEMONSTRATIONS --out RUN"
+    try:
+        tasks = tuple(dict.fromkeys(_task_of(folder) for folder in config.folders()))
+        track = _track_of(config.camera, tasks)
+    except UserError:
+        return f'PARPolicy.from_pretrained("{policy}", instruction=...), in Python'
+    where = f"--tasks {' '.join(tasks)}{'' if track == 'paper' else f' --track {track}'}"
+    return f"par-agent benchmark --policy {policy} {where} --state-seed {DEVELOPMENT_SEED} --policy-seeds 1"
 
 
 def make_rollouts(config: FinetuneConfig) -> Rollouts:
@@ -35,7 +49,7 @@ def make_rollouts(config: FinetuneConfig) -> Rollouts:
     from par_agent.evaluation.run_config import RunConfig
 
     tasks = tuple(dict.fromkeys(_task_of(folder) for folder in config.folders()))
-    track = _track_of(config.dataset.camera, tasks)
+    track = _track_of(config.camera, tasks)
 
     def rollouts(policy: Path) -> dict[str, float]:
         run = RunConfig(

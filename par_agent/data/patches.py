@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_episode, open_datasets
 from par_agent.data.index import HELD_OUT
+from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
 from par_agent.utils.hdf5 import HDF5Reader
 
@@ -40,6 +42,10 @@ class FrameSampler:
                 raise damaged_episode(self.paths[number], "its frames have another size than those of others")
             images.append(image)
         return torch.from_numpy(np.stack(images))
+
+    def batches(self, start: int, stop: int, count: int, patch: int) -> AbstractContextManager[Iterator[Tensor]]:
+        """The :meth:`patches` of steps ``start`` to ``stop - 1``, made ahead in a background thread."""
+        return prefetch(lambda step: self.patches(step, count, patch), start, stop)
 
 
 def open_frames(folders: Sequence[Path], camera: str, patch: int, stride: int) -> tuple[list[Path], list[Path]]:

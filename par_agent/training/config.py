@@ -33,13 +33,16 @@ from par_agent.utils.checked import (
     option_hints,
     option_values,
 )
+from par_agent.utils.checkpoint_folders import POLICY, checkpoint_folder, find_checkpoint
 from par_agent.utils.device import computes_bfloat16, usable_device
-from par_agent.utils.files import claimed_folder, only_process, read_json
+from par_agent.utils.files import claimed_folder, only_process, read_object
 
-SMALL_MODEL: dict[str, float] = {"learning_rate": 1e-3, "batch_size": 32, "accumulation": 1}
-"""How a small model is trained, from scratch or on."""
-NOVA_MODEL: dict[str, float] = {"learning_rate": 1e-4, "batch_size": 4, "accumulation": 8}
+SMALL_MODEL: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 32, "accumulation": 1, "steps": 3000}
+"""How a small model is trained."""
+NOVA_MODEL: dict[str, Any] = {"learning_rate": 1e-4, "batch_size": 4, "accumulation": 8, "steps": 3000}
 """How a model on NOVA's weights is trained: at NOVA's own learning rate, and as many windows a step as a small one."""
+GENTLER, FEWER_STEPS = 0.3, 1000
+"""A policy that acts already is trained on at this share of the learning rate, and for so many steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,8 @@ class DatasetConfig(Group):
     cache of latents holds all episodes; with --no-cache only the needed frames are encoded."""
     weights: tuple[Positive, ...] = ()
     """Share of each dataset in a batch. Default: equal shares."""
-    camera: str = "render_camera"
-    """Camera whose frames the policy reads."""
+    camera: str | None = None
+    """Camera whose frames the policy reads. Default: that of the checkpoint of --init, else render_camera."""
     cache: bool = True
     """Caches the frames' latents on disk, in `variants` copies; without it frames are encoded when they are needed."""
     variants: SmallCount = 4
@@ -109,15 +112,17 @@ class TrainingConfig(Checked):
     """Frozen frame VAE made by `par-agent train-vae`; needed for training from scratch."""
     window: Length = 4
     """Physical tokens per window. If it is larger than an episode, a window holds several episodes."""
-    steps: Count = 3000
-    """Optimiser steps, each on batch size x accumulation x processes windows."""
+    steps: Count = 0
+    """Optimiser steps, each on batch size x accumulation x processes windows. A finished run goes on when they are
+    raised. 0: 3000, or 1000 where --init acts already."""
     batch_size: Size = 0
     """Windows per batch and process. 0: 32, or 4 for models with NOVA's weights."""
     accumulation: Size = 0
     """Batches per process whose gradients are averaged into one step, which needs less memory than one large batch.
     0: 1, or 8 for models with NOVA's weights."""
     learning_rate: Annotated[float, Range(0, 100, above=True)] = 0.0
-    """Peak learning rate of AdamW. 0: 1e-3, or 1e-4 for models with NOVA's weights, as NOVA was trained."""
+    """Peak learning rate of AdamW. 0: 1e-3, or 1e-4 for models with NOVA's weights, as NOVA was trained; 0.3 of that
+    where --init acts already."""
     seed: Seed = 0
     """Random seed of initial weights, data order and noise."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -137,6 +142,8 @@ class TrainingConfig(Checked):
         for name, default in self.model_defaults().items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, default)
+        if self.dataset.camera is None:
+            object.__setattr__(self, "dataset", dataclasses.replace(self.dataset, camera=self.default_camera()))
         super().__post_init__()
         if self.device == "cuda":
             usable_device(self.device)
@@ -150,9 +157,18 @@ class TrainingConfig(Checked):
         elif self.precision == "tf32":
             raise UserError("precision is tf32, which is for GPUs; on the CPU give float32 or bfloat16")
 
-    def model_defaults(self) -> dict[str, float]:
+    def model_defaults(self) -> dict[str, Any]:
         """Values of options that are 0, which stands for the model's own."""
         return SMALL_MODEL
+
+    def default_camera(self) -> str:
+        """The camera where none is given."""
+        return "render_camera"
+
+    @property
+    def camera(self) -> str:
+        """Camera whose frames the policy reads."""
+        return str(self.dataset.camera)
 
     @property
     def arithmetic(self) -> str:
@@ -260,7 +276,8 @@ class FinetuneConfig(TrainingConfig):
     settings_file = "finetune.json"
 
     init: Path | None = None
-    """Policy checkpoint to start from; its transforms and frame encoder are kept. Default: from scratch."""
+    """Policy checkpoint to start from, a folder or a bundled one's name; its transforms and frame encoder are kept.
+    Default: from scratch."""
     preset: str = "mini"
     """Preset of a model trained from scratch: mini, par-noar, par-discrete, par-noimagine or par-nova-0.6b."""
     modality: Literal["video+action", "video"] = "video+action"
@@ -292,18 +309,39 @@ class FinetuneConfig(TrainingConfig):
         if self.evaluation.rollout_every:
             raise UserError("--rollout-every needs a policy that acts; --modality video trains none")
 
-    def model_defaults(self) -> dict[str, float]:
+    @property
+    def init_folder(self) -> Path:
+        """Folder of the checkpoint that ``init`` names."""
+        assert self.init is not None
+        return checkpoint_folder(self.init)
+
+    def model_defaults(self) -> dict[str, Any]:
         """Those of the model that the run starts from; one that cannot be read is refused when the run begins."""
         model = self._model()
-        return NOVA_MODEL if model is not None and model.nova.bos_slot else SMALL_MODEL
+        defaults = NOVA_MODEL if model is not None and model.nova.bos_slot else SMALL_MODEL
+        if self._known_transforms() is None or self.model.new_robot:
+            return defaults
+        return defaults | {"learning_rate": GENTLER * defaults["learning_rate"], "steps": FEWER_STEPS}
+
+    def default_camera(self) -> str:
+        known = None if self.model.new_camera else self._known_transforms()
+        return super().default_camera() if known is None else str(known.get("camera"))
+
+    def _known_transforms(self) -> dict[str, Any] | None:
+        """The transforms of a checkpoint that acts already."""
+        folder = None if self.init is None else find_checkpoint(self.init)
+        if folder is None or not (folder / POLICY).is_file():
+            return None
+        transforms = read_object(folder / POLICY).get("transforms")
+        return transforms if isinstance(transforms, dict) else None
 
     def _model(self) -> PARConfig | None:
         """The model that the run starts from; None if its config cannot be read; the run then fails at its start."""
         model = preset(self.preset)  # a wrong name is refused also where it is not used
         if self.init is None:
             return model
-        config = self.init / "config.json"
-        return PARConfig.from_json(read_json(config)) if config.is_file() else None
+        folder = find_checkpoint(self.init)
+        return None if folder is None or not (folder / "config.json").is_file() else PARConfig.read(folder)
 
     @property
     def has_actions(self) -> bool:
@@ -340,6 +378,7 @@ _FREE = (
     "compile",
     "gradient_checkpointing",
     "skip_corrupt",
+    "steps",
     *option_hints(LoggingConfig),
     *option_hints(EvaluationConfig),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -20,23 +21,26 @@ from par_agent.errors import UserError
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.config import FinetuneConfig, TrainingConfig
 from par_agent.training.loop import Rollouts
+from par_agent.training.monitor import Callback
 from par_agent.training.par_training import Training
-from par_agent.training.setup import prepare
+from par_agent.training.setup import describe_run, prepare
 from par_agent.utils.device import use_tf32
 
-__all__ = ["FinetuneConfig", "finetune"]
+__all__ = ["Callback", "FinetuneConfig", "finetune"]
 
 PROCESS_TIMEOUT = timedelta(hours=12)
 """How long processes wait for the main one, the only one that computes latents and measures."""
 
 
-def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkpoint:
+def finetune(
+    config: FinetuneConfig, rollouts: Rollouts | None = None, *, callbacks: Sequence[Callback] = ()
+) -> Checkpoint:
     """Runs or resumes training; returns the trained policy's checkpoint, which is also in ``config.out / "policy"``.
 
     Started by `torchrun` or `accelerate launch`, it trains on all of their processes; only the main one writes.
-    ``rollouts`` evaluates the policy in a folder in closed loop; ``rollout_every`` needs it. Data that does not fit the
-    model, a run folder of other options or of another process, a loss that explodes or is not finite, and a full disk
-    are UserErrors.
+    ``rollouts`` evaluates the policy in a folder in closed loop; ``rollout_every`` needs it. ``callbacks`` hear of
+    steps, measurements and saved policies. Data that does not fit the model, a run folder of other options or of
+    another process, a loss that explodes or is not finite, and a full disk are UserErrors.
     """
     if config.evaluation.rollout_every and rollouts is None:
         raise UserError("rollout_every is for `par-agent finetune`; from Python also give finetune() its rollouts")
@@ -46,7 +50,8 @@ def finetune(config: FinetuneConfig, rollouts: Rollouts | None = None) -> Checkp
     with config.claimed() if accelerator.is_main_process else contextlib.nullcontext():
         with accelerator.main_process_first():
             setup = prepare(config, accelerator.device)
-        training = Training(config, setup, accelerator, rollouts)
+        training = Training(config, setup, accelerator, rollouts, callbacks)
+        accelerator.print(describe_run(config, setup))
         training.resume()
         training.run()
         policy = training.policy()

@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,11 +25,12 @@ from par_agent.data.prefetch import prefetch
 from par_agent.data.windows import MixedSampler, Windows
 from par_agent.errors import UserError
 from par_agent.training.config import TrainingConfig
-from par_agent.training.monitor import Monitor
+from par_agent.training.monitor import Callback, Monitor
 from par_agent.training.optimisation import EMA, learning_rate, make_optimizer, set_learning_rate
 from par_agent.training.state import (
     Progress,
     SaveClock,
+    check_steps,
     full_tensor,
     interruptible,
     latest_training_state,
@@ -74,8 +75,9 @@ class TrainingLoop(abc.ABC):
         accelerator: Accelerator,
         rollouts: Rollouts | None = None,
         rollout_every: int = 0,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.config, self.accelerator = config, accelerator
+        self.config, self.accelerator, self._callbacks = config, accelerator, callbacks
         self._train, self._rollouts, self._rollout_every = train, rollouts, rollout_every
         optimizer = make_optimizer(objective, config.learning_rate, config.optimiser.weight_decay)
         self.objective: nn.Module
@@ -120,6 +122,7 @@ class TrainingLoop(abc.ABC):
             "minutes": round(progress.seconds / 60, 4),
             "processor_minutes": round(progress.processor_seconds / 60, 4),
             "demonstrations": self._train.demonstrations,
+            "instructions": self._train.instructions,
             "options": self.config.to_json(),
         }
 
@@ -127,13 +130,14 @@ class TrainingLoop(abc.ABC):
         """Goes back to the newest training state, if there is one.
 
         Raises:
-            UserError: it is damaged or of another model.
+            UserError: it is damaged, of another model, or further than the last step.
         """
         if (found := latest_training_state(self.states)) is None:
             return
         state = load_training_state(found, self.weights(), self.model, self.optimizer)
         with naming(found / "state.json"):
             self.progress = build(Progress, state, ())
+        check_steps(self.config.out, self.progress.step, self.config.steps)
         self.accelerator.print(f"resumed from {found}")
 
     def run(self) -> None:
@@ -150,7 +154,8 @@ class TrainingLoop(abc.ABC):
     def _run(self, clock: SaveClock) -> None:
         config, progress = self.config, self.progress
         windows, main = self.batches_per_step * config.batch_size, self.accelerator.is_main_process
-        with self._batches() as batches, Monitor(config, progress.step, windows, main) as monitor:
+        monitoring = Monitor(config, progress.step, windows, main, self._callbacks)
+        with self._batches() as batches, monitoring as monitor:
             self._counted, self._processor = time.monotonic(), time.process_time()
             while progress.step < config.steps:
                 due, told = self._step(batches, clock, monitor)
@@ -179,6 +184,8 @@ class TrainingLoop(abc.ABC):
         policy = self.policy()
         if self.accelerator.is_main_process:
             policy.save(self.config.out / "policy")
+            for callback in self._callbacks:
+                callback.on_checkpoint(self.progress.step, self.config.out / "policy")
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -1,20 +1,50 @@
-"""Shows the progress of a run on the main process: progress bar, TensorBoard, Weights & Biases."""
+"""Shows the progress of a run on the main process: progress bar, TensorBoard, Weights & Biases, your own callbacks."""
 
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from par_agent.training.config import TrainingConfig
+from par_agent.training.progress import StepProgress
 from par_agent.utils.hashes import hash_bytes
 from par_agent.utils.references import optional_module
 
 SHOWN_EVERY = 10
 """Steps between two updates of the losses shown."""
+DATA_WAIT = 0.05
+"""Share of the time spent waiting for data from which on it is shown."""
+LINE_WIDTH = 95
+"""Characters of a line of measurements."""
+
+
+class Callback:
+    """What a run calls on its way; override what you need. Only the main process calls it, and waits for it.
+
+    ::
+
+        class Print(Callback):
+            def on_validation(self, step, metrics):
+                print(step, metrics["action_error"])
+
+        finetune(config, callbacks=[Print()])
+    """
+
+    def on_step(self, step: int, values: Mapping[str, float]) -> None:
+        """``step`` optimiser steps are done; losses ``action`` and ``frame``, ``gradient_norm`` and ``learning_rate``
+        of the last one."""
+
+    def on_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The policy after ``step`` steps was measured on the held-out episodes."""
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        """The policy after ``step`` steps was written to ``folder``, where ``PARPolicy.from_pretrained`` finds it."""
 
 
 class Monitor:
@@ -23,17 +53,23 @@ class Monitor:
     ``start`` steps were done before; ``windows_per_step`` counts those of all processes.
     """
 
-    def __init__(self, config: TrainingConfig, start: int, windows_per_step: int, enabled: bool) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        start: int,
+        windows_per_step: int,
+        enabled: bool,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         self._config, self._start, self._windows, self._enabled = config, start, windows_per_step, enabled
-        self._shown: dict[str, str] = {}
+        self._callbacks = callbacks if enabled else ()
         self._waited, self._since, self._steps = 0.0, time.monotonic(), 0
 
     def __enter__(self) -> Monitor:
-        config, off = self._config, not self._enabled
+        config = self._config
         name = config.settings_file.removesuffix(".json")
         with contextlib.ExitStack() as stack:
-            bar = tqdm(total=config.steps, initial=self._start, desc=name, unit="step", smoothing=0.05, disable=off)
-            self._bar = stack.enter_context(bar)
+            self._bar = stack.enter_context(StepProgress(name, self._start, config.steps, self._enabled))
             self._writer = self._wandb = None
             if self._enabled:
                 from torch.utils.tensorboard import SummaryWriter
@@ -52,33 +88,28 @@ class Monitor:
 
     def stepped(self, step: int, *, wait: float, **values: float) -> None:
         """Shows optimiser step ``step`` (from 0): its losses, norm and rate, and the seconds it waited for data."""
-        self._bar.update(1)
+        for callback in self._callbacks:
+            callback.on_step(step + 1, values)
         self._waited += wait
         self._steps += 1
         if step % SHOWN_EVERY:
+            self._bar.advance()
             return
         seconds = max(time.monotonic() - self._since, 1e-9)
         values |= {"samples_per_second": self._steps * self._windows / seconds, "data_wait": self._waited / seconds}
         self.log("train", values, step)
-        self._show(
-            action=f"{values['action']:.3f}",
-            frame=f"{values['frame']:.3f}",
-            rate=f"{values['samples_per_second']:.1f} samples/s",
-            data_wait=f"{values['data_wait']:.0%}",
-        )
+        waits = f", {values['data_wait']:.0%} data wait" if values["data_wait"] >= DATA_WAIT else ""
+        rate = f"{values['samples_per_second']:.0f} samples/s"
+        self._bar.advance(f"action {values['action']:.3f}, frame {values['frame']:.3f}, {rate}{waits}")
         self._waited, self._since, self._steps = 0.0, time.monotonic(), 0
 
     def measured(self, step: int, metrics: dict[str, float]) -> None:
         """Shows measurements on held-out episodes after ``step`` steps."""
         self.log("validation", metrics, step)
-        shown = {
-            "action_error": ("err", "{:.4f}"),
-            "gripper_accuracy": ("grip", "{:.1%}"),
-            "frame_psnr": ("frames", "{:.1f}dB"),
-        }
-        found = {label: text.format(metrics[name]) for name, (label, text) in shown.items() if name in metrics}
-        self._show(**found)
-        self.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        for callback in self._callbacks:
+            callback.on_validation(step, metrics)
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.say("\n    ".join(textwrap.wrap(f"step {step}: {numbers}", LINE_WIDTH)))
 
     def rolled_out(self, step: int, success: dict[str, float]) -> None:
         """Shows success rates of a closed-loop evaluation after ``step`` steps."""
@@ -104,12 +135,7 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
-        if self._enabled:
-            self._bar.write(text)
-
-    def _show(self, **values: str) -> None:
-        self._shown |= values
-        self._bar.set_postfix(self._shown)
+        self._bar.say(text)
 
 
 def start_wandb(config: TrainingConfig, project: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from par_agent.modeling.par import PARModel
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.training.config import FinetuneConfig
 from par_agent.training.loop import Rollouts, SavedPolicy, TrainingLoop, channels_last
-from par_agent.training.monitor import Monitor
+from par_agent.training.monitor import Callback, Monitor
 from par_agent.training.objective import Objective
 from par_agent.training.pictures import draw
 from par_agent.training.setup import Setup
@@ -30,7 +31,12 @@ class Training(TrainingLoop):
     model: PARModel
 
     def __init__(
-        self, config: FinetuneConfig, setup: Setup, accelerator: Accelerator, rollouts: Rollouts | None = None
+        self,
+        config: FinetuneConfig,
+        setup: Setup,
+        accelerator: Accelerator,
+        rollouts: Rollouts | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.setup, self._drawn = setup, -math.inf
         model = setup.policy.model.to(accelerator.device)
@@ -40,7 +46,8 @@ class Training(TrainingLoop):
             model.compile_for_training()
         transforms = setup.policy.transforms if config.has_actions else None
         objective = Objective(model, transforms, setup.policy.text_encoder, config)
-        super().__init__(config, objective, setup.train, accelerator, rollouts, config.evaluation.rollout_every)
+        every = config.evaluation.rollout_every
+        super().__init__(config, objective, setup.train, accelerator, rollouts, every, callbacks)
         self.progress.base = setup.base
 
     def resume(self) -> None:

@@ -1,4 +1,5 @@
-"""A picture of what a policy predicts: next frames below the true ones, actions over the true ones."""
+"""A picture of what a policy predicts: next frames below the true ones (as the frame encoder keeps them), actions over
+the true ones."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def draw(episodes: list[EpisodePrediction], path: Path) -> np.ndarray:
 def _draw_frames(block: Any, episode: EpisodePrediction) -> None:
     assert episode.frames is not None and episode.true_frames is not None
     axes = block.subplots(2, len(episode.frames), squeeze=False)
-    for row, (label, frames) in enumerate({"true": episode.true_frames, "predicted": episode.frames}.items()):
+    for row, (label, frames) in enumerate({"encoded": episode.true_frames, "predicted": episode.frames}.items()):
         for axis, frame in zip(axes[row], frames, strict=True):
             show_image(axis, frame)
         axes[row, 0].set_ylabel(f"{label} next frame", fontsize="small")

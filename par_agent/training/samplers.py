@@ -45,7 +45,7 @@ def open_samplers(
         )
     augmentation = Augmentation(config.dataset.shift, config.dataset.color_jitter)
     digest, about = hash_file(find_weights(encoder_folder)), describe_frame_encoder(encoder)
-    spec = LatentSpec(config.dataset.camera, digest, shape, config.dataset.variants, augmentation, about)
+    spec = LatentSpec(config.camera, digest, shape, config.dataset.variants, augmentation, about)
     splits = [index.split(config.dataset.demos) for index in indices]
     latents = [_latents(index, spec, encoder, config.dataset.cache) for index in indices]
     train = [

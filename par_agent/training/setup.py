@@ -61,6 +61,23 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     return Setup(policy, train, held_out, hash_frozen(config))
 
 
+def describe_run(config: FinetuneConfig, setup: Setup) -> str:
+    """What a run trains, on what, and where to look at it, as it is printed when it begins."""
+    samplers, model = setup.train.samplers, setup.policy.model
+    names = ", ".join(f"{count} of {name}" for name, count in setup.train.demonstrations.items())
+    windows, held = sum(map(len, samplers)), sum(sampler.episodes for sampler in setup.held_out)
+    numbers = [(value.numel(), value.requires_grad) for value in model.parameters()]
+    trained = sum(count for count, learns in numbers if learns)
+    lines = [
+        f"episodes: {names}; {held} more are held out",
+        f"windows: {windows:,} of {config.window} physical tokens; {config.steps:,} steps of "
+        f"{config.batch_size * config.accumulation} a process",
+        f"model: {model.config.name}, {sum(count for count, _ in numbers):,} parameters, {trained:,} trained",
+        f"watch: tensorboard --logdir {config.out / 'tensorboard'}; pictures in {config.out / 'pictures'}",
+    ]
+    return "\n".join(lines)
+
+
 def _open_indices(
     config: FinetuneConfig, datasets: list[RenderedDataset], start: Checkpoint
 ) -> tuple[Sequence[EpisodeIndex], Transforms | None]:
@@ -70,7 +87,7 @@ def _open_indices(
     Otherwise they are fitted to the data. A model that was only trained on videos has none.
     """
     action, name = start.model.config.action, f"the checkpoint {config.init}"
-    camera, new_camera = config.dataset.camera, config.model.new_camera
+    camera, new_camera = config.camera, config.model.new_camera
     if start.transforms is not None and camera != start.transforms.camera and not new_camera:
         raise UserError(
             f"--camera {camera}: {name} sees through {start.transforms.camera}; give --new-camera to go on with "

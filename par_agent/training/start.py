@@ -22,10 +22,10 @@ def load_start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
     A model whose action parts are random, from scratch or on imported video weights, has no transforms.
     """
     if config.init is not None:
-        loaded = Checkpoint.load(config.init)
+        loaded = Checkpoint.load(config.init_folder)
         loaded.model = _with_foresight(loaded.model.train(), config.model.foresight)
         loaded.transforms = None if config.model.new_robot else loaded.transforms
-        return loaded, config.init / "frame_encoder"
+        return loaded, config.init_folder / "frame_encoder"
     if config.vae is None:
         raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
     encoder = load_frame_encoder(config.vae)

@@ -118,6 +118,12 @@ def latest_training_state(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def check_steps(run: Path, done: int, steps: int) -> None:
+    """Refuses to go on with a run that has done more steps than it is to do."""
+    if done > steps:
+        raise UserError(f"{run} has done {done} steps; --steps {steps} is fewer: give more, or choose another --out")
+
+
 class SaveClock:
     """Says when the next training state is due, and whether the process was told to end."""
 

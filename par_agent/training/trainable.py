@@ -44,7 +44,7 @@ def choose_weights(model: PARModel, config: FinetuneConfig, *, fresh_actions: bo
 
 def hash_frozen(config: FinetuneConfig) -> str | None:
     """Hash of the weight file whose frozen weights the run builds on; None: it trains all, or starts from none."""
-    return None if config.init is None or config.trains_all else hash_file(find_weights(config.init))
+    return None if config.init is None or config.trains_all else hash_file(find_weights(config.init_folder))
 
 
 def adapter_targets(model: PARModel) -> dict[str, list[str]]:

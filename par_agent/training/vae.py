@@ -6,15 +6,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from par_agent.data.patches import FrameSampler, open_frames
-from par_agent.data.prefetch import prefetch
 from par_agent.modeling.random_numbers import batch_seed, seeded_generator
 from par_agent.modeling.vae.frame_encoder import save_frame_encoder
 from par_agent.modeling.vae.frame_vae import FrameVAE, to_pixels, vae_loss
 from par_agent.training.optimisation import clip_and_step, learning_rate, make_optimizer, set_learning_rate
-from par_agent.training.state import interruptible, latest_training_state, load_training_state, save_training_state
+from par_agent.training.progress import StepProgress
+from par_agent.training.state import (
+    check_steps,
+    interruptible,
+    latest_training_state,
+    load_training_state,
+    save_training_state,
+)
 from par_agent.training.vae_config import VAETraining
 from par_agent.utils.device import moved
 from par_agent.utils.image_quality import psnr, psnr_of_error
@@ -43,13 +48,12 @@ def _train(options: VAETraining, sampler: FrameSampler) -> FrameVAE:
     optimizer = make_optimizer(vae, options.learning_rate, 0.0)
     if (found := latest_training_state(states)) is not None:
         start = load_training_state(found, {"model": vae.state_dict()}, vae, optimizer)["step"]
+        check_steps(options.out, start, options.steps)
         print(f"resumed from {found}")
     with (
         interruptible(states, options.save_minutes) as clock,
-        prefetch(
-            lambda step: sampler.patches(step, options.batch_size, options.patch), start, options.steps
-        ) as batches,
-        tqdm(total=options.steps, initial=start, desc="train-vae", unit="step") as progress,
+        sampler.batches(start, options.steps, options.batch_size, options.patch) as batches,
+        StepProgress("train-vae", start, options.steps) as progress,
     ):
         for step, batch in enumerate(batches, start):
             set_learning_rate(optimizer, learning_rate(step, options.steps, options.warmup, options.learning_rate))
@@ -58,9 +62,7 @@ def _train(options: VAETraining, sampler: FrameSampler) -> FrameVAE:
             loss, squared = vae_loss(vae, pixels, options.kl_weight, generator)
             loss.backward()
             clip_and_step(vae, optimizer, 1.0, f"at step {step}")
-            progress.update(1)
-            if step % 20 == 0:
-                progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{psnr_of_error(squared.item(), 2):.1f}dB")
+            progress.advance(f"loss {loss.item():.4f}, psnr {psnr_of_error(squared.item(), 2):.1f} dB")
             told = clock.told
             if clock.due or told or step + 1 == options.steps:
                 save_training_state(states, step + 1, {"model": vae.state_dict()}, vae, optimizer, {}, keep=1)

@@ -26,7 +26,7 @@ class VAETraining(Checked):
     camera: str = "render_camera"
     """Camera whose frames to train on."""
     steps: Count = 1500
-    """Optimiser steps."""
+    """Optimiser steps; a finished run goes on when this is raised."""
     batch_size: Size = 32
     """Patches per step."""
     patch: Pixels = 160
@@ -54,4 +54,6 @@ class VAETraining(Checked):
 
     def claimed(self) -> AbstractContextManager[None]:
         """While the block runs, ``out`` is this process's folder and holds these options."""
-        return claimed_run(self.out, "train_vae.json", dataclasses.asdict(self), ("out", "save_minutes", "device"))
+        return claimed_run(
+            self.out, "train_vae.json", dataclasses.asdict(self), ("out", "save_minutes", "device", "steps")
+        )

@@ -254,6 +254,8 @@ def claimed_folder(
         if differing:
             details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)
             raise UserError(f"{settings.parent} was begun with other settings ({details}); choose another --out")
+        if found != {**found, **wanted}:  # the free ones
+            write_json(settings, {**read_object(settings), **wanted})
     else:
         write_json(settings, wanted)
     try:
