@@ -250,3 +250,16 @@ def test_the_file_says_how_it_was_made(demos):
     document = json.loads(demos.with_suffix(".json").read_text())
     assert document["source_type"] == "motionplanning"
     assert document["request"] == {"env_id": "PushCube-v1", "num": NUM, "first_seed": 0, "max_steps": 200}
+
+
+def test_a_task_of_ones_own_is_planned_by_what_its_module_brings(tmp_path: Path, monkeypatch) -> None:
+    from mani_skill.examples.motionplanning.panda.run import MP_SOLUTIONS
+
+    reference = "harness_task:NUDGE_CUBE"
+    assert DemoRequest(reference).path(tmp_path).parent == tmp_path / "NudgeCube-v1" / "motionplanning"
+    with pytest.raises(UserError, match=r"no motion planner for NudgeCube-v1; .* can add one to the MP_SOLUTIONS"):
+        planning.find_solution("NudgeCube-v1")
+    monkeypatch.setitem(MP_SOLUTIONS, "NudgeCube-v1", MP_SOLUTIONS["PushCube-v1"])
+    monkeypatch.setattr(planning, "SEEDS_PER_PART", 1)
+    steps, folder = planning.part_maker(reference, tmp_path)(0)
+    assert isinstance(steps, int) and folder == planning.part_folder(tmp_path, 0) and (folder / "part.h5").is_file()

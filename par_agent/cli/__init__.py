@@ -23,6 +23,8 @@ class Subcommand:
     """One line for `par-agent --help`."""
     resumes: bool = False
     """Whether the same command goes on where it was stopped."""
+    example: str = ""
+    """What one types behind the name, for `--help`."""
 
     def load(self) -> tuple[ModuleType, type[Checked]]:
         """The module and the class."""
@@ -32,22 +34,56 @@ class Subcommand:
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {
-    "demos": Subcommand("demos:DemosConfig", "make demonstrations with ManiSkill's motion planner", True),
-    "render": Subcommand("render:RenderConfig", "render a trajectory file into training data", True),
-    "import-lerobot": Subcommand("import_lerobot:ImportLeRobotConfig", "convert a LeRobot dataset", True),
-    "export-lerobot": Subcommand("export_lerobot:ExportLeRobotConfig", "write a LeRobot dataset"),
-    "train-vae": Subcommand("train_vae:VAETraining", "train the small latent frame encoder", True),
-    "finetune": Subcommand("finetune:FinetuneConfig", "train a policy on rendered data", True),
+    "demos": Subcommand(
+        "demos:DemosConfig", "make demonstrations with ManiSkill's motion planner", True, "--task PushCube --num 100"
+    ),
+    "render": Subcommand(
+        "render:RenderConfig",
+        "render a trajectory file into training data",
+        True,
+        "--trajectory FILE.h5 --like par-mini --out data/rendered/PushCube",
+    ),
+    "import-lerobot": Subcommand(
+        "import_lerobot:ImportLeRobotConfig", "convert a LeRobot dataset", True, "FOLDER --out data/rendered/NAME"
+    ),
+    "export-lerobot": Subcommand(
+        "export_lerobot:ExportLeRobotConfig",
+        "write a LeRobot dataset",
+        example="--data data/rendered/PushCube --out lerobot/push",
+    ),
+    "train-vae": Subcommand(
+        "train_vae:VAETraining",
+        "train the small latent frame encoder",
+        True,
+        "--data data/rendered/PushCube --out runs/vae",
+    ),
+    "finetune": Subcommand(
+        "finetune:FinetuneConfig",
+        "train a policy on rendered data",
+        True,
+        "--data data/rendered/PushCube --init par-mini --out runs/push",
+    ),
     "train-baseline": Subcommand("train_baseline:BaselineConfig", "train a method that PAR is compared with", True),
-    "benchmark": Subcommand("benchmark:BenchmarkConfig", "roll a policy out under the paper's protocol", True),
-    "recipe": Subcommand("recipe:RecipeConfig", "run the commands that made a checkpoint", True),
+    "benchmark": Subcommand(
+        "benchmark:BenchmarkConfig",
+        "roll a policy out under the paper's protocol",
+        True,
+        "--policy par-mini --tasks PickCube --states 5 --policy-seeds 1 --video 2",
+    ),
+    "recipe": Subcommand("recipe:RecipeConfig", "run the commands that made a checkpoint", True, "par-mini --dry-run"),
     "generate": Subcommand("generate:GenerateConfig", "draw a clip from a prompt with NOVA's weights"),
-    "visualize rollout": Subcommand("visualize:RolloutConfig", "draw imagined against executed frames"),
-    "visualize attention": Subcommand("visualize_attention:AttentionConfig", "draw attention weights"),
-    "visualize failures": Subcommand("visualize_failures:FailuresConfig", "say why rollouts failed", True),
+    "visualize rollout": Subcommand(
+        "visualize:RolloutConfig", "draw imagined against executed frames", example="--task PickCube --state 3"
+    ),
+    "visualize attention": Subcommand(
+        "visualize_attention:AttentionConfig", "draw attention weights", example="--task PickCube --state 3"
+    ),
+    "visualize failures": Subcommand(
+        "visualize_failures:FailuresConfig", "say why rollouts failed", True, "benchmark-results/RUN"
+    ),
     "visualize gallery": Subcommand("visualize_gallery:GalleryConfig", "draw the README's pictures"),
-    "play": Subcommand("play:PlayConfig", "serve a local page on which a policy acts"),
-    "info": Subcommand("info:InfoConfig", "print the parts and sizes of a model or checkpoint"),
+    "play": Subcommand("play:PlayConfig", "serve a local page on which a policy acts", example="--task StackCube"),
+    "info": Subcommand("info:InfoConfig", "print the parts and sizes of a model or checkpoint", example="par-mini"),
     "check-nova": Subcommand("check_nova:CheckNovaConfig", "compare NOVA's parts with reference outputs"),
     "import-nova": Subcommand("import_nova:ImportNovaConfig", "make a checkpoint from NOVA's weights"),
     "doctor": Subcommand("doctor:DoctorConfig", "print versions, devices, renderer and what is missing"),
@@ -90,6 +126,8 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
     command = SUBCOMMANDS[name]
     module, config_class = command.load()
     description = f"{command.summary[0].upper()}{command.summary[1:]}."
+    if command.example:
+        description += f"\n\nExample: par-agent {name} {command.example}"
     config = parse(config_class, arguments, f"par-agent {name}", description)
     return int(module.main(config))
 

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from par_agent.baselines import find_policy
 from par_agent.errors import UserError
@@ -70,10 +78,17 @@ def run_config(config: BenchmarkConfig) -> RunConfig:
 class ProgressDisplay(Progress):
     """A progress bar with running success counts, and one plain line per task when its first result comes."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    def __init__(self, console: Console, total: int, filmed: bool = False) -> None:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         super().__init__(*columns, TimeRemainingColumn(), console=console)
         self._total = total
+        self._slowly = " and are filmed, which takes some minutes each" if filmed else ""
         self._successes: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._bar = self.add_task("starting workers", total=total)
@@ -82,6 +97,9 @@ class ProgressDisplay(Progress):
         """Shows what is on disk already."""
         if found:
             self.console.print(f"{len(found)} of {self._total} rollouts are on disk already.")
+        if len(found) < self._total:
+            self.console.print(f"the workers are ready; the first rollouts run{self._slowly}")
+        self.update(self._bar, description="first rollouts")
         for record in found:
             self._count(record)
 
@@ -112,12 +130,13 @@ def main(config: BenchmarkConfig) -> int:
     run = BenchmarkRun(run_config(config))
     console.print(f"rollouts: {run.info.total}, {run.config.protocol_label}; results: {run.folder}", highlight=False)
     started = time.monotonic()
-    with ProgressDisplay(console, run.info.total) as display:
+    with ProgressDisplay(console, run.info.total, filmed=config.video > 0) as display:
         records = run.run(display.begin, display.show)
     results = write_results(run.info, records)
     for table in terminal_tables(run.info, results):
         console.print(table)
-    console.print(f"{time.monotonic() - started:.0f} s; table and records in {run.folder}", highlight=False)
+    done = f"{time.monotonic() - started:.0f} s; table, rollouts and videos: {run.folder / 'report.html'}"
+    console.print(done, highlight=False, soft_wrap=True)
     if broken := [result.task for result in results if result.rollouts and result.errors == result.rollouts]:
         print(f"every rollout of {', '.join(broken)} ended with an exception: {run.folder}/errors.log", file=sys.stderr)
         return EXIT_ALL_ERRORS

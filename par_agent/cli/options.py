@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from par_agent.cli.entry import run_command
+from par_agent.cli.help import help_of, option_texts
 from par_agent.errors import UserError
 from par_agent.utils.checked import Checked, MayBeEmpty, from_options, is_group, option_hints, option_values
 from par_agent.utils.device import usable_device
@@ -31,7 +32,7 @@ def parse(cls: type[C], arguments: Sequence[str], prog: str, description: str, *
 
     words, file = _without_file(arguments)
     _check_words(cls, words)
-    options = _unchecked(cls)
+    options = _unchecked(cls, explained=any(word in ("-h", "--help") for word in words))
     given: dict[str, Any] = {}
     if file is not None or defaults:
         defaults = dict.fromkeys(required_fields(cls), tyro.MISSING) | defaults
@@ -72,11 +73,23 @@ def read_options(cls: type[Checked], path: Path) -> dict[str, Any]:
         return {name: check(name, value, hints[name]) for name, value in content.items()}
 
 
-def _unchecked(cls: type[C]) -> type[C]:
-    """A subclass that takes any values: tyro would print what __post_init__ refuses in a box, with broken lines."""
-    groups = {name: _unchecked(hint) for name, hint in get_type_hints(cls).items() if is_group(hint)}
-    members: dict[str, Any] = {name: field(default_factory=group) for name, group in groups.items()}
-    members |= {"__annotations__": groups, "__doc__": cls.__doc__, "__post_init__": lambda self: None}
+def _unchecked(cls: type[C], explained: bool = False) -> type[C]:
+    """A subclass that takes any values: tyro would print what __post_init__ refuses in a box, with broken lines.
+
+    ``explained``: with the texts of --help, which take a moment to read from the source.
+    """
+    hints: dict[str, Any] = {n: _unchecked(h, explained) for n, h in get_type_hints(cls).items() if is_group(h)}
+    members: dict[str, Any] = {name: field(default_factory=group) for name, group in hints.items()}
+    if explained:
+        texts, types = option_texts(cls), get_type_hints(cls, include_extras=True)
+        for option in fields(cls):  # type: ignore[arg-type]
+            if option.name in texts and option.name not in hints:
+                hints[option.name] = Annotated[types[option.name], help_of(texts[option.name])]
+                if option.default is not MISSING:
+                    members[option.name] = option.default
+                elif option.default_factory is not MISSING:
+                    members[option.name] = field(default_factory=option.default_factory)
+    members |= {"__annotations__": hints, "__doc__": cls.__doc__, "__post_init__": lambda self: None}
     return dataclass(frozen=True, kw_only=True)(type(cls.__name__, (cls,), members))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from par_agent.data.episodes import claimed_dataset, episode_path, summarise
-from par_agent.data.render_spec import RenderSpec, wordings
+from par_agent.data.render_spec import RenderSpec, read_by, wordings
 from par_agent.data.rendering import Renderer, RenderJob, check_seed, episode_renderer, recorded_episode
 from par_agent.data.selection import format_numbers, parse_numbers, select
 from par_agent.data.trajectory import TrajectoryFile
@@ -66,6 +66,9 @@ class RenderConfig(Checked):
     extra: tuple[str, ...] = ()
     """Entries of ManiSkill's obs["extra"] that the policy reads besides the joint positions, for example goal_pos;
     entries that the task lacks are skipped. Entries about contacts (is_grasped) are correct in recorded images only."""
+    like: str | None = None
+    """Checkpoint, a folder or a bundled one's name, whose camera, crop, size, extra observations and chunk length are
+    taken; those that are given beside it come first."""
     stride: Length = 8
     """Control steps between stored frames: the chunk length, or a divisor of it for more starting points."""
     phase: NonNegative = 0
@@ -86,6 +89,10 @@ class RenderConfig(Checked):
 
     def spec(self) -> RenderSpec:
         """Resolves the command line into the spec that is stored with the dataset; reads all episodes that it names."""
+        if self.like is not None:
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            free = {name: v for name, v in read_by(self.like).items() if getattr(self, name) == defaults[name]}
+            return dataclasses.replace(self, like=None, **free).spec()
         if (self.trajectory is None) == (self.random_motion is None):
             raise UserError("give either --trajectory FILE.h5 or --random-motion TASK")
         if self.trajectory is None:

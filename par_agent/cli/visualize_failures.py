@@ -41,6 +41,9 @@ def main(config: FailuresConfig) -> int:
     ):
         failures = list(tqdm(run.draw(config.limit), total=len(run.groups), unit="rollout", desc="failures"))
         write_section(run, failures)
+    if not failures:
+        print(f"no failed rollouts{' with rules' if run.without_rules else ''} in {config.run}")
+        return 0
     for task, counts in count_causes(failures).items():
         print(f"{task}: " + ", ".join(f"{count} {cause}" for cause, count in counts.most_common()))
     print(f"{config.run / 'report.html'}, pictures in {config.run / 'failures'}")

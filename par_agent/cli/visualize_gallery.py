@@ -26,7 +26,7 @@ class GalleryConfig(Checked):
     context: Length = 3
     """Physical tokens of context in the attention figure; more than 1 shows past frames."""
     failure: tuple[str, State] = ("PickCube", 8)
-    """Task and initial state of a rollout that fails."""
+    """Task and initial state of a rollout that fails; if it succeeds here, other states are tried in turn."""
     out: Path = Path("examples/gallery")
     """Folder for the pictures."""
 
@@ -50,22 +50,28 @@ def main(config: GalleryConfig) -> int:
     find_goal(config.failure[0])
     source, remembering = PolicySource(config.policy), PolicySource(config.policy, {"context": config.context})
     rollouts, attended, failed = (config.out / f"{name}.png" for name in ("rollouts", "attention", "failure"))
+    task, first = config.failure
+    others = [first, *(state for state in range(PROTOCOL_STATES) if state != first)]
     check_video_path(rollouts, 1)
     with writing(config.out):
         with tqdm(total=5, unit="rollout", desc="gallery") as progress:
             recorded = []
-            for task, state in zip(PAPER_TASKS, config.states, strict=True):
-                with RolloutSession(get_task(task), source) as session:
+            for name, state in zip(PAPER_TASKS, config.states, strict=True):
+                with RolloutSession(get_task(name), source) as session:
                     recorded.append(record_rollout(session, state, 0, imagine=1, every=1000))
                 progress.update()
             draw_rollouts(recorded, rollouts)
             with RolloutSession(get_task(config.attention[0]), remembering) as session:
                 draw_overlays(record_attention(session, config.attention[1], 0), attended, None, None)
             progress.update()
-            with RolloutSession(get_task(config.failure[0]), source) as session:
-                draw_one_failure(session, config.failure[1], failed)
+            with RolloutSession(get_task(task), source) as session:
+                found = draw_one_failure(session, others, failed)
             progress.update()
-        for path in (rollouts, attended, failed):
+        drawn = [rollouts, attended, *([] if found is None else [failed])]
+        for path in drawn:
             compress(path)
-    print(f"{rollouts}, {attended}, {failed}")
+    if found != first:
+        what = "there is no picture of a failure" if found is None else f"state {found} did, and is shown"
+        print(f"{task}, state {first} did not fail here; {what}")
+    print(", ".join(map(str, drawn)))
     return 0

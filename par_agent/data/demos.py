@@ -20,7 +20,7 @@ from tqdm import tqdm
 from par_agent.errors import UserError
 from par_agent.jobs import open_runner
 from par_agent.simulation import planning
-from par_agent.tasks import PROTOCOL_SEED, get_task
+from par_agent.tasks import PROTOCOL_SEED, resolve_task
 from par_agent.utils.checked import Checked, Count, Seed
 from par_agent.utils.files import atomic_path, only_process, read_object, write_json, writing
 from par_agent.utils.hdf5 import HDF5Reader, file_image, open_in_memory
@@ -35,7 +35,7 @@ class DemoRequest(Checked):
     """Which demonstrations to make. Equal requests give equal files."""
 
     task: str
-    """A registered task, for example PushCube."""
+    """Task by name, for example PushCube, or module:NAME for a TaskSpec of your own."""
     num: Count = 1000
     """Number of demonstrations; attempts that fail or are too long do not count."""
     first_seed: Seed = 0
@@ -54,7 +54,7 @@ class DemoRequest(Checked):
     @property
     def env_id(self) -> str:
         """Gymnasium id of the task's environment; an unknown task is a UserError."""
-        return get_task(self.task).env_id
+        return resolve_task(self.task).env_id
 
     def path(self, out: Path) -> Path:
         """The `.h5` file below `out`, named as ManiSkill names its own."""
@@ -170,7 +170,7 @@ def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool,
                 busy.add(first)
             yield first
 
-    opened = open_runner(planning.part_maker, request.env_id, parts, workers, cluster)
+    opened = open_runner(planning.part_maker, request.task, parts, workers, cluster)
     done = min(sum(finished.values()), request.num)
     bar = tqdm(total=request.num, initial=done, desc=request.env_id, unit="demo", disable=not progress)
     with bar, opened as runner:

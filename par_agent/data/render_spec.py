@@ -12,6 +12,7 @@ from par_agent.policy.transforms import check_crop
 from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PROTOCOL_SEED, TaskSpec
 from par_agent.utils.checked import Checked, Count, MayBeEmpty, NonNegative, Pixels
+from par_agent.utils.checkpoint_folders import checkpoint_folder
 from par_agent.utils.files import naming
 from par_agent.utils.json_fields import build
 
@@ -107,3 +108,19 @@ def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:
     """An instruction as it is stored: one text, or a tuple of several that differ; empty where none is given."""
     texts = tuple(dict.fromkeys(instructions))
     return texts if len(texts) > 1 else "".join(texts)
+
+
+def read_by(checkpoint: str) -> dict[str, Any]:
+    """The fields of a spec whose frames a policy checkpoint, a bundled one's name or a folder, reads."""
+    from par_agent.policy.checkpoint import Checkpoint
+
+    loaded = Checkpoint.load(checkpoint_folder(checkpoint))
+    if (seen := loaded.transforms) is None:
+        raise UserError(f"{checkpoint} cannot act yet and has no camera: give --crop and --size in place of --like")
+    return {
+        "cameras": (seen.camera,),
+        "crop": seen.crop,
+        "size": seen.size,
+        "extra": tuple(name for name, _ in seen.extra),
+        "stride": loaded.model.config.action.chunk_length,
+    }

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.run_config import RunConfig
-from par_agent.tasks import resolve_task
 from par_agent.utils.versions import check_versions
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class RolloutWorker:
         if task not in self._built:
             config = self._config
             options: Any = {"backend": config.backend, "num_envs": config.num_envs, "variation": config.variation}
-            env, policy = config.policy.open(resolve_task(task), config.track, **options)
+            env, policy = config.policy.open(config.spec(task), config.track, **options)
             for measurement in config.measurements:
                 measurement.observer(env, policy)  # so that a policy that cannot be measured is refused at once
             self._built[task] = env, policy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +13,15 @@ from par_agent.evaluation.measurements import Measurement
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import check_seeds, protocol_seeds
 from par_agent.simulation.variations import get_variation
-from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, Track, resolve_tasks
+from par_agent.tasks import (
+    PAPER_TASKS,
+    PROTOCOL_POLICY_SEEDS,
+    PROTOCOL_STATES,
+    TaskSpec,
+    Track,
+    resolve_task,
+    resolve_tasks,
+)
 from par_agent.utils.checked import Checked, ClusterAddress, Count, Length, NonNegative, Seed, SmallCount
 
 
@@ -27,8 +35,8 @@ class RunOptions(Checked):
     """What the policy observes: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
     variation: Literal["none", "camera", "dim", "bright", "color", "delay", "blink", "shader"] = "none"
     """One change that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
-    colour, every action one control step late, goal hidden and cubes grey after the first image, ManiSkill's default
-    shader (which has a grey background)."""
+    colour, every action one control step late, goal hidden and cubes grey after the first image, ManiSkill's shader
+    pack `default` (whose background is grey)."""
     states: Annotated[Count, tyro.conf.arg(aliases=["--num-states"])] = PROTOCOL_STATES
     """Number of initial states per task: the first ones of the protocol, or of --state-seed."""
     policy_seeds: Length = PROTOCOL_POLICY_SEEDS
@@ -41,6 +49,9 @@ class RunOptions(Checked):
     """cpu: one environment per worker process. gpu: ManiSkill's vectorised simulation of all states at once."""
     cluster: ClusterAddress | None = None
     """Address of a Ray cluster whose nodes do the rollouts; auto: the cluster of this machine."""
+    max_steps: Length | None = None
+    """Control steps after which a rollout counts as failed. Default: the task's own, 400; others are not the
+    protocol."""
     run_to_end: bool = False
     """Continues after the first success until the step limit, to measure success at the end too (slow)."""
     video: NonNegative = 0
@@ -72,6 +83,11 @@ class RunConfig(RunOptions):
             raise UserError(
                 f"states is {self.states}; the protocol has {PROTOCOL_STATES}: give a state seed for others"
             )
+
+    def spec(self, task: str) -> TaskSpec:
+        """A task of the run, by its reference, as the policy is rolled out in it."""
+        spec = self.policy.task(resolve_task(task))
+        return spec if self.max_steps is None else replace(spec, max_steps=self.max_steps)
 
     @property
     def num_envs(self) -> int:
@@ -116,4 +132,6 @@ class RunConfig(RunOptions):
         controller = self.policy.controller
         if controller and any(spec.control_mode != controller[0] for spec in resolve_tasks(self.tasks).values()):
             changes.append(f"control mode {controller[0]}")
+        if self.max_steps is not None:
+            changes.append(f"{self.max_steps} control steps")
         return changes

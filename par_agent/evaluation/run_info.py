@@ -41,7 +41,7 @@ class RunInfo:
     @classmethod
     def of(cls, config: RunConfig) -> RunInfo:
         """The description of a run that has not begun."""
-        specs = {name: config.policy.task(spec) for name, spec in resolve_tasks(config.tasks).items()}
+        specs = {name: config.spec(name) for name in resolve_tasks(config.tasks)}
         check_backend(config.backend, list(specs.values()))
         if config.policy.device != "cpu":  # torch need not be imported in this process for the CPU
             usable_device(config.policy.device)

@@ -50,6 +50,8 @@ class View:
     """Whether it is solved, or out of steps."""
     position: np.ndarray | None
     """(3,) metres: the centre of the task's object; None where none is known."""
+    instruction: str
+    """What the policy was told."""
 
     @property
     def status(self) -> str:
@@ -172,7 +174,16 @@ class Live:
     def _view(self) -> View:
         image = self._session.env.render()[0]
         position = self._object.pose.sp.p if self._session.spec.name in GOALS else None
-        return View(image, self._predicted, self._attention, self._steps, self._solved, self._finished, position)
+        return View(
+            image,
+            self._predicted,
+            self._attention,
+            self._steps,
+            self._solved,
+            self._finished,
+            position,
+            self._session.spec.instruction,
+        )
 
     def _move(self, moved: Any, place: np.ndarray) -> View:
         """Lays an actor at rest, its centre at `place` ((3,) metres; NaN: there is none), turned as at the start."""

@@ -19,6 +19,10 @@ STEPS_A_TICK = 4
 """Control steps between them."""
 CLICK = 4
 """Pixels of the image that the pointer may move in a click."""
+HELP = """## A policy acts in ManiSkill
+**run** lets it act, **step** executes one control step, **reset** begins anew. Drag the object in the picture, also
+while the policy acts, or click on the table to put it there. The other pictures come with the policy's first plan."""
+"""What stands at the top of the page."""
 LARGEST = 1_000_000
 """Bytes of a request's body; the page's own have less than a thousand."""
 KEPT = 60
@@ -34,7 +38,9 @@ def build_page(live: Live, policies: dict[str, PolicySource], task: str, state: 
     """The page's gradio blocks: what is `live` shown, of a task and initial state, and `policies` to choose from."""
     gr = import_gradio()
     tasks = [task, *(name for name in GOALS if name != task)]
-    with gr.Blocks(title="par_agent", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    with gr.Blocks(title="par_agent: a policy acts", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gr.Markdown(HELP)
+        told = gr.Markdown(elem_id="instruction")
         with gr.Row():
             chosen_policy = gr.Dropdown([*policies], value=next(iter(policies)), label="policy", elem_id="policy")
             chosen_task = gr.Dropdown(tasks, value=task, label="task", elem_id="task")
@@ -52,7 +58,7 @@ def build_page(live: Live, policies: dict[str, PolicySource], task: str, state: 
             predicted = gr.Image(label="predicted: the end of this chunk", elem_id="predicted", **shown)
             attended = gr.Image(label="attention in the frame read last", elem_id="attention", **shown)
         timer = gr.Timer(TICK, active=False)
-        outputs = [image, predicted, attended, status]
+        outputs = [image, predicted, attended, status, told]
 
         # gradio passes on whatever a request holds, so its values are checked like those of a stranger.
         def load(policy: Any, task: Any, state: Any) -> Any:
@@ -112,7 +118,8 @@ def _show(gr: Any, action: Callable[[], View]) -> tuple[Any, ...]:
         view = action()
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from None
-    return view.image, view.predicted, view.attention, view.status
+    predicted, attention = (gr.update(value=v, visible=v is not None) for v in (view.predicted, view.attention))
+    return view.image, predicted, attention, view.status, f"Instruction: *{view.instruction}*"
 
 
 class TokenGate:

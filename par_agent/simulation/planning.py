@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 from par_agent.errors import UserError
 from par_agent.jobs.runner import DoJob
 from par_agent.simulation.environment import open_environment
+from par_agent.tasks import resolve_task
 from par_agent.utils.files import read_object
 from par_agent.utils.hdf5 import file_image, open_in_memory
 
@@ -69,8 +70,9 @@ def remove_parts(parts: Path) -> None:
     shutil.rmtree(parts)
 
 
-def part_maker(env_id: str, parts: Path) -> DoJob:
-    """What a worker does: makes the part whose first seed it is given."""
+def part_maker(task: str, parts: Path) -> DoJob:
+    """What a worker does: makes the part of a task, by its name or as ``module:NAME``, whose first seed it is given."""
+    env_id = resolve_task(task).env_id
     return lambda first: make_part(env_id, first, parts)
 
 
@@ -128,8 +130,9 @@ def find_solution(env_id: str) -> Callable[..., Any]:
         known |= importlib.import_module(f"mani_skill.examples.motionplanning.{arm}.run").MP_SOLUTIONS
     if env_id not in known:
         raise UserError(
-            f"ManiSkill has no motion planner for {env_id}; it has them for {', '.join(sorted(known))}. Demonstrations "
-            "from elsewhere go straight into `par-agent render --trajectory`"
+            f"ManiSkill has no motion planner for {env_id}; it has them for {', '.join(sorted(known))}. The module of "
+            "a task of your own can add one to the MP_SOLUTIONS of mani_skill.examples.motionplanning.panda.run. "
+            "Demonstrations from elsewhere go straight into `par-agent render --trajectory`"
         )
     return known[env_id]
 

@@ -112,7 +112,7 @@ VARIATIONS: dict[str, Variation] = {
         "after the first image the goal is hidden, and cubes of several colours are grey",
         after_first_look=hide_what_to_remember,
     ),
-    "shader": Variation("ManiSkill's default shader, whose background is grey, not black", shader="default"),
+    "shader": Variation("ManiSkill's shader pack `default`, whose background is grey, not black", shader="default"),
 }
 """What `--variation` of `par-agent benchmark` and `par-agent render` knows."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,9 @@ class FailedRun:
     def draw(self, limit: int | None = None) -> Iterator[Failure]:
         """Yields the failures, at most `limit` per task, after repeating and drawing those without files."""
         track, variation = self.identity["track"], self.identity["variation"]
+        steps = {task["env_id"].rsplit("-v", 1)[0]: task["max_steps"] for task in self.identity["tasks"]}
         for task in sorted({group[0]["task"] for group in self.groups}):
-            spec = resolve_task(task)
+            spec = replace(resolve_task(task), max_steps=steps[task])
             groups = [group for group in self.groups if group[0]["task"] == task][:limit]
             with RolloutSession(spec, self.source, track, self.states_file, variation=variation) as session:
                 for group in groups:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from par_agent.errors import UserError
 from par_agent.utils.figures import EXECUTED, PREDICTED, TEXT, new_figure, save, show_image
 from par_agent.utils.files import atomic_path
 from par_agent.visualization.failures import examine
@@ -37,12 +37,17 @@ def draw_rollouts(rollouts: list[Rollout], path: Path) -> None:
     save(figure, path)
 
 
-def draw_one_failure(session: RolloutSession, state: int, path: Path) -> None:
-    """Rolls out and draws a failure; raises UserError if the rollout succeeds or its task has no rules."""
-    _, record, draw = examine(session, state, (0,))
-    if record["success_once"]:
-        raise UserError(f"{session.spec.name}, state {state} did not fail; choose another state for the failure")
-    draw(path)
+def draw_one_failure(session: RolloutSession, states: Iterable[int], path: Path) -> int | None:
+    """Rolls out from initial states until one fails, and draws that; its number, or None where all succeed.
+
+    Processors differ in the last bits, so that a rollout that failed on one may succeed on another.
+    """
+    for state in states:
+        _, record, draw = examine(session, state, (0,))
+        if not record["success_once"]:
+            draw(path)
+            return state
+    return None
 
 
 def compress(path: Path, width: int = 1000) -> None:
