@@ -180,7 +180,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         self.reset(instruction=instruction)
 
     def offer_instruction(self, instruction: str) -> None:
-        if self._from_environment:
+        if self._from_environment and self.instruction != instruction:
             self.reset(instruction=instruction)
             self._from_environment = True
 
