@@ -25,7 +25,7 @@ from par_agent.evaluation.report import write_results
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.tasks import TASKS
 from par_agent.utils.files import read_json, write_json
-from par_agent.visualization import causes
+from par_agent.visualization import causes, gallery
 from par_agent.visualization.causes import GOALS, ObjectTrace, propose_cause
 from par_agent.visualization.failures import FailedRun
 from par_agent.visualization.session import RolloutSession
@@ -171,3 +171,15 @@ def test_a_policy_is_found_that_was_run_by_its_rows_name(failed_run: Path, tmp_p
     write_json(tmp_path / "act" / "baseline.json", {"method": "act"})
     with pytest.raises(UserError, match="act is no checkpoint of PAR, and only these can be drawn"):
         FailedRun(failed_run, str(tmp_path / "act"))
+
+
+def test_the_gallery_shows_the_first_state_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def examine(session: Any, state: int, seeds: tuple[int, ...]) -> Any:
+        return None, {"success_once": state != 5}, lambda path: path.write_text(str(state))
+
+    monkeypatch.setattr(gallery, "examine", examine)
+    session: Any = None
+    assert gallery.draw_one_failure(session, [8, 0, 5, 6], tmp_path / "shown") == 5
+    assert (tmp_path / "shown").read_text() == "5"
+    assert gallery.draw_one_failure(session, [8, 0], tmp_path / "none") is None
+    assert not (tmp_path / "none").exists()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from par_agent.errors import UserError
 from par_agent.policy.interface import Policy, check_policy
 from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec
-from par_agent.utils.checkpoint_folders import TRAINING_FILES, checkpoint_folder, weight_files
+from par_agent.utils.checkpoint_folders import TRAINING_FILES, checkpoint_folder, find_checkpoint, weight_files
 from par_agent.utils.files import read_object
 from par_agent.utils.hashes import hash_files
 from par_agent.utils.json_fields import parse_options
@@ -33,7 +33,7 @@ class PolicySource:
     device: str = "cpu"
     """Device that checkpoints are loaded on."""
     checkpoint: Path | None = None
-    """Folder of weights for a class that has a parameter ``checkpoint``."""
+    """Weights for a class that has a parameter ``checkpoint``: a folder or a bundled checkpoint's name."""
     name: str | None = None
     """Short name for tables and folders; None: the class's or folder's name; for RUN/policy, the name RUN."""
     neutral_options: tuple[str, ...] = ()
@@ -100,11 +100,11 @@ class PolicySource:
         if ":" in self.reference:
             make = load_object(self.reference)
             arguments = dict(self.options)
-            known = {"task": spec, "device": self.device, "checkpoint": self.checkpoint and str(self.checkpoint)}
+            known = {"task": spec, "device": self.device, "checkpoint": self.folder and str(self.folder)}
             for name, value in known.items():
                 if value is not None and name in inspect.signature(make).parameters:
                     arguments.setdefault(name, value)
-            if self.checkpoint is not None and arguments.get("checkpoint") != str(self.checkpoint):
+            if self.checkpoint is not None and arguments.get("checkpoint") != str(self.folder):
                 raise UserError(f"policy {self.reference!r} takes no checkpoint; leave --policy-checkpoint out")
         else:
             from par_agent.policy.par_policy import PARPolicy
@@ -144,6 +144,8 @@ class PolicySource:
                 return checkpoint_folder(self.reference)
             except UserError as error:
                 raise UserError(f"{error}; a class of your own is given as module:Class") from None
-        if self.checkpoint is not None and not self.checkpoint.is_dir():
+        if self.checkpoint is None:
+            return None
+        if (found := find_checkpoint(self.checkpoint)) is None:
             raise UserError(f"the policy's checkpoint {self.checkpoint} does not exist")
-        return self.checkpoint
+        return found
