@@ -150,7 +150,7 @@ def test_the_wrapper_refuses_a_policy_that_sees_through_another_camera(simulatio
 
 
 def test_images_of_another_size_never_reach_the_bundled_native_policy() -> None:
-    policy = PARPolicy.from_pretrained("par-mini-native")
+    policy = PARPolicy.from_pretrained("par-mini-native", task="PickCube")
     assert policy.transforms.image_size == (128, 128)
     images = torch.zeros(1, 256, 256, 3, dtype=torch.uint8)
     obs = {"agent": {"qpos": torch.zeros(1, 9)}, "sensor_data": {"base_camera": {"rgb": images}}, "extra": {}}
