@@ -118,7 +118,7 @@ def _show(gr: Any, action: Callable[[], View]) -> tuple[Any, ...]:
         view = action()
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from None
-    predicted, attention = (gr.update(value=v, visible=v is not None) for v in (view.predicted, view.attention))
+    predicted, attention = (gr.Image(value=v, visible=v is not None) for v in (view.predicted, view.attention))
     return view.image, predicted, attention, view.status, f"Instruction: *{view.instruction}*"
 
 
