@@ -39,12 +39,12 @@ def test_a_missing_renderer_and_a_wrong_torchvision_are_found_with_their_fixes(t
     assert "pip uninstall -y torchvision" in result.stdout
 
 
-def test_numpy_2_is_named_as_what_crashes_the_motion_planner():
+def test_numpy_2_is_named_as_what_crashes_the_motion_planner_which_is_an_extra():
     (finding,) = check_planner("2.1.3", "0.1.1")
-    assert not finding.ok
-    assert "2.1.3" in finding.value and "numpy<2" in finding.fix
+    assert "crashes with numpy 2.1.3" in finding.value and "pip install 'par-agent[demos]'" in finding.value
+    assert finding.ok and check_planner("2.1.3", None)[0].ok, "everything but par-agent demos works"
     (finding,) = check_planner("1.26.4", "0.1.1")
-    assert finding.ok
+    assert finding.ok and finding.value == "mplib 0.1.1 with numpy 1.26.4"
 
 
 def test_report_repeats_only_what_needs_repair():

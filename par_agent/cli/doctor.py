@@ -12,11 +12,20 @@ import sys
 from dataclasses import asdict, dataclass
 
 from par_agent.utils.checked import Checked
-from par_agent.utils.versions import installed_version
+from par_agent.utils.versions import PACKAGE_FOLDER, installed_version, planner_problem
 
-PACKAGES = ("torch", "numpy", "mani_skill", "sapien", "mplib", "gymnasium", "diffusers", "accelerate", "safetensors")
-OPTIONAL_PACKAGES = ("transformers", "peft", "wandb", "torchvision")
-SETUP = "make setup"
+PACKAGES = ("torch", "numpy", "mani_skill", "sapien", "gymnasium", "diffusers", "accelerate", "safetensors")
+OPTIONAL_PACKAGES = ("mplib", "transformers", "peft", "wandb", "torchvision")
+IN_CHECKOUT = (PACKAGE_FOLDER.parent / "Makefile").is_file()
+SETUP = "make setup" if IN_CHECKOUT else f"{sys.executable} -m pip install --upgrade par-agent"
+DRIVER = (
+    "make setup (installs Mesa's software Vulkan driver, or says how)"
+    if IN_CHECKOUT
+    else "install a Vulkan driver with ray tracing: your GPU's, or Mesa's lavapipe, 24.3 or newer (Debian 13, Ubuntu 24.04: "
+    "apt-get install mesa-vulkan-drivers libvulkan1 libgl1 libglib2.0-0)"
+)
+WITHOUT_PLANNER = f"{sys.executable} -m pip install --no-deps mani_skill==3.0.1"
+"""How ManiSkill is installed for Python 3.13, for which its motion planner has no wheel."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +55,15 @@ class Finding:
 
 def find_software() -> list[Finding]:
     """Interpreter, operating system, and versions of the packages that matter most."""
-    supported = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    fix = "" if supported else f"install Python 3.10, 3.11 or 3.12, then: {SETUP} PYTHON=/path/to/python3.12"
+    supported = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    fix = "" if supported else "install Python 3.10, 3.11 or 3.12, then: make setup PYTHON=/path/to/python3.12"
+    fixes = {"mani_skill": WITHOUT_PLANNER} if sys.version_info >= (3, 13) else {}
     versions = {package: installed_version(package) for package in (*PACKAGES, *OPTIONAL_PACKAGES)}
     return [
         Finding("python", f"{platform.python_version()} ({sys.executable})", fix),
         Finding("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
         *(
-            Finding(package, version or "not installed", "" if version else SETUP)
+            Finding(package, version or "not installed", "" if version else fixes.get(package, SETUP))
             for package, version in versions.items()
             if version or package in PACKAGES
         ),
@@ -61,12 +71,10 @@ def find_software() -> list[Finding]:
 
 
 def check_planner(numpy_version: str | None, mplib_version: str | None) -> list[Finding]:
-    """Whether ManiSkill's motion planner (needed by `par-agent demos` alone) runs with the installed numpy."""
-    if numpy_version is None or mplib_version is None:
-        return []  # already reported as not installed
-    if int(numpy_version.split(".")[0]) >= 2:
-        problem = f"mplib {mplib_version} crashes with numpy {numpy_version}"
-        return [Finding("motion planner", problem, f"{sys.executable} -m pip install 'numpy<2' 'opencv-python<4.12'")]
+    """Whether ManiSkill's motion planner runs; it is an extra, needed by `par-agent demos` alone."""
+    if problem := planner_problem(numpy_version, mplib_version):
+        value = f"{problem}; only `par-agent demos` needs it: pip install 'par-agent[demos]'"
+        return [Finding("motion planner", value)]
     return [Finding("motion planner", f"mplib {mplib_version} with numpy {numpy_version}")]
 
 
@@ -88,13 +96,13 @@ def find_renderer() -> list[Finding]:
     lines = (probe.stdout + probe.stderr).strip().splitlines() or [f"the probe ended with status {probe.returncode}"]
     if probe.returncode == 0:
         return [Finding("renderer", lines[0])]
-    return [Finding("renderer", f"none: {lines[-1]}", f"{SETUP} (installs Mesa's software Vulkan driver, or says how)")]
+    return [Finding("renderer", f"none: {lines[-1]}", DRIVER)]
 
 
 def find_programs() -> list[Finding]:
     """git, without which ManiSkill cannot be imported, and the ffmpeg that writes videos."""
     git = shutil.which("git")
-    found = Finding("git", git or "not found, and ManiSkill does not import without it", "" if git else SETUP)
+    found = Finding("git", git or "not found, and ManiSkill does not import without it", "" if git else "apt-get install git")
     try:
         import imageio_ffmpeg
 

@@ -159,8 +159,7 @@ def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool,
     }
     if _next_part(request, finished, set()) is None:
         return
-    if int(np.__version__.split(".")[0]) >= 2:
-        raise UserError(f"ManiSkill's motion planner crashes with numpy {np.__version__}; pip install 'numpy<2'")
+    planning.check_planner()
     busy: set[int] = set()
 
     def wanted_parts() -> Iterator[int | None]:

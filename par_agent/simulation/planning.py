@@ -20,6 +20,7 @@ from par_agent.simulation.environment import open_environment
 from par_agent.tasks import resolve_task
 from par_agent.utils.files import read_object
 from par_agent.utils.hdf5 import file_image, open_in_memory
+from par_agent.utils.versions import installed_version, planner_problem
 
 SEEDS_PER_PART = 10
 UNFINISHED = "unfinished-"
@@ -123,8 +124,18 @@ def make_part(env_id: str, first: int, parts: Path) -> Iterator[int | Path]:
     yield finished
 
 
+def check_planner() -> None:
+    """Raises UserError where ManiSkill's motion planner cannot run."""
+    if problem := planner_problem(installed_version("numpy"), installed_version("mplib")):
+        raise UserError(
+            f"{problem}; for demonstrations use an environment with Python 3.10 to 3.12 and `pip install "
+            "'par-agent[demos]'`, which brings numpy 1.26. Everything else works in this one"
+        )
+
+
 def find_solution(env_id: str) -> Callable[..., Any]:
     """ManiSkill's motion-planned solution of a task, for the arm that the environment has unless told otherwise."""
+    check_planner()
     known: dict[str, Callable[..., Any]] = {}
     for arm in ARMS:
         known |= importlib.import_module(f"mani_skill.examples.motionplanning.{arm}.run").MP_SOLUTIONS

@@ -52,6 +52,18 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def planner_problem(numpy: str | None, mplib: str | None) -> str | None:
+    """Why ManiSkill's motion planner cannot run with these versions, None: not installed; None if it can.
+
+    Under numpy 2, mplib ends the process when it is used.
+    """
+    if mplib is None:
+        return "mplib, ManiSkill's motion planner, is not installed"
+    if numpy is not None and int(numpy.split(".")[0]) >= 2:
+        return f"mplib {mplib}, ManiSkill's motion planner, crashes with numpy {numpy}"
+    return None
+
+
 def check_versions(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
     """Refuses to work for a machine that has other versions than this one."""
     differing = [
