@@ -1,4 +1,4 @@
-"""What the package needs: no simulator to act, learn or exchange data, no heavy package to be imported, a small wheel."""
+"""What the package needs: no simulator to act, learn or exchange data, nothing heavy to be imported."""
 
 from __future__ import annotations
 

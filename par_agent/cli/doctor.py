@@ -21,8 +21,7 @@ SETUP = "make setup" if IN_CHECKOUT else f"{sys.executable} -m pip install --upg
 DRIVER = (
     "make setup (installs Mesa's software Vulkan driver, or says how)"
     if IN_CHECKOUT
-    else "install a Vulkan driver with ray tracing: your GPU's, or Mesa's lavapipe, 24.3 or newer (Debian 13, Ubuntu 24.04: "
-    "apt-get install mesa-vulkan-drivers libvulkan1 libgl1 libglib2.0-0)"
+    else "apt-get install mesa-vulkan-drivers libvulkan1 libgl1 libglib2.0-0 (Mesa 24.3 or newer), or your GPU's driver"
 )
 WITHOUT_PLANNER = f"{sys.executable} -m pip install --no-deps mani_skill==3.0.1"
 """How ManiSkill is installed for Python 3.13, for which its motion planner has no wheel."""
@@ -102,7 +101,8 @@ def find_renderer() -> list[Finding]:
 def find_programs() -> list[Finding]:
     """git, without which ManiSkill cannot be imported, and the ffmpeg that writes videos."""
     git = shutil.which("git")
-    found = Finding("git", git or "not found, and ManiSkill does not import without it", "" if git else "apt-get install git")
+    fix = "" if git else "apt-get install git"
+    found = Finding("git", git or "not found, and ManiSkill does not import without it", fix)
     try:
         import imageio_ffmpeg
 

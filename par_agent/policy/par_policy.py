@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.chunk_policy import ChunkPolicy, one_thread
 from par_agent.policy.episode import EpisodeState, Imagination, Plan, RowNoise
 from par_agent.policy.frames import Frames, next_frames
+from par_agent.policy.hub import CardFacts, pretrained_folder, push
 from par_agent.policy.instructions import Instructions, Task, listed
-from par_agent.utils.checkpoint_folders import checkpoint_folder
 from par_agent.utils.device import floating_type, usable_device, use_tf32
 
 
@@ -109,17 +109,20 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         device: torch.device | str | None = "cpu",
         dtype: torch.dtype | str = "float32",
         seed: int = 0,
+        revision: str | None = None,
         **inference: Any,
     ) -> PARPolicy:
-        """Loads a bundled checkpoint by name, or one from a folder.
+        """Loads a bundled checkpoint by name, one from a folder, or one from the Hugging Face Hub.
 
         Args:
-            name_or_folder: ``"par-mini"`` or a folder made by ``par-agent finetune`` or :meth:`save_pretrained`.
+            name_or_folder: ``"par-mini"``, a folder made by ``par-agent finetune`` or :meth:`save_pretrained`, or
+                ``"org/name"`` on the Hub, kept in its cache and read from there when it cannot be reached.
             instruction, task: what to do; see the class.
             device: ``"cpu"``, ``"cuda"``, …; None: torch's default device.
             dtype: what the model computes in; ``"float16"`` or ``"bfloat16"`` take half the memory, and on a GPU far
                 less time for a model on NOVA's weights. ``"tf32"``: float32 whose factors a GPU rounds to 10 bits, from
                 here on in the whole process.
+            revision: branch, tag or commit on the Hub; None: its ``main``.
             seed, **inference: see the class.
 
         Raises:
@@ -128,12 +131,35 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         if dtype == "tf32":
             use_tf32(True)
             dtype = "float32"
-        checkpoint = Checkpoint.load(checkpoint_folder(name_or_folder), device, dtype)
+        checkpoint = Checkpoint.load(pretrained_folder(name_or_folder, revision), device, dtype)
         return cls(checkpoint, instruction, task=task, seed=seed, **inference)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the checkpoint with this policy's way of acting as its default; ``dtype`` stores weights smaller."""
         dataclasses.replace(self.checkpoint, inference=self.inference).save(folder, dtype)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        license: str | None = None,
+        datasets: Sequence[str] = (),
+        success: Mapping[str, float] | None = None,
+    ) -> str:
+        """Uploads what :meth:`save_pretrained` writes, and a model card, to the Hugging Face Hub.
+
+        Args:
+            name: ``"org/name"``; made if there is none.
+            private: whether a new repository is private; None: as the organisation has it.
+            revision: branch to commit to, made if there is none; None: ``main``.
+            license, datasets, success: for the card, see :class:`~par_agent.policy.hub.CardFacts`.
+
+        Returns:
+            Address of the commit.
+        """
+        return push(self, name, CardFacts(license, datasets, success), private, revision)
 
     @property
     def model(self) -> PARModel:

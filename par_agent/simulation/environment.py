@@ -116,7 +116,9 @@ def make_simulation(
     except (gym.error.UnregisteredEnv, gym.error.NameNotFound) as error:
         raise UserError(f"task {spec.name}: environment {spec.env_id!r} is not registered ({error})") from None
     except ImportError as error:
-        raise UserError(f"task {spec.name} needs a package that is not installed: {error}; `par-agent doctor` says how to get it") from None
+        raise UserError(
+            f"task {spec.name} needs a package that is not installed: {error}; `par-agent doctor` says how to get it"
+        ) from None
     except (KeyError, AttributeError, AssertionError) as error:
         raise UserError(f"task {spec.name}: {spec.env_id} cannot be made as the task says: {error!r}") from error
 

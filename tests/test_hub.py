@@ -1,0 +1,150 @@
+"""Checkpoints go to the Hugging Face Hub and come back, from a hub that runs on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hub_server import TOKEN, Hub, serving
+from par_agent.errors import UserError
+from par_agent.policy.hub import pretrained_folder
+from tiny import tiny_checkpoint
+
+ROUND_TRIP = """
+import sys, torch
+from par_agent import PARPolicy
+
+image = torch.arange(24 * 32 * 3, dtype=torch.uint8).reshape(1, 24, 32, 3)
+observation = {"agent": {"qpos": torch.zeros(1, 9)}, "sensor_data": {"render_camera": {"rgb": image}}}
+own = PARPolicy.from_pretrained(sys.argv[1], "push cube 1", past_actions=True)
+facts = {"license": "apache-2.0", "datasets": ["lab/cubes"], "success": {"PushCube": 96.0}}
+print(own.push_to_hub("lab/cube-policy", **facts))
+print(own.push_to_hub("lab/cube-policy", revision="v2"))
+for revision in (None, "v2"):
+    fetched = PARPolicy.from_pretrained("lab/cube-policy", "push cube 1", revision=revision)
+    assert fetched.inference == own.inference
+    assert torch.equal(fetched.act(observation), own.act(observation))
+    own.reset()
+"""
+FETCH = """
+import sys
+from par_agent.errors import UserError
+from par_agent.policy.hub import pretrained_folder
+for name in sys.argv[1:]:
+    try:
+        print("found", pretrained_folder(*name.split("@")))
+    except UserError as error:
+        print("error", str(error).replace(chr(10), " "))
+"""
+
+
+def run(program: str, address: str, cache: Path, *arguments: str, **environment: str) -> list[str]:
+    """Lines that a program prints for which the hub is at an address and the cache in a folder."""
+    hub = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-c", program, *arguments]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    finished = subprocess.run(command, capture_output=True, text=True, env={**kept, **hub, **environment})
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub to which a policy was uploaded twice, and from which it acted as it did before."""
+    folder = tmp_path_factory.mktemp("hub")
+    tiny_checkpoint().save(folder / "own")
+    with serving() as hub:
+        for line in run(ROUND_TRIP, hub.address, folder / "cache", str(folder / "own")):
+            assert line.startswith(f"{hub.address}/lab/cube-policy/commit/")
+        yield hub
+
+
+def test_a_policy_acts_the_same_after_a_round_trip(hub: Hub) -> None:
+    assert set(hub.branches["lab/cube-policy"]) == {"main", "v2"}
+    _, files = hub.find("lab/cube-policy", "main")
+    assert {"README.md", "config.json", "model.safetensors", "policy.json", "frame_encoder/config.json"} < set(files)
+
+
+def test_the_card_has_the_metadata_that_the_hub_reads(hub: Hub) -> None:
+    _, files = hub.find("lab/cube-policy", "main")
+    _, head, text = files["README.md"].decode().split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert card["pipeline_tag"] == "robotics" and card["library_name"] == "par_agent"
+    assert card["license"] == "apache-2.0" and card["datasets"] == ["lab/cubes"]
+    (result,) = card["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "PushCube-v1" and result["metrics"][0]["value"] == 96.0
+    assert card["metrics"] == ["success_rate"]
+    assert "from_pretrained('lab/cube-policy', 'push cube 1')" in text and "`render_camera` (24x32)" in text
+
+
+def test_what_is_in_the_cache_is_used_without_the_hub(hub: Hub, tmp_path: Path) -> None:
+    (first,) = run(FETCH, hub.address, tmp_path, "lab/cube-policy")
+    assert first.startswith("found")
+    before = len(hub.requests)
+    commit = hub.branches["lab/cube-policy"]["main"]
+    assert run(FETCH, hub.address, tmp_path, "lab/cube-policy", f"lab/cube-policy@{commit}") == [first, first]
+    assert not any("/resolve/" in request for request in hub.requests[before:]), "nothing is fetched twice"
+    asked = len(hub.requests)
+    assert run(FETCH, hub.address, tmp_path, "lab/cube-policy", HF_HUB_OFFLINE="1") == [first]
+    assert len(hub.requests) == asked
+    (offline,) = run(FETCH, hub.address, tmp_path, "lab/other", HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in offline and str(tmp_path) in offline
+
+
+def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
+    with serving() as gone:
+        address = gone.address
+    (line,) = run(FETCH, address, tmp_path, "lab/cube-policy")
+    assert f"on the Hub ({address}) nothing was looked up, because it cannot be reached" in line
+
+
+def test_a_wrong_name_says_what_was_looked_for_and_where(hub: Hub, tmp_path: Path) -> None:
+    names = ("lab/no-such-policy", "lab/cube-policy@v3", "par-mimi", "par-mini@v2")
+    missing, revision, plain, bundled = run(FETCH, hub.address, tmp_path, *names)
+    assert f"no checkpoint 'lab/no-such-policy': neither a folder ({Path.cwd()}/lab/no-such-policy)" in missing
+    assert f"bundled: par-mini, par-mini-native), and on the Hub ({hub.address}) there is none of that name" in missing
+    assert "there is no revision 'v3' of it" in revision
+    assert "not a name on the Hub, which would be ORGANISATION/NAME" in plain
+    assert "revision is 'v2', but 'par-mini' is a folder of this machine" in bundled
+
+
+def test_without_a_token_nothing_is_uploaded(hub: Hub, tmp_path: Path) -> None:
+    tiny_checkpoint().save(tmp_path / "own")
+    program = """
+import sys
+from par_agent import PARPolicy
+from par_agent.errors import UserError
+try:
+    PARPolicy.from_pretrained(sys.argv[1], "push cube 1").push_to_hub("lab/another")
+except UserError as error:
+    print(str(error).replace(chr(10), " "))
+"""
+    (line,) = run(program, hub.address, tmp_path / "cache", str(tmp_path / "own"), HF_TOKEN="hf_wrong")
+    assert "'lab/another' cannot be uploaded to the Hub" in line and "HF_TOKEN says who you are" in line
+    assert "lab/another" not in hub.commits
+
+
+def test_a_folder_of_the_name_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_checkpoint().save(tmp_path / "lab" / "cube-policy")
+    assert pretrained_folder("lab/cube-policy") == Path("lab/cube-policy")
+    with pytest.raises(UserError, match="folder of this machine"):
+        pretrained_folder("lab/cube-policy", "v2")
+
+
+@pytest.mark.parametrize("name", ["par-mini", "par-mini-native"])
+def test_bundled_checkpoints_have_the_metadata_of_the_hub(name: str) -> None:
+    _, head, text = (pretrained_folder(name) / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert card["pipeline_tag"] == "robotics" and card["library_name"] == "par_agent"
+    assert card["license"] == "apache-2.0" and card["metrics"] == ["success_rate"]
+    (row,) = re.findall(rf"^\| \[{name}\].*$", text, re.MULTILINE)
+    measured = [float(rate) for rate in re.findall(r"\*\*([\d.]+)\*\*", row)]
+    assert measured == [result["metrics"][0]["value"] for result in card["model-index"][0]["results"]]
