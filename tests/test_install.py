@@ -32,7 +32,7 @@ folder, *finetune = sys.argv[1:]
 image, joints = np.zeros((24, 32, 3), np.uint8), np.zeros(9, np.float32)
 observation = {"agent": {"qpos": joints}, "sensor_data": {"render_camera": {"rgb": image}}}
 policy = PARPolicy.from_pretrained(Path(folder, "init"), "push cube 1")
-assert policy.act(observation).shape == (8,)
+assert policy.act(observation).shape == (1, 8)
 assert main(["finetune", *finetune]) == 0
 if PYARROW:
     assert main(["export-lerobot", "--data", f"{folder}/rendered", "--out", f"{folder}/exported", "--images"]) == 0
