@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def test_the_wheel_holds_every_file_of_the_package_but_pages_of_the_checkout(whe
     expected = {path.relative_to(ROOT).as_posix() for path in files - {package / "training" / "README.md"}}
     found = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("par_agent/")}
     assert found == expected
+    assert wheel.stat().st_size < 70e6
+
+
+def test_the_sdist_holds_every_file_of_the_wheel(wheel: Path) -> None:
+    program = "from setuptools import build_meta; print(build_meta.build_sdist('.'))"
+    command = [sys.executable, "-c", program]
+    made = subprocess.run(command, cwd=wheel.parent, check=True, capture_output=True, text=True).stdout.split()[-1]
+    with tarfile.open(wheel.parent / made) as archive:
+        found = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("par_agent/")} <= found
+    assert {"pyproject.toml", "README.md", "LICENSE"} <= found
 
 
 def test_the_commands_explain_themselves(programs: Path, tmp_path: Path) -> None:
