@@ -126,7 +126,8 @@ def model_card(policy: PARPolicy, name: str, facts: CardFacts | None = None) -> 
         "trained": f"{checkpoint.trained.get('steps', 'unknown')} steps",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    texts = [policy.instruction] if isinstance(policy.instruction, str) else list(policy.instruction)
+    told = policy.instruction
+    instruction = told if isinstance(told, str) else next(iter(told or ()), "what to do")
     return f"""---
 {data.to_yaml()}
 ---
@@ -144,7 +145,7 @@ A policy for [ManiSkill 3](https://github.com/haosulab/ManiSkill) by `par_agent`
 ```python
 import par_agent
 
-policy = par_agent.PARPolicy.from_pretrained({name!r}, {texts[0]!r})
+policy = par_agent.PARPolicy.from_pretrained({name!r}, {instruction!r})
 ```
 """
 
