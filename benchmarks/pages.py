@@ -23,7 +23,8 @@ from tables import (
 
 from par_agent.errors import UserError
 from par_agent.evaluation.records import Record
-from par_agent.evaluation.results import RESULT_HEADER, csv_cells, markdown_table, result_row
+from par_agent.evaluation.results import csv_cells, markdown_table, result_table
+from par_agent.tasks import PROTOCOL_STATES
 
 ALL_RUNS = (
     "Every run that the READMEs, the model cards and the lab book report. `runs.json` says more about each: versions, "
@@ -49,10 +50,9 @@ def results_page(runs: Runs, development: Mapping[str, list[Record]]) -> str:
 
 
 def _results_table(records: Mapping[str, list[Record]]) -> list[str]:
-    rows = [
-        (name, *result_row(result)) for name, found in records.items() for result in results_by_task(found).values()
-    ]
-    return markdown_table(("run", *RESULT_HEADER), rows)
+    results = [(name, result) for name, found in records.items() for result in results_by_task(found).values()]
+    header, rows = result_table([result for _, result in results])
+    return markdown_table(("run", *header), [(name, *row) for (name, _), row in zip(results, rows, strict=True)])
 
 
 def _source(run: Run) -> tuple[str, ...]:
@@ -65,6 +65,8 @@ def results_csv(runs: Runs) -> str:
     buffer, rows = io.StringIO(), []
     for run in runs.values():
         states = "the protocol" if run.state_seed is None else f"from seed {run.state_seed}"
+        if run.state_seed is None and run.states > PROTOCOL_STATES:
+            states = f"the protocol and {run.states - PROTOCOL_STATES} further"
         head = {"run": run.name, "policy": run.policy, "track": run.track, "variation": run.variation}
         rows += [{**head, "initial_states": states, **csv_cells(result)} for result in run.results.values()]
     writer = csv.DictWriter(buffer, list(rows[0]) if rows else (), lineterminator="\n")

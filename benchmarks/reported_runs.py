@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 from par_agent.errors import UserError
 from par_agent.evaluation.records import FIELDS, Record, RunPlan, read_run
 from par_agent.evaluation.results import TaskResult, summarise
+from par_agent.evaluation.stages import STAGES
 from par_agent.tasks import PAPER_TASKS
 from par_agent.utils.files import atomic_path, naming, read_content, read_object, write_json, writing
 from par_agent.utils.json_fields import check
@@ -35,7 +36,7 @@ DEVELOPMENT = "development"
 RUN_COLUMN = "run"
 
 _names = list(FIELDS)
-RECORD_FIELDS = (*_names[: _names.index("error")], "alignment", *_names[_names.index("error") :])
+RECORD_FIELDS = (*_names[: _names.index("error")], *STAGES, "alignment", *_names[_names.index("error") :])
 """Fields of a record, in their order."""
 JSON_FIELDS = ("alignment", "versions")
 """Fields that hold objects; their columns hold JSON text."""
@@ -118,6 +119,11 @@ class Run:
         return seed
 
     @property
+    def states(self) -> int:
+        """Initial states per task."""
+        return 1 + max(int(record["state"]) for record in self.records)
+
+    @property
     def training(self) -> dict[str, Any]:
         """How the policy was trained, as far as its checkpoint says."""
         return self.about.get("training") or {}
@@ -171,7 +177,8 @@ def read_rollouts(path: Path) -> dict[str, list[Record]]:
     try:
         table = parquet.read_table(content, page_checksum_verification=True)
         table.validate(full=True)
-        if table.schema != _schema():
+        schema = _schema()  # files of earlier versions lack the stages
+        if table.schema not in (schema, pyarrow.schema([column for column in schema if column.name not in STAGES])):
             raise UserError(f"{path} has other columns than rollouts have: {', '.join(table.column_names)}")
         return _by_run(table)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -193,7 +200,7 @@ def _schema() -> pyarrow.Schema:
     types = {str: pyarrow.string(), bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64()}
     columns = [(RUN_COLUMN, pyarrow.string())]
     for name in RECORD_FIELDS:
-        kind = str if name in JSON_FIELDS else FIELDS[name]
+        kind = str if name in JSON_FIELDS else FIELDS.get(name, bool)
         columns.append((name, types[next(iter(get_args(kind)), kind)]))
     return pyarrow.schema(columns)
 

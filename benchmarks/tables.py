@@ -13,10 +13,17 @@ from reported_runs import Run
 from par_agent.errors import UserError
 from par_agent.evaluation.measurements import Section
 from par_agent.evaluation.records import Record
-from par_agent.evaluation.results import PAPER_RESULTS, TaskResult, markdown_table, measured_sections
+from par_agent.evaluation.results import (
+    NOTHING,
+    PHYSGEN_PAPER,
+    PUBLISHED_RESULTS,
+    TaskResult,
+    markdown_table,
+    measured_sections,
+)
 from par_agent.evaluation.statistics import compare_paired
 from par_agent.simulation.variations import VARIATIONS
-from par_agent.tasks import PAPER_TASKS
+from par_agent.tasks import PAPER_TASKS, PROTOCOL_STATES
 
 ROWS = {
     "mini": "PAR-Full",
@@ -32,13 +39,13 @@ ROWS = {
 RENAMED = {"par-mini": "mini"}
 """Names of methods in records -> as tables show them: the preset `mini` once had the bundled checkpoint's name."""
 RESULTS_PAGE = "results.md"
-NOTHING = "–"
 EXPLAINED = (
     "Success at any control step in %, with successes, rollouts and the 95% Wilson interval. Rollouts with the same "
     "initial state and the same actions count once in Wilson's interval. In brackets: the 95% interval that resamples "
     "whole initial states. Rollouts that ended with an exception count as failures and are reported. Rows in italics "
-    "are the paper's figures and were not measured here. Minutes are those of the training steps on the machine that "
-    "trained (processor minutes in brackets). The time of a chunk is one planning `act()` with the frame encoder."
+    "are published figures, of the paper or of a later one, and were not measured here. Minutes are those of the "
+    "training steps on the machine that trained (processor minutes in brackets). The time of a chunk is one planning "
+    "`act()` with the frame encoder."
 )
 COMPARED = (
     "Difference of success rates in percentage points ({reference} = 0), on the same initial states and policy seeds. "
@@ -68,12 +75,11 @@ def bundled_table(runs: Runs, base: Path, reported: Path) -> list[str]:
     link = os.path.relpath(reported / RESULTS_PAGE, base)
     for run in of_group(runs, "bundled"):
         track = "" if run.track == "paper" else f" on the {run.track} track"
-        name = f"[{Path(run.about['policy']).name}]({link}#bundled), measured here{track}"
+        further = f", {run.states} initial states" if run.states > PROTOCOL_STATES else ""
+        name = f"[{Path(run.about['policy']).name}]({link}#bundled), measured here{track}{further}"
         lines.append(_row(name, run, _rate))
         commands.append(f"`{run.about['command']}`")
-    for method in ("PAR-Full", "DP", "RDT"):
-        figures = (f"{PAPER_RESULTS[method][task]:g}" for task in PAPER_TASKS)
-        lines.append((f"{method}, the paper's figure", *figures))
+    lines += [_published(method) for method in ("PAR-Full", "DP", "RDT", *PUBLISHED_RESULTS[PHYSGEN_PAPER])]
     table = markdown_table(("success rate in %", *PAPER_TASKS), lines)
     return [*table, "", f"Measured with {', '.join(commands)}.", "", *robustness_table(runs)]
 
@@ -115,6 +121,13 @@ def _row(name: str, run: Run, show: Callable[[TaskResult], str]) -> tuple[str, .
     """A run's line in a table, a task's result as ``show`` writes it."""
     results = run.results
     return (name, *(show(results[task]) if task in results else NOTHING for task in PAPER_TASKS))
+
+
+def _published(method: str) -> tuple[str, ...]:
+    """A method's published success rates, labelled with where they are printed."""
+    [(source, rates)] = [(source, found[method]) for source, found in PUBLISHED_RESULTS.items() if method in found]
+    label = "the paper's figure" if source == "paper" else f"figure of {source}"
+    return (f"{method}, {label}", *(f"{rates[task]:g}" for task in PAPER_TASKS))
 
 
 def _rate(result: TaskResult) -> str:
@@ -172,7 +185,8 @@ def methods_page(rows: Runs, unseen: Runs, reference: str, points: Mapping[Curve
 def methods_table(rows: Runs) -> list[str]:
     """Every method, and below it what the paper prints of it."""
     lines = [line for name, run in rows.items() for line in _method_lines(name, run)]
-    lines += [_paper_line(row) for name, row in ROWS.items() if name not in rows]
+    lines += [_published_line(row) for name, row in ROWS.items() if name not in rows]
+    lines += [_published_line(row) for row in PUBLISHED_RESULTS[PHYSGEN_PAPER]]
     return markdown_table(("method", *PAPER_TASKS, "parameters", "training min", "ms per chunk"), lines)
 
 
@@ -199,12 +213,11 @@ def _method_lines(name: str, run: Run) -> list[tuple[str, ...]]:
         minutes,
         f"{sum(speeds) / len(speeds):.0f}" if speeds else NOTHING,
     )
-    return [own, _paper_line(ROWS[name])] if name in ROWS else [own]
+    return [own, _published_line(ROWS[name])] if name in ROWS else [own]
 
 
-def _paper_line(row: str) -> tuple[str, ...]:
-    figures = (f"*{PAPER_RESULTS[row][task]:g}*" for task in PAPER_TASKS)
-    return (f"*{row}, the paper's figure*", *figures, NOTHING, NOTHING, NOTHING)
+def _published_line(row: str) -> tuple[str, ...]:
+    return (*(f"*{cell}*" for cell in _published(row)), NOTHING, NOTHING, NOTHING)
 
 
 def _cell(result: TaskResult | None) -> str:

@@ -18,6 +18,10 @@ PROTOCOL_SEED = 20241201
 PROTOCOL_STATES = 25
 """Initial states per task in the evaluation protocol: environment seeds ``PROTOCOL_SEED + i``."""
 
+ALL_STATES = 125
+"""The protocol's initial states and 100 further ones per task, from the seeds that follow: for more certain reports.
+Like the protocol's, they are never used in training or development."""
+
 PROTOCOL_POLICY_SEEDS = 5
 """Policy seeds per initial state in the evaluation protocol."""
 

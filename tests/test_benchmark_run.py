@@ -25,6 +25,7 @@ from par_agent.evaluation.records import read_run
 from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout import ROLLOUT_CODE, TIMING_FIELDS
 from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.stages import STAGES
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.utils.json_fields import parse_options
 from par_agent.utils.versions import PACKAGE_FOLDER, source_files
@@ -118,6 +119,8 @@ def test_every_rollout_is_recorded_once_and_replayed_demonstrations_succeed(fini
         assert record["steps"] == record["steps_to_success"] <= 400
         assert record["renders"] == -(-record["steps"] // 8)  # one frame per chunk of 8
         assert record["env_seed"] == STATE_SEED
+        came = {stage: record[stage] for stage in STAGES if stage in record}
+        assert came == dict.fromkeys(("reached", "placed") if record["task"] == "PushCube" else STAGES, True)
 
 
 def test_an_exception_is_recorded_as_a_failure_and_the_run_goes_on(finished: Path) -> None:
@@ -265,8 +268,9 @@ def test_a_policy_with_another_action_size_is_refused_before_anything_is_written
         ({"tasks": ("PushCube", "PushCube-v1")}, "given twice"),
         ({"track": "video"}, "track is 'video'; expected 'paper' or 'native'"),
         ({"variation": "fog"}, "variation is 'fog'; expected 'none' or 'camera' or 'dim'"),
-        ({"states": 26}, "the protocol has 25"),
+        ({"states": 126}, "the protocol has 25, and 125 with its further ones"),
         ({"states": 0}, "states is 0"),
+        ({"run_to_end": True, "after_success": 3}, "leave --after-success out"),
         ({"workers": 0}, "workers is 0"),
         ({"state_seed": PROTOCOL_SEED}, "reserved for the protocol"),
         ({"state_seed": PROTOCOL_SEED - 3, "states": 4}, "reserved for the protocol"),
@@ -326,6 +330,7 @@ def test_another_policy_option_or_track_starts_another_folder(tmp_path: Path) ->
             {"policy_options": {"chunk": 4}},
             {"state_seed": 5},
             {"run_to_end": True},
+            {"after_success": 3},
             {"policy": "harness_policies:DyingPolicy"},
             {"tasks": ("PickCube",)},
         )

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ from par_agent.evaluation.protocol import (
     save_states,
     states_checksum,
 )
+from par_agent.evaluation.records import read_run
+from par_agent.evaluation.report import write_results
 from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.statistics import wilson_interval
 from par_agent.simulation.environment import InitialState, TaskEnvironment
-from par_agent.tasks import TASKS, get_task
+from par_agent.tasks import ALL_STATES, PROTOCOL_SEED, PROTOCOL_STATES, TASKS, get_task
 from par_agent.utils.files import read_json, write_json
 
 PUSH_CUBE = get_task("PushCube")
@@ -62,11 +66,19 @@ def made(count: int = 2, **changes: torch.Tensor) -> list[InitialState]:
     return [InitialState(i, 50 + i, kinds) for i in range(count)]
 
 
+@pytest.mark.parametrize("count", [PROTOCOL_STATES, ALL_STATES])
 @pytest.mark.parametrize("task", TASKS)
-def test_every_tasks_states_are_those_of_the_checksum(task: str) -> None:
-    assert check_states(protocol_file(TASKS[task]), TASKS[task], protocol_seeds()) == states_checksum(
-        protocol_file(TASKS[task])
-    )
+def test_every_tasks_states_are_those_of_the_checksum(task: str, count: int) -> None:
+    path = protocol_file(TASKS[task], count)
+    assert check_states(path, TASKS[task], protocol_seeds(count)) == states_checksum(path)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_further_states_follow_the_protocols_which_they_leave_as_they_are(task: str) -> None:
+    first, all_states = (load_states(protocol_file(TASKS[task], n), TASKS[task]) for n in (PROTOCOL_STATES, ALL_STATES))
+    assert flat(all_states[:PROTOCOL_STATES]) == flat(first)
+    assert len({state.env_seed for state in all_states}) == len(all_states) == ALL_STATES
+    assert min(state.env_seed for state in all_states) == PROTOCOL_SEED
 
 
 def test_no_mutation_of_the_states_is_accepted(stored: Path) -> None:
@@ -188,6 +200,28 @@ def test_a_run_begins_with_no_changed_states_and_its_name_tells_them_apart(
     with pytest.raises(UserError, match="it is damaged or was changed"):
         BenchmarkRun(asked)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_further_states_has_a_folder_of_its_own_and_says_which_rollouts_are_the_protocols(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark_run, "open_runner", lambda *_: nullcontext(StandInRunner()))
+    source = PolicySource("harness_policies:PlainResetPolicy")
+    asked = RunConfig(tasks=("PushCube",), policy=source, out=tmp_path, policy_seeds=1, states=ALL_STATES)
+    benchmark = BenchmarkRun(asked)
+    assert benchmark.info.identity["initial_states"] == {
+        "PushCube-125.safetensors": states_checksum(protocol_file(PUSH_CUBE, ALL_STATES))
+    }
+    assert benchmark.folder != BenchmarkRun(replace(asked, states=PROTOCOL_STATES)).folder
+    assert benchmark.folder == BenchmarkRun(replace(asked, states=30)).folder
+    records = benchmark.run(lambda found: None, lambda record: None)
+    assert [record["env_seed"] for record in records] == list(range(PROTOCOL_SEED, PROTOCOL_SEED + ALL_STATES))
+    assert [record["protocol"] for record in records] == [True] * PROTOCOL_STATES + [False] * 100
+    assert read_run(benchmark.folder)[1] == records
+    (result,) = write_results(benchmark.info, records)
+    assert result.wilson == wilson_interval(1, ALL_STATES)
+    page = (benchmark.folder / "results.md").read_text()
+    assert "the protocol's 25 initial states and 100 further ones, 1 policy seed" in page
 
 
 class StandInRunner:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reported_runs import read_finished
+from reported_runs import read_finished, read_rollouts, write_rollouts
 
 from made_runs import failed, identity, record, write_finished, write_records, write_run
 from par_agent.errors import UserError
 from par_agent.evaluation.records import FIELDS, RunFolder, read_run, record_key
+from par_agent.evaluation.results import result_table, summarise
 from par_agent.tasks import PAPER_TASKS, PROTOCOL_SEED
 from par_agent.utils.files import read_json, write_json
 
@@ -140,6 +141,8 @@ def test_two_records_of_one_rollout_that_differ_are_named_by_their_lines(tmp_pat
         ({"checkpoint": "4567"}, "checkpoint is '4567'; the run's is '0123'"),
         ({"track": "native"}, "track is 'native'"),
         ({"alignment": {}}, "'alignment' is no field of a record of this run"),
+        ({"reached": 1}, "reached is 1; expected true or false"),
+        ({**failed(FIRST), "reached": True}, "'reached' is no field of a record of this run"),
     ],
 )
 def test_what_is_no_record_of_the_run_is_refused_with_file_and_line(
@@ -159,6 +162,31 @@ def test_what_is_not_the_protocols_is_never_taken_for_it(tmp_path: Path) -> None
         write_run(tmp_path, run, [record(run, "PushCube", 0, 0, True, protocol=True)])
         with pytest.raises(UserError, match="protocol is true; the run is of other initial states"):
             read_run(tmp_path)
+    write_run(tmp_path, RUN, [record(RUN, "PushCube", 25, 0, True, protocol=True)])
+    with pytest.raises(UserError, match="protocol is true; the protocol has 25 initial states"):
+        read_run(tmp_path)
+
+
+def test_steps_after_the_first_success_and_stages_are_kept_and_counted(tmp_path: Path) -> None:
+    run = identity(after_success=5)
+    stages = {"reached": True, "grasped": True, "lifted": False, "placed": False}
+    solved = record(run, "PickCube", 0, 0, True, steps=95, success_at_end=False, **stages)
+    missed = record(run, "PickCube", 1, 0, False, success_at_end=False, **stages | {"grasped": False})
+    write_run(tmp_path, run, [solved, missed, failed(record(run, "PickCube", 2, 0, False))])
+    _, records = read_run(tmp_path)
+    assert records[:2] == [solved, missed]
+    (result,) = summarise(records, ["PickCube"], 3)
+    assert (result.successes, result.success_at_end) == (1, 0)
+    assert result.stages == {"reached": 2, "grasped": 1, "lifted": 0, "placed": 0}
+    header, [row] = result_table([result])
+    cells = dict(zip(header, row, strict=True))
+    assert [cells[name] for name in ("success at end", "reached", "grasped")] == ["0/3", "2/3", "1/3"]
+    kept = {"new": records, "before there were stages": SOLVED}
+    write_rollouts(tmp_path / "rollouts.parquet", kept)
+    assert read_rollouts(tmp_path / "rollouts.parquet") == kept
+    write_records(tmp_path, [{**solved, "steps": 90}])
+    with pytest.raises(UserError, match="steps is 90; it must be 95"):
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize("name", FIELDS)

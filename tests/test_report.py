@@ -71,6 +71,8 @@ def test_the_table_has_a_row_for_every_run_beside_the_papers(tmp_path: Path) -> 
     assert own.count(cell) == 3 and own.endswith("| 7.5M | 12 (21) | 20 |")
     assert lines[lines.index(own) + 1] == "| *PAR-Full, the paper's figure* | *100* | *73* | *48* | – | – | – |"
     assert "| *ACT, the paper's figure* | *76* | *20* | *30* |" in page
+    assert "| *PhysGen, figure of arXiv 2603.00110* | *100* | *73* | *48* |" in page
+    assert "| *Pi0, figure of arXiv 2603.00110* | *100* | *60* | *48* |" in page
     assert "| dp | -50.0 (-100.0 to +0.0), p = 0.5 |" in page
     assert page.count("| dp | ") == 3  # its row, its comparison and where it comes from
     page = methods_page(rows, by_policy(of_group(runs, "unseen")), "mini", {})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import imageio.v3 as imageio
@@ -23,6 +25,7 @@ from par_agent.evaluation.protocol import load_states, protocol_file, states_che
 from par_agent.evaluation.rollout import roll_out
 from par_agent.evaluation.rollout_worker import RendererJob, Reply, RolloutJob, RolloutWorker, WorkerSetup
 from par_agent.evaluation.run_config import RunConfig
+from par_agent.evaluation.stages import STAGES, StageObserver
 from par_agent.jobs.runner import JobRunner
 from par_agent.simulation import environment
 from par_agent.simulation.environment import InitialState, StepResult, TaskEnvironment
@@ -36,10 +39,15 @@ class StandInEnvironment:
     """Row `i` is solved after `solved_after[i]` control steps."""
 
     spec = SPEC
-    simulation: ClassVar[Any] = None
 
     def __init__(self, solved_after: list[int]) -> None:
         self.solved_after = solved_after
+        self.cube = SimpleNamespace(pose=SimpleNamespace(p=torch.zeros(len(solved_after), 3)))
+        self.simulation = SimpleNamespace(
+            scene=SimpleNamespace(actors={"cube": self.cube}),
+            agent=SimpleNamespace(tcp_pos=torch.ones(len(solved_after), 3)),
+        )
+        self.info: dict[str, torch.Tensor] = {}
 
     def reset(self, states: list[InitialState]) -> None:
         self.steps = 0
@@ -51,6 +59,7 @@ class StandInEnvironment:
     def step(self, action: torch.Tensor) -> StepResult:
         self.steps += 1
         solved = tuple(self.steps == after for after in self.solved_after)  # and not any more one step later
+        self.info = {"success": torch.tensor(solved)}
         return StepResult(solved, tuple(float(row) for row in range(len(self.seeds))))
 
     def render(self) -> np.ndarray:
@@ -85,10 +94,43 @@ def test_every_row_ends_when_it_is_solved_and_its_record_is_its_own() -> None:
 
 
 def test_run_to_the_end_all_rows_take_all_steps_and_success_at_the_end_is_told_apart() -> None:
-    records = dict(roll(StandInEnvironment([6, 10, NEVER]), CountingPolicy(), run_to_end=True))
+    records = dict(roll(StandInEnvironment([6, 10, NEVER]), CountingPolicy(), after_success=math.inf))
     assert [records[row]["steps"] for row in range(3)] == [10, 10, 10]
     assert [records[row]["success_once"] for row in range(3)] == [True, True, False]
     assert [records[row]["success_at_end"] for row in range(3)] == [False, True, False]
+
+
+def test_some_steps_after_its_first_success_a_rollout_ends_at_the_latest_at_the_step_limit() -> None:
+    records = dict(roll(StandInEnvironment([5, 8, NEVER]), CountingPolicy(), after_success=4))
+    assert [records[row]["steps"] for row in range(3)] == [9, 10, 10]
+    assert [records[row]["steps_to_success"] for row in range(3)] == [5, 8, None]
+    assert [records[row]["success_at_end"] for row in range(3)] == [False, False, False]
+
+
+def test_a_stage_counts_from_where_it_first_holds_and_until_its_rollout_ends() -> None:
+    env = StandInEnvironment([NEVER, NEVER])
+    env.spec = get_task("PickCube")
+    observer, cube, gripper = StageObserver(env), env.cube.pose.p, env.simulation.agent.tcp_pos
+    observer.after_reset()
+    assert observer.record_fields(0) == {}
+
+    def step(held: list[bool], placed: list[bool]) -> None:
+        env.info = {"is_grasped": torch.tensor(held), "is_obj_placed": torch.tensor(placed)}
+        observer.after_step(torch.zeros(2, 8), StepResult((False, False), None))
+
+    cube[1, 2] = 0.3  # thrown, not lifted
+    step([False, False], [False, True])
+    assert observer.record_fields(0) == dict.fromkeys(STAGES, False)
+    assert observer.record_fields(1) == dict.fromkeys(STAGES, False) | {"placed": True}
+    gripper[0] = torch.tensor([0.0, 0.03, 0.03])
+    step([True, False], [False, False])
+    assert observer.record_fields(0) == {"reached": True, "grasped": True, "lifted": False, "placed": False}
+    gripper[0], cube[0, 2] = 1.0, 0.02
+    step([True, False], [False, False])
+    assert observer.record_fields(0) == dict.fromkeys(STAGES, True) | {"placed": False}
+    observer.after_reset()
+    step([False, False], [False, False])
+    assert observer.record_fields(1) == dict.fromkeys(STAGES, False)
 
 
 def test_a_policy_that_does_not_act_for_all_rows_is_an_error() -> None:

@@ -333,7 +333,7 @@ def test_the_benchmark_checks_its_parameters() -> None:
     pytest.importorskip("vla_eval")
     from par_agent.vla_eval.benchmark import ManiSkill3Benchmark
 
-    with pytest.raises(UserError, match="states is 26; it must be a whole number from 1 to 25"):
+    with pytest.raises(UserError, match="states is 126; it must be a whole number from 1 to 125"):
         ManiSkill3Benchmark(states=26)
     with pytest.raises(UserError, match="frame_every is 0"):
         ManiSkill3Benchmark(frame_every=0)

@@ -17,6 +17,7 @@ from par_agent.evaluation.run_config import RunConfig
 from par_agent.evaluation.run_info import RunInfo
 from par_agent.jobs import open_runner
 from par_agent.jobs.runner import JobRunner, LostJobError
+from par_agent.tasks import PROTOCOL_STATES
 from par_agent.utils.files import check_writable
 from par_agent.utils.interrupts import deferred_interrupts
 
@@ -105,7 +106,7 @@ class BenchmarkRun:
             "track": config.track,
             "variation": config.variation,
             "backend": config.backend,
-            "protocol": config.is_comparable,
+            "protocol": config.is_comparable and reply.state < PROTOCOL_STATES,
             "state": reply.state,
             "env_seed": config.env_seeds[reply.state],
             "policy_seed": job.policy_seed,

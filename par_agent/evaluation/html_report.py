@@ -9,7 +9,7 @@ from typing import Any
 
 from par_agent.evaluation.provenance import provenance_rows
 from par_agent.evaluation.records import Record, rollout_name
-from par_agent.evaluation.results import RESULT_HEADER, TaskResult, comparison_rows, measured_sections, result_row
+from par_agent.evaluation.results import TaskResult, comparison_rows, measured_sections, result_table
 from par_agent.evaluation.run_info import RunInfo
 from par_agent.utils.figures import COLOURS
 
@@ -26,6 +26,7 @@ def html_report(run: RunInfo, results: list[TaskResult], records: list[Record], 
     config = run.config
     failures = run.folder / FAILURES_SECTION
     grids = [_grid(run, task, [record for record in records if record["task"] == task]) for task in run.tasks]
+    header, rows = result_table(results)
     cells = [cell for grid in grids for row in grid["rows"] for cell in row["cells"] if cell is not None]
     return render_page(
         "par_agent.evaluation",
@@ -36,8 +37,8 @@ def html_report(run: RunInfo, results: list[TaskResult], records: list[Record], 
         is_protocol=config.is_protocol,
         planned=run.total,
         missing=run.total - len(records),
-        header=RESULT_HEADER,
-        rows=[result_row(result) for result in results],
+        header=header,
+        rows=rows,
         sections=measured_sections(results),
         plot=_plot(records, results, max(spec.max_steps for spec in run.specs.values())),
         grids=grids,
@@ -87,6 +88,8 @@ def _cell(run: RunInfo, record: Record) -> dict[str, Any]:
         kind, sign, text = "success", "✓", f"success after {record['steps_to_success']} control steps"
     else:
         kind, sign, text = "failure", "·", f"no success in {record['steps']} control steps"
+    if record["success_once"] and record["success_at_end"] is False:
+        text += ", and not solved at the end"
     details = [text, f"environment seed {record['env_seed']}"]
     if record["reward"] is not None:
         details.append(f"sum of rewards {record['reward']:.1f}")

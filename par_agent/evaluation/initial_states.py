@@ -28,8 +28,8 @@ def make_states(spec: TaskSpec, seeds: Sequence[int]) -> list[InitialState]:
 
 def protocol_states(spec: TaskSpec, count: int) -> list[InitialState]:
     """The protocol's first initial states of a task; they are made where the package does not have them."""
-    file = protocol_file(spec)
-    return load_states(file, spec)[:count] if file.exists() else make_states(spec, protocol_seeds()[:count])
+    file = protocol_file(spec, count)
+    return load_states(file, spec)[:count] if file.exists() else make_states(spec, protocol_seeds(count)[:count])
 
 
 def make_missing_states(files: Mapping[Path, str], seeds: Sequence[int]) -> None:

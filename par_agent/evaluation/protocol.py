@@ -1,5 +1,8 @@
 """The frozen initial states of the evaluation protocol: 25 full simulator states per task, stored in the package.
 
+Beside them is a second file per task, of 125 states: the same 25 and 100 further ones, for ``--states 125``. Their
+seeds follow the protocol's, in the range that training and development never use.
+
 Rollouts start from the stored state, not from a seed, so that every backend and every later version of the simulator
 starts in the same place. A test checks that ``env.reset(seed=20241201 + i)`` still gives state ``i``.
 
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
 from par_agent.simulation.environment import InitialState
-from par_agent.tasks import PROTOCOL_SEED, PROTOCOL_STATES, TaskSpec
+from par_agent.tasks import ALL_STATES, PROTOCOL_SEED, PROTOCOL_STATES, TaskSpec
 from par_agent.utils.files import read_object, write_json
 from par_agent.utils.hashes import hash_bytes, hash_file
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 STATES_FOLDER = Path(__file__).with_name("states")
-"""Where the protocol's states are stored, one file per task."""
+"""Where the protocol's states are stored, two files per task."""
 CHECKSUMS = "checksums.json"
 """Name of the file with the SHA-256 of each file of states beside it, by name."""
 SHA256_DIGITS = 64
@@ -35,9 +38,13 @@ POSE = 13
 """Numbers of a position, a quaternion and two velocities."""
 
 
-def protocol_file(spec: TaskSpec) -> Path:
-    """File of a task's protocol states; it exists for every task of :data:`par_agent.tasks.TASKS`."""
-    return STATES_FOLDER / f"{spec.name}.safetensors"
+def protocol_file(spec: TaskSpec, states: int = PROTOCOL_STATES) -> Path:
+    """File of a task's protocol states; of these and the further ones where more are asked for.
+
+    Both exist for every task of :data:`par_agent.tasks.TASKS`.
+    """
+    further = f"-{ALL_STATES}" if states > PROTOCOL_STATES else ""
+    return STATES_FOLDER / f"{spec.name}{further}.safetensors"
 
 
 def check_seeds(first_seed: int, count: int) -> None:
@@ -177,6 +184,6 @@ def _state_at(tensors: dict[str, Any], index: int) -> dict[str, dict[str, torch.
     return state
 
 
-def protocol_seeds() -> range:
-    """Environment seeds of the protocol."""
-    return range(PROTOCOL_SEED, PROTOCOL_SEED + PROTOCOL_STATES)
+def protocol_seeds(states: int = PROTOCOL_STATES) -> range:
+    """Environment seeds of the states in :func:`protocol_file`."""
+    return range(PROTOCOL_SEED, PROTOCOL_SEED + (ALL_STATES if states > PROTOCOL_STATES else PROTOCOL_STATES))

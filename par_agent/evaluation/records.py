@@ -24,6 +24,7 @@ from typing import Any, TypedDict
 from par_agent.errors import UserError, user_errors
 from par_agent.evaluation.measurements import known_measurements
 from par_agent.evaluation.rollout import TIMING_FIELDS
+from par_agent.evaluation.stages import STAGES
 from par_agent.tasks import PROTOCOL_POLICY_SEEDS, PROTOCOL_SEED, PROTOCOL_STATES
 from par_agent.utils.files import atomic_path, only_process, read_content, read_object, write_json, writing
 from par_agent.utils.json_fields import check, parse_json
@@ -58,7 +59,7 @@ FIELDS: dict[str, Any] = {
     "checkpoint": str,
     "versions": dict,
 }
-"""Types of a record's fields; those of the run's measurements are there besides."""
+"""Types of a record's fields; those of the run's measurements are there besides, and of the task's stages bools."""
 MEASURED = tuple(name for name, kind in FIELDS.items() if isinstance(None, kind) and name != "error")
 """Fields that are None after an exception."""
 
@@ -88,6 +89,7 @@ class _RunIdentity(TypedDict):
 class _RunFile(_RunIdentity, total=False):
     """What it may tell besides."""
 
+    after_success: int
     extent: dict[str, int]
     initial_states: dict[str, str]
     made_states: dict[str, str]
@@ -103,7 +105,7 @@ class RunPlan:
         limits = (PROTOCOL_STATES, PROTOCOL_POLICY_SEEDS) if protocol else (PROTOCOL_SEED - state_seed, 2**32)
         self.states, self.policy_seeds = extent.get("states", limits[0]), extent.get("policy_seeds", limits[1])
         self.first_seed = PROTOCOL_SEED if protocol else state_seed
-        self.run_to_end = run["run_to_end"]
+        self.after_success = math.inf if run["run_to_end"] else run.get("after_success", 0)
         self.may_be_protocol = protocol and run["variation"] == "none"
         self.max_steps = {spec["env_id"].rsplit("-v", 1)[0]: spec["max_steps"] for spec in run["tasks"]}
         self.measurements = {name: measured for name, measured in known_measurements().items() if run.get(name)}
@@ -113,12 +115,14 @@ class RunPlan:
     def check(self, record: Any) -> None:
         """Raises UserError for missing, unknown or wrong fields, or what contradicts itself or the run."""
         check("the record", record, dict)
-        fields = [*FIELDS, *(self.measurements if record.get("error") is None else ())]
+        failed = record.get("error") is not None
+        fields = [*FIELDS, *(() if failed else self.measurements)]
+        stages = () if failed else STAGES  # which may be missing: not every task has them, nor have earlier versions
         for name in (*fields, *record):
-            if name not in record or name not in fields:
+            if name not in record or name not in (*fields, *stages):
                 raise UserError(f"{name!r} is {'missing' if name in fields else 'no field of a record of this run'}")
-            if name in FIELDS:
-                check(name, record[name], FIELDS[name])
+            if kind := FIELDS.get(name, bool if name in STAGES else None):
+                check(name, record[name], kind)
         for name, value in self.shared.items():
             if record[name] != value:
                 raise UserError(f"{name} is {record[name]!r}; the run's is {value!r}")
@@ -129,6 +133,8 @@ class RunPlan:
         _check_range("state", record["state"], 0, self.states - 1)
         _check_range("policy_seed", record["policy_seed"], 0, self.policy_seeds - 1)
         _check_range("env_seed", record["env_seed"], *(self.first_seed + record["state"],) * 2)
+        if record["protocol"] and record["state"] >= PROTOCOL_STATES:
+            raise UserError(f"protocol is true; the protocol has {PROTOCOL_STATES} initial states")
         if record["error"] is None:
             self._check_measured(record)
         elif record["success_once"] or any(record[name] is not None for name in MEASURED):
@@ -148,9 +154,11 @@ class RunPlan:
             raise UserError(f"success_once is {record['success_once']}, but steps_to_success is {solved}")
         if solved is not None:
             _check_range("steps_to_success", solved, 1, record["steps"])
-        if (record["success_at_end"] is not None) != self.run_to_end or (record["success_at_end"] and solved is None):
-            raise UserError(f"success_at_end is {record['success_at_end']}, which does not fit the run or the rollout")
-        _check_range("steps", record["steps"], *(limit if self.run_to_end or solved is None else solved,) * 2)
+        at_end = record["success_at_end"]
+        if (at_end is not None) != (self.after_success > 0) or (at_end and solved is None):
+            raise UserError(f"success_at_end is {at_end}, which does not fit the run or the rollout")
+        end = limit if solved is None else int(min(limit, solved + self.after_success))
+        _check_range("steps", record["steps"], end, end)
         for name, measurement in self.measurements.items():
             measurement.check_field(record[name])
 

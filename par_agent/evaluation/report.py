@@ -13,14 +13,14 @@ from par_agent.evaluation.measurements import known_measurements
 from par_agent.evaluation.provenance import provenance, provenance_rows
 from par_agent.evaluation.records import Record
 from par_agent.evaluation.results import (
-    PAPER_RESULTS,
-    RESULT_HEADER,
+    NOTHING,
+    PUBLISHED_RESULTS,
     TaskResult,
     comparison_rows,
     csv_cells,
     markdown_table,
     measured_sections,
-    result_row,
+    result_table,
     summarise,
 )
 from par_agent.evaluation.run_info import RunInfo
@@ -36,14 +36,15 @@ _TERMINAL_COLUMNS = ("task", "successes", "rate %", "95% Wilson", "95% by state"
 def terminal_tables(run: RunInfo, results: list[TaskResult]) -> list[Table]:
     """The run's results and the comparison with the paper, for rich to print."""
     label = run.config.policy.label
-    cells = [dict(zip(RESULT_HEADER, result_row(result), strict=True)) for result in results]
+    header, rows = result_table(results)
+    cells = [dict(zip(header, row, strict=True)) for row in rows]
     details = _terminal_table(
         f"{label}, {run.config.track} track, {run.config.protocol_label}",
         [column.replace(" ", "\n", 1) for column in _TERMINAL_COLUMNS],
-        [[row[column] for column in _TERMINAL_COLUMNS] for row in cells],
+        [[row.get(column, NOTHING) for column in _TERMINAL_COLUMNS] for row in cells],
     )
     measured = [_terminal_table(s.title.lower(), s.header, s.rows) for s in measured_sections(results)]
-    title = "success rate in % (rows labelled paper: printed there, not measured here)"
+    title = "success rate in % (rows labelled paper or arXiv: printed there, not measured here)"
     comparison = _terminal_table(title, ("method", "source", *run.tasks), comparison_rows(results, label, run.tasks))
     return [details, *measured, comparison]
 
@@ -88,10 +89,10 @@ def _markdown(run: RunInfo, results: list[TaskResult], source: dict[str, Any]) -
         "another's actions from the same initial state, under another policy seed, are not distinct, and count once in "
         "the intervals.",
         "",
-        *markdown_table(RESULT_HEADER, [result_row(result) for result in results]),
+        *markdown_table(*result_table(results)),
         *(line for s in measured_sections(results) for line in ("", *markdown_table(s.header, s.rows), "", s.note)),
         "",
-        f"Success rate in %. Rows labelled *paper* are printed there and were not measured here. {note}".strip(),
+        f"Success rate in %. Rows labelled *paper* or *arXiv* are printed there, not measured here. {note}".strip(),
         "",
         *markdown_table(("method", "source", *run.tasks), comparison_rows(results, label, run.tasks)),
         "",
@@ -109,10 +110,11 @@ def _csv(run: RunInfo, results: list[TaskResult]) -> str:
     for row, result in zip(rows, results, strict=True):
         for name, summary in result.measured.items():
             row |= known_measurements()[name].cells(summary)
-    head = {"source": "paper", "initial_states": "the protocol", "track": "paper"}
-    for method, rates in PAPER_RESULTS.items():
-        known = [task for task in run.tasks if task in rates]
-        rows += [{"method": method, **head, "task": task, "rate_percent": rates[task]} for task in known]
+    for source, methods in PUBLISHED_RESULTS.items():
+        head = {"source": source, "initial_states": "the protocol", "track": "paper"}
+        for method, rates in methods.items():
+            known = [task for task in run.tasks if task in rates]
+            rows += [{"method": method, **head, "task": task, "rate_percent": rates[task]} for task in known]
     writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

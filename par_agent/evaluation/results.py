@@ -1,14 +1,16 @@
-"""A run's figures: one line per task with counts, intervals and times, and the paper's figures to set beside them."""
+"""A run's figures: one line per task with counts, intervals and times, and published figures to set beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
 from par_agent.evaluation.measurements import Section, known_measurements
 from par_agent.evaluation.records import Record
+from par_agent.evaluation.stages import STAGES
 from par_agent.evaluation.statistics import Interval, cluster_bootstrap, distinct_rollouts, wilson_interval
 
 PAPER_RESULTS: dict[str, dict[str, float]] = {
@@ -22,6 +24,21 @@ PAPER_RESULTS: dict[str, dict[str, float]] = {
     "RDT": {"PushCube": 100.0, "PickCube": 77.0, "StackCube": 74.0},
 }
 """Success rates in percent as printed in the paper (Tables 2 and 3); none of them was measured here."""
+
+PHYSGEN_PAPER = "arXiv 2603.00110"
+"""A later paper with figures for the same protocol."""
+
+PUBLISHED_RESULTS: dict[str, dict[str, dict[str, float]]] = {
+    "paper": PAPER_RESULTS,
+    PHYSGEN_PAPER: {
+        "PhysGen": {"PushCube": 100.0, "PickCube": 73.0, "StackCube": 48.0},
+        "Pi0": {"PushCube": 100.0, "PickCube": 60.0, "StackCube": 48.0},
+    },
+}
+"""Success rates in percent by where they are printed and by method; none of them was measured here."""
+
+NOTHING = "–"
+"""A cell without a figure."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class TaskResult:
     cluster: Interval
     """95% interval that draws whole initial states."""
     success_at_end: int | None
-    """Rollouts solved after the last step; None unless rollouts ran to the end."""
+    """Rollouts solved after the last step; None if rollouts ended with the first success."""
     steps_to_success: float | None
     """Mean control steps of the successful rollouts."""
     reward: float | None
@@ -57,6 +74,8 @@ class TaskResult:
     """Mean frames that the policy consumed."""
     seconds: float | None
     """Mean wall time of a rollout."""
+    stages: dict[str, int] = field(default_factory=dict)
+    """Rollouts that came to a stage at any step, by stage; those of the task."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Summaries of what was measured besides, by the measurement's name."""
 
@@ -100,17 +119,22 @@ def _summarise_task(task: str, records: list[Record], planned: int) -> TaskResul
         plan_ms=median(values("plan_ms")) if values("plan_ms") else None,
         renders=average("renders"),
         seconds=average("seconds"),
+        stages={name: sum(r.get(name, False) for r in records) for name in STAGES if any(name in r for r in records)},
         measured=measured,
     )
 
 
 def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def _successes(result: TaskResult) -> str:
     unfinished = "" if result.rollouts == result.planned else f" (of {result.planned} planned)"
     return f"{result.successes}/{result.rollouts}{unfinished}"
+
+
+def _share(count: int | None, result: TaskResult) -> str:
+    return NOTHING if count is None else f"{count}/{result.rollouts}"
 
 
 _COLUMNS: dict[str, Callable[[TaskResult], str]] = {
@@ -120,7 +144,8 @@ _COLUMNS: dict[str, Callable[[TaskResult], str]] = {
     "rate %": lambda result: f"{100 * result.rate:.1f}",
     "95% Wilson": lambda result: result.wilson.percent,
     "95% by state": lambda result: result.cluster.percent,
-    "at end": lambda result: "–" if result.success_at_end is None else f"{result.success_at_end}/{result.rollouts}",
+    "success at end": lambda result: _share(result.success_at_end, result),
+    **{stage: partial(lambda stage, result: _share(result.stages.get(stage), result), stage) for stage in STAGES},
     "errors": lambda result: str(result.errors),
     "steps to success": lambda result: _number(result.steps_to_success),
     "reward": lambda result: _number(result.reward),
@@ -128,17 +153,19 @@ _COLUMNS: dict[str, Callable[[TaskResult], str]] = {
     "frames": lambda result: _number(result.renders),
     "s/rollout": lambda result: _number(result.seconds, 2),
 }
-RESULT_HEADER = tuple(_COLUMNS)
 
 
-def result_row(result: TaskResult) -> tuple[str, ...]:
-    """A task's row, for :data:`RESULT_HEADER`."""
-    return tuple(cell(result) for cell in _COLUMNS.values())
+def result_table(results: Sequence[TaskResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of tasks' results, without the columns that none of them has."""
+    columns = {name: [cell(result) for result in results] for name, cell in _COLUMNS.items()}
+    shown = {name: cells for name, cells in columns.items() if any(cell != NOTHING for cell in cells)}
+    return tuple(shown), list(zip(*shown.values(), strict=True))
 
 
 def csv_cells(result: TaskResult) -> dict[str, Any]:
     """A task's cells in CSV files, by column."""
     cells = {name: getattr(result, name) for name in ("task", "successes", "rollouts", "distinct", "errors")}
+    cells |= {"success_at_end": result.success_at_end, **{stage: result.stages.get(stage) for stage in STAGES}}
     cells["rate_percent"] = f"{100 * result.rate:.2f}"
     for name, interval in (("wilson", result.wilson), ("state", result.cluster)):
         cells |= {f"{name}_low": f"{100 * interval.low:.2f}", f"{name}_high": f"{100 * interval.high:.2f}"}
@@ -151,12 +178,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
 
 
 def comparison_rows(results: list[TaskResult], label: str, tasks: list[str]) -> list[tuple[str, ...]]:
-    """Success rates by method: this run's, then the paper's for the tasks that the paper has."""
+    """Success rates by method: this run's, then the published ones of these tasks, each with where it is printed."""
     measured = {result.task: result.rate for result in results}
-    rows = [(label, "this run", *(_number(100 * measured[t]) if t in measured else "–" for t in tasks))]
-    for method, rates in PAPER_RESULTS.items():
-        if any(task in rates for task in tasks):
-            rows.append((method, "paper", *(_number(rates.get(task)) for task in tasks)))
+    rows = [(label, "this run", *(_number(100 * measured[t]) if t in measured else NOTHING for t in tasks))]
+    for source, methods in PUBLISHED_RESULTS.items():
+        for method, rates in methods.items():
+            if any(task in rates for task in tasks):
+                rows.append((method, source, *(_number(rates.get(task)) for task in tasks)))
     return rows
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     from par_agent.simulation.environment import InitialState, StepResult, TaskEnvironment
 
-ROLLOUT_CODE = ("modeling", "policy", "simulation", "evaluation/protocol.py", "evaluation/rollout.py", "tasks.py")
+ROLLOUT_CODE = (
+    *("modeling", "policy", "simulation", "tasks.py"),
+    *(f"evaluation/{name}.py" for name in ("protocol", "rollout", "stages")),
+)
 """Files and folders whose code decides what a rollout does: a change of it starts a new run folder."""
 TIMING_FIELDS = ("seconds", "plan_ms")
 """Fields of a record that differ between two runs of the same rollout; all others are equal to the bit."""
@@ -87,11 +91,16 @@ class RolloutProgress:
         if success and self.steps_to_success is None:
             self.steps_to_success = self.steps
 
-    def record(self, run_to_end: bool) -> dict[str, Any]:
+    def has_ended(self, max_steps: int, after_success: float) -> bool:
+        """Whether it ends here, where it goes on for so many control steps after its first success."""
+        end = math.inf if self.steps_to_success is None else self.steps_to_success + after_success
+        return self.steps >= min(max_steps, end)
+
+    def record(self, after_success: float = 0) -> dict[str, Any]:
         """What the rollout came to, once it has ended."""
         return {
             "success_once": self.steps_to_success is not None,
-            "success_at_end": self.success if run_to_end else None,
+            "success_at_end": self.success if after_success else None,
             "steps": self.steps,
             "steps_to_success": self.steps_to_success,
             "reward": None if self.reward is None else round(self.reward, 6),
@@ -105,7 +114,7 @@ def roll_out(
     states: Sequence[InitialState],
     policy_seed: int,
     *,
-    run_to_end: bool = False,
+    after_success: float = 0,
     observers: Sequence[RolloutObserver] = (),
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rolls a policy out once from every state, all at once, and yields each rollout as it ends.
@@ -118,13 +127,13 @@ def roll_out(
             streams of their own.
         states: (B) where the rollouts start.
         policy_seed: 0..4 in the protocol.
-        run_to_end: go on after the first success until the step limit.
+        after_success: control steps to go on after the first success; infinity: until the step limit.
         observers: told of every plan and every control step; their time counts in ``seconds`` alone.
 
     Yields:
         Position in `states` and a record of plain numbers: ``success_once`` (solved after any step), ``success_at_end``
-        (solved after the last one; None unless `run_to_end`), ``steps`` executed, ``steps_to_success`` (None without
-        success), ``reward`` (sum over steps; None where the task has none), ``renders`` (frames the policy consumed),
+        (solved after the last one; None if `after_success` is 0), ``steps`` executed, ``steps_to_success`` (None
+        without success), ``reward`` (sum over steps; None where the task has none), ``renders`` (frames consumed),
         ``plan_ms`` (median time of an ``act()`` that plans, for all environments, milliseconds), ``seconds`` (wall time
         from the reset to the rollout's end), ``actions_sha256`` of all executed actions, and the observers' fields.
     """
@@ -155,11 +164,10 @@ def roll_out(
         for position, rollout in list(rollouts.items()):
             reward = None if result.reward is None else result.reward[position]
             rollout.add(actions[position], result.success[position], reward)
-            solved = rollout.success and not run_to_end
-            if solved or rollout.steps == env.spec.max_steps:  # the rollout ends here
+            if rollout.has_ended(env.spec.max_steps, after_success):
                 del rollouts[position]
                 record = {
-                    **rollout.record(run_to_end),
+                    **rollout.record(after_success),
                     "renders": len(plan_seconds),
                     "plan_ms": round(1000 * median(plan_seconds), 2) if plan_seconds else None,
                     "seconds": round(time.perf_counter() - started, 3),

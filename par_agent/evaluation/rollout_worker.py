@@ -119,6 +119,7 @@ class RolloutWorker:
     def _roll_out(self, job: RolloutJob) -> Iterator[Reply]:
         from par_agent.evaluation.protocol import load_states
         from par_agent.evaluation.rollout import roll_out
+        from par_agent.evaluation.stages import StageObserver
         from par_agent.evaluation.video_observer import VideoObserver
 
         env, policy = self._build(job.task)
@@ -129,9 +130,10 @@ class RolloutWorker:
                 raise UnavailableError(str(error)) from None
         states = [self._states[job.states_file][index] for index in job.states]
         videos = {job.states.index(state): self._folder / path for state, path in job.videos}
-        observers = [VideoObserver(env, videos), *(m.observer(env, policy) for m in self._config.measurements)]
+        measured = (measurement.observer(env, policy) for measurement in self._config.measurements)
+        observers = [VideoObserver(env, videos), StageObserver(env), *measured]
         try:
-            options: Any = {"run_to_end": self._config.run_to_end, "observers": observers}
+            options: Any = {"after_success": self._config.steps_after_success, "observers": observers}
             for position, fields in roll_out(env, policy, states, job.policy_seed, **options):
                 warning = next(filter(None, (observer.warning(position) for observer in observers)), None)
                 yield Reply(job.states[position], fields, warning)

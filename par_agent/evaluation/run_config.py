@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import check_seeds, protocol_seeds
 from par_agent.simulation.variations import get_variation
 from par_agent.tasks import (
+    ALL_STATES,
     PAPER_TASKS,
     PROTOCOL_POLICY_SEEDS,
     PROTOCOL_STATES,
@@ -38,7 +40,8 @@ class RunOptions(Checked):
     colour, every action one control step late, goal hidden and cubes grey after the first image, ManiSkill's shader
     pack `default` (whose background is grey)."""
     states: Annotated[Count, tyro.conf.arg(aliases=["--num-states"])] = PROTOCOL_STATES
-    """Number of initial states per task: the first ones of the protocol, or of --state-seed."""
+    """Number of initial states per task: the first ones of the protocol, or of --state-seed. Up to 125: the protocol's
+    25 and as many of its 100 further ones."""
     policy_seeds: Length = PROTOCOL_POLICY_SEEDS
     """Policy seeds per initial state."""
     state_seed: Seed | None = None
@@ -54,6 +57,8 @@ class RunOptions(Checked):
     protocol."""
     run_to_end: bool = False
     """Continues after the first success until the step limit, to measure success at the end too (slow)."""
+    after_success: NonNegative = 0
+    """Continues for N control steps after the first success, to measure success at the end too."""
     video: NonNegative = 0
     """Saves an MP4 of each task's first N rollouts. These render every control step and take several times as long."""
     retry_errors: bool = False
@@ -77,11 +82,14 @@ class RunConfig(RunOptions):
         super().__post_init__()
         if self.cluster is not None and (self.backend != "cpu" or self.policy.device != "cpu"):
             raise UserError("a cluster's nodes simulate and act on their CPUs: leave --backend and --device out")
+        if self.run_to_end and self.after_success:
+            raise UserError("--run-to-end goes on until the step limit: leave --after-success out")
         if self.state_seed is not None:
             check_seeds(self.state_seed, self.states)
-        elif self.states > PROTOCOL_STATES:
+        elif self.states > ALL_STATES:
             raise UserError(
-                f"states is {self.states}; the protocol has {PROTOCOL_STATES}: give a state seed for others"
+                f"states is {self.states}; the protocol has {PROTOCOL_STATES}, and {ALL_STATES} with its further ones: "
+                "give a state seed for others"
             )
 
     def spec(self, task: str) -> TaskSpec:
@@ -93,6 +101,11 @@ class RunConfig(RunOptions):
     def num_envs(self) -> int:
         """Environments simulated at once."""
         return 1 if self.backend == "cpu" else self.states
+
+    @property
+    def steps_after_success(self) -> float:
+        """Control steps that a rollout goes on after its first success; infinity: until the step limit."""
+        return math.inf if self.run_to_end else self.after_success
 
     @property
     def env_seeds(self) -> range:
@@ -107,7 +120,7 @@ class RunConfig(RunOptions):
 
     @property
     def is_comparable(self) -> bool:
-        """Whether each rollout is one of the protocol's."""
+        """Whether each rollout from the protocol's initial states is one of the protocol's."""
         return self.state_seed is None and not self._changes
 
     @property
@@ -119,10 +132,14 @@ class RunConfig(RunOptions):
         elif (self.states, self.policy_seeds) == (PROTOCOL_STATES, PROTOCOL_POLICY_SEEDS):
             label = "the protocol"
         else:
-            label = (
-                f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states, {self.policy_seeds} policy "
-                f"seed{'s' * (self.policy_seeds > 1)} (the protocol has {PROTOCOL_POLICY_SEEDS})"
-            )
+            seeds = f"{self.policy_seeds} policy seed{'s' * (self.policy_seeds > 1)}"
+            if self.states > PROTOCOL_STATES:
+                states = (
+                    f"the protocol's {PROTOCOL_STATES} initial states and {self.states - PROTOCOL_STATES} further ones"
+                )
+            else:
+                states = f"part of the protocol: {self.states} of {PROTOCOL_STATES} initial states"
+            label = f"{states}, {seeds} (the protocol has {PROTOCOL_POLICY_SEEDS})"
         return f"NOT THE PROTOCOL: {', '.join(self._changes)}, {label}" if self._changes else label
 
     @property

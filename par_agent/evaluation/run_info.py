@@ -12,7 +12,7 @@ from par_agent.evaluation.records import rollout_stem
 from par_agent.evaluation.rollout import rollout_versions
 from par_agent.evaluation.run_config import RunConfig
 from par_agent.simulation.environment import check_backend
-from par_agent.tasks import TaskSpec, resolve_tasks
+from par_agent.tasks import ALL_STATES, PROTOCOL_STATES, TaskSpec, resolve_tasks
 from par_agent.utils.device import usable_device
 from par_agent.utils.hashes import hash_content
 from par_agent.utils.versions import git_commit
@@ -47,8 +47,8 @@ class RunInfo:
             usable_device(config.policy.device)
         initial_states = {}
         for spec in specs.values() if config.state_seed is None else ():
-            if (stored := protocol_file(spec)).exists():
-                initial_states[stored.name] = check_states(stored, spec, protocol_seeds())
+            if (stored := protocol_file(spec, config.states)).exists():
+                initial_states[stored.name] = check_states(stored, spec, protocol_seeds(config.states))
         return cls(config, specs, config.policy.fingerprint(), initial_states, rollout_versions(), git_commit())
 
     @property
@@ -79,6 +79,7 @@ class RunInfo:
             "tasks": [asdict(spec) for spec in self.specs.values()],
             "initial_states": self.initial_states,
             "versions": self.versions,
+            **({"after_success": config.after_success} if config.after_success else {}),
             **{measurement.name: measurement.settings for measurement in config.measurements},
         }
 
@@ -87,6 +88,8 @@ class RunInfo:
         """The run's own folder; its name ends with a hash of its identity."""
         config = self.config
         states = "" if config.state_seed is None else f"-seed{config.state_seed}"
+        if config.state_seed is None and config.states > PROTOCOL_STATES:
+            states = f"-{ALL_STATES}states"
         variation = "" if config.variation == "none" else f"-{config.variation}"
         name = f"{config.policy.label}-{config.track}{variation}{states}-{hash_content(self.identity, 8)}"
         return config.out / name
@@ -98,6 +101,6 @@ class RunInfo:
     def states_file(self, task: str) -> Path:
         """File of a task's initial states: in the package for the protocol's, else in the run's folder."""
         spec = self.specs[task]
-        if (stored := protocol_file(spec)).name in self.initial_states:
+        if (stored := protocol_file(spec, self.config.states)).name in self.initial_states:
             return stored
         return self.folder / "states" / f"{spec.name}-{self.config.states}.safetensors"

@@ -232,7 +232,8 @@ class TaskEnvironment:
         self._get_native_observation = self.simulation.get_obs
         # Both reset() and step() end with get_obs(), which would render the sensor cameras: observe() calls it instead.
         self.simulation.get_obs = lambda info=None, unflattened=False: {}
-        self._info: dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
+        """What ManiSkill's evaluation says of the current state: tensors (B) by name."""
         self._first_look = True
         """Whether no step was taken since the reset."""
         self._pending: deque[torch.Tensor | None] = deque()
@@ -258,7 +259,7 @@ class TaskEnvironment:
         }
         self._env.reset(seed=seeds, options={"reconfigure": True})
         _check_objects(self.spec, together, self.simulation.get_state_dict())
-        _, self._info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
+        _, self.info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
         self._variation.change(self.simulation)  # now: PegInsertionSide builds its scene at every reset
         self._pending = deque([None] * self._variation.delay)
         self._first_look = True
@@ -274,8 +275,8 @@ class TaskEnvironment:
         if self.track == "paper":
             return paper_observation(self.simulation, self.spec.camera, with_frame=with_frame)
         if with_frame:
-            return self._get_native_observation(self._info)
-        return self.simulation._get_obs_state_dict(self._info)
+            return self._get_native_observation(self.info)
+        return self.simulation._get_obs_state_dict(self.info)
 
     def step(self, action: torch.Tensor) -> StepResult:
         """Executes actions (B, action_size) float32, in the units of the task's controller, for one control step."""
@@ -286,8 +287,8 @@ class TaskEnvironment:
         due = self._pending.popleft()
         if due is None:
             _hold_still(self.simulation)
-        _, reward, _, _, self._info = self._env.step(due)
-        success = tuple(bool(value) for value in self._info["success"].tolist())
+        _, reward, _, _, self.info = self._env.step(due)
+        success = tuple(bool(value) for value in self.info["success"].tolist())
         if self.simulation.reward_mode == "none":
             return StepResult(success, None)
         return StepResult(success, tuple(float(value) for value in reward.tolist()))

@@ -22,7 +22,7 @@ from par_agent.evaluation.html_report import FAILURES_SECTION, render_page
 from par_agent.evaluation.policies import PolicySource
 from par_agent.evaluation.protocol import protocol_file, states_checksum
 from par_agent.evaluation.records import MADE_STATES, Record, read_run, record_key, rollout_stem
-from par_agent.tasks import TaskSpec, resolve_task
+from par_agent.tasks import ALL_STATES, TaskSpec, resolve_task
 from par_agent.utils.figures import (
     EXECUTED,
     IMAGINED,
@@ -95,8 +95,10 @@ class FailedRun:
         """File of a task's initial states: of several in the run, the one with most, which begins with the others'."""
         made: dict[str, str] = self.identity.get(MADE_STATES, {})
         own = [self.folder / "states" / name for name in made if name.rpartition("-")[0] == spec.name]
-        path = max(own, key=lambda path: int(path.stem.rpartition("-")[2]), default=protocol_file(spec))
         known = {**self.identity.get("initial_states", {}), **made}
+        further = protocol_file(spec, ALL_STATES)
+        stored = further if further.name in known else protocol_file(spec)
+        path = max(own, key=lambda path: int(path.stem.rpartition("-")[2]), default=stored)
         if path.name not in known and self.identity["state_seed"] is not None:
             raise UserError(f"{self.folder} does not say which initial states of {spec.name} it made: run it again")
         if states_checksum(path) != known.get(path.name, states_checksum(path)):

@@ -14,7 +14,15 @@ from par_agent.evaluation.initial_states import protocol_states
 from par_agent.evaluation.rollout import RolloutProgress, derive_seed
 from par_agent.simulation.environment import TaskEnvironment
 from par_agent.simulation.variations import get_variation
-from par_agent.tasks import PAPER_TASKS, PROTOCOL_POLICY_SEEDS, PROTOCOL_STATES, TaskSpec, check_track, resolve_tasks
+from par_agent.tasks import (
+    ALL_STATES,
+    PAPER_TASKS,
+    PROTOCOL_POLICY_SEEDS,
+    PROTOCOL_STATES,
+    TaskSpec,
+    check_track,
+    resolve_tasks,
+)
 from par_agent.utils.json_fields import is_count
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.messages import action_interface, observation_interface, read_actions, to_message
@@ -40,7 +48,7 @@ class ManiSkill3Benchmark(StepBenchmark):
         tasks: by name, or ``module:NAME`` for a `TaskSpec` of your own.
         track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
         variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
-        states: initial states per task, the protocol's first ones.
+        states: initial states per task: the protocol's first ones, above 25 also its further ones.
         send_state: whether observations hold joint positions.
         frame_every: send images in every n-th observation of an episode only. A PAR server sets it.
     """
@@ -61,8 +69,8 @@ class ManiSkill3Benchmark(StepBenchmark):
         super().__init__()
         check_track(track)
         get_variation(variation)
-        if not is_count(states) or states > PROTOCOL_STATES:
-            raise UserError(f"states is {states!r}; it must be a whole number from 1 to {PROTOCOL_STATES}")
+        if not is_count(states) or states > ALL_STATES:
+            raise UserError(f"states is {states!r}; it must be a whole number from 1 to {ALL_STATES}")
         if not is_count(frame_every):
             raise UserError(f"frame_every is {frame_every!r}; it must be a whole number of at least 1")
         self._specs = _specs(tasks)
@@ -142,7 +150,7 @@ class ManiSkill3Benchmark(StepBenchmark):
             "success": self._rollout.success,
             "env_seed": self._state.env_seed,
             "policy_seed": self._policy_seed,
-            "actions_sha256": self._rollout.record(run_to_end=False)["actions_sha256"],
+            "actions_sha256": self._rollout.record()["actions_sha256"],
         }
 
     def cleanup(self) -> None:
