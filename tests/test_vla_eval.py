@@ -334,7 +334,7 @@ def test_the_benchmark_checks_its_parameters() -> None:
     from par_agent.vla_eval.benchmark import ManiSkill3Benchmark
 
     with pytest.raises(UserError, match="states is 126; it must be a whole number from 1 to 125"):
-        ManiSkill3Benchmark(states=26)
+        ManiSkill3Benchmark(states=126)
     with pytest.raises(UserError, match="frame_every is 0"):
         ManiSkill3Benchmark(frame_every=0)
     wrong: list[tuple[dict[str, Any], str]] = [
