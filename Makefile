@@ -19,11 +19,9 @@ benchmark: setup ## roll the bundled policy out: three tasks, 25 initial states,
 benchmark-full: setup ## the paper's protocol: three tasks, 25 initial states, 5 policy seeds
 	$(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 5 $(ARGS)
 
-benchmark-robustness: setup ## other initial states, then one change at a time: 25 rollouts a task each
+benchmark-robustness: setup ## other initial states, then every variation: table and heat map, 25 rollouts a task each
 	$(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 1 --state-seed 777000 --num-states 25 $(ARGS)
-	for variation in camera dim bright color delay shader; do \
-	  $(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 1 --variation $$variation $(ARGS) || exit; \
-	done
+	$(BIN)/python benchmarks/robustness.py --tasks $(TASKS) $(ARGS)
 
 lint: setup ## style and types
 	$(BIN)/python -m ruff check .

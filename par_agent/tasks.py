@@ -62,6 +62,10 @@ class TaskSpec:
     state_is_complete: bool = True
     """Whether the simulator's state and the seed's objects are all there is to an episode; False where the environment
     keeps more that it draws or computes at a reset. Such a task runs on the CPU backend only."""
+    manipulated_objects: tuple[str, ...] = ()
+    """Names of the actors that the robot moves, for variations of their colour, texture and size."""
+    receiver_objects: tuple[str, ...] = ()
+    """Names of the actors that these are brought to, the goal among them."""
 
     @property
     def name(self) -> str:
@@ -81,22 +85,55 @@ PAPER_TASKS = ("PushCube", "PickCube", "StackCube")
 TASKS: dict[str, TaskSpec] = {
     spec.name: spec
     for spec in (
-        TaskSpec("PushCube-v1", "Push and move a cube to a goal region in front of it."),
-        TaskSpec("PickCube-v1", "Grasp a red cube and move it to a target goal position."),
+        TaskSpec(
+            "PushCube-v1",
+            "Push and move a cube to a goal region in front of it.",
+            manipulated_objects=("cube",),
+            receiver_objects=("goal_region",),
+        ),
+        TaskSpec(
+            "PickCube-v1",
+            "Grasp a red cube and move it to a target goal position.",
+            manipulated_objects=("cube",),
+            receiver_objects=("goal_site",),
+        ),
         TaskSpec(
             "StackCube-v1",
             "Pick up a red cube and stack it on top of a green cube and let go of the cube without it falling.",
             sensor_cameras=_WRIST,
+            manipulated_objects=("cubeA",),
+            receiver_objects=("cubeB",),
         ),
         # The other tasks for which ManiSkill has a Panda motion planner; their instructions are this package's own.
-        TaskSpec("PullCube-v1", "Pull a cube back onto the round target behind it."),
-        TaskSpec("PullCubeTool-v1", "Grasp the L-shaped tool and use it to pull a cube that is out of reach closer."),
-        TaskSpec("LiftPegUpright-v1", "Lift a peg that is lying on the table and stand it upright."),
-        TaskSpec("PlaceSphere-v1", "Pick up a sphere and place it in the shallow bin."),
+        TaskSpec(
+            "PullCube-v1",
+            "Pull a cube back onto the round target behind it.",
+            manipulated_objects=("cube",),
+            receiver_objects=("goal_region",),
+        ),
+        TaskSpec(
+            "PullCubeTool-v1",
+            "Grasp the L-shaped tool and use it to pull a cube that is out of reach closer.",
+            manipulated_objects=("l_shape_tool",),
+            receiver_objects=("cube",),
+        ),
+        TaskSpec(
+            "LiftPegUpright-v1",
+            "Lift a peg that is lying on the table and stand it upright.",
+            manipulated_objects=("peg",),
+        ),
+        TaskSpec(
+            "PlaceSphere-v1",
+            "Pick up a sphere and place it in the shallow bin.",
+            manipulated_objects=("sphere",),
+            receiver_objects=("bin",),
+        ),
         TaskSpec(
             "StackPyramid-v1",
             "Place a red cube next to a green cube and stack a blue cube on top of both.",
             sensor_cameras=_WRIST,
+            manipulated_objects=("cubeA", "cubeC"),
+            receiver_objects=("cubeB",),
         ),
         TaskSpec(
             "PegInsertionSide-v1",
@@ -131,6 +168,8 @@ TASKS: dict[str, TaskSpec] = {
             "Pick up a small red cube and carry it to the green ball.",
             action_size=6,
             joint_count=6,
+            manipulated_objects=("cube",),
+            receiver_objects=("goal_site",),
         ),
     )
 }

@@ -267,7 +267,7 @@ def test_a_policy_with_another_action_size_is_refused_before_anything_is_written
         ({"tasks": ("harness_task:CLASHING",)}, "the name PushCube belongs to a registered task"),
         ({"tasks": ("PushCube", "PushCube-v1")}, "given twice"),
         ({"track": "video"}, "track is 'video'; expected 'paper' or 'native'"),
-        ({"variation": "fog"}, "variation is 'fog'; expected 'none' or 'camera' or 'dim'"),
+        ({"variation": "fog"}, "unknown variation 'fog'; known variations: none, camera_pose"),
         ({"states": 126}, "the protocol has 25, and 125 with its further ones"),
         ({"states": 0}, "states is 0"),
         ({"run_to_end": True, "after_success": 3}, "leave --after-success out"),
@@ -326,7 +326,7 @@ def test_another_policy_option_or_track_starts_another_folder(tmp_path: Path) ->
         for arguments in (
             {},
             {"track": "native"},
-            {"variation": "dim"},
+            {"variation": "ambient=0.5"},
             {"policy_options": {"chunk": 4}},
             {"state_seed": 5},
             {"run_to_end": True},

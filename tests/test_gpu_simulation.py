@@ -26,7 +26,8 @@ from par_agent.evaluation.video_observer import VideoObserver
 from par_agent.simulation import environment
 from par_agent.simulation.end_effector import EndEffector
 from par_agent.simulation.environment import InitialState, TaskEnvironment
-from par_agent.simulation.variations import CAMERA_SHIFT, HUE_TURN, VARIATIONS
+from par_agent.simulation.variations import VARIATIONS
+from par_agent.simulation.world import Draw, World
 from par_agent.tasks import get_task
 from tiny import task_checkpoint
 from virtual_cuda import CudaTensor, virtual_cuda
@@ -167,7 +168,7 @@ def test_rollouts_on_the_gpu_are_stepped_recorded_traced_and_told_apart(
 
 
 def test_a_delayed_robot_holds_still_on_the_gpu_too(device: Any) -> None:
-    late = many("delay")
+    late = many("action_delay=0.25")
     late.reset(states())
     start = late.observe(with_frame=False)["agent"]["qpos"]
     late.step(torch.full((ENVS, 8), 0.7))
@@ -194,30 +195,19 @@ def test_every_camera_of_a_batch_moves_from_where_it_was() -> None:
     batch = RenderCamera.create(single, scene)
     assert batch.get_local_pose().raw_pose.shape == (2, 7)
     cameras = {"render_camera": SimpleNamespace(camera=batch)}
-    VARIATIONS["camera"].change(SimpleNamespace(scene=SimpleNamespace(human_render_cameras=cameras, sensors={})))
+    base = SimpleNamespace(scene=SimpleNamespace(human_render_cameras=cameras, sensors={}))
+    worlds, change = [World(base, SPEC, row) for row in (0, 1)], VARIATIONS["camera_pose"].change
+    assert change is not None
+    for row, world in enumerate(worlds):
+        change(world, Draw("camera_pose", row))
+        stored = world.drawn["camera_pose.render_camera"]
+        np.testing.assert_allclose(batch.get_local_pose().raw_pose[row].numpy(), stored, atol=1e-5)
+        moved = poses[row].inv() * sapien.Pose(stored[:3], stored[3:])
+        assert 0.001 < np.abs(moved.p).max() <= 0.03 + 1e-4
+        assert 0.001 < 2 * np.arccos(min(1.0, abs(float(moved.q[0])))) <= np.deg2rad(2 * 3**0.5)
+        world.restore()
     for pose, now in zip(poses, batch.get_local_pose().raw_pose, strict=True):
-        moved = pose * sapien.Pose([0.0, CAMERA_SHIFT, 0.0])
-        np.testing.assert_allclose(now.numpy(), [*moved.p, *moved.q], atol=1e-6)
-
-
-def test_a_material_that_environments_share_turns_its_hue_once() -> None:
-    import sapien
-
-    red, own = sapien.render.RenderMaterial(), sapien.render.RenderMaterial()
-    red.base_color, own.base_color = [1, 0, 0, 0.5], [0, 0, 1, 1]
-    copies = []
-    for _ in range(ENVS):
-        body = sapien.render.RenderBodyComponent()
-        for material in (red, red, own):
-            body.attach(sapien.render.RenderShapeBox([0.02] * 3, material))
-        entity = sapien.Entity()
-        entity.add_component(body)
-        copies.append(entity)
-    actors = {"cube": SimpleNamespace(px_body_type="dynamic", _objs=copies, _scene_idxs=torch.arange(len(copies)))}
-    VARIATIONS["color"].change(SimpleNamespace(scene=SimpleNamespace(actors=actors)))
-    assert HUE_TURN == 1 / 6
-    np.testing.assert_allclose(red.base_color, [1, 1, 0, 0.5], atol=1e-6)
-    np.testing.assert_allclose(own.base_color, [1, 0, 1, 1], atol=1e-6)
+        np.testing.assert_allclose(now.numpy(), [*pose.p, *pose.q], atol=1e-6)
 
 
 def test_the_hand_is_where_its_own_environments_robot_stands() -> None:

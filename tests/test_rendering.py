@@ -18,13 +18,14 @@ import pytest
 from held import Held, Moment, gone_process
 from par_agent.cli import main
 from par_agent.cli import render as render_command
-from par_agent.data.episodes import Episode, RenderedDataset, read_episode
+from par_agent.data.episodes import Episode, RenderedDataset, episode_paths, read_episode
 from par_agent.data.render_spec import RenderSpec
 from par_agent.data.rendering import Renderer, RenderJob, episode_renderer
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.evaluation.object_search import find_object
 from par_agent.policy.transforms import crop_and_resize
+from par_agent.simulation.randomization import randomize, randomized
 from par_agent.tasks import PROTOCOL_SEED, get_task
 from par_agent.utils.files import only_process, write_json
 from recordings import Views, make_environment, record, require_renderer, run_in_this_process
@@ -61,7 +62,7 @@ def renderer(shared_renderer) -> Iterator[Renderer]:
 def render(renderer: Renderer, path: Path, index: int, **changes: Any) -> Episode:
     renderer.spec = replace(renderer.spec, **changes)
     with TrajectoryFile(path) as file:
-        return renderer.render_demonstration(file.read(index))
+        return renderer.render_demonstration(file.read(index), index)
 
 
 def same_picture(a: np.ndarray, b: np.ndarray) -> bool:
@@ -340,17 +341,54 @@ def test_blink_shows_the_goal_in_an_episodes_first_frame_only(recording):
 
 
 def test_a_variation_of_time_cannot_be_rendered():
-    with pytest.raises(UserError, match="delay changes when actions take effect"):
-        RenderSpec("PickCube-v1", "t.h5", 1, "", variation="delay")
+    with pytest.raises(UserError, match="action_delay changes more than images"):
+        RenderSpec("PickCube-v1", "t.h5", 1, "", variation="action_delay")
     with pytest.raises(UserError, match="recorded images are as they were recorded"):
-        RenderSpec("PickCube-v1", "t.h5", 1, "", recorded=True, variation="dim")
+        RenderSpec("PickCube-v1", "t.h5", 1, "", recorded=True, variation="ambient")
 
 
 def test_a_dataset_from_before_variations_had_a_name_is_continued(recording, tmp_path):
     words = [*arguments(recording, tmp_path), "--num", "1"]
     assert main(["render", *words]) == 0
     spec = json.loads((tmp_path / "spec.json").read_text())
-    assert spec.pop("variation") == "none"
+    assert (spec.pop("variation"), spec.pop("randomize"), spec.pop("randomize_seed")) == ("none", [], 0)
     write_json(tmp_path / "spec.json", spec)
     assert main(["render", *words]) == 0
-    assert RenderedDataset(tmp_path).spec.variation == "none"
+    found = RenderedDataset(tmp_path).spec
+    assert (found.variation, found.randomize) == ("none", ())
+
+
+def test_every_episode_has_an_appearance_of_its_own_that_is_stored_and_made_again(recording, tmp_path):
+    names = ["camera=1.5", "light", "color", "table", "background", "distractors"]
+    folders = [tmp_path / name for name in ("one", "again", "other")]
+    for folder, seed in zip(folders, ("3", "3", "4"), strict=True):
+        words = [*arguments(recording, folder), "--num", "2"]
+        assert main(["render", *words, "--randomize", *names, "--randomize-seed", seed]) == 0
+    assert contents(folders[0]) == contents(folders[1])
+    episodes = [[read_episode(path) for path in episode_paths(folder)] for folder in (folders[0], folders[2])]
+    looks = [json.loads(episode.attributes["appearance"]) for found in episodes for episode in found]
+    poses = {tuple(look["camera_pose.render_camera"]) for look in looks}
+    assert len(poses) == 4 and all(len(pose) == 7 for pose in poses)
+    assert all({"ambient", "background_color", "distractor_object.1"} <= set(look) for look in looks)
+    first = [found[0].frames["render_camera"][0].astype(int) for found in episodes]
+    assert np.abs(first[0] - first[1]).mean() > 5
+
+
+def test_randomising_one_episode_leaves_the_next_as_it_was(renderer, recording):
+    path, _ = recording
+    plain = render(renderer, path, 0)
+    world, slots = renderer._world, randomized(["camera", "light", "table"])
+    randomize(world, slots, 0, 0)
+    assert not same_picture(renderer.frames()["render_camera"], plain.frames["render_camera"][-1])
+    world.restore()
+    again = render(renderer, path, 0)
+    assert np.array_equal(again.frames["render_camera"], plain.frames["render_camera"])
+    assert "appearance" not in again.attributes
+
+
+@pytest.mark.parametrize("name", ["fog", "camera=many", "MO_size", "shader", "all"])
+def test_what_cannot_be_randomised_is_refused(name):
+    with pytest.raises(UserError, match=name.partition("=")[0]):
+        RenderSpec("PickCube-v1", "t.h5", 1, "", randomize=(name,))
+    with pytest.raises(UserError, match="receiver_objects"):
+        RenderSpec("LiftPegUpright-v1", "t.h5", 1, "", randomize=("color",))

@@ -116,7 +116,7 @@ def failed_run(
     return Path(shutil.copytree(failed_runs(getattr(request, "param", "none")), tmp_path / "run"))
 
 
-@pytest.mark.parametrize("failed_run", ["none", "delay"], indirect=True)
+@pytest.mark.parametrize("failed_run", ["none", "action_delay=0.25"], indirect=True)
 def test_failures_are_repeated_to_the_bit_drawn_once_and_reported(failed_run: Path, capsys: Any) -> None:
     assert main(["visualize", "failures", str(failed_run)]) == 0
     records = [json.loads(path.read_text()) for path in sorted((failed_run / "failures").glob("*.json"))]

@@ -6,6 +6,7 @@ Letters of shapes: see :mod:`par_agent.modeling`; N steps are remembered, L + K 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.common import History
 from par_agent.errors import UserError
 from par_agent.modeling.random_numbers import normal_rows
-from par_agent.policy.chunk_policy import ChunkPolicy, Episodes
+from par_agent.policy.chunk_policy import ChunkPolicy, Episodes, one_thread
 from par_agent.policy.frames import Frames
 from par_agent.policy.instructions import Instructions
 from par_agent.tasks import TaskSpec
@@ -93,9 +94,9 @@ class BaselinePolicy(ChunkPolicy[_State]):
                 "that there is nothing to average: leave ensemble out, or execute fewer"
             )
         self.deterministic, self.ensemble = deterministic, ensemble
+        self._text_encoder = loaded.text_encoder
         with torch.no_grad():
-            features = Instructions.read(task.instruction, loaded.text_encoder, self.device).features
-            self._text = self.model.stem.text(list(features))
+            self._text = self._read_text(task.instruction)
             self._prompt = self._read_prompt(loaded, task.instruction)
         shown = 0 if self._prompt is None else self._prompt.context_length.shape[1]
         limit = self.model.max_context
@@ -104,6 +105,21 @@ class BaselinePolicy(ChunkPolicy[_State]):
                 f"context is {self.context}; {loaded.method} reads {limit} steps at most, its prompt's "
                 f"{shown} included: give a context of {limit - shown} or less"
             )
+
+    @one_thread
+    def reset(
+        self,
+        env_idx: Tensor | Sequence[int] | int | None = None,
+        seed: int | None = None,
+        instruction: str | Sequence[str] | None = None,
+    ) -> None:
+        """As :meth:`ChunkPolicy.reset`; ``instruction`` is, for all rows, one text or one per row, from now on."""
+        rows = self._rows(env_idx)
+        if instruction is not None:
+            if env_idx is not None:
+                raise UserError("a baseline takes instructions for all environments: leave env_idx out")
+            self._text = self._read_text(instruction)
+        self._forget(rows, seed)
 
     def _begin(self, batch: int) -> _State:
         config, size = self.model.config, self.action_size
@@ -146,7 +162,7 @@ class BaselinePolicy(ChunkPolicy[_State]):
         """What the model reads: the prompt, if there is one, then the observations of the episode."""
         seen, age = state.seen[rows, None], torch.arange(self.context - 1, -1, -1, device=self.device)
         context_length = (seen.clamp(max=self.context) - age).clamp(min=0)
-        text = self._text.expand(len(rows), -1, -1)
+        text = self._text.expand(len(state.used), -1, -1)[rows]
         history = History(state.tokens[rows], state.past_actions[rows], seen - age > 1, context_length, text)
         if self._prompt is None:
             return history
@@ -169,6 +185,12 @@ class BaselinePolicy(ChunkPolicy[_State]):
         weights = torch.exp(self.ensemble * age)[:, None] * present
         actions = plans[:, age[:, None], step.clamp(max=horizon - 1)]
         return (actions * weights[..., None]).sum(1) / weights.sum(1)[..., None]
+
+    def _read_text(self, instruction: str | Sequence[str]) -> Tensor:
+        """Tokens of one text for all environments (1, S, D), or of one for each (B, S, D)."""
+        features = Instructions.read(instruction, self._text_encoder, self.device).features
+        tokens: Tensor = self.model.stem.text(list(features))
+        return tokens
 
     def _read_prompt(self, checkpoint: BaselineCheckpoint, instruction: str) -> History | None:
         """The demonstration that comes first, a batch of one; None for a method that is not prompted."""

@@ -79,6 +79,11 @@ class RenderConfig(Checked):
     """Random motion: control steps after the initial state; 0 renders only the initial states."""
     variation: str = "none"
     """What differs from the task's own images, as in `par-agent benchmark --variation`, for example blink."""
+    randomize: tuple[str, ...] = ()
+    """Draws another appearance for every episode: camera, light, color, table, background, distractors, or names of
+    variations; camera=1.5 has 1.5 times the variation's range. Stored with the episode."""
+    randomize_seed: Seed = 0
+    """Seed of what --randomize draws."""
     instruction: tuple[str, ...] = ()
     """Language instruction, or several wordings of it; each training window uses one. Default: the task's own. Tasks
     that this package does not know need one."""
@@ -127,6 +132,7 @@ class RenderConfig(Checked):
         if task is None and not self.instruction:
             raise UserError(f"{env_id} has no instruction here; say what it is about with --instruction TEXT")
         shared = ("cameras", "crop", "size", "stride", "phase", "first_seed", "motion_steps", "extra", "variation")
+        shared += ("randomize", "randomize_seed")
         return RenderSpec(
             env_id=env_id,
             source=source,

@@ -6,8 +6,9 @@
       spec.json                    what was asked for (a RenderSpec); written first, compared when rendering resumes
       dataset.json                 counts, sizes; written last: without it, it is unfinished
       episodes/episode_000000.h5   attributes: instruction (or several wordings of it), env_id, seed, source,
-                                   source_episode, control_mode, and image_size.<camera>, "512x512" for example: height
-                                   and width of the camera's whole image, of which the frames are cut
+                                   source_episode, control_mode, image_size.<camera>, "512x512" for example: height and
+                                   width of the camera's whole image, of which the frames are cut, and appearance: JSON
+                                   of what was drawn for it, the cameras' poses (x, y, z, quaternion) among it
         frames/<camera>            (N, H, W, 3) uint8 RGB, compressed losslessly (gzip), one chunk a frame
         frame_steps                (N,) int32, the control step before which each frame was taken, ascending
         proprioception             (E + 1, P) float32, joint positions at every step: radians, gripper fingers in metres
@@ -54,6 +55,7 @@ class Attributes(_Seed, total=False):
     source: str
     source_episode: int
     control_mode: str
+    appearance: str
 
 
 class _Summary(TypedDict):

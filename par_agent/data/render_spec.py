@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 from par_agent.errors import UserError
 from par_agent.policy.transforms import check_crop
+from par_agent.simulation.episode_variation import parts_for
+from par_agent.simulation.randomization import randomized
 from par_agent.simulation.variations import get_variation
-from par_agent.tasks import PROTOCOL_SEED, TaskSpec
-from par_agent.utils.checked import Checked, Count, MayBeEmpty, NonNegative, Pixels
+from par_agent.tasks import PROTOCOL_SEED, TaskSpec, find_task
+from par_agent.utils.checked import Checked, Count, MayBeEmpty, NonNegative, Pixels, Seed
 from par_agent.utils.checkpoint_folders import checkpoint_folder
 from par_agent.utils.files import naming
 from par_agent.utils.json_fields import build
 
-ADDED_FIELDS = {"variation": "none"}
+ADDED_FIELDS = {"variation": "none", "randomize": [], "randomize_seed": 0}
 """Fields that older datasets lack, and what they would say."""
 
 
@@ -51,8 +54,12 @@ class RenderSpec(Checked):
     extra: tuple[str, ...] = ()
     """Entries of ManiSkill's ``obs["extra"]`` to store for every control step, those that the task has."""
     variation: str = "none"
-    """What differs from the task's own images, as in the benchmark; one of
+    """What differs from the task's own images, as in the benchmark: ``NAME`` or ``NAME=STRENGTH`` of
     :data:`par_agent.simulation.variations.VARIATIONS`."""
+    randomize: tuple[str, ...] = ()
+    """What is drawn anew for every episode; names of :data:`par_agent.simulation.randomization.RANDOMIZED`."""
+    randomize_seed: Seed = 0
+    """Seed of what is drawn; it follows from this seed and the episode's number."""
     source_episodes: str | None = None
     """Numbers of the trajectory file's episodes that the dataset's are, such as ``0-99,120``; None: its first ones."""
 
@@ -65,10 +72,13 @@ class RenderSpec(Checked):
             raise UserError(f"{twice[0]!r} is named twice")
         if unfit := [name for name in self.cameras if name in (".", "..") or "/" in name]:
             raise UserError(f"{unfit[0]!r} is no name of a camera; files and folders are called by it")
-        if self.variation != "none" and self.recorded:
-            raise UserError("recorded images are as they were recorded: leave --variation out")
-        if get_variation(self.variation).delay:
-            raise UserError(f"{self.variation} changes when actions take effect, not images: it cannot be rendered")
+        if (self.variation != "none" or self.randomize) and self.recorded:
+            raise UserError("recorded images are as they were recorded: leave --variation and --randomize out")
+        if not get_variation(self.variation).is_rendered:
+            raise UserError(f"{self.variation} changes more than images: it cannot be rendered")
+        task = find_task(self.env_id) or TaskSpec(self.env_id, "")
+        for option in (self.variation, *chain(*randomized(self.randomize))):
+            parts_for(task, option)
         if self.is_random and self.first_seed + self.num_episodes > PROTOCOL_SEED:
             raise UserError(
                 f"seeds {self.first_seed} to {self.first_seed + self.num_episodes - 1} reach the evaluation protocol's "

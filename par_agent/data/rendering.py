@@ -6,8 +6,9 @@ Episodes that start from an initial state of the evaluation protocol are refused
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.jobs.runner import DoJob
 from par_agent.policy.transforms import crop_and_resize
+from par_agent.simulation.randomization import randomize, randomized
 from par_agent.simulation.recorded_environment import (
     camera_images,
     check_states,
@@ -28,7 +30,8 @@ from par_agent.simulation.recorded_environment import (
     set_state,
 )
 from par_agent.simulation.variations import get_variation
-from par_agent.tasks import PROTOCOL_SEED, get_task
+from par_agent.simulation.world import Draw, World
+from par_agent.tasks import PROTOCOL_SEED, find_task, get_task
 
 
 class Renderer:
@@ -43,9 +46,11 @@ class Renderer:
         if options is None:
             options = {"control_mode": get_task(spec.env_id).control_mode}
         obs_mode = "none" if spec.cameras == ("render_camera",) else "rgb"
-        self._variation, self._scene = get_variation(spec.variation), None
-        self.env = make_recorded_environment(spec.env_id, obs_mode, options, self._variation.shader)
+        self._parts, self._randomized = get_variation(spec.variation).all_parts, randomized(spec.randomize)
+        shader = next((part.shader for part in self._parts if part.shader != "minimal"), "minimal")
+        self.env = make_recorded_environment(spec.env_id, obs_mode, options, shader)
         self.base = self.env.unwrapped
+        self._world = World(self.base, find_task(spec.env_id))
         self.base.get_obs = lambda *_, **__: {}  # reset and step would show all cameras
         self._reset(0)
         available = ["render_camera", *self.base.scene.sensors]
@@ -56,17 +61,35 @@ class Renderer:
             crop_and_resize(np.empty((config.height, config.width, 3), np.uint8), spec.crop, None)
 
     def _reset(self, seed: int, reconfigure: bool = False) -> None:
-        """Resets the environment, and varies a scene that is new."""
+        """Resets the environment."""
         self.env.reset(seed=seed, options={"reconfigure": reconfigure})
-        if self.base.scene is not self._scene:
-            self._scene = self.base.scene
-            self._variation.change(self.base)
 
-    def _look(self, images: list[dict[str, np.ndarray]], undo: ExitStack) -> None:
-        """Adds the present frames; after an episode's first ones the variation may change the scene until ``undo``."""
-        images.append(self.frames())
-        if len(images) == 1 and self._variation.after_first_look is not None:
-            undo.callback(self._variation.after_first_look(self.base))
+    @contextmanager
+    def _varied(self, seed: int, number: int) -> Iterator[Callable[[], None]]:
+        """Within the block the scene, in an episode's first state, looks as the spec says; yields what is to be called
+        after each frame. The episode's number decides what is drawn for it.
+        """
+        world, seen = self._world, 0
+        with ExitStack() as undo:
+            undo.callback(world.restore)
+            for part in self._parts:
+                if part.change is not None:
+                    part.change(world, Draw(part.name, seed, part.strength))
+            randomize(world, self._randomized, self.spec.randomize_seed, number)
+
+            def after_frame() -> None:
+                nonlocal seen
+                seen += 1
+                for part in self._parts if seen == 1 else ():
+                    if part.after_first_look is not None:
+                        undo.callback(part.after_first_look(self.base))
+
+            yield after_frame
+
+    def _attributes(self, seed: int, number: int) -> dict[str, Any]:
+        """Attributes of the episode whose frames were just rendered."""
+        found = _attributes(self.spec, seed, number, self.base.control_mode) | self._sizes
+        return {**found, "appearance": json.dumps(self._world.drawn)} if self._world.drawn else found
 
     def frames(self) -> dict[str, np.ndarray]:
         """Camera -> (H, W, 3) uint8 RGB of the present state, cropped and resized as the spec says."""
@@ -74,8 +97,11 @@ class Renderer:
         self._sizes = image_size_attributes(images)
         return {camera: crop_and_resize(image, self.spec.crop, self.spec.size) for camera, image in images.items()}
 
-    def render_demonstration(self, demonstration: Demonstration) -> Episode:
-        """Renders an episode of the trajectory file at its chunk boundaries; its objects must be the environment's."""
+    def render_demonstration(self, demonstration: Demonstration, number: int) -> Episode:
+        """Renders an episode of the trajectory file at its chunk boundaries; its objects must be the environment's.
+
+        ``number`` is the dataset's.
+        """
         info = demonstration.info
         check_seed(self.spec, info)
         self._reset(info.seed)  # for what is no part of the states, such as a peg of random length
@@ -83,13 +109,15 @@ class Renderer:
         steps = frame_steps(demonstration.num_steps, self.spec.stride, self.spec.phase)
         images: list[dict[str, np.ndarray]] = []
         extra = []
-        with ExitStack() as undo:
+        set_state(self.base, demonstration.states, 0)
+        with self._varied(info.seed, number) as after_frame:
             for step in range(demonstration.num_steps + 1) if self.spec.extra else steps:
                 set_state(self.base, demonstration.states, int(step))
                 extra.append(extra_observations(self.base, self.spec.extra))
                 if step in steps:
-                    self._look(images, undo)
-        attributes = _attributes(self.spec, info.seed, info.episode_id, self.base.control_mode) | self._sizes
+                    images.append(self.frames())
+                    after_frame()
+            attributes = self._attributes(info.seed, info.episode_id)
         proprioception = demonstration.joint_positions(self.base.agent.robot.name)
         return Episode(_stack(images), steps, proprioception, demonstration.actions, attributes, _stack(extra))
 
@@ -109,17 +137,18 @@ class Renderer:
         velocity = np.zeros(size, np.float32)
         images: list[dict[str, np.ndarray]] = []
         extra, positions = [], np.zeros((self.spec.motion_steps + 1, dof), np.float32)
-        with ExitStack() as undo:
+        with self._varied(seed, number) as after_frame:
             for step in range(self.spec.motion_steps + 1):
                 positions[step] = self.base.agent.robot.get_qpos()[0].cpu().numpy()
                 extra.append(extra_observations(self.base, self.spec.extra))
                 if step in steps:
-                    self._look(images, undo)
+                    images.append(self.frames())
+                    after_frame()
                 if step < self.spec.motion_steps:
                     velocity = 0.9 * velocity + generator.normal(0, 0.01, size).astype(np.float32)
                     target = np.clip(target + velocity, low, high)
                     self.env.step(target)
-        attributes = _attributes(self.spec, seed, number, self.base.control_mode) | self._sizes
+            attributes = self._attributes(seed, number)
         return Episode(_stack(images), steps, positions, None, attributes, _stack(extra))
 
 
@@ -181,9 +210,10 @@ def episode_renderer(make_renderer: Callable[[], Renderer] | None, folder: Path)
         episode = job.source
         if not isinstance(episode, Episode):
             assert renderer is not None
-            episode = (
-                renderer.render_random_motion(job.number) if episode is None else renderer.render_demonstration(episode)
-            )
+            if episode is None:
+                episode = renderer.render_random_motion(job.number)
+            else:
+                episode = renderer.render_demonstration(episode, job.number)
         write_episode(episode_path(folder, job.number), episode)
         yield len(episode.frame_steps)
 

@@ -143,7 +143,7 @@ def roll_out(
     seed = derive_seed(policy_seed, states[0].env_seed)
     _seed_everything(seed)
     env.reset(states)
-    _reset_policy(policy, seed)
+    _reset_policy(policy, seed, env.instructions)
     for observer in observers:
         observer.after_reset()
     rollouts = {position: RolloutProgress() for position in range(len(states))}
@@ -158,7 +158,7 @@ def roll_out(
             actions = _checked_actions(policy.act(observation), (len(states), env.spec.action_size))
         if needs_frame:
             plan_seconds.append(time.perf_counter() - asked)
-        result = env.step(actions)
+        result = env.step(actions, planned=needs_frame)
         for observer in observers:
             observer.after_step(actions, result)
         for position, rollout in list(rollouts.items()):
@@ -187,12 +187,15 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _reset_policy(policy: Policy, seed: int) -> None:
-    """Resets a policy; one whose ``reset`` takes no seed has to draw from the global generators."""
-    if "seed" in inspect.signature(policy.reset).parameters:
-        policy.reset(seed=seed)
-    else:
-        policy.reset()
+def _reset_policy(policy: Policy, seed: int, instructions: tuple[str, ...] | None) -> None:
+    """Resets a policy; one whose ``reset`` takes no seed has to draw from the global generators.
+
+    ``instructions`` (B) are given where they are not the task's own.
+    """
+    given: dict[str, Any] = {"seed": seed} if "seed" in inspect.signature(policy.reset).parameters else {}
+    if instructions is not None:
+        given["instruction"] = list(instructions)
+    policy.reset(**given)
 
 
 def _checked_actions(actions: Any, shape: tuple[int, int]) -> torch.Tensor:

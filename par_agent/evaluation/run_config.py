@@ -35,10 +35,11 @@ class RunOptions(Checked):
     """Tasks by name, or module:NAME for a TaskSpec of your own."""
     track: Track = "paper"
     """What the policy observes: the render camera and joint positions, or ManiSkill's own obs_mode="rgb"."""
-    variation: Literal["none", "camera", "dim", "bright", "color", "delay", "blink", "shader"] = "none"
-    """One change that training did not show: camera moved by 2 cm, light 30% weaker or stronger, objects of another
-    colour, every action one control step late, goal hidden and cubes grey after the first image, ManiSkill's shader
-    pack `default` (whose background is grey)."""
+    variation: str = "none"
+    """One change that training did not show, as NAME or NAME=STRENGTH: camera_pose, light_color, ambient, MO_color,
+    RO_color, MO_texture, RO_texture, MO_size, RO_size, table_color, table_texture, background_color, distractor_object,
+    pose_randomization, language, all (of these), light_intensity, sensor_noise, action_delay, chunk_latency, shader,
+    blink. A strength of 0.5 halves the range, as in camera_pose=0.5."""
     states: Annotated[Count, tyro.conf.arg(aliases=["--num-states"])] = PROTOCOL_STATES
     """Number of initial states per task: the first ones of the protocol, or of --state-seed. Up to 125: the protocol's
     25 and as many of its 100 further ones."""
@@ -80,6 +81,7 @@ class RunConfig(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        get_variation(self.variation)
         if self.cluster is not None and (self.backend != "cpu" or self.policy.device != "cpu"):
             raise UserError("a cluster's nodes simulate and act on their CPUs: leave --backend and --device out")
         if self.run_to_end and self.after_success:
@@ -145,7 +147,7 @@ class RunConfig(RunOptions):
     @property
     def _changes(self) -> list[str]:
         """What is not as in the protocol, beside the number of rollouts and the initial states."""
-        changes = [] if self.variation == "none" else [get_variation(self.variation).description]
+        changes = [] if self.variation == "none" else [get_variation(self.variation).told]
         controller = self.policy.controller
         if controller and any(spec.control_mode != controller[0] for spec in resolve_tasks(self.tasks).values()):
             changes.append(f"control mode {controller[0]}")

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """Anything that turns observations into actions.
 
-    Two optional members are used where they exist. ``needs_frame`` (bool) is False while the next ``act()`` only pops a
-    planned action and reads no image, which saves the render. ``check(spec, track)`` raises ``UserError`` where the
-    policy expects another camera, image size or controller than the task has on the track.
+    ``reset`` may have a third parameter, ``instruction``: the variation ``language`` gives it a list of one text per
+    environment in place of the task's own. Two optional members are used where they exist. ``needs_frame`` (bool) is
+    False while the next ``act()`` only pops a planned action and reads no image, which saves the render. ``check(spec,
+    track)`` raises ``UserError`` where the policy expects another camera, image size or controller than the task has
+    on the track.
     """
 
     action_size: int

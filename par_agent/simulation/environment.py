@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from par_agent.errors import UserError
+from par_agent.simulation.episode_variation import EpisodeVariation, parts_for
 from par_agent.simulation.observation_wrapper import RenderCameraObservation, check_simulation, paper_observation
-from par_agent.simulation.variations import get_variation
 from par_agent.tasks import TRACKS, UNKNOWN_CONTROLLER, TaskSpec, Track, check_track, find_task
 
 if TYPE_CHECKING:
@@ -212,20 +212,20 @@ class TaskEnvironment:
         track: one of :data:`par_agent.tasks.TRACKS`.
         backend: one of :data:`BACKENDS`.
         num_envs: environments simulated at once (B); the ``cpu`` backend takes one.
-        variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
+        variation: ``NAME`` or ``NAME=STRENGTH`` of :data:`par_agent.simulation.variations.VARIATIONS`.
     """
 
     def __init__(
         self, spec: TaskSpec, track: str, *, backend: str = "cpu", num_envs: int = 1, variation: str = "none"
     ) -> None:
         check_backend(backend, [spec])
-        self._variation = get_variation(variation)
+        parts = parts_for(spec, variation, backend)
         check_track(track)
         self.spec = spec
         self.track = track
         self.num_envs = num_envs
         obs_mode = "none" if track == "paper" else "rgb"
-        shader = self._variation.shader
+        shader = next((part.shader for part in parts if part.shader != "minimal"), "minimal")
         self._env = make_simulation(spec, obs_mode=obs_mode, backend=backend, num_envs=num_envs, shader=shader)
         self.simulation = self._env.unwrapped
         """ManiSkill's own environment, to read robots and objects from."""
@@ -234,15 +234,22 @@ class TaskEnvironment:
         self.simulation.get_obs = lambda info=None, unflattened=False: {}
         self.info: dict[str, Any] = {}
         """What ManiSkill's evaluation says of the current state: tensors (B) by name."""
-        self._first_look = True
-        """Whether no step was taken since the reset."""
+        self._steps = 0
+        """Control steps executed since the reset."""
         self._pending: deque[torch.Tensor | None] = deque()
         """Delayed actions, oldest first; None: hold still."""
         _check_environment(self.simulation, spec, track)
+        self._variation = EpisodeVariation(parts, self.simulation, spec, num_envs)
+
+    @property
+    def instructions(self) -> tuple[str, ...] | None:
+        """(B) instructions of the present episodes, where the variation words them anew; None: the task's own."""
+        return self._variation.instructions
 
     def check(self, policy: Any) -> None:
-        """Raises UserError for a policy that was trained on another simulation than this."""
+        """Raises UserError for a policy that was trained on another simulation, or cannot be told what the task is."""
         check_simulation(policy, self.simulation)
+        self._variation.check(policy)
 
     def reset(self, states: Sequence[InitialState]) -> None:
         """Rebuilds the scene and puts every environment into an initial state.
@@ -257,12 +264,14 @@ class TaskEnvironment:
             kind: {name: torch.cat([state.env_state[kind][name] for state in states]) for name in group}
             for kind, group in states[0].env_state.items()
         }
+        self._variation.begin(seeds)
         self._env.reset(seed=seeds, options={"reconfigure": True})
         _check_objects(self.spec, together, self.simulation.get_state_dict())
+        self._variation.place(together)
         _, self.info = self._env.reset(seed=seeds, options={"reset_to_env_states": {"env_states": together}})
-        self._variation.change(self.simulation)  # now: PegInsertionSide builds its scene at every reset
+        self._variation.show()  # now: PegInsertionSide builds its scene at every reset
         self._pending = deque([None] * self._variation.delay)
-        self._first_look = True
+        self._steps = 0
 
     def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
         """Observes the current state.
@@ -273,16 +282,26 @@ class TaskEnvironment:
             ``obs_mode="rgb"``. Without a frame, no image is rendered and ``sensor_data`` is absent.
         """
         if self.track == "paper":
-            return paper_observation(self.simulation, self.spec.camera, with_frame=with_frame)
-        if with_frame:
-            return self._get_native_observation(self.info)
-        return self.simulation._get_obs_state_dict(self.info)
+            observation = paper_observation(self.simulation, self.spec.camera, with_frame=with_frame)
+        elif with_frame:
+            observation = self._get_native_observation(self.info)
+        else:
+            observation = self.simulation._get_obs_state_dict(self.info)
+        return self._variation.observed(observation, self._steps)
 
-    def step(self, action: torch.Tensor) -> StepResult:
-        """Executes actions (B, action_size) float32, in the units of the task's controller, for one control step."""
-        if self._first_look and self._variation.after_first_look is not None:
-            self._variation.after_first_look(self.simulation)  # the next reset builds another scene
-        self._first_look = False
+    def step(self, action: torch.Tensor, *, planned: bool = False) -> StepResult:
+        """Executes actions (B, action_size) float32, in the units of the task's controller, for one control step.
+
+        ``planned``: the policy looked at the present frame and planned. The variation ``chunk_latency`` lets time pass
+        then, before the action, in which the robot goes on to its last targets.
+        """
+        if not self._steps:
+            self._variation.look_again(self.simulation)
+        for waited in range(self._variation.latency if planned else 0):
+            if not self._steps and not waited:
+                _hold_still(self.simulation)
+            self._env.step(None)
+        self._steps += 1
         self._pending.append(action)
         due = self._pending.popleft()
         if due is None:
@@ -300,6 +319,7 @@ class TaskEnvironment:
 
     def close(self) -> None:
         """Frees the simulation."""
+        self._variation.restore()
         self._env.close()
 
 

@@ -1,75 +1,84 @@
 """Variations of a task for measuring robustness: one thing differs from training.
 
-Geometry, physics and success stay the task's own. Only the images change, or the time when an action takes effect.
+Names and ranges are Colosseum's (MO: manipulated object, RO: receiver object), and some more. What is drawn for a
+rollout follows from the variation's name and the environment seed of its initial state alone, so that every policy
+meets the same worlds.
 """
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from par_agent.errors import UserError
+from par_agent.simulation import appearance
 from par_agent.simulation.materials import actor_materials
 
-CAMERA_SHIFT = 0.02
-"""How far cameras move to their left, metres."""
-LIGHT = 0.3
-"""By how much of its intensity light changes."""
 GREY = (0.4, 0.4, 0.4)
 """Colour that replaces an object's own."""
-HUE_TURN = 1 / 6
-"""Part of the colour wheel by which loose objects change: a red cube turns yellow, a blue one magenta."""
+MOST = 10.0
+"""Largest strength."""
 
 
 @dataclass(frozen=True)
 class Variation:
-    """One change."""
+    """One change, or several at once."""
 
+    name: str
     description: str
-    """What is different, in a few words."""
-    change: Callable[[Any], None] = lambda base: None
-    """Applied to the unwrapped ManiSkill environment whenever its scene has been built."""
-    after_first_look: Callable[[Any], Callable[[], None]] | None = None
-    """Applied to it when an episode's first image has been taken; returns what takes it back."""
+    """What is different at strength 1, in a few words."""
+    change: appearance.Change | None = None
+    """Changes what an environment shows."""
+    role: str = ""
+    """Role of the objects that it changes: MO or RO; empty: neither."""
+    size: bool = False
+    """Whether their size changes."""
+    pose: bool = False
+    """Whether the robot starts in another pose."""
+    language: bool = False
+    """Whether the instruction has other words."""
+    noise: bool = False
+    """Whether sensors are noisy."""
     delay: int = 0
-    """Control steps that pass before an action takes effect; the robot holds still until the first one does."""
+    """Control steps, at strength 1, that pass before an action takes effect; the robot holds still until then."""
+    latency: int = 0
+    """Control steps, at strength 1, that pass between a frame that is planned from and the chunk's first action."""
+    after_first_look: Callable[[Any], Callable[[], None]] | None = None
+    """Applied to ManiSkill's environment when an episode's first image has been taken; returns what takes it back."""
     shader: str = "minimal"
     """ManiSkill's shader pack."""
+    on_gpu: bool = False
+    """Whether environments that are simulated together on a GPU can differ in it."""
+    graded: bool = True
+    """Whether it can be stronger or weaker."""
+    parts: tuple[str, ...] = ()
+    """Names of the variations that this one applies at once."""
+    strength: float = 1.0
+    """Multiplies the ranges."""
 
+    @property
+    def label(self) -> str:
+        """As it is given on the command line, and stored: ``camera_pose``, or ``camera_pose=0.5``."""
+        return self.name if self.strength == 1 else f"{self.name}={self.strength:g}"
 
-def move_cameras(base: Any) -> None:
-    """Moves every camera, the render camera and the sensors', along its own y axis (to its left)."""
-    import sapien
+    @property
+    def told(self) -> str:
+        """The description, with a strength that is not 1."""
+        return self.description if self.strength == 1 else f"{self.description}, strength {self.strength:g}"
 
-    sensors = [sensor for sensor in base.scene.sensors.values() if hasattr(sensor, "camera")]
-    for camera in (found.camera for found in [*base.scene.human_render_cameras.values(), *sensors]):
-        for one in camera._render_cameras:  # one an environment; camera.set_local_pose would give all the same pose
-            one.set_local_pose(one.get_local_pose() * sapien.Pose([0.0, CAMERA_SHIFT, 0.0]))
-        camera._cached_local_pose = None
+    @property
+    def all_parts(self) -> tuple[Variation, ...]:
+        """The variations that are applied at once: this one alone, unless it has parts."""
+        return tuple(replace(VARIATIONS[name], strength=self.strength) for name in self.parts) or (self,)
 
-
-def scale_light(factor: float) -> Callable[[Any], None]:
-    """Multiplies the intensity of ambient light and of every lamp."""
-
-    def change(base: Any) -> None:
-        for scene in base.scene.sub_scenes:
-            scene.render_system.ambient_light = scene.render_system.ambient_light * factor
-            for light in scene.render_system.lights:
-                light.color = light.color * factor
-
-    return change
-
-
-def turn_colors(base: Any) -> None:
-    """Turns the hue of everything that can be pushed or picked up; grey things have none and stay grey."""
-    loose = [actor for actor in base.scene.actors.values() if actor.px_body_type == "dynamic"]
-    materials = {id(found): found for actor in loose for found in actor_materials(actor)}  # actors may share one
-    for material in materials.values():
-        *color, alpha = material.base_color
-        hue, saturation, value = colorsys.rgb_to_hsv(*color)
-        material.base_color = [*colorsys.hsv_to_rgb((hue + HUE_TURN) % 1, saturation, value), alpha]
+    @property
+    def is_rendered(self) -> bool:
+        """Whether it changes images alone."""
+        return not any(
+            part.size or part.pose or part.language or part.noise or part.delay or part.latency
+            for part in self.all_parts
+        )
 
 
 def hide_what_to_remember(base: Any) -> Callable[[], None]:
@@ -101,24 +110,76 @@ def hide_what_to_remember(base: Any) -> Callable[[], None]:
     return show
 
 
-VARIATIONS: dict[str, Variation] = {
-    "none": Variation("as in training"),
-    "camera": Variation(f"camera moved by {100 * CAMERA_SHIFT:g} cm", move_cameras),
-    "dim": Variation(f"light {LIGHT:.0%} weaker", scale_light(1 - LIGHT)),
-    "bright": Variation(f"light {LIGHT:.0%} stronger", scale_light(1 + LIGHT)),
-    "color": Variation("objects of another colour", turn_colors),
-    "delay": Variation("every action one control step late", delay=1),
-    "blink": Variation(
-        "after the first image the goal is hidden, and cubes of several colours are grey",
-        after_first_look=hide_what_to_remember,
+_LIGHT = f"x{1 - appearance.LIGHT:g} to x{1 + appearance.LIGHT:g}"
+COLOSSEUM = (
+    Variation(
+        "camera_pose",
+        f"cameras moved by up to {100 * appearance.CAMERA_SHIFT:g} cm along each axis and turned by up to "
+        f"{appearance.CAMERA_TURN:g} degrees about each",
+        appearance.move_cameras,
+        on_gpu=True,
     ),
-    "shader": Variation("ManiSkill's shader pack `default`, whose background is grey, not black", shader="default"),
+    Variation("light_color", f"red, green and blue of the lamps {_LIGHT}", appearance.color_light, on_gpu=True),
+    Variation("ambient", f"ambient light {_LIGHT}", appearance.scale_ambient, on_gpu=True),
+    Variation("MO_color", "manipulated object of another colour", appearance.color_objects("MO"), role="MO"),
+    Variation("RO_color", "receiver object (or goal) of another colour", appearance.color_objects("RO"), role="RO"),
+    Variation("MO_texture", "manipulated object with a pattern", appearance.texture_objects("MO"), role="MO"),
+    Variation("RO_texture", "receiver object (or goal) with a pattern", appearance.texture_objects("RO"), role="RO"),
+    Variation("MO_size", "manipulated object x0.8 to x1.2", role="MO", size=True),
+    Variation("RO_size", "receiver object (or goal) x0.8 to x1.2", role="RO", size=True),
+    Variation("table_color", "table of one colour", appearance.color_table),
+    Variation("table_texture", "table with a pattern", appearance.texture_table),
+    Variation("background_color", "floor and background of other colours", appearance.color_background),
+    Variation("distractor_object", "two more objects on the table", appearance.add_distractors),
+    Variation("pose_randomization", "joints of the arm start up to 0.1 rad elsewhere", pose=True, on_gpu=True),
+    Variation("language", "instruction in words that training did not show", language=True, on_gpu=True, graded=False),
+)
+"""Those of Colosseum V2; ``all`` applies them at once."""
+VARIATIONS: dict[str, Variation] = {
+    variation.name: variation
+    for variation in (
+        Variation("none", "as in training", on_gpu=True, graded=False),
+        *COLOSSEUM,
+        Variation("all", "all of Colosseum's variations at once", parts=tuple(part.name for part in COLOSSEUM)),
+        Variation("light_intensity", f"all light {_LIGHT}", appearance.scale_light, on_gpu=True),
+        Variation(
+            "sensor_noise", "noise of 10/255 on images, of 0.005 rad on joint positions", noise=True, on_gpu=True
+        ),
+        Variation("action_delay", "every action four control steps late", delay=4, on_gpu=True),
+        Variation("chunk_latency", "eight control steps pass before each chunk begins", latency=8, on_gpu=True),
+        Variation(
+            "shader",
+            "ManiSkill's shader pack `default`, whose background is grey, not black",
+            shader="default",
+            on_gpu=True,
+            graded=False,
+        ),
+        Variation(
+            "blink",
+            "after the first image the goal is hidden, and cubes of several colours are grey",
+            after_first_look=hide_what_to_remember,
+            on_gpu=True,
+            graded=False,
+        ),
+    )
 }
-"""What `--variation` of `par-agent benchmark` and `par-agent render` knows."""
+"""What `--variation` of `par-agent benchmark` and `par-agent render` knows, at strength 1."""
 
 
-def get_variation(name: str) -> Variation:
-    """The variation of that name."""
+def get_variation(text: str) -> Variation:
+    """The variation that ``NAME`` or ``NAME=STRENGTH`` says; raises UserError where there is none."""
+    name, given, strength = text.partition("=")
     if name not in VARIATIONS:
         raise UserError(f"unknown variation {name!r}; known variations: {', '.join(VARIATIONS)}")
-    return VARIATIONS[name]
+    found = VARIATIONS[name]
+    if not given:
+        return found
+    try:
+        number = float(strength)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= MOST:
+        raise UserError(f"variation {text!r}: the strength must be a number from 0 to {MOST:g}, as in camera_pose=0.5")
+    if not found.graded:
+        raise UserError(f"variation {name} has no strength; give it as {name}")
+    return replace(found, strength=number)

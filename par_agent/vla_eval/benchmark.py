@@ -47,7 +47,7 @@ class ManiSkill3Benchmark(StepBenchmark):
     Args:
         tasks: by name, or ``module:NAME`` for a `TaskSpec` of your own.
         track: ``paper`` or ``native`` (:data:`par_agent.tasks.TRACKS`).
-        variation: one of :data:`par_agent.simulation.variations.VARIATIONS`.
+        variation: ``NAME`` or ``NAME=STRENGTH`` of :data:`par_agent.simulation.variations.VARIATIONS`.
         states: initial states per task: the protocol's first ones, above 25 also its further ones.
         send_state: whether observations hold joint positions.
         frame_every: send images in every n-th observation of an episode only. A PAR server sets it.
@@ -127,7 +127,7 @@ class ManiSkill3Benchmark(StepBenchmark):
                 "keeps the chunk and answers every observation with one action"
             )
         executed, rollout = torch.from_numpy(actions), self._rollout
-        result = self._environment.step(executed)
+        result = self._environment.step(executed, planned=rollout.steps % self._frame_every == 0)
         reward = 0.0 if result.reward is None else result.reward[0]
         rollout.add(executed[0], result.success[0], reward)
         self._recorder.record_step(reward=reward, success=rollout.success)
@@ -137,7 +137,8 @@ class ManiSkill3Benchmark(StepBenchmark):
         """Observes the scene, with images where they are due."""
         assert self._environment is not None
         due = self._rollout.steps % self._frame_every == 0
-        message = to_message(self._environment.observe(with_frame=due), self._spec.instruction)
+        instruction = (self._environment.instructions or (self._spec.instruction,))[0]
+        message = to_message(self._environment.observe(with_frame=due), instruction)
         if due:
             self._recorder.record_video(next(iter(message["images"].values())))
         if not self._send_state:

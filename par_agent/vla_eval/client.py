@@ -7,7 +7,7 @@ import contextlib
 import re
 import warnings
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -96,6 +96,7 @@ class ModelServerPolicy:
             if value is not None and not is_count(value):
                 raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
         self._task, self._n_action_steps = task, n_action_steps
+        self._instruction = task.instruction
         self._connection = _Connection(url, timeout, server)
         from vla_eval.protocol.numpy_codec import set_image_format
 
@@ -134,8 +135,9 @@ class ModelServerPolicy:
         """Whether the next :meth:`act` sends images."""
         return not self._queue and self._answered % self._frame_every == 0
 
-    def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
-        """Starts an episode and tells the server the seed."""
+    def reset(self, env_idx: Any = None, seed: int | None = None, instruction: Sequence[str] | None = None) -> None:
+        """Starts an episode and tells the server the seed; ``instruction``: one text in place of the task's own."""
+        self._instruction = self._task.instruction if instruction is None else instruction[0]
         self._queue.clear()
         self._answered = 0
         seeds = {} if seed is None else {"seeds": [seed]}
@@ -149,7 +151,7 @@ class ModelServerPolicy:
         if len(obs["agent"]["qpos"]) != 1:
             raise UserError("a model server acts in one environment at a time: use --backend cpu")
         if not self._queue:
-            answer = self._connection.act(to_message(obs, self._task.instruction))
+            answer = self._connection.act(to_message(obs, self._instruction))
             self._queue.extend(read_actions(answer, self._task)[: self._n_action_steps])
             self._answered += 1
         return torch.from_numpy(self._queue.popleft())[None]
