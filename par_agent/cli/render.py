@@ -131,8 +131,10 @@ class RenderConfig(Checked):
     def _base_spec(self, env_id: str, source: str, count: int, task: TaskSpec | None) -> RenderSpec:
         if task is None and not self.instruction:
             raise UserError(f"{env_id} has no instruction here; say what it is about with --instruction TEXT")
-        shared = ("cameras", "crop", "size", "stride", "phase", "first_seed", "motion_steps", "extra", "variation")
-        shared += ("randomize", "randomize_seed")
+        shared = (
+            *("cameras", "crop", "size", "stride", "phase", "first_seed", "motion_steps", "extra"),
+            *("variation", "randomize", "randomize_seed"),
+        )
         return RenderSpec(
             env_id=env_id,
             source=source,

@@ -61,9 +61,10 @@ class ObjectSizes:
         scene.create_actor_builder = lambda: self._scaling(create())
         self._load_scene(options)
         cubes = [self.factors.get(name, 1.0) for name in self._base.scene.actors if name.startswith("cube")]
-        for name, factor in [(CUBE, float(np.mean(cubes))), *((GOAL_RADII.get(a), f) for a, f in self.factors.items())]:
-            if name is not None:
-                setattr(self._base, name, getattr(self._base, name) * factor)
+        factors = {CUBE: float(np.mean(cubes))}
+        factors |= {GOAL_RADII[name]: factor for name, factor in self.factors.items() if name in GOAL_RADII}
+        for name, factor in factors.items():
+            setattr(self._base, name, getattr(self._base, name) * factor)
 
     def _scaling(self, builder: Any) -> Any:
         """A builder that multiplies the sizes of an actor's shapes when it builds it."""

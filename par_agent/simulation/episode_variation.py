@@ -104,8 +104,9 @@ class EpisodeVariation:
     def show(self) -> None:
         """Changes what the environments show, once they are in their initial states."""
         for part in self.parts:
-            for row, world in enumerate(self.worlds if part.change is not None else ()):
-                part.change(world, self._draw(part, row))
+            for row, world in enumerate(self.worlds):
+                if part.change is not None:
+                    part.change(world, self._draw(part, row))
 
     def look_again(self, base: Any) -> None:
         """An episode's first image has been taken; the next reset builds another scene."""
