@@ -72,7 +72,7 @@ def paint(world: World, material: Any, image: np.ndarray, strength: float) -> No
     texels[..., :3] = np.rint(255 * image)
     levels = texels.shape[0].bit_length()
     texture = sapien.render.RenderTexture2D(texels, "R8G8B8A8Unorm", mipmap_levels=levels, srgb=True)
-    world.set(material, "base_color_texture", texture)
+    world.set_texture(material, texture)
 
 
 def own_image(material: Any) -> np.ndarray:
