@@ -17,6 +17,7 @@ from par_agent.evaluation.protocol import load_states, protocol_file
 from par_agent.evaluation.rollout import roll_out
 from par_agent.simulation.environment import TaskEnvironment
 from par_agent.simulation.episode_variation import EpisodeVariation, parts_for
+from par_agent.simulation.textures import give_textures
 from par_agent.simulation.variations import VARIATIONS, get_variation, hide_what_to_remember
 from par_agent.simulation.world import Draw, World
 from par_agent.tasks import get_task
@@ -31,6 +32,7 @@ def env() -> Iterator[TaskEnvironment]:
     """A plain environment at the protocol's first initial state."""
     made = TaskEnvironment(SPEC, "paper")
     made.reset(STATES[:1])
+    give_textures(World(made.simulation, SPEC), ("MO", "RO"))
     yield made
     made.close()
 

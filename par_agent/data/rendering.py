@@ -29,8 +29,9 @@ from par_agent.simulation.recorded_environment import (
     make_recorded_environment,
     set_state,
 )
+from par_agent.simulation.textures import give_textures
 from par_agent.simulation.variations import get_variation
-from par_agent.simulation.world import Draw, World
+from par_agent.simulation.world import ROLES, Draw, World
 from par_agent.tasks import PROTOCOL_SEED, find_task, get_task
 
 
@@ -50,7 +51,7 @@ class Renderer:
         shader = next((part.shader for part in self._parts if part.shader != "minimal"), "minimal")
         self.env = make_recorded_environment(spec.env_id, obs_mode, options, shader)
         self.base = self.env.unwrapped
-        self._world = World(self.base, find_task(spec.env_id))
+        self._world, self._scene = World(self.base, find_task(spec.env_id)), None
         self.base.get_obs = lambda *_, **__: {}  # reset and step would show all cameras
         self._reset(0)
         available = ["render_camera", *self.base.scene.sensors]
@@ -61,8 +62,12 @@ class Renderer:
             crop_and_resize(np.empty((config.height, config.width, 3), np.uint8), spec.crop, None)
 
     def _reset(self, seed: int, reconfigure: bool = False) -> None:
-        """Resets the environment."""
+        """Resets the environment, and prepares a scene that is new for what is drawn for its episodes."""
         self.env.reset(seed=seed, options={"reconfigure": reconfigure})
+        if self.base.scene is not self._scene:
+            self._scene = self.base.scene
+            if self._randomized or any(part.role for part in self._parts):
+                give_textures(self._world, tuple(ROLES))
 
     @contextmanager
     def _varied(self, seed: int, number: int) -> Iterator[Callable[[], None]]:

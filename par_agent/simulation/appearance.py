@@ -89,8 +89,12 @@ def color_objects(role: str) -> Change:
         for material in world.materials(world.objects(role)):
             *own, alpha = material.base_color
             if tuple(own) not in new:
-                new[tuple(own)] = draw.color() ** 2.2  # base colours are linear
-            world.set(material, "base_color", [*((1 - share) * np.array(own) + share * new[tuple(own)]), alpha])
+                new[tuple(own)] = draw.color()
+            if material.base_color_texture is not None:  # it hides the base colour
+                paint(world, material, new[tuple(own)][None, None], draw.strength)
+                continue
+            mixed = (1 - share) * np.array(own) + share * new[tuple(own)] ** 2.2  # base colours are linear
+            world.set(material, "base_color", [*mixed, alpha])
         world.drawn[f"{role}_color"] = [rounded(color) for color in new.values()]
 
     return change

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,10 +55,9 @@ def draw_pattern(draw: Draw) -> Pattern:
 def paint(world: World, material: Any, image: np.ndarray, strength: float) -> None:
     """Shows an image (H, W, 3) sRGB in [0, 1] on a material, in place of its texture or colour.
 
-    Below a strength of 1 the image is mixed with what the material shows.
+    Below a strength of 1 the image is mixed with what the material shows. Where the scene was rendered before, only
+    materials that had a texture then show it (:func:`give_textures`).
     """
-    import sapien
-
     share = min(strength, 1.0)
     if share < 1:
         own = own_image(material)
@@ -68,11 +67,28 @@ def paint(world: World, material: Any, image: np.ndarray, strength: float) -> No
             for picture in (own, image)
         )
         image = (1 - share) * own + share * image
+    world.set(material, "base_color_texture", _texture(image))
+
+
+def give_textures(world: World, roles: Sequence[str]) -> None:
+    """Gives the objects of some roles textures of their colours, before a scene is rendered for the first time.
+
+    SAPIEN shows no texture on a material that had none when its scene was rendered first.
+    """
+    for role in roles:
+        for material in world.materials(world.objects(role, required=False)):
+            if material.base_color_texture is None:
+                material.base_color_texture = _texture(own_image(material))
+
+
+def _texture(image: np.ndarray) -> Any:
+    """SAPIEN's texture of an image (H, W, 3) sRGB in [0, 1]."""
+    import sapien
+
     texels = np.full((*image.shape[:2], 4), 255, np.uint8)
     texels[..., :3] = np.rint(255 * image)
     levels = texels.shape[0].bit_length()
-    texture = sapien.render.RenderTexture2D(texels, "R8G8B8A8Unorm", mipmap_levels=levels, srgb=True)
-    world.set_texture(material, texture)
+    return sapien.render.RenderTexture2D(texels, "R8G8B8A8Unorm", mipmap_levels=levels, srgb=True)
 
 
 def own_image(material: Any) -> np.ndarray:

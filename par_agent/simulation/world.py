@@ -64,24 +64,6 @@ class World:
         self._undo.append(partial(setattr, thing, name, old.copy() if isinstance(old, np.ndarray) else old))
         setattr(thing, name, value)
 
-    def set_texture(self, material: Any, texture: Any) -> None:
-        """Sets the texture of a material's colour until :meth:`restore`."""
-        self._undo.append(self._read_textures)
-        self.set(material, "base_color_texture", texture)
-        self._read_textures()
-
-    def _read_textures(self) -> None:
-        """Makes SAPIEN read the textures of a scene that was rendered before; it does when objects come or go."""
-        import sapien
-
-        body, nothing = sapien.render.RenderBodyComponent(), sapien.Entity()
-        body.attach(sapien.render.RenderShapeBox([0.001] * 3, sapien.render.RenderMaterial()))
-        nothing.add_component(body)
-        nothing.pose = sapien.Pose(OUT_OF_SIGHT)
-        scene = self.base.scene.sub_scenes[self.row]
-        scene.add_entity(nothing)
-        scene.remove_entity(nothing)
-
     def restore(self) -> None:
         """Takes all changes back, the last one first."""
         while self._undo:
