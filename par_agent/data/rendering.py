@@ -21,7 +21,7 @@ from par_agent.data.trajectory import Demonstration, EpisodeInfo, TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.jobs.runner import DoJob
 from par_agent.policy.transforms import crop_and_resize
-from par_agent.simulation.randomization import randomize, randomized
+from par_agent.simulation.randomization import prepare, randomize, randomized
 from par_agent.simulation.recorded_environment import (
     camera_images,
     check_states,
@@ -29,9 +29,8 @@ from par_agent.simulation.recorded_environment import (
     make_recorded_environment,
     set_state,
 )
-from par_agent.simulation.textures import give_textures
 from par_agent.simulation.variations import get_variation
-from par_agent.simulation.world import ROLES, Draw, World
+from par_agent.simulation.world import Draw, World
 from par_agent.tasks import PROTOCOL_SEED, find_task, get_task
 
 
@@ -67,7 +66,7 @@ class Renderer:
         if self.base.scene is not self._scene:
             self._scene = self.base.scene
             if self._randomized or any(part.role for part in self._parts):
-                give_textures(self._world, tuple(ROLES))
+                prepare(self._world)
 
     @contextmanager
     def _varied(self, seed: int, number: int) -> Iterator[Callable[[], None]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from par_agent.errors import UserError
+from par_agent.simulation.textures import give_textures
 from par_agent.simulation.variations import VARIATIONS, get_variation
-from par_agent.simulation.world import Draw, World
+from par_agent.simulation.world import ROLES, Draw, World
 
 RANDOMIZED: dict[str, tuple[tuple[str, ...], ...]] = {
     "camera": (("camera_pose",),),
@@ -43,6 +44,11 @@ def randomized(names: Sequence[str]) -> list[tuple[str, ...]]:
                     )
             found.append(choice)
     return found
+
+
+def prepare(world: World) -> None:
+    """Prepares a scene, before it is rendered for the first time, for whatever may be drawn for its episodes."""
+    give_textures(world, tuple(ROLES))
 
 
 def randomize(world: World, slots: Sequence[tuple[str, ...]], seed: int, episode: int) -> None:
