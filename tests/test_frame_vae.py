@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_frames, to_pixels, vae_loss
-from par_agent.modeling.weights import load_module, save_module
+from par_agent.modeling.weights import hash_weights, load_module, save_module
 
 CONFIG = FrameVAEConfig(channels=4, widths=(8, 16))
 
@@ -84,6 +84,17 @@ def test_saved_and_loaded_encodes_alike(vae, frames, tmp_path):
         loaded = FrameVAE(CONFIG)
     load_module(loaded, tmp_path)
     assert torch.equal(loaded.encode(frames), vae.encode(frames))
+
+
+def test_its_hash_is_that_of_its_numbers_whatever_file_they_come_from(vae, tmp_path):
+    vae.half().float()  # numbers that either type holds
+    for number, dtype in enumerate((torch.float16, torch.float32)):
+        save_module(vae, dataclasses.asdict(CONFIG), tmp_path / str(number), dtype)
+        loaded = FrameVAE(CONFIG)
+        load_module(loaded, tmp_path / str(number))
+        assert hash_weights(loaded) == hash_weights(vae)
+    next(loaded.parameters()).data[0] += 1
+    assert hash_weights(loaded) != hash_weights(vae)
 
 
 @pytest.mark.parametrize("size", [(18, 24), (16, 22)])

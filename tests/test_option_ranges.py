@@ -271,7 +271,7 @@ REFUSED = [
     ("benchmark", "--tasks PushCube PushCube", "given twice"),
     ("benchmark", "--policy vla-eval:nope", "nope"),
     ("benchmark", "--policy dp --policy-checkpoint nowhere", "nowhere"),
-    ("benchmark", "--num-states 26", "states is 26"),
+    ("benchmark", "--num-states 126", "states is 126"),
     ("compare.py", "nowhere nowhere", "nowhere holds no run"),
     ("compare.py", "rows/act data", "data holds no run"),
     ("report.py", "--reported nowhere", "nowhere/rollouts.parquet does not exist"),

@@ -57,7 +57,7 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
             "larger size by --model"
         )
     shape = (sizes.latent_channels, *sizes.latent_size)
-    train, held_out = open_samplers(config, indices, encoder, config.vae, shape, model.sequence)
+    train, held_out = open_samplers(config, indices, encoder, shape, model.sequence)
     prompts: dict[str, Prompt] = {}
     if model.prompted and model.sequence is not None:
         prompts = make_prompts(train.samplers, config.dataset.demos, transforms, model.sequence - model.context)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from par_agent.errors import UserError
 from par_agent.utils.files import atomic_path, check_file, read_object, write_json
+from par_agent.utils.hashes import hash_bytes
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.safetensors")
 EITHER = f"{WEIGHT_NAMES[0]} or {WEIGHT_NAMES[-1]}"
@@ -176,6 +177,12 @@ def load_module(module: nn.Module, folder: Path, dtype: torch.dtype = torch.floa
     """
     path = find_weights(folder)
     load_weights(module, read_tensors(path), path, dtype)
+
+
+def hash_weights(module: nn.Module) -> str:
+    """Hash of a module's tensors, the same in whatever type of numbers a file stores them."""
+    tensors = sorted(module.state_dict().items())
+    return hash_bytes(b"".join(name.encode() + value.float().cpu().numpy().tobytes() for name, value in tensors))
 
 
 def tensor_faults(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, exact: bool = False) -> str:

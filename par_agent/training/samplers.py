@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor
 
@@ -14,16 +13,14 @@ from par_agent.data.latents import LatentSource, LatentSpec
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, describe_frame_encoder
-from par_agent.modeling.weights import find_weights
+from par_agent.modeling.weights import hash_weights
 from par_agent.training.config import TrainingConfig
-from par_agent.utils.hashes import hash_file
 
 
 def open_samplers(
     config: TrainingConfig,
     indices: Sequence[EpisodeIndex],
     encoder: FrameEncoder,
-    encoder_folder: Path,
     shape: tuple[int, int, int],
     window: int | None = None,
 ) -> tuple[MixedSampler, list[WindowSampler]]:
@@ -44,7 +41,7 @@ def open_samplers(
             f"model, {window}: give a larger --batch-size"
         )
     augmentation = Augmentation(config.dataset.shift, config.dataset.color_jitter)
-    digest, about = hash_file(find_weights(encoder_folder)), describe_frame_encoder(encoder)
+    digest, about = hash_weights(encoder), describe_frame_encoder(encoder)
     spec = LatentSpec(config.camera, digest, shape, config.dataset.variants, augmentation, about)
     splits = [index.split(config.dataset.demos) for index in indices]
     latents = [_latents(index, spec, encoder, config.dataset.cache) for index in indices]

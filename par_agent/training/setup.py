@@ -40,7 +40,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     """
     torch.manual_seed(config.seed)
     datasets = open_datasets(config.folders(), skip_corrupt=config.dataset.skip_corrupt)
-    start, encoder_folder = load_start(config)
+    start = load_start(config)
     indices, transforms = _open_indices(config, datasets, start)
     model = start.model
     if config.has_actions and transforms is not None:
@@ -52,7 +52,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     for instruction in sorted({text for index in indices for wordings in index.instructions for text in wordings}):
         start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
-    train, held_out = open_samplers(config, indices, start.encoder.to(device), encoder_folder, shape)
+    train, held_out = open_samplers(config, indices, start.encoder.to(device), shape)
     inference = dataclasses.replace(start.inference, context=min(start.inference.context, config.window))
     if config.has_actions:  # past ones are read if training shows whole chunks
         known = config.loss.past_action_dropout < 1 and inference.n_action_steps is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch.nn.functional as F
 
 from par_agent.errors import UserError
@@ -16,8 +14,8 @@ from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig
 
 
-def load_start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
-    """The model to begin with and its frozen parts, and the folder of its frame encoder.
+def load_start(config: FinetuneConfig) -> Checkpoint:
+    """The model to begin with and its frozen parts.
 
     A model whose action parts are random, from scratch or on imported video weights, has no transforms.
     """
@@ -25,13 +23,13 @@ def load_start(config: FinetuneConfig) -> tuple[Checkpoint, Path]:
         loaded = Checkpoint.load(config.init_folder)
         loaded.model = _with_foresight(loaded.model.train(), config.model.foresight)
         loaded.transforms = None if config.model.new_robot else loaded.transforms
-        return loaded, config.init_folder / "frame_encoder"
+        return loaded
     if config.vae is None:
         raise UserError("training from scratch needs --vae FOLDER, made by `par-agent train-vae`")
     encoder = load_frame_encoder(config.vae)
     model = _with_foresight(PARModel(preset(config.preset)), config.model.foresight)
     text_encoder = HashTextEncoder(model.config.nova.text_dim, model.config.nova.text_length)
-    return Checkpoint(model, encoder, None, text_encoder), config.vae
+    return Checkpoint(model, encoder, None, text_encoder)
 
 
 def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARModel:
