@@ -38,6 +38,7 @@ SCRIPTS = {
     "latency": "LatencyConfig",
     "make_states": "MakeStatesConfig",
     "report": "MakeConfig",
+    "robustness": "RobustnessConfig",
     "throughput": "ThroughputConfig",
     "training_step": "TrainingStepConfig",
 }
@@ -47,10 +48,31 @@ COMMANDS = {name: f"par_agent.cli.{command.target}" for name, command in SUBCOMM
 COMMANDS |= {"report.py add": "report:AddConfig", "report.py export": "report:ExportConfig"}
 HUGE = 2**70
 MAY_BE_ZERO = {
-    *("accumulation", "alignment", "attention", "batch_size", "save_minutes", "color_jitter", "ema", "failure"),
+    *(
+        "accumulation",
+        "after_success",
+        "alignment",
+        "attention",
+        "batch_size",
+        "save_minutes",
+        "color_jitter",
+        "ema",
+        "failure",
+    ),
     *("first_seed", "flow", "frame_fraction", "guidance", "kl_weight", "learning_rate", "look", "motion_steps"),
     *("past_action_dropout", "phase", "picture_minutes", "port", "proprioception_noise", "recovery_noise"),
-    *("rollout_every", "seed", "shift", "single_step", "state", "state_seed", "steps", "temperature", "video"),
+    *(
+        "randomize_seed",
+        "rollout_every",
+        "seed",
+        "shift",
+        "single_step",
+        "state",
+        "state_seed",
+        "steps",
+        "temperature",
+        "video",
+    ),
     *("warmup", "weight_decay"),
 }
 """Options for which 0 is a value: of train-vae and others only if the command says so, see ZERO_IN."""
@@ -279,6 +301,7 @@ REFUSED = [
     ("report.py", "--documents nowhere --check", "nowhere does not exist"),
     ("report.py add", "nowhere --group rows", "nowhere holds no finished run"),
     ("report.py export", "rows/nope", "has no run 'rows/nope'"),
+    ("robustness.py", "--variations nope", "unknown variation 'nope'"),
     ("make_states.py", "--tasks nope", "unknown task 'nope'"),
     ("throughput.py", "--data nowhere", "nowhere"),
     ("throughput.py", "--data", "data is empty"),

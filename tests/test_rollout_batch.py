@@ -39,6 +39,7 @@ class StandInEnvironment:
     """Row `i` is solved after `solved_after[i]` control steps."""
 
     spec = SPEC
+    instructions = None
 
     def __init__(self, solved_after: list[int]) -> None:
         self.solved_after = solved_after
@@ -56,7 +57,7 @@ class StandInEnvironment:
     def observe(self, *, with_frame: bool = True) -> dict[str, Any]:
         return {"agent": {"qpos": torch.zeros(len(self.seeds), 9)}}
 
-    def step(self, action: torch.Tensor) -> StepResult:
+    def step(self, action: torch.Tensor, *, planned: bool = False) -> StepResult:
         self.steps += 1
         solved = tuple(self.steps == after for after in self.solved_after)  # and not any more one step later
         self.info = {"success": torch.tensor(solved)}

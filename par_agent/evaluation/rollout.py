@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from par_agent.simulation.environment import InitialState, StepResult, TaskEnvironment
 
 ROLLOUT_CODE = (
-    *("modeling", "policy", "simulation", "tasks.py"),
+    *("modeling", "policy", "simulation", "tasks.py", "wordings.py"),
     *(f"evaluation/{name}.py" for name in ("protocol", "rollout", "stages")),
 )
 """Files and folders whose code decides what a rollout does: a change of it starts a new run folder."""
