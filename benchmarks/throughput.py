@@ -184,7 +184,7 @@ def open_data(config: ThroughputConfig, checkpoint: Checkpoint) -> MixedSampler:
         dataset=dataset,
     )
     shape = (model.nova.latent_channels, *model.nova.latent_size)
-    return open_samplers(options, indices, checkpoint.encoder, config.init / "frame_encoder", shape)[0]
+    return open_samplers(options, indices, checkpoint.encoder, shape)[0]
 
 
 def matrix_product(config: ThroughputConfig) -> Callable[[], object]:
