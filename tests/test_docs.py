@@ -12,7 +12,9 @@ from par_agent.utils.checked import option_hints
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for page in ROOT.glob("*.md") if page.name != "CHANGELOG.md") + sorted(
-    path for folder in ("docs", "benchmarks", "par_agent", "examples") for path in (ROOT / folder).rglob("*.md")
+    path
+    for folder in ("docs", "benchmarks", "par_agent", "examples", "integrations")
+    for path in (ROOT / folder).rglob("*.md")
 )
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 CODE = re.compile(r"```\w*\n(.*?)```|`([^`]+)`|^ {4}(\S[^\n]*)$", re.DOTALL | re.MULTILINE)
