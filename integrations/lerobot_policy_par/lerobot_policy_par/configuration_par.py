@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig
 
-from par_agent.policy.checkpoint import read_model_config
+from par_agent.modeling.config import PARConfig
 from par_agent.policy.hub import pretrained_folder
 
 
@@ -37,7 +37,7 @@ class ParConfig(PreTrainedConfig):
 
     def _chunk(self) -> tuple[int, int]:
         """Actions of a chunk, and control steps from a chunk's start that training reads actions of."""
-        action = read_model_config(pretrained_folder(self.checkpoint)).action
+        action = PARConfig.read(pretrained_folder(self.checkpoint)).action
         return action.chunk_length, max(action.chunk_length, *(step + 1 for step in action.foresight), 0)
 
     @property
