@@ -249,13 +249,14 @@ def claimed_folder(
     wanted = json.loads(json.dumps(wanted, default=str))
     older = settings.read_bytes() if settings.exists() else None
     if begun() and older is not None:
-        found = {**added, **read_object(settings)}
+        stored = read_object(settings)
+        found = {**added, **stored}
         differing = sorted(name for name in wanted if name not in free and found.get(name) != wanted[name])
         if differing:
             details = "; ".join(f"{name}: {found.get(name)} there, {wanted[name]} asked for" for name in differing)
             raise UserError(f"{settings.parent} was begun with other settings ({details}); choose another --out")
         if found != {**found, **wanted}:  # the free ones
-            write_json(settings, {**read_object(settings), **wanted})
+            write_json(settings, {**stored, **wanted})
     else:
         write_json(settings, wanted)
     try:
