@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from par_agent.errors import UserError
 from par_agent.utils.references import load_object
+from par_agent.wordings import TRAINING_WORDINGS
 
 PROTOCOL_SEED = 20241201
 """First environment seed of the evaluation protocol; this seed and all larger ones never enter training data."""
@@ -66,11 +67,18 @@ class TaskSpec:
     """Names of the actors that the robot moves, for variations of their colour, texture and size."""
     receiver_objects: tuple[str, ...] = ()
     """Names of the actors that these are brought to, the goal among them."""
+    other_wordings: tuple[str, ...] = ()
+    """Other wordings of the instruction, which training data shows as well."""
 
     @property
     def name(self) -> str:
         """Short name, for example ``PushCube``."""
         return self.env_id.rsplit("-v", 1)[0]
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """The instruction, then its other wordings."""
+        return self.instruction, *self.other_wordings
 
     def cameras(self, track: str) -> tuple[str, ...]:
         """Cameras whose images a policy gets on a track."""
@@ -90,12 +98,14 @@ TASKS: dict[str, TaskSpec] = {
             "Push and move a cube to a goal region in front of it.",
             manipulated_objects=("cube",),
             receiver_objects=("goal_region",),
+            other_wordings=TRAINING_WORDINGS["PushCube"],
         ),
         TaskSpec(
             "PickCube-v1",
             "Grasp a red cube and move it to a target goal position.",
             manipulated_objects=("cube",),
             receiver_objects=("goal_site",),
+            other_wordings=TRAINING_WORDINGS["PickCube"],
         ),
         TaskSpec(
             "StackCube-v1",
@@ -103,6 +113,7 @@ TASKS: dict[str, TaskSpec] = {
             sensor_cameras=_WRIST,
             manipulated_objects=("cubeA",),
             receiver_objects=("cubeB",),
+            other_wordings=TRAINING_WORDINGS["StackCube"],
         ),
         # The other tasks for which ManiSkill has a Panda motion planner; their instructions are this package's own.
         TaskSpec(

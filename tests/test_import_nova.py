@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,9 @@ def test_the_printed_commands_lead_from_the_released_folder_to_a_policy(
     assert load_file(released / "transformer" / WEIGHTS)["text_embed.proj.weight"].dtype == torch.float16
     monkeypatch.chdir(tmp_path)
     assert run(released, Path("par"), "--instructions", TASKS["PushCube"].instruction) == 0
-    printed = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  par-agent ")]
+    printed = [
+        shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  par-agent ")
+    ]
     assert [words[0] for words in printed] == ["render", "finetune"]
     assert " ".join(printed[0]).startswith("render --trajectory FILE.h5 --crop 0 128 512 256 --size 64 32 --stride 4")
     record(tmp_path / "FILE.h5", "PushCube-v1", (9, 9, 9), {})

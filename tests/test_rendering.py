@@ -228,7 +228,7 @@ def threads(monkeypatch) -> None:
 def test_a_finished_dataset_holds_what_the_cameras_showed(finished, recording):
     dataset = RenderedDataset(finished)
     assert dataset.summary["num_steps"] == sum(LENGTHS)
-    assert dataset.spec.instruction == get_task("PickCube").instruction
+    assert dataset.spec.instruction == get_task("PickCube").wordings
     assert {camera: dataset.image_size(camera) for camera in CAMERAS} == {
         camera: recording[1][1][0][camera].shape[:2] for camera in CAMERAS
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,8 +23,9 @@ class ImportNovaConfig(Checked):
     """NOVA folder in the diffusers layout: transformer, vae, scheduler, text_encoder, tokenizer."""
     out: Path
     """Checkpoint folder to write."""
-    instructions: tuple[str, ...] = tuple(dict.fromkeys(spec.instruction for spec in TASKS.values()))
-    """Instructions whose text features are stored in the checkpoint; the policy accepts no others."""
+    instructions: tuple[str, ...] = ()
+    """Instructions whose text features are stored in the checkpoint; the policy accepts no others. Default: those of
+    the tasks that this package knows, in all their wordings."""
     text_cache: Path | None = None
     """Folder of cached text features; instructions in it need no text encoder."""
     chunk_length: Length = 8
@@ -58,8 +60,8 @@ def _import(config: ImportNovaConfig) -> None:
     if (config.out / POLICY).exists():
         raise UserError(f"{config.out} already holds a checkpoint; choose another --out")
     device = usable_device(config.device)
-    if not config.instructions or not all(text.strip() for text in config.instructions):
-        raise UserError("give at least one instruction with --instructions, none of them empty")
+    if not all(text.strip() for text in config.instructions):
+        raise UserError("an instruction of --instructions is empty; leave it out")
     require_parts(config.model, config.text_cache)
     nova = NOVA.from_pretrained(config.model)
     encoder = load_frame_encoder(config.model / "vae")
@@ -68,7 +70,8 @@ def _import(config: ImportNovaConfig) -> None:
             f"the VAE gives latents of {encoder.channels} channels; the transformer reads {nova.config.latent_channels}"
         )
     phi = folder_text_encoder(config.model, config.text_cache, nova.config, device)
-    texts = tqdm(config.instructions, desc="text features", unit="instruction")
+    known = dict.fromkeys(text for spec in TASKS.values() for text in spec.wordings)
+    texts = tqdm(config.instructions or known, desc="text features", unit="instruction")
     text = StoredTextEncoder({text: phi.encode(text) for text in texts}, phi.dim, phi.length)
     torch.manual_seed(config.seed)  # of the action parts' random weights
     model = PARModel.from_nova(nova, config.chunk_length)
@@ -93,9 +96,10 @@ def next_commands(config: ImportNovaConfig, size: tuple[int, int]) -> list[str]:
     cut = [int(side * scale) for side in size]
     top, left = ((whole - side) // 2 for whole, side in zip(image, cut, strict=True))
     chunk = f" --stride {config.chunk_length}" if config.chunk_length != 8 else ""
+    words = f" --instruction {shlex.quote(config.instructions[0])}" if config.instructions else ""
     return [
         f"  par-agent render --trajectory FILE.h5 --crop {top} {left} {cut[0]} {cut[1]} --size {size[0]} {size[1]}"
-        f"{chunk} --out data/rendered/NAME",
+        f"{chunk}{words} --out data/rendered/NAME",
         f"  par-agent finetune --data data/rendered/NAME --init {config.out} --gradient-checkpointing --device cuda "
         "--out runs/NAME",
     ]

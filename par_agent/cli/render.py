@@ -85,8 +85,8 @@ class RenderConfig(Checked):
     randomize_seed: Seed = 0
     """Seed of what --randomize draws."""
     instruction: tuple[str, ...] = ()
-    """Language instruction, or several wordings of it; each training window uses one. Default: the task's own. Tasks
-    that this package does not know need one."""
+    """Language instruction, or several wordings of it; each training window uses one. Default: the task's own and, for
+    the benchmark's tasks, twelve other wordings. Tasks that this package does not know need one."""
     workers: SmallCount = DEFAULT_WORKERS
     """Worker processes."""
     cluster: ClusterAddress | None = None
@@ -139,7 +139,7 @@ class RenderConfig(Checked):
             env_id=env_id,
             source=source,
             num_episodes=count,
-            instruction=wordings(self.instruction) or (task.instruction if task else ""),
+            instruction=wordings(self.instruction or (task.wordings if task else ())),
             recorded=self.recorded_images,
             **{name: getattr(self, name) for name in shared},
         )
