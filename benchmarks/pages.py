@@ -18,6 +18,7 @@ from tables import (
     demonstrations_table,
     methods_table,
     of_group,
+    robustness_table,
     unseen_table,
 )
 
@@ -76,6 +77,7 @@ def results_csv(runs: Runs) -> str:
 
 
 TABLES: dict[str, Callable[[Runs], list[str]]] = {
+    "robustness": robustness_table,
     "context": context_table,
     "alignment": alignment_table,
     "rows": lambda runs: [*methods_table(by_policy(of_group(runs, "rows"))), ""],

@@ -52,6 +52,7 @@ from par_agent.utils.files import atomic_path, read_content, writing
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
     ROOT / "README.md",
+    ROOT / "docs" / "results.md",
     ROOT / "benchmarks" / "README.md",
     ROOT / "benchmarks" / "baselines" / "README.md",
     *sorted((ROOT / "par_agent").glob("checkpoints/*/README.md")),

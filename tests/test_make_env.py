@@ -61,7 +61,6 @@ def test_the_readmes_example_solves_its_task_as_pasted(tmp_path: Path, monkeypat
     names: dict[str, Any] = {}
     exec(code, names)
     assert bool(names["info"]["success"]), names["info"]
-    names["env"].close()
 
 
 @pytest.mark.parametrize("conventions", [{}, NATIVE, {"camera": "base_camera", "image_size": (64, 96)}])

@@ -111,10 +111,11 @@ def test_a_track_is_enough_to_make_an_environment_for_a_bundled_policy(track: An
         env.close()
 
 
-def test_the_readmes_environment_of_ones_own_runs_as_pasted() -> None:
+def test_the_pages_environment_of_ones_own_runs_as_pasted() -> None:
     from test_docs import ROOT
 
-    code = (ROOT / "README.md").read_text().split("## Use it\n")[1].split("```python\n")[2].split("```")[0]
+    text = (ROOT / "docs" / "how-to" / "act.md").read_text().split("## In an environment of your own\n")[1]
+    code = text.split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["chunk"].shape == (1, 8, 8)

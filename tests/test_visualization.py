@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import imageio.v3 as imageio
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from lxml import html
+from PIL import Image, ImageSequence
 
 from harness_task import NUDGE_CUBE
 from par_agent.cli import main
@@ -28,6 +30,7 @@ from par_agent.utils.files import read_json, write_json
 from par_agent.visualization import causes, gallery
 from par_agent.visualization.causes import GOALS, ObjectTrace, propose_cause
 from par_agent.visualization.failures import FailedRun
+from par_agent.visualization.rollout import Rollout
 from par_agent.visualization.session import RolloutSession
 from recordings import run_in_this_process
 from tiny import task_checkpoint
@@ -183,3 +186,27 @@ def test_the_gallery_shows_the_first_state_that_fails(tmp_path: Path, monkeypatc
     assert (tmp_path / "shown").read_text() == "5"
     assert gallery.draw_one_failure(session, [8, 0], tmp_path / "none") is None
     assert not (tmp_path / "none").exists()
+
+
+def test_the_moving_picture_shows_a_prediction_until_its_chunk_ends(tmp_path: Path) -> None:
+    colours = {"predicted": (200, 0, 0), "then": (0, 200, 0), "executed": (0, 0, 200)}
+    images = {name: np.full((40, 40, 3), colour, np.uint8) for name, colour in colours.items()}
+    plans = [
+        SimpleNamespace(step=0, frame=images["executed"], frames=[images["predicted"]]),
+        SimpleNamespace(step=8, frame=images["executed"], frames=[images["then"]]),
+    ]
+    trace: Any = SimpleNamespace(plans=plans, actions=[None] * 12)
+    unused: Any = None
+    outcome = {"success_once": True, "steps_to_success": 12}
+    frames = dict.fromkeys((0, 4, 8, 12), images["executed"])
+    rollout = Rollout("Push, state 0", "", outcome, trace, frames, unused, unused, unused, ())
+    gallery.draw_moving([rollout], 4, tmp_path / "moving.gif")
+    found, times = [], []
+    with Image.open(tmp_path / "moving.gif") as moving:
+        for page in ImageSequence.Iterator(moving):  # equal images are one, shown for longer
+            image = np.asarray(page.convert("RGB")).astype(int)
+            near = {name: (np.abs(image - colour).max(-1) < 8).sum() for name, colour in colours.items()}
+            found.append({name for name, pixels in near.items() if pixels > 99})
+            times.append(page.info["duration"])
+    assert found == [{"predicted", "executed"}, {"then", "executed"}]
+    assert times == [600, 1700]  # ms: 12 control steps; then the last image, which stays

@@ -81,7 +81,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "visualize failures": Subcommand(
         "visualize_failures:FailuresConfig", "say why rollouts failed", True, "benchmark-results/RUN"
     ),
-    "visualize gallery": Subcommand("visualize_gallery:GalleryConfig", "draw the README's pictures"),
+    "visualize gallery": Subcommand("visualize_gallery:GalleryConfig", "draw the pictures of README and site"),
     "play": Subcommand("play:PlayConfig", "serve a local page on which a policy acts", example="--task StackCube"),
     "info": Subcommand("info:InfoConfig", "print the parts and sizes of a model or checkpoint", example="par-mini"),
     "check-nova": Subcommand("check_nova:CheckNovaConfig", "compare NOVA's parts with reference outputs"),

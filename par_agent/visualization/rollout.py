@@ -79,6 +79,14 @@ class Rollout:
         """Actions per chunk."""
         return int(self.trace.plans[0].actions.shape[1])
 
+    def plan_at(self, step: int) -> int:
+        """Number of the plan whose chunk the control step ``step`` belongs to; step 0 belongs to the first."""
+        return max(i for i, plan in enumerate(self.trace.plans) if plan.step < max(step, 1))
+
+    def executed_at(self, step: int) -> np.ndarray:
+        """The newest frame (H, W, 3) uint8 after so many control steps."""
+        return self.frames[max(taken for taken in self.frames if taken <= step)]
+
     @property
     def outcome(self) -> str:
         """How it ended, in words."""
@@ -200,32 +208,33 @@ class _Canvas:
             axis.set_title(label, fontsize=10, color=colour)
         curves = _draw_curves(figure, bottom, rollout)
         self._image = pixels(figure)
-        self._places = [self._box(axis) for axis in places]
-        self._curves = [(*self._box(axis), axis.transData) for axis in curves]
-
-    def _box(self, axis: Any) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of an axis, pixels."""
-        extent, height = axis.get_window_extent(), axis.figure.figure.canvas.get_width_height()[1]
-        return round(extent.x0), round(height - extent.y1), round(extent.x1), round(height - extent.y0)
+        self._places = [axis_box(axis) for axis in places]
+        self._curves = [(*axis_box(axis), axis.transData) for axis in curves]
 
     def at(self, step: int) -> np.ndarray:
         """The video's image (H, W, 3) uint8 after so many control steps."""
         image, rollout = self._image.copy(), self._rollout
         plans, length = rollout.trace.plans, rollout.chunk_length
-        current = max(i for i, plan in enumerate(plans) if plan.step < max(step, 1))
+        current = rollout.plan_at(step)
         chunk = plans[current].step // length
         imagined = plans[0].frames[chunk] if chunk < len(plans[0].frames) else None
-        executed = rollout.frames[max(taken for taken in rollout.frames if taken <= step)]
-        for box, frame in zip(self._places, (imagined, plans[current].frames[0], executed), strict=True):
+        shown = (imagined, plans[current].frames[0], rollout.executed_at(step))
+        for box, frame in zip(self._places, shown, strict=True):
             if frame is not None:
-                _paste(image, frame, box)
+                paste(image, frame, box)
         for left, top, right, bottom, transform in self._curves:
             x = round(transform.transform((step, 0))[0])
             image[top:bottom, min(max(x, left), right - 1)] = (90, 101, 112)
         return _write_time(image, rollout, step)
 
 
-def _paste(image: np.ndarray, frame: np.ndarray, box: tuple[int, int, int, int]) -> None:
+def axis_box(axis: Any) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of an axis in its drawn figure, pixels."""
+    extent, height = axis.get_window_extent(), axis.figure.figure.canvas.get_width_height()[1]
+    return round(extent.x0), round(height - extent.y1), round(extent.x1), round(height - extent.y0)
+
+
+def paste(image: np.ndarray, frame: np.ndarray, box: tuple[int, int, int, int]) -> None:
     """Puts a frame inside a box, its outline left free."""
     import cv2
 
