@@ -5,6 +5,7 @@ With several test processes each computes and renders with one thread, and the l
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -88,6 +89,13 @@ def _signal_handlers() -> None:
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _old_objects() -> None:
+    """ManiSkill collects garbage for every scene: not among all that was imported, for that takes seconds."""
+    gc.collect()
+    gc.freeze()
+
+
 @cache
 def _renderer() -> Any:
     """A renderer of this process. While there is one, SAPIEN need not make its lookup tables anew for every
@@ -95,6 +103,7 @@ def _renderer() -> Any:
     import sapien
     import torch
 
+    gc.freeze()  # ManiSkill has just been imported
     if torch.cuda.is_available():  # ManiSkill chooses the device then, and a process has one renderer
         return None
     try:
