@@ -128,6 +128,17 @@ def torch_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def without_pictures() -> Iterator[None]:
+    """Training draws no pictures of predictions, which take longer than all else in a tiny run."""
+    import numpy as np
+
+    with pytest.MonkeyPatch.context() as patch:
+        blank = np.zeros((2, 2, 3), np.uint8)
+        patch.setattr("par_agent.training.par_training.draw", lambda episodes, path: blank)
+        yield
+
+
 @pytest.fixture
 def without_workers(monkeypatch: pytest.MonkeyPatch, torch_threads: Callable[[int], None]) -> None:
     """Rollouts, rendering and making initial states need no worker processes, which import and compile all again."""

@@ -5,34 +5,52 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import shutil
 import signal
-import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from held import Held, Moment
 from par_agent import PARPolicy
 from par_agent.cli import main
 from par_agent.errors import UserError
-from par_agent.training.finetune import FinetuneConfig, finetune
+from par_agent.policy.transforms import Transforms
+from par_agent.training.finetune import FinetuneConfig, finetune, make_accelerator
 from par_agent.training.objective import Objective
 from par_agent.training.par_training import Training
+from par_agent.training.setup import prepare
 from par_agent.training.state import latest_training_state
 from par_agent.utils.interrupts import Interrupted
 from tiny import LENGTH, command, option_words, tiny_checkpoint, tiny_dataset, tiny_run, with_options
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
+    """A run of a few steps on random episodes, from a tiny checkpoint. Its data and checkpoint are only read."""
+    return tiny_run(tmp_path_factory.mktemp("shared"))
+
 
 @pytest.fixture
-def config(tmp_path: Path) -> FinetuneConfig:
-    """A run of a few steps on random episodes, from a tiny checkpoint."""
-    return tiny_run(tmp_path)
+def config(shared: FinetuneConfig, tmp_path: Path) -> FinetuneConfig:
+    """The shared run in a folder of its own."""
+    return with_options(shared, out=tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(shared: FinetuneConfig) -> FinetuneConfig:
+    """The shared run, made and only read."""
+    finetune(shared)
+    return shared
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -45,8 +63,8 @@ def observation() -> dict[str, Any]:
     return {"agent": {"qpos": torch.zeros(1, 9)}, "sensor_data": {"render_camera": {"rgb": image}}}
 
 
-def test_training_ends_in_a_policy_that_acts(config: FinetuneConfig) -> None:
-    finetune(config)
+def test_training_ends_in_a_policy_that_acts(finished: FinetuneConfig) -> None:
+    config = finished
     policy = PARPolicy.from_pretrained(config.out / "policy", "push cube 1")
     assert policy.act(observation()).shape == (1, 8)
     before = load_file(config.init / "model.safetensors")
@@ -65,11 +83,12 @@ def test_a_policy_acts_on_the_chunks_before_if_training_showed_them(
     PARPolicy.from_pretrained(config.out / "policy", "push cube 1").act(observation())
 
 
-def test_a_policy_remembers_no_more_than_its_training_showed(config: FinetuneConfig) -> None:
-    finetune(with_options(config, steps=1, window=2))
-    assert PARPolicy.from_pretrained(config.out / "policy", "push cube 1", context=2).inference.context == 2
+def test_a_policy_remembers_no_more_than_its_training_showed(finished: FinetuneConfig) -> None:
+    assert finished.window == 2
+    folder = finished.out / "policy"
+    assert PARPolicy.from_pretrained(folder, "push cube 1", context=2).inference.context == 2
     with pytest.raises(UserError, match="context is 3; this checkpoint was trained on 2 physical tokens"):
-        PARPolicy.from_pretrained(config.out / "policy", "push cube 1", context=3)
+        PARPolicy.from_pretrained(folder, "push cube 1", context=3)
 
 
 def test_an_unknown_task_is_refused_before_anything_is_written(config: FinetuneConfig) -> None:
@@ -79,7 +98,12 @@ def test_an_unknown_task_is_refused_before_anything_is_written(config: FinetuneC
 
 
 def test_foresight_is_learnt_beside_the_chunk_and_never_executed(config: FinetuneConfig) -> None:
-    trained = finetune(with_options(config, foresight=(5, 7)))
+    def transforms_of(config: FinetuneConfig) -> Transforms:
+        transforms = prepare(config, torch.device("cpu")).policy.transforms
+        assert transforms is not None
+        return transforms
+
+    trained = finetune(with_options(config, steps=1, foresight=(5, 7)))
     assert trained.transforms is not None
     assert trained.transforms.action_mean[:LENGTH] == tiny_checkpoint().transforms.action_mean
     assert trained.transforms.targets == LENGTH + 2
@@ -87,28 +111,40 @@ def test_foresight_is_learnt_beside_the_chunk_and_never_executed(config: Finetun
     plan = policy.plan(observation())
     assert plan.actions.shape == (1, LENGTH, 8)
     start = with_options(config, init=config.out / "policy", demos=2)
-    again = finetune(with_options(start, out=config.out / "again"))
-    assert again.transforms == trained.transforms, "statistics of what is predicted already stay"
-    other = finetune(with_options(start, foresight=(5, 6), out=config.out / "other"))
-    assert other.transforms is not None and other.transforms.action_std != trained.transforms.action_std
-    without = finetune(with_options(start, foresight=(), out=config.out / "without"))
-    assert without.transforms is not None and without.transforms.targets == LENGTH
+    assert transforms_of(start) == trained.transforms, "known statistics stay"
+    assert transforms_of(with_options(start, foresight=(5, 6))).action_std != trained.transforms.action_std
+    assert transforms_of(with_options(start, foresight=())).targets == LENGTH
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_run_equals_an_uninterrupted_one(config: FinetuneConfig, tmp_path: Path, stop: int) -> None:
-    config = with_options(config, steps=9, validate_every=100)
-    whole = with_options(config, out=tmp_path / "whole")
-    finetune(whole)
+def test_a_killed_run_goes_on_and_equals_an_uninterrupted_one(
+    config: FinetuneConfig, finished: FinetuneConfig, tmp_path: Path
+) -> None:
     moment = Moment("par_agent.training.loop:save_training_state", number=4)
     with Held(["par-agent", "finetune", *option_words(config)], moment, tmp_path / "marks") as held:
         held.until_held()
-        held.tell(stop)
-        held.let_go()
-        assert held.status() == (130 if stop == signal.SIGINT else -signal.SIGKILL), held.output
-    saved = 5 if stop == signal.SIGINT else 4  # the step in hand is done first
-    assert ("the first 5 steps are saved, and the same command goes on from there" in held.output) == (saved == 5)
-    assert latest_training_state(config.out / "training_states") == config.out / "training_states" / f"step_{saved:08d}"
+        held.tell(signal.SIGKILL)
+        assert held.status() == -signal.SIGKILL, held.output
+    equals_when_resumed(config, finished, saved=4)
+
+
+def test_a_run_stopped_by_ctrl_c_goes_on_and_equals_an_uninterrupted_one(
+    config: FinetuneConfig,
+    finished: FinetuneConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        before_batch(5, lambda: signal.raise_signal(signal.SIGINT), patch)
+        assert main(command(config)[3:]) == 130
+    message = "the first 5 steps are saved, and the same command goes on from there"
+    assert message in capsys.readouterr().err  # the step in hand is done first
+    equals_when_resumed(config, finished, saved=5)
+
+
+def equals_when_resumed(config: FinetuneConfig, whole: FinetuneConfig, saved: int) -> None:
+    """A run that has saved so many steps ends with the weights of one that was not stopped."""
+    states = config.out / "training_states"
+    assert latest_training_state(states) == states / f"step_{saved:08d}"
     finetune(config)
     for name, value in weights(whole.out).items():
         assert torch.equal(value, weights(config.out)[name]), name
@@ -170,22 +206,28 @@ def test_a_training_that_fails_leaves_no_thread_that_reads(
     assert [thread for thread in threading.enumerate() if thread.name == "prefetch"] == []
 
 
-def test_a_run_stopped_before_it_wrote_its_policy_writes_it(config: FinetuneConfig) -> None:
-    finetune(config)
-    trained = weights(config.out)
+def test_a_run_stopped_before_it_wrote_its_policy_writes_it(config: FinetuneConfig, finished: FinetuneConfig) -> None:
+    shutil.copytree(finished.out, config.out)
     (config.out / "policy" / "model.safetensors").unlink()
     finetune(config)
-    for name, value in trained.items():
+    for name, value in weights(finished.out).items():
         assert torch.equal(value, weights(config.out)[name]), name
 
 
-def test_bfloat16_on_the_cpu_trains_float32_weights(config: FinetuneConfig) -> None:
-    subprocess.run(command(with_options(config, precision="bfloat16")), check=True, capture_output=True)
-    rounded = weights(config.out)
-    exact = with_options(config, out=config.out.with_name("exact"))
-    finetune(exact)
-    moved = 0.0
-    for name, value in weights(exact.out).items():
+@pytest.fixture
+def other_arithmetic() -> Iterator[None]:
+    """Accelerate, which fixes a process's arithmetic at its first training, forgets it before and after."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_bfloat16_on_the_cpu_trains_float32_weights(
+    config: FinetuneConfig, finished: FinetuneConfig, other_arithmetic: None
+) -> None:
+    finetune(with_options(config, precision="bfloat16"))
+    rounded, moved = weights(config.out), 0.0
+    for name, value in weights(finished.out).items():
         assert rounded[name].dtype == torch.float32
         torch.testing.assert_close(rounded[name], value, rtol=0, atol=6 * config.learning_rate)
         moved = max(moved, (rounded[name] - value).abs().max().item())
@@ -193,17 +235,16 @@ def test_bfloat16_on_the_cpu_trains_float32_weights(config: FinetuneConfig) -> N
 
 
 def test_another_precision_in_the_same_process_is_refused(config: FinetuneConfig) -> None:
-    finetune(config)
-    other = with_options(config, precision="bfloat16", out=config.out.with_name("other"))
+    make_accelerator(config)
+    other = with_options(config, precision="bfloat16")
     with pytest.raises(UserError, match="trained on cpu with mixed precision 'no' and cannot go on on cpu with 'bf16'"):
         finetune(other)
 
 
 def test_single_task_batch_can_be_overfitted(config: FinetuneConfig, tmp_path: Path) -> None:
     data = tiny_dataset(tmp_path / "two", episodes=2)
-    long = with_options(
-        config, data=(data,), steps=150, batch_size=8, learning_rate=3e-3, variants=1, save_minutes=60.0
-    )
+    few = {"batch_size": 8, "variants": 1, "validate_every": 1000, "save_minutes": 60.0}
+    long = with_options(config, data=(data,), steps=60, learning_rate=3e-3, **few)
     lines: list[str] = []
 
     def record(self: Any, name: str, value: float, step: int) -> None:
@@ -244,10 +285,9 @@ def test_data_of_another_crop_or_chunk_length_is_refused(config: FinetuneConfig,
         finetune(with_options(config, data=(coarse,), out=tmp_path / "run2"))
 
 
-def test_another_configuration_in_the_same_folder_is_refused(config: FinetuneConfig) -> None:
-    finetune(config)
+def test_another_configuration_in_the_same_folder_is_refused(finished: FinetuneConfig) -> None:
     with pytest.raises(UserError, match=r"begun with other settings .*learning_rate: 0.001 there, 0.5 asked for"):
-        finetune(with_options(config, learning_rate=0.5))
+        finetune(with_options(finished, learning_rate=0.5))
 
 
 def spoil(data: Path, number: int, factor: float) -> None:
@@ -256,7 +296,8 @@ def spoil(data: Path, number: int, factor: float) -> None:
         file["actions"][...] = file["actions"][...] * factor
 
 
-def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpoint(config: FinetuneConfig) -> None:
+def test_a_broken_episode_stops_the_training_by_name_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
     spoil(config.data[0], 7, math.nan)
     with pytest.raises(UserError, match=r"episode_000007.h5 is damaged \(actions hold NaN or infinity in row 0: nan\)"):
         finetune(config)
