@@ -306,21 +306,21 @@ def test_files_that_were_removed_are_rendered_again_alike(finished, recording, t
     assert contents(tmp_path) == contents(finished)
 
 
-def held(recording: tuple[Path, list], out: Path, marks: Path, workers: int) -> Held:
-    """The command, of which every worker holds when it has written two episodes."""
+def held(recording: tuple[Path, list], out: Path, marks: Path) -> Held:
+    """The command, whose worker holds when it has written two episodes."""
     moment = Moment("par_agent.data.rendering:write_episode", number=2)
-    return Held(["par-agent", "render", *arguments(recording, out, workers)], moment, marks)
+    return Held(["par-agent", "render", *arguments(recording, out)], moment, marks)
 
 
 def test_stopped_by_ctrl_c_and_by_kill_and_resumed_gives_the_same_bytes(finished, recording, tmp_path, threads):
     out = tmp_path / "out"
-    with held(recording, out, tmp_path / "interrupted", workers=2) as interrupted:
+    with held(recording, out, tmp_path / "interrupted") as interrupted:
         interrupted.interrupt()
     complete = contents(out)
     assert complete == {name: (finished / name).read_bytes() for name in complete}
     assert 2 <= sum(name.startswith("episodes/") for name in complete) < len(LENGTHS) - 1
 
-    with held(recording, out, tmp_path / "killed", workers=1) as killed:
+    with held(recording, out, tmp_path / "killed") as killed:
         killed.kill()
     assert not (out / "dataset.json").exists()
 
@@ -347,7 +347,7 @@ def test_a_variation_of_time_cannot_be_rendered():
         RenderSpec("PickCube-v1", "t.h5", 1, "", recorded=True, variation="ambient")
 
 
-def test_a_dataset_from_before_variations_had_a_name_is_continued(recording, tmp_path):
+def test_a_dataset_from_before_variations_had_a_name_is_continued(recording, tmp_path, threads):
     words = [*arguments(recording, tmp_path), "--num", "1"]
     assert main(["render", *words]) == 0
     spec = json.loads((tmp_path / "spec.json").read_text())
@@ -358,7 +358,7 @@ def test_a_dataset_from_before_variations_had_a_name_is_continued(recording, tmp
     assert (found.variation, found.randomize) == ("none", ())
 
 
-def test_every_episode_has_an_appearance_of_its_own_that_is_stored_and_made_again(recording, tmp_path):
+def test_every_episode_has_an_appearance_of_its_own_that_is_stored_and_made_again(recording, tmp_path, threads):
     names = ["camera=1.5", "light", "color", "table", "background", "distractors"]
     folders = [tmp_path / name for name in ("one", "again", "other")]
     for folder, seed in zip(folders, ("3", "3", "4"), strict=True):
