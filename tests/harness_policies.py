@@ -10,7 +10,7 @@ import torch
 
 from par_agent.tasks import TaskSpec
 
-CHUNK = 8
+CHUNK = 32
 
 
 class ReplayPolicy:
@@ -21,22 +21,18 @@ class ReplayPolicy:
         demos: folder with one ``<task>-<seed>.npz`` of ``qpos`` (9,) and ``actions`` (E, 8) per demonstration.
         noise: standard deviation of noise on the joint targets, radians.
         fail_seed: raise after ten steps of the demonstration of this environment seed.
-        blind: look at no image.
     """
 
     action_size = 8
 
-    def __init__(
-        self, task: TaskSpec, demos: str, noise: float = 0.0, fail_seed: int | None = None, blind: bool = False
-    ) -> None:
+    def __init__(self, task: TaskSpec, demos: str, noise: float = 0.0, fail_seed: int | None = None) -> None:
         self._demos = [(path, dict(np.load(path))) for path in sorted(Path(demos).glob(f"{task.name}-*.npz"))]
         self._noise = noise
         self._fail_seed = fail_seed
-        self._blind = blind
 
     @property
     def needs_frame(self) -> bool:
-        return not self._blind and self._step % CHUNK == 0
+        return self._step % CHUNK == 0
 
     def reset(self, env_idx: Any = None, seed: int | None = None) -> None:
         self._step = 0
@@ -123,10 +119,14 @@ class CountingPolicy:
         return torch.arange(self.rows)[:, None] + torch.full((1, 8), 0.01 * self.step)
 
 
-class DyingOncePolicy(PlainResetPolicy):
-    """Random motion by a policy that takes its whole process down once, and remembers that in a file."""
+class BlindPolicy(PlainResetPolicy):
+    """Random motion that looks at no image."""
 
     needs_frame = False
+
+
+class DyingOncePolicy(BlindPolicy):
+    """Random motion by a policy that takes its whole process down once, and remembers that in a file."""
 
     def __init__(self, died: str) -> None:
         self._dying = DyingPolicy(died)

@@ -15,6 +15,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from harness_policies import CHUNK
 from held import Held, Moment
 from par_agent.cli import main
 from par_agent.errors import UserError
@@ -71,12 +72,12 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(demos: Path, out: Path, *more: str) -> list[str]:
+def options(demos: Path, out: Path) -> list[str]:
     """Eight rollouts; those of PickCube's second state raise an exception."""
     return [
         *("--tasks", *TASKS, "--policy", "harness_policies:ReplayPolicy", "--policy-seeds", "2", "--out", str(out)),
         *("--state-seed", str(STATE_SEED), "--num-states", "2"),
-        *("--policy-kwargs", f"demos={demos}", "noise=0.001", f"fail_seed={STATE_SEED + 1}", *more),
+        *("--policy-kwargs", f"demos={demos}", "noise=0.001", f"fail_seed={STATE_SEED + 1}"),
     ]
 
 
@@ -94,6 +95,7 @@ def run_here(words: list[str]) -> None:
     """Runs the benchmark to its end in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("par_agent.evaluation.benchmark_run.open_runner", run_in_this_process)
+        patch.setattr("par_agent.evaluation.initial_states.local_runner", run_in_this_process)
         assert main(["benchmark", *words]) == 0
 
 
@@ -117,7 +119,7 @@ def test_every_rollout_is_recorded_once_and_replayed_demonstrations_succeed(fini
         assert record["success_once"] and record["error"] is None, record
         assert record["success_at_end"] is None
         assert record["steps"] == record["steps_to_success"] <= 400
-        assert record["renders"] == -(-record["steps"] // 8)  # one frame per chunk of 8
+        assert record["renders"] == -(-record["steps"] // CHUNK)
         assert record["env_seed"] == STATE_SEED
         came = {stage: record[stage] for stage in STAGES if stage in record}
         assert came == dict.fromkeys(("reached", "placed") if record["task"] == "PushCube" else STAGES, True)
@@ -166,11 +168,12 @@ def held(words: list[str], marks: Path, records: int, workers: int) -> Held:
 
 
 def test_a_run_stopped_by_ctrl_c_and_by_kill_ends_with_the_same_records_whatever_the_number_of_workers(
-    demos: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """Without images, which take a worker long to get ready for."""
-    out, blind = tmp_path / "out", "blind=true"
-    words = options(demos, out, blind)
+    blind = ["--tasks", *NUDGE, "--policy", "harness_policies:BlindPolicy", "--num-states", "3", "--policy-seeds", "2"]
+    out = tmp_path / "out"
+    words = [*blind, "--out", str(out)]
     with held(words, tmp_path / "interrupted", records=2, workers=2) as interrupted:
         interrupted.until_held()
         interrupted.tell(signal.SIGINT)
@@ -184,15 +187,15 @@ def test_a_run_stopped_by_ctrl_c_and_by_kill_ends_with_the_same_records_whatever
         killed.kill()
     assert path.read_bytes().startswith(before) and path.read_bytes().count(b"\n") == 3
     before = path.read_bytes()
-    path.write_bytes(before + b'{"task": "PushC')  # what a line cut off by a crash looks like
+    path.write_bytes(before + b'{"task": "NudgeC')  # what a line cut off by a crash looks like
     # Videos asked for later repeat rollouts that are on disk and leave their records as they are.
     run_here([*words, "--video", "1"])
     assert path.read_bytes().startswith(before)
-    run_here(options(demos, tmp_path / "at once", blind))
+    run_here([*blind, "--out", str(tmp_path / "at once")])
     assert records_in(out) == records_in(tmp_path / "at once")
-    (video,) = out.glob("*/videos/PushCube_state00_seed0.mp4")
-    (record,) = (r for r in records_in(out) if (r["task"], r["state"], r["policy_seed"]) == ("PushCube", 0, 0))
-    assert imageio.imread(video).shape == (record["steps"] + 1, 512, 512, 3)
+    (video,) = out.glob("*/videos/NudgeCube_state00_seed0.mp4")
+    assert len(records_in(out)) == 6 and {record["steps"] for record in records_in(out)} == {12}
+    assert imageio.imread(video).shape == (12 + 1, 512, 512, 3)
 
 
 def config(out: Path, policy: str = "harness_policies:SevenNumbersPolicy", **arguments: Any) -> RunConfig:
@@ -206,7 +209,10 @@ def run(config: RunConfig) -> tuple[BenchmarkRun, list[dict[str, Any]]]:
     return benchmark, benchmark.run(lambda found: None, lambda record: None)
 
 
-def test_a_worker_process_that_dies_is_replaced_and_its_rollout_tried_again(tmp_path: Path) -> None:
+def test_a_worker_process_that_dies_is_replaced_and_its_rollout_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("par_agent.evaluation.initial_states.local_runner", run_in_this_process)
     once = {"died": str(tmp_path / "died")}
     _, (record,) = run(config(tmp_path, "harness_policies:DyingOncePolicy", tasks=NUDGE, policy_options=once))
     assert (record["error"], record["steps"]) == (None, 12)

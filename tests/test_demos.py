@@ -30,13 +30,14 @@ from par_agent.jobs.runner import JobRunner
 from par_agent.simulation import planning
 from par_agent.tasks import PROTOCOL_SEED
 from par_agent.utils.files import write_json
+from recordings import run_in_this_process
 
 NUM = 11  # needs two parts: seed 9 has no solution
 COMMAND = [sys.executable, "-c", "import sys; from par_agent.cli import main; sys.exit(main())", "demos"]
 
 
-def arguments(out: Path, workers: int = 1) -> list[str]:
-    return ["--task", "PushCube", "--num", str(NUM), "--workers", str(workers), "--out", str(out)]
+def arguments(out: Path) -> list[str]:
+    return ["--task", "PushCube", "--num", str(NUM), "--workers", "1", "--out", str(out)]
 
 
 def start(out: Path, **options) -> subprocess.Popen:
@@ -47,11 +48,18 @@ def files_below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def make_here(out: Path) -> None:
+    """Runs the command to its end in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demos_module, "open_runner", run_in_this_process)
+        assert main(["demos", *arguments(out)]) == 0
+
+
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory) -> Path:
-    """`NUM` PushCube demonstrations made by two workers without interruption."""
+    """`NUM` PushCube demonstrations made without interruption."""
     out = tmp_path_factory.mktemp("demos")
-    assert main(["demos", *arguments(out, workers=2)]) == 0
+    make_here(out)
     return DemoRequest("PushCube", NUM).path(out)
 
 
@@ -123,7 +131,7 @@ def test_interrupted_killed_and_resumed_gives_the_same_bytes_as_one_run(demos, t
     assert sorted(part.name for part in parts.glob("*s*-*")) == ["seeds-00000000", "unfinished-00000010"]
     assert not target.exists() and not target.with_suffix(".json").exists()
 
-    assert main(["demos", *arguments(tmp_path / "out")]) == 0
+    make_here(tmp_path / "out")
     assert target.read_bytes() == demos.read_bytes()
     assert target.with_suffix(".json").read_bytes() == demos.with_suffix(".json").read_bytes()
     assert files_below(tmp_path / "out") == files_below(demos.parents[2])
