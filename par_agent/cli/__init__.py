@@ -37,6 +37,12 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "demos": Subcommand(
         "demos:DemosConfig", "make demonstrations with ManiSkill's motion planner", True, "--task PushCube --num 100"
     ),
+    "dagger": Subcommand(
+        "dagger:DaggerConfig",
+        "make corrections of a policy with ManiSkill's motion planner",
+        True,
+        "--policy runs/pick --task PickCube --num 100",
+    ),
     "render": Subcommand(
         "render:RenderConfig",
         "render a trajectory file into training data",

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from par_agent.errors import UserError
-from par_agent.jobs import open_runner
+from par_agent.jobs import Prepare, open_runner
 from par_agent.simulation import planning
 from par_agent.tasks import PROTOCOL_SEED, resolve_task
 from par_agent.utils.checked import Checked, Count, Seed
@@ -63,6 +63,10 @@ class DemoRequest(Checked):
     def record(self) -> dict[str, Any]:
         """What the `.json` says about how the file was made."""
         return {name: getattr(self, name) for name in ("env_id", "num", "first_seed", "max_steps")}
+
+    def maker(self) -> tuple[Prepare, Any]:
+        """What a worker is prepared with to make parts of the file: a function, and its first argument."""
+        return planning.part_maker, self.task
 
 
 def make_demos(
@@ -169,7 +173,7 @@ def _make_parts(request: DemoRequest, parts: Path, workers: int, progress: bool,
                 busy.add(first)
             yield first
 
-    opened = open_runner(planning.part_maker, request.task, parts, workers, cluster)
+    opened = open_runner(*request.maker(), parts, workers, cluster)
     done = min(sum(finished.values()), request.num)
     bar = tqdm(total=request.num, initial=done, desc=request.env_id, unit="demo", disable=not progress)
     with bar, opened as runner:

@@ -52,11 +52,13 @@ class StageObserver(RolloutObserver):
     def __init__(self, env: TaskEnvironment) -> None:
         self._env, self._rules = env, RULES.get(env.spec.name)
         self._object: Any = None
-        self._came: dict[str, torch.Tensor] = {}
+        self.holds: dict[str, torch.Tensor] = {}
+        """(B) bool by stage: whether it holds after the last step. Empty before the first one and without stages."""
+        self.came: dict[str, torch.Tensor] = {}
         """(B) bool by stage: whether it held after any step so far."""
 
     def after_reset(self) -> None:
-        self._came = {}
+        self.holds, self.came = {}, {}
         if self._rules is not None:
             self._object = self._env.simulation.scene.actors[self._rules.moved]
             self._heights = self._object.pose.p[:, 2].clone()
@@ -70,7 +72,8 @@ class StageObserver(RolloutObserver):
             held = info[self._rules.grasped]
             holds |= {"grasped": held, "lifted": held & (position[:, 2] > self._heights + LIFTED)}
         holds["placed"] = info[self._rules.placed]
-        self._came = {stage: held | self._came.get(stage, False) for stage, held in holds.items()}
+        self.holds = holds
+        self.came = {stage: held | self.came.get(stage, False) for stage, held in holds.items()}
 
     def record_fields(self, position: int) -> dict[str, Any]:
-        return {stage: bool(came[position]) for stage, came in self._came.items()}
+        return {stage: bool(came[position]) for stage, came in self.came.items()}

@@ -10,7 +10,7 @@ from par_agent.jobs.local import DEFAULT_WORKERS, local_runner
 from par_agent.jobs.ray import ray_runner
 from par_agent.jobs.runner import JobRunner, Prepare
 
-__all__ = ["DEFAULT_WORKERS", "JobRunner", "open_runner"]
+__all__ = ["DEFAULT_WORKERS", "JobRunner", "Prepare", "open_runner"]
 
 
 def open_runner(

@@ -27,6 +27,8 @@ UNFINISHED = "unfinished-"
 """How names of folders begin that are not complete."""
 ARMS = ("panda", "so100")
 """ManiSkill's motion planners."""
+SOURCE = ("motionplanning", "official motion planning solution from ManiSkill contributors")
+"""How ManiSkill's own files name where their actions come from."""
 
 
 def part_folder(parts: Path, first: int) -> Path:
@@ -78,10 +80,35 @@ def part_maker(task: str, parts: Path) -> DoJob:
 
 
 def make_part(env_id: str, first: int, parts: Path) -> Iterator[int | Path]:
-    """Solves seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part.
+    """Lets the planner solve seeds `first .. first + SEEDS_PER_PART - 1`; see :func:`record_part`."""
+
+    def open_env() -> Any:
+        return open_environment(
+            env_id, obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", sim_backend="physx_cpu"
+        )
+
+    return record_part(first, parts, open_env, lambda env, seed: solve(env, env_id, seed), SOURCE)
+
+
+def record_part(
+    first: int,
+    parts: Path,
+    open_env: Callable[[], Any],
+    attempt: Callable[[Any, int], int | None],
+    source: tuple[str, str],
+) -> Iterator[int | Path]:
+    """Attempts seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part.
 
     A fresh environment each time: contact forces carry traces of earlier episodes, and an episode must not depend on
     which worker made it or where an interruption fell.
+
+    Args:
+        first: first seed.
+        parts: folder of the parts.
+        open_env: makes the environment.
+        attempt: resets the environment that records and acts in it for one seed; gives the control steps of a success,
+            and None for what is not kept. An attempt that resets nothing leaves nothing to keep.
+        source: where the actions come from, in a word and in a sentence, for ManiSkill's JSON.
 
     Yields:
         The number of control steps of every success, and in the end the part's folder.
@@ -95,9 +122,7 @@ def make_part(env_id: str, first: int, parts: Path) -> Iterator[int | Path]:
     unfinished = parts / f"{UNFINISHED}{first:08d}"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        env = open_environment(
-            env_id, obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", sim_backend="physx_cpu"
-        )
+        env = open_env()
     except RuntimeError as error:
         raise UserError(f"ManiSkill cannot start here ({error}); `par-agent doctor` names what is missing") from error
     recorder = RecordEpisode(
@@ -105,16 +130,17 @@ def make_part(env_id: str, first: int, parts: Path) -> Iterator[int | Path]:
         output_dir=str(unfinished),
         trajectory_name="part",
         save_video=False,
-        source_type="motionplanning",
-        source_desc="official motion planning solution from ManiSkill contributors",
+        source_type=source[0],
+        source_desc=source[1],
         record_reward=False,
         save_on_reset=False,
     )
     recorder._h5_file.close()
     recorder._h5_file = open_in_memory()  # RecordEpisode has no option for this
     for seed in range(first, first + SEEDS_PER_PART):
-        steps = solve(recorder, env_id, seed)
-        recorder.flush_trajectory(save=steps is not None)
+        steps = attempt(recorder, seed)
+        if recorder._trajectory_buffer is not None:
+            recorder.flush_trajectory(save=steps is not None)
         if steps is not None:
             yield steps
     image = file_image(recorder._h5_file)
@@ -148,6 +174,14 @@ def find_solution(env_id: str) -> Callable[..., Any]:
     return known[env_id]
 
 
+def check_panda(env_id: str) -> None:
+    """Raises UserError for a task that ManiSkill's planner does not solve with a Panda's hand."""
+    find_solution(env_id)
+    known = importlib.import_module("mani_skill.examples.motionplanning.panda.run").MP_SOLUTIONS
+    if env_id not in known:
+        raise UserError(f"ManiSkill plans {env_id} for another robot; corrections need a Panda: {', '.join(known)}")
+
+
 def solve(env: Any, env_id: str, seed: int) -> int | None:
     """Runs ManiSkill's motion-planned solution of one seed. Returns its control steps, or None where it fails."""
     solution = find_solution(env_id)
@@ -159,3 +193,27 @@ def solve(env: Any, env_id: str, seed: int) -> int | None:
     if isinstance(result, int) or not bool(result[-1]["success"].item()):
         return None
     return int(result[-1]["elapsed_steps"].item())
+
+
+def as_it_is(env: Any) -> Any:
+    """An environment whose reset leaves the simulation as it is: what resets it, such as a planner, goes on instead."""
+    import gymnasium as gym
+
+    class AsItIs(gym.Wrapper[Any, Any, Any, Any]):
+        def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return {}, {"reconfigure": True}  # RecordEpisode reads this: the scene may be another than before
+
+    return AsItIs(env)
+
+
+def let_go(env: Any, height: float) -> None:
+    """Opens a Panda's hand and draws it back by ``height`` metres, as far as the planner finds a way."""
+    import sapien
+    from mani_skill.examples.motionplanning.panda.motionplanner import PandaArmMotionPlanningSolver
+
+    agent = env.unwrapped.agent
+    planner = PandaArmMotionPlanningSolver(env, vis=False, base_pose=agent.robot.pose, print_env_info=False)
+    planner.open_gripper()
+    hand = agent.tcp.pose.sp
+    planner.move_to_pose_with_screw(hand * sapien.Pose([0, 0, -height]))
+    planner.close()
