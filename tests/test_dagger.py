@@ -103,7 +103,7 @@ def test_corrections_begin_where_the_policy_had_come_to_and_succeed(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"moments": ()}, "no moment to take over at; give some of error, stall, random"),
+        ({"moments": ()}, "moments is empty"),
         ({"task": "PickCubeSO100"}, "corrections need a Panda"),
         ({"first_seed": 20_241_200}, "evaluation protocol's initial states"),
     ],

@@ -244,6 +244,9 @@ MINI = "par_agent/checkpoints/par-mini"
 REFUSED = [
     ("demos", "--task nope", "unknown task 'nope'"),
     ("demos", "--task PushCube --first-seed 20241201", "reach 20241201"),
+    ("dagger", "--task PickCubeSO100", "corrections need a Panda"),
+    ("dagger", "--task PushCube --policy nowhere", "nowhere"),
+    ("dagger", "--task PushCube --first-seed 20241201", "reach 20241201"),
     ("demos", "--task PushCube --cluster 127.0.0.1:1", "no Ray cluster|needs Ray"),
     ("render", "--trajectory nowhere", "no trajectory file at .*nowhere"),
     ("render", "--trajectory file", r"file\.json does not exist"),

@@ -56,8 +56,6 @@ class DaggerRequest(DemoRequest):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.moments:
-            raise UserError(f"there is no moment to take over at; give some of {', '.join(MOMENTS)}")
         planning.check_panda(self.env_id)
         mode = (self.policy.controller or ("pd_joint_pos", 0))[0]
         if mode != "pd_joint_pos":
