@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from held import Held, Moment
 from par_agent.baselines import NAMES
 from par_agent.baselines.checkpoint import BaselineCheckpoint
 from par_agent.baselines.objective import context_length
@@ -18,10 +18,9 @@ from par_agent.baselines.setup import prepare
 from par_agent.baselines.training import predict, train
 from par_agent.data.windows import Windows
 from par_agent.errors import UserError
-from par_agent.training.state import latest_training_state
 from par_agent.training.validation import action_metrics
 from small_baselines import SMALL, run
-from tiny import option_words, with_options
+from tiny import with_options
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -34,7 +33,7 @@ def test_compiled_blocks_learn_what_they_would_otherwise(
         compiled.append(function)
         return compiler(function, backend="aot_eager")
 
-    plain = run(tmp_path, method, out=tmp_path / "plain", steps=2)
+    plain = run(tmp_path, method, episodes=5, out=tmp_path / "plain", steps=2)
     train(plain)
     assert not compiled
     monkeypatch.setattr(torch, "compile", without_code_generation)
@@ -98,14 +97,14 @@ def test_a_handful_of_episodes_is_learnt_by_heart_from_their_frames_and_saved(me
 
 
 @pytest.mark.parametrize("method", ["act", "icrt"])
-def test_a_killed_run_that_goes_on_equals_one_that_was_not_killed(method: str, tmp_path: Path) -> None:
-    config = run(tmp_path, method, steps=9, validate_every=100)
-    whole = with_options(config, out=tmp_path / "whole")
+def test_a_run_that_goes_on_from_an_earlier_state_equals_one_that_was_not_stopped(method: str, tmp_path: Path) -> None:
+    whole = run(tmp_path, method, episodes=9, out=tmp_path / "whole", validate_every=100, keep=10)
     train(whole)
-    moment = Moment("par_agent.training.loop:save_training_state", number=4)
-    with Held(["par-agent", "train-baseline", *option_words(config)], moment, tmp_path / "marks") as held:
-        held.until_held()
-    assert latest_training_state(config.out / "training_states") == config.out / "training_states" / "step_00000004"
+    config = with_options(whole, out=tmp_path / "run")
+    shutil.copytree(whole.out, config.out)
+    shutil.rmtree(config.out / "policy")
+    for state in sorted((config.out / "training_states").iterdir())[3:]:
+        shutil.rmtree(state)
     train(config)
     weights = load_file(config.out / "policy" / "model.safetensors")
     for name, value in load_file(whole.out / "policy" / "model.safetensors").items():

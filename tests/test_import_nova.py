@@ -30,6 +30,8 @@ from tiny import JOINTS
 
 INSTRUCTION = "push the red cube"
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:

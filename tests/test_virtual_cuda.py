@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from par_agent.modeling.vae.frame_encoder import VideoFrameEncoder, load_frame_e
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.tasks import TASKS
-from par_agent.training.finetune import finetune
+from par_agent.training.finetune import FinetuneConfig, finetune, make_accelerator
 from par_agent.training.vae import train_vae
 from par_agent.training.vae_config import VAETraining
 from rendered import write_dataset
@@ -194,7 +194,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(cuda: Any, kind: str) -> None
 
 def test_a_training_run_steps_averages_measures_draws_saves_and_resumes(cuda: Any, tmp_path: Path) -> None:
     options = {"steps": 2, "cache": False, "picture_minutes": 0.0, "proprioception_noise": 0.1}
-    config = tiny_run(tmp_path, out=tmp_path / "cpu", **options)
+    config = tiny_run(tmp_path, episodes=5, out=tmp_path / "cpu", **options)
     finetune(config)
     with cuda() as device:
         whole = with_options(config, device="cuda", out=tmp_path / "cuda", precision="float32")
@@ -217,7 +217,7 @@ def test_a_training_run_steps_averages_measures_draws_saves_and_resumes(cuda: An
 def test_a_card_without_bfloat16_trains_in_float32_and_says_so(
     cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tf32: None
 ) -> None:
-    config = tiny_run(tmp_path, steps=1)
+    config = FinetuneConfig(out=tmp_path / "run")
     with cuda():
         assert with_options(config, device="cuda").mixed_precision == "bf16"
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
@@ -225,7 +225,7 @@ def test_a_card_without_bfloat16_trains_in_float32_and_says_so(
             with pytest.raises(UserError, match=f"virtual does not support precision {precision}"):
                 with_options(config, device="cuda", precision=precision)
         torch.backends.cuda.matmul.allow_tf32 = True
-        finetune(with_options(config, device="cuda"))
+        assert make_accelerator(with_options(config, device="cuda")).mixed_precision == "no"
     assert "virtual does not compute in bfloat16: training in float32" in capsys.readouterr().out
     assert not torch.backends.cuda.matmul.allow_tf32
     with pytest.raises(UserError, match="tf32, which is for GPUs"):
@@ -277,9 +277,9 @@ def test_nova_is_imported_checked_and_generates_the_same_clip(cuda: Any, tmp_pat
 
 @pytest.mark.parametrize("method", NAMES)
 def test_baselines_train_and_act_as_on_the_cpu(cuda: Any, method: str, tmp_path: Path) -> None:
-    model = run(tmp_path, method).model
-    sizes = (*(size for size in model if not size.startswith("dropout")), "dropout=0.0")
-    config = run(tmp_path, method, steps=2, validate_every=2, model=sizes)
+    config = run(tmp_path, method, episodes=5, steps=2, validate_every=2)
+    sizes = (*(size for size in config.model if not size.startswith("dropout")), "dropout=0.0")
+    config = with_options(config, model=sizes)
     train(with_options(config, out=tmp_path / "cpu"))
 
     def act(device: Any) -> list[Tensor]:
@@ -299,12 +299,6 @@ def test_baselines_train_and_act_as_on_the_cpu(cuda: Any, method: str, tmp_path:
 def test_all_random_numbers_are_drawn_in_one_file_by_generators_of_the_cpu() -> None:
     drawing = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "Generator"}
     drawing |= {"normal", "bernoulli", "multinomial", "poisson"}
-    found = {
-        (path.name, node.func.attr)
-        for folder in ("par_agent",)
-        for path in (REPOSITORY / folder).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in drawing
-        if isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
-    }
-    assert {name for name, _ in found} == {"random_numbers.py"}
+    call = re.compile(rf"\btorch\.({'|'.join(drawing)})\(")
+    found = {path.name for path in (REPOSITORY / "par_agent").rglob("*.py") if call.search(path.read_text())}
+    assert found == {"random_numbers.py"}

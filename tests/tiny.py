@@ -152,10 +152,10 @@ def tiny_dataset(
     return folder
 
 
-def tiny_run(folder: Path, **options: Any) -> FinetuneConfig:
+def tiny_run(folder: Path, episodes: int = 21, **options: Any) -> FinetuneConfig:
     """A training run of a few steps on random episodes, from a tiny checkpoint, in ``folder / "run"``."""
     tiny_checkpoint().save(folder / "init")
-    data = tiny_dataset(folder / "data", episodes=21)
+    data = tiny_dataset(folder / "data", episodes)
     defaults = {
         "out": folder / "run",
         "data": (data,),
