@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,8 @@ from par_agent.baselines.training import predict, train
 from par_agent.data.windows import WindowSampler
 from par_agent.errors import UserError
 from par_agent.tasks import TASKS
-from small_baselines import run
-from tiny import LENGTH
+from small_baselines import SIZES, SMALL, run
+from tiny import LENGTH, with_options
 
 TASK = dataclasses.replace(TASKS["PushCube"], instruction="push cube 1")
 
@@ -188,9 +189,9 @@ def test_acting_step_by_step_is_what_training_sees_at_once(trained: BaselineConf
         torch.testing.assert_close(model.conditions(short)[:, -1], one, rtol=1e-4, atol=1e-5)
 
 
-def test_temporal_ensembling_averages_what_was_predicted_of_a_moment(tmp_path: Path) -> None:
-    config = run(tmp_path, "act")
-    train(config)
+@pytest.mark.parametrize("trained", ["act"], indirect=True)
+def test_temporal_ensembling_averages_what_was_predicted_of_a_moment(trained: BaselineConfig) -> None:
+    config = trained
     policy = BaselinePolicy(str(config.out / "policy"), TASK, ensemble=0.5)
     plans = torch.zeros(1, 2, 8, 8)
     plans[0, 0], plans[0, 1, LENGTH:] = 1.0, 3.0
@@ -203,17 +204,20 @@ def test_temporal_ensembling_averages_what_was_predicted_of_a_moment(tmp_path: P
     assert torch.equal(averaged[:LENGTH], newest[:LENGTH]) and not torch.equal(averaged[LENGTH:], newest[LENGTH:])
 
 
-def test_another_method_in_the_same_folder_and_a_broken_checkpoint_are_refused(tmp_path: Path) -> None:
-    config = run(tmp_path, "act")
-    train(config)
+@pytest.mark.parametrize("trained", ["act"], indirect=True)
+def test_another_method_in_the_same_folder_and_a_broken_checkpoint_are_refused(
+    trained: BaselineConfig, tmp_path: Path
+) -> None:
+    config = trained
     with pytest.raises(UserError, match=r"begun with other settings \(method: act there, dp asked for"):
-        train(run(tmp_path, "dp"))
-    policy = config.out / "policy"
+        train(with_options(config, method="dp", model=SMALL + SIZES["dp"]))
+    policy = tmp_path / "policy"
+    shutil.copytree(config.out / "policy", policy)
     (policy / "model.safetensors").write_bytes((policy / "model.safetensors").read_bytes()[:-8])
     with pytest.raises(UserError, match=r"not a complete safetensors file"):
         BaselineCheckpoint.load(policy)
     with pytest.raises(UserError, match=r"holds no baseline \(no baseline.json\)"):
-        BaselineCheckpoint.load(tmp_path / "vae")
+        BaselineCheckpoint.load(config.vae)  # type: ignore[arg-type]
     for option, message in (({"n_action_steps": 9}, "predicts 8 actions"), ({"context": 0}, "must be at least 1")):
         with pytest.raises(UserError, match=message):
             BaselinePolicy(str(config.out / "policy-best"), TASK, **option)

@@ -20,6 +20,8 @@ from par_agent.training.start import with_proprioception
 from par_agent.utils.files import read_json, write_json
 from tiny import JOINTS, tiny_checkpoint, tiny_dataset, tiny_features, tiny_inputs, tiny_model, tiny_run, with_options
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def tell_goal(folder: Path, *, held: bool = True) -> Path:
     """Makes a dataset one that was rendered with --extra goal_pos, of a task that has a goal or not."""
@@ -38,7 +40,7 @@ def tell_goal(folder: Path, *, held: bool = True) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> FinetuneConfig:
     """From a policy without extra observations, on two tasks of which one has a goal."""
-    config = tiny_run(tmp_path, new_camera=True, batch_size=4)
+    config = tiny_run(tmp_path, episodes=8, new_camera=True, batch_size=4)
     other = tell_goal(tiny_dataset(tmp_path / "other"), held=False)
     return with_options(config, data=(tell_goal(config.data[0]), other), steps=2)
 
@@ -112,7 +114,7 @@ def test_extra_observations_follow_the_joints_whatever_their_shape() -> None:
 
 
 def test_data_without_what_the_policy_reads_is_refused(run: FinetuneConfig, tmp_path: Path) -> None:
-    finetune(run)
+    finetune(with_options(run, steps=1))
     plain = tiny_dataset(tmp_path / "plain")
     again = {"init": run.out / "policy", "out": tmp_path / "again", "new_camera": False}
     with pytest.raises(UserError, match=r"rendered without goal_pos.*render it again with --extra goal_pos"):

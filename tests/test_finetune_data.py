@@ -17,6 +17,8 @@ from par_agent.training.config import DatasetConfig, FinetuneConfig, OptimiserCo
 from par_agent.training.finetune import finetune
 from tiny import tiny_checkpoint, tiny_dataset, with_options
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> FinetuneConfig:

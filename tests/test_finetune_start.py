@@ -17,6 +17,8 @@ from par_agent.training.start import load_start
 from par_agent.utils.files import read_json
 from tiny import tiny_run, with_options
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def test_a_policy_that_acts_is_trained_on_gently_through_its_own_camera(tmp_path: Path) -> None:
     def defaults(**options: Any) -> tuple[float, int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.policy.checkpoint import Checkpoint
+from par_agent.training.config import FinetuneConfig
 from par_agent.training.finetune import finetune
 from par_agent.training.state import latest_training_state
 from par_agent.training.trainable import ACTION_PARTS, adapter_targets, choose_weights, merged
-from tiny import tiny_checkpoint, tiny_config, tiny_features, tiny_inputs, tiny_model, tiny_run
+from tiny import tiny_checkpoint, tiny_config, tiny_features, tiny_inputs, tiny_model, tiny_run, with_options
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 STEPS = torch.arange(2).expand(3, 2)
 
@@ -26,8 +30,17 @@ def outputs(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([z_frame, z_action], 2)
 
 
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
+    """A finished run that trains adapters; it has kept the state of every step."""
+    options = {"train": "lora", "lora_rank": 2, "learning_rate": 1e-2, "keep": 10}
+    config = tiny_run(tmp_path_factory.mktemp("adapters"), episodes=8, **options)
+    finetune(config)
+    return config
+
+
 def test_action_training_leaves_the_video_model_to_the_bit(tmp_path: Path) -> None:
-    config = tiny_run(tmp_path, train="action")
+    config = tiny_run(tmp_path, episodes=8, train="action")
     finetune(config)
     before, after = (load_file(folder / "model.safetensors") for folder in (config.init, config.out / "policy"))
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
@@ -38,7 +51,7 @@ def test_action_training_leaves_the_video_model_to_the_bit(tmp_path: Path) -> No
 
 
 def test_a_run_on_frozen_weights_does_not_resume_on_others(tmp_path: Path) -> None:
-    config = tiny_run(tmp_path, train="action")
+    config = tiny_run(tmp_path, episodes=8, steps=1, train="action")
     finetune(config)
     path = config.init / "model.safetensors"  # type: ignore[operator]
     save_file({name: value + 1 for name, value in load_file(path).items()}, path)
@@ -81,11 +94,10 @@ class TestAdapters:
         with pytest.raises(UserError, match="unknown LoRA target 'q_proj'; tiny has fc1, fc2, kv, proj, q, qkv"):
             self.adapted(tmp_path, lora_targets=("qkv", "q_proj"))
 
-    def test_a_run_ends_in_a_plain_policy_and_a_small_adapter_that_peft_loads(self, tmp_path: Path) -> None:
+    def test_a_run_ends_in_a_plain_policy_and_a_small_adapter_that_peft_loads(self, adapters: FinetuneConfig) -> None:
         from peft import PeftModel
 
-        config = tiny_run(tmp_path, train="lora", lora_rank=2, learning_rate=1e-2)
-        finetune(config)
+        config = adapters
         policy = Checkpoint.load(config.out / "policy").model
         base = Checkpoint.load(config.init).model  # type: ignore[arg-type]
         adapter = config.out / "adapter"
@@ -104,7 +116,8 @@ class TestAdapters:
     def test_action_parts_that_were_never_trained_are_trained_in_full(self, tmp_path: Path) -> None:
         from peft import PeftModel
 
-        config = tiny_run(tmp_path, train="lora", lora_rank=2, learning_rate=1e-2)
+        options = {"train": "lora", "lora_rank": 2, "learning_rate": 1e-2}
+        config = tiny_run(tmp_path, episodes=8, steps=2, **options)
         dataclasses.replace(tiny_checkpoint(), transforms=None).save(config.init)  # type: ignore[arg-type]
         finetune(config)
         before, after = (load_file(f / "model.safetensors") for f in (config.init, config.out / "policy"))  # type: ignore[operator]
@@ -117,14 +130,13 @@ class TestAdapters:
         with torch.no_grad():
             torch.testing.assert_close(outputs(loaded), outputs(policy), rtol=1e-4, atol=1e-5)
 
-    def test_an_interrupted_run_goes_on_to_the_bit(self, tmp_path: Path) -> None:
-        config = tiny_run(tmp_path, train="lora", lora_rank=2, keep=10)
-        finetune(config)
-        expected = load_file(config.out / "policy" / "model.safetensors")
+    def test_an_interrupted_run_goes_on_to_the_bit(self, adapters: FinetuneConfig, tmp_path: Path) -> None:
+        expected = load_file(adapters.out / "policy" / "model.safetensors")
+        config = with_options(adapters, out=tmp_path / "run")
+        shutil.copytree(adapters.out, config.out)
         for checkpoint in sorted((config.out / "training_states").iterdir())[3:]:
-            for file in checkpoint.iterdir():
-                file.unlink()
-            checkpoint.rmdir()
+            shutil.rmtree(checkpoint)
+        shutil.rmtree(config.out / "policy")
         finetune(config)
         resumed = load_file(config.out / "policy" / "model.safetensors")
         assert all(torch.equal(resumed[name], value) for name, value in expected.items())
