@@ -5,7 +5,7 @@ TASKS := PushCube PickCube StackCube
 
 .DEFAULT_GOAL := help
 SHELL := bash
-.PHONY: help setup benchmark benchmark-full benchmark-robustness lint test test-under-load test-other-processor
+.PHONY: help setup benchmark benchmark-full benchmark-robustness docs lint test test-under-load test-other-processor
 
 help: ## show these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
@@ -22,6 +22,9 @@ benchmark-full: setup ## the paper's protocol: three tasks, 25 initial states, 5
 benchmark-robustness: setup ## other initial states, then every variation: table and heat map, 25 rollouts a task each
 	$(BIN)/python benchmarks/run.py --tasks $(TASKS) --policy-seeds 1 --state-seed 777000 --num-states 25 $(ARGS)
 	$(BIN)/python benchmarks/robustness.py --tasks $(TASKS) $(ARGS)
+
+docs: setup ## build the documentation site in build/site; warnings are errors
+	$(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
 
 lint: setup ## style and types
 	$(BIN)/python -m ruff check .
