@@ -37,7 +37,8 @@ class StepProgress:
             self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(1)
         if self._lines and (self._done % LINE_EVERY == 0 or self._done == self._steps):
-            self.say(f"step {self._done}/{self._steps}: {self._text}, {self._left()} left")
+            parts = (self._text, f"{self._left()} left")
+            self.say(f"step {self._done}/{self._steps}: {', '.join(filter(None, parts))}")
 
     def say(self, text: Any) -> None:
         """Prints a line, above the bar if there is one."""
