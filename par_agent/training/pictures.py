@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from par_agent.training.validation import EpisodePrediction
-from par_agent.utils.figures import new_figure, pixels, save, show_image
+from par_agent.utils.figures import new_figure, save, show_image
 
 COLUMNS = 4
 """Curves side by side."""
@@ -34,8 +34,7 @@ def draw(episodes: list[EpisodePrediction], path: Path) -> np.ndarray:
     for block, (_, draw_part, episode) in zip(blocks[:, 0], parts, strict=True):
         block.suptitle(episode.name, fontsize="small")
         draw_part(block, episode)
-    save(figure, path)
-    return pixels(figure)
+    return save(figure, path)
 
 
 def _draw_frames(block: Any, episode: EpisodePrediction) -> None:

@@ -50,10 +50,14 @@ def headed_figure(
     return figure, list(blocks[1:])
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG atomically."""
+def save(figure: Figure, path: Path) -> np.ndarray:
+    """Writes a PNG atomically, and returns it: (H, W, 3) uint8."""
+    from PIL import Image
+
+    image = pixels(figure)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
+        Image.fromarray(image).save(temporary, format="png", optimize=True)
+    return image
 
 
 def show_image(axis: Any, image: np.ndarray | None, colour: str = LINE, caption: str = "") -> None:
