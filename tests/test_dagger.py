@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from par_agent.cli import main
+from par_agent.data.demos import make_demos
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.evaluation.dagger import DaggerRequest, TakingOver, comes_to
 from par_agent.evaluation.policies import PolicySource
 from par_agent.simulation.environment import TaskEnvironment, open_environment
-from par_agent.simulation.planning import solve
+from par_agent.simulation.planning import part_folder, solve
 from par_agent.tasks import get_task
+from par_agent.utils.files import write_json
 from recordings import require_renderer, run_in_this_process
 
 SEED = 2_000_000
@@ -98,6 +100,17 @@ def test_corrections_begin_where_the_policy_had_come_to_and_succeed(
     assert about["source_type"] == "dagger" and about["request"]["moments"] == ["random"]
     assert main([*command, "--max-steps", "150"]) == 2
     assert "was made with" in capsys.readouterr().err
+
+
+def test_parts_of_one_policy_are_not_taken_for_those_of_another(tmp_path: Path) -> None:
+    require_renderer()
+    blind = PolicySource("harness_policies:BlindPolicy")
+    request = DaggerRequest("PushCube", policy=blind)
+    parts = request.path(tmp_path).parent / ".parts"
+    part_folder(parts, SEED).mkdir(parents=True)
+    write_json(parts / "request.json", request.record())
+    with pytest.raises(UserError, match=r"was begun with other settings \(moments: .*choose another --out"):
+        make_demos(DaggerRequest("PushCube", policy=blind, moments=("stall",)), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from par_agent.jobs import Prepare, open_runner
 from par_agent.simulation import planning
 from par_agent.tasks import PROTOCOL_SEED, resolve_task
 from par_agent.utils.checked import Checked, Count, Seed
-from par_agent.utils.files import atomic_path, only_process, read_object, write_json, writing
+from par_agent.utils.files import atomic_path, claimed_folder, only_process, read_object, write_json, writing
 from par_agent.utils.hdf5 import HDF5Reader, file_image, open_in_memory
 from par_agent.utils.interrupts import Interrupts, deferred_interrupts
 
@@ -99,6 +99,12 @@ def make_demos(
         deferred_interrupts() as interrupts,
         writing(target.parent),
         only_process(parts / "lock", f"makes demonstrations in {target.parent}", within=target.parent),
+        claimed_folder(
+            parts / "request.json",
+            request.record(),
+            begun=lambda: bool(planning.finished_parts(parts)),
+            free=("num", "first_seed", "max_steps"),  # parts are made per seed, and whole
+        ),
     ):
         planning.remove_unfinished(parts)
         if not _is_complete(target, request):
