@@ -16,9 +16,10 @@ from par_agent.data.demos import make_demos
 from par_agent.data.trajectory import TrajectoryFile
 from par_agent.errors import UserError
 from par_agent.evaluation.dagger import DaggerRequest, TakingOver, comes_to
+from par_agent.evaluation.initial_states import make_states
 from par_agent.evaluation.policies import PolicySource
 from par_agent.simulation.environment import TaskEnvironment, open_environment
-from par_agent.simulation.planning import part_folder, solve
+from par_agent.simulation.planning import part_folder, record_part, solve
 from par_agent.tasks import get_task
 from par_agent.utils.files import write_json
 from recordings import require_renderer, run_in_this_process
@@ -70,12 +71,13 @@ def planned() -> list[torch.Tensor]:
 
 def test_a_missed_grasp_is_an_error_and_a_grasp_is_left_alone(planned: list[torch.Tensor]) -> None:
     env = TaskEnvironment(get_task("PickCube"), "paper")
+    (state,) = make_states(env.spec, [SEED])
     cube, hand = env.simulation.cube, env.simulation.agent
-    assert comes_to(env, Repeated(planned, open_hand=True), SEED, TakingOver(env, "error", 1))
+    assert comes_to(env, Repeated(planned, open_hand=True), state, TakingOver(env, "error", 1))
     assert (cube.pose.p - hand.tcp_pos).norm() > 0.05 and float(cube.pose.p[0, 2]) < 0.03
-    assert comes_to(env, Repeated(planned, open_hand=True), SEED, TakingOver(env, "stall", 1))  # above the goal
+    assert comes_to(env, Repeated(planned, open_hand=True), state, TakingOver(env, "stall", 1))  # above the goal
     holding = len(planned) - 1
-    assert not comes_to(env, Repeated(planned, open_hand=False), SEED, TakingOver(env, "random", holding))
+    assert not comes_to(env, Repeated(planned, open_hand=False), state, TakingOver(env, "random", holding))
     env.close()
 
 
@@ -111,6 +113,11 @@ def test_parts_of_one_policy_are_not_taken_for_those_of_another(tmp_path: Path) 
     write_json(parts / "request.json", request.record())
     with pytest.raises(UserError, match=r"was begun with other settings \(moments: .*choose another --out"):
         make_demos(DaggerRequest("PushCube", policy=blind, moments=("stall",)), tmp_path)
+
+
+def test_a_part_that_is_there_is_not_made_again(tmp_path: Path) -> None:
+    part_folder(tmp_path, SEED).mkdir()
+    assert list(record_part(SEED, tmp_path, lambda: pytest.fail("begun"), ("", ""))) == [part_folder(tmp_path, SEED)]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "dagger:DaggerConfig",
         "make corrections of a policy with ManiSkill's motion planner",
         True,
-        "--policy runs/pick --task PickCube --num 100",
+        "--policy runs/pick/policy --task PickCube --num 100",
     ),
     "render": Subcommand(
         "render:RenderConfig",

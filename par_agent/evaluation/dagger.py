@@ -29,7 +29,7 @@ from par_agent.utils.checked import Seed
 if TYPE_CHECKING:
     import torch
 
-    from par_agent.simulation.environment import StepResult, TaskEnvironment
+    from par_agent.simulation.environment import InitialState, StepResult, TaskEnvironment
 
 Moment = Literal["error", "stall", "random"]
 """When the planner takes over. error: a stage is lost (the hand leaves the object that it had reached, or drops it).
@@ -50,9 +50,13 @@ class DaggerRequest(DemoRequest):
     """Which corrections to make. Equal requests give equal files, on one machine."""
 
     first_seed: Seed = 2_000_000
+    """Environment seed of the first rollout."""
     policy: PolicySource
+    """The policy that is corrected."""
     track: Track = "paper"
+    """What it observes."""
     moments: tuple[Moment, ...] = MOMENTS
+    """When the planner takes over; every rollout draws one of them from its seed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,8 +69,13 @@ class DaggerRequest(DemoRequest):
         return Path(out) / self.env_id / SOURCE[0] / FILE_NAME
 
     def record(self) -> dict[str, Any]:
-        about = {"policy": self.policy.reference, "policy_hash": self.policy.fingerprint()}
-        return {**super().record(), **about, "track": self.track, "moments": list(self.moments)}
+        return {
+            **super().record(),
+            "policy": self.policy.reference,
+            "policy_hash": self.policy.fingerprint(),
+            "track": self.track,
+            "moments": list(self.moments),
+        }
 
     def maker(self) -> tuple[Prepare, Any]:
         return correction_maker, self
@@ -77,15 +86,20 @@ def correction_maker(request: DaggerRequest, parts: Path) -> DoJob:
     spec = resolve_task(request.task)
 
     def make(first: int) -> Iterator[int | Path]:
-        env, policy = request.policy.open(spec, request.track)
+        def begin() -> tuple[Any, planning.Attempt]:
+            states = make_states(spec, range(first, first + planning.SEEDS_PER_PART))
+            env, policy = request.policy.open(spec, request.track)
 
-        def attempt(recorder: Any, seed: int) -> int | None:
-            generator = np.random.default_rng(seed)
-            moment = request.moments[int(generator.integers(len(request.moments)))]
-            taking_over = TakingOver(env, moment, int(generator.integers(1, LATEST)))
-            return correct(recorder, spec.env_id, seed) if comes_to(env, policy, seed, taking_over) else None
+            def attempt(recorder: Any, seed: int) -> int | None:
+                generator = np.random.default_rng(seed)
+                moment = request.moments[int(generator.integers(len(request.moments)))]
+                taking_over = TakingOver(env, moment, int(generator.integers(1, LATEST)))
+                came = comes_to(env, policy, states[seed - first], taking_over)
+                return correct(recorder, spec.env_id, seed) if came else None
 
-        yield from planning.record_part(first, parts, lambda: planning.as_it_is(env.simulation), attempt, SOURCE)
+            return planning.as_it_is(env.simulation), attempt
+
+        return planning.record_part(first, parts, begin, SOURCE)
 
     return make
 
@@ -138,10 +152,10 @@ class TakingOver(RolloutObserver):
         return lost and not bool(holds["placed"])
 
 
-def comes_to(env: TaskEnvironment, policy: Any, seed: int, taking_over: TakingOver) -> bool:
-    """Rolls a policy out from a seed; whether it came to the moment, or failed with an empty hand at its step limit."""
+def comes_to(env: TaskEnvironment, policy: Any, state: InitialState, taking_over: TakingOver) -> bool:
+    """Rolls a policy out; whether it came to the moment, or failed with an empty hand at its step limit."""
     try:
-        for _, record in roll_out(env, policy, make_states(env.spec, [seed]), seed, observers=[taking_over]):
+        for _, record in roll_out(env, policy, [state], state.env_seed, observers=[taking_over]):
             return not record["success_once"] and not taking_over.holds_object
     except _Now:
         return True

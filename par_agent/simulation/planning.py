@@ -29,6 +29,9 @@ ARMS = ("panda", "so100")
 """ManiSkill's motion planners."""
 SOURCE = ("motionplanning", "official motion planning solution from ManiSkill contributors")
 """How ManiSkill's own files name where their actions come from."""
+Attempt = Callable[[Any, int], int | None]
+"""Resets the environment that records and acts in it for one seed; gives the control steps of a success, and None for
+what is not kept. One that resets nothing leaves nothing to keep."""
 
 
 def part_folder(parts: Path, first: int) -> Path:
@@ -82,20 +85,17 @@ def part_maker(task: str, parts: Path) -> DoJob:
 def make_part(env_id: str, first: int, parts: Path) -> Iterator[int | Path]:
     """Lets the planner solve seeds `first .. first + SEEDS_PER_PART - 1`; see :func:`record_part`."""
 
-    def open_env() -> Any:
-        return open_environment(
+    def begin() -> tuple[Any, Attempt]:
+        env = open_environment(
             env_id, obs_mode="none", control_mode="pd_joint_pos", render_mode="rgb_array", sim_backend="physx_cpu"
         )
+        return env, lambda recorder, seed: solve(recorder, env_id, seed)
 
-    return record_part(first, parts, open_env, lambda env, seed: solve(env, env_id, seed), SOURCE)
+    return record_part(first, parts, begin, SOURCE)
 
 
 def record_part(
-    first: int,
-    parts: Path,
-    open_env: Callable[[], Any],
-    attempt: Callable[[Any, int], int | None],
-    source: tuple[str, str],
+    first: int, parts: Path, begin: Callable[[], tuple[Any, Attempt]], source: tuple[str, str]
 ) -> Iterator[int | Path]:
     """Attempts seeds `first .. first + SEEDS_PER_PART - 1` and stores the successes as one part.
 
@@ -105,9 +105,7 @@ def record_part(
     Args:
         first: first seed.
         parts: folder of the parts.
-        open_env: makes the environment.
-        attempt: resets the environment that records and acts in it for one seed; gives the control steps of a success,
-            and None for what is not kept. An attempt that resets nothing leaves nothing to keep.
+        begin: makes the environment and gives it with what attempts a seed; not called for a part that is there.
         source: where the actions come from, in a word and in a sentence, for ManiSkill's JSON.
 
     Yields:
@@ -122,7 +120,7 @@ def record_part(
     unfinished = parts / f"{UNFINISHED}{first:08d}"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        env = open_env()
+        env, attempt = begin()
     except RuntimeError as error:
         raise UserError(f"ManiSkill cannot start here ({error}); `par-agent doctor` names what is missing") from error
     recorder = RecordEpisode(
@@ -162,9 +160,7 @@ def check_planner() -> None:
 def find_solution(env_id: str) -> Callable[..., Any]:
     """ManiSkill's motion-planned solution of a task, for the arm that the environment has unless told otherwise."""
     check_planner()
-    known: dict[str, Callable[..., Any]] = {}
-    for arm in ARMS:
-        known |= importlib.import_module(f"mani_skill.examples.motionplanning.{arm}.run").MP_SOLUTIONS
+    known = _solutions(ARMS)
     if env_id not in known:
         raise UserError(
             f"ManiSkill has no motion planner for {env_id}; it has them for {', '.join(sorted(known))}. The module of "
@@ -174,10 +170,18 @@ def find_solution(env_id: str) -> Callable[..., Any]:
     return known[env_id]
 
 
+def _solutions(arms: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
+    """ManiSkill's solutions for some of :data:`ARMS`, by environment."""
+    known: dict[str, Callable[..., Any]] = {}
+    for arm in arms:
+        known |= importlib.import_module(f"mani_skill.examples.motionplanning.{arm}.run").MP_SOLUTIONS
+    return known
+
+
 def check_panda(env_id: str) -> None:
     """Raises UserError for a task that ManiSkill's planner does not solve with a Panda's hand."""
     find_solution(env_id)
-    known = importlib.import_module("mani_skill.examples.motionplanning.panda.run").MP_SOLUTIONS
+    known = _solutions(("panda",))
     if env_id not in known:
         raise UserError(f"ManiSkill plans {env_id} for another robot; corrections need a Panda: {', '.join(known)}")
 
