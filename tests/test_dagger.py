@@ -115,6 +115,11 @@ def test_parts_of_one_policy_are_not_taken_for_those_of_another(tmp_path: Path) 
         make_demos(DaggerRequest("PushCube", policy=blind, moments=("stall",)), tmp_path)
 
 
+def test_other_options_of_a_policy_make_other_corrections() -> None:
+    requests = [DaggerRequest("PushCube", policy=PolicySource("par-mini", {"context": n})).record() for n in (1, 3)]
+    assert requests[0] != requests[1]
+
+
 def test_a_part_that_is_there_is_not_made_again(tmp_path: Path) -> None:
     part_folder(tmp_path, SEED).mkdir()
     assert list(record_part(SEED, tmp_path, lambda: pytest.fail("begun"), ("", ""))) == [part_folder(tmp_path, SEED)]

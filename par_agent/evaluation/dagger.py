@@ -73,6 +73,7 @@ class DaggerRequest(DemoRequest):
             **super().record(),
             "policy": self.policy.reference,
             "policy_hash": self.policy.fingerprint(),
+            "policy_options": self.policy.deciding_options,
             "track": self.track,
             "moments": list(self.moments),
         }
