@@ -282,7 +282,7 @@ def test_a_policy_with_another_action_size_is_refused_before_anything_is_written
         ({"state_seed": PROTOCOL_SEED - 3, "states": 4}, "reserved for the protocol"),
         ({"state_seed": -1}, "state_seed is -1; it must be at least 0"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
-        ({"policy": "no-such-checkpoint"}, "neither a checkpoint folder nor bundled"),
+        ({"policy": "no-such-checkpoint"}, "and not a name on the Hub"),
         ({"policy": "no_such_module:Policy"}, "cannot import 'no_such_module'"),
         ({"policy": "harness_policies:NoSuchPolicy"}, "has no 'NoSuchPolicy'"),
     ],

@@ -14,7 +14,7 @@ import yaml
 
 from hub_server import TOKEN, Hub, serving
 from par_agent.errors import UserError
-from par_agent.policy.hub import pretrained_folder
+from par_agent.utils.checkpoint_folders import checkpoint_folder
 from tiny import tiny_checkpoint
 
 ROUND_TRIP = """
@@ -43,12 +43,37 @@ for revision in (None, "v2"):
 FETCH = """
 import sys
 from par_agent.errors import UserError
-from par_agent.policy.hub import pretrained_folder
+from par_agent.utils.checkpoint_folders import checkpoint_folder
 for name in sys.argv[1:]:
     try:
-        print("found", pretrained_folder(*name.split("@")))
+        print("found", checkpoint_folder(name))
     except UserError as error:
         print("error", str(error).replace(chr(10), " "))
+"""
+COMMANDS = """
+import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+
+from par_agent.cli import main
+from par_agent.cli.benchmark import BenchmarkConfig, run_config
+from par_agent.cli.render import RenderConfig
+from par_agent.training.config import FinetuneConfig
+from par_agent.training.start import load_start
+
+out, name = Path(sys.argv[1]), "lab/cube-policy@v2"
+own = {"policy": "par_agent.baselines.policy:BaselinePolicy", "policy_checkpoint": Path(name)}
+for options in ({"policy": name}, own):
+    policy = run_config(BenchmarkConfig(**options)).policy
+    assert len(policy.fingerprint()) > 8
+    print(policy.folder)
+assert RenderConfig(out=out, random_motion="PushCube", like=name).spec().cameras == ("render_camera",)
+config = FinetuneConfig(out=out, init=Path(name))
+assert config.steps == 1000 and load_start(config).transforms is not None
+print(config.init_folder)
+assert main(["info", name]) == 0
+with redirect_stderr(sys.stdout):
+    assert main(["info", "lab/cube-policy@v3"]) == 2
 """
 
 
@@ -108,6 +133,14 @@ def test_what_is_in_the_cache_is_used_without_the_hub(hub: Hub, tmp_path: Path) 
     assert "HF_HUB_OFFLINE is set" in offline and str(tmp_path) in offline
 
 
+def test_commands_take_names_of_the_hub_wherever_they_take_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
+    commit = hub.branches["lab/cube-policy"]["v2"]
+    *found, missing = run(COMMANDS, hub.address, tmp_path, str(tmp_path))
+    assert [Path(folder).name for folder in found[:3]] == [commit] * 3
+    assert found[3].startswith("checkpoint ") and commit in found[3]
+    assert "no checkpoint 'lab/cube-policy@v3': neither a folder" in missing and "no revision 'v3' of it" in missing
+
+
 def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     with serving() as gone:
         address = gone.address
@@ -116,26 +149,29 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
 
 
 def test_a_wrong_name_says_what_was_looked_for_and_where(hub: Hub, tmp_path: Path) -> None:
-    names = ("lab/no-such-policy", "lab/cube-policy@v3", "par-mimi", "par-mini@v2")
-    missing, revision, plain, bundled = run(FETCH, hub.address, tmp_path, *names)
+    names = ("lab/no-such-policy", "lab/cube-policy@v3", "par-mimi")
+    missing, revision, plain = run(FETCH, hub.address, tmp_path, *names)
     assert f"no checkpoint 'lab/no-such-policy': neither a folder ({Path.cwd()}/lab/no-such-policy)" in missing
     assert f"bundled: par-mini, par-mini-native), and on the Hub ({hub.address}) there is none of that name" in missing
     assert "there is no revision 'v3' of it" in revision
-    assert "not a name on the Hub, which would be ORGANISATION/NAME" in plain
-    assert "revision is 'v2', but 'par-mini' is a folder of this machine" in bundled
+    assert "not a name on the Hub, which would be ORGANISATION/NAME[@REVISION]" in plain
+    with pytest.raises(UserError, match="revision is 'v2', but 'par-mini' is a folder of this machine"):
+        checkpoint_folder("par-mini", "v2")
+    with pytest.raises(UserError, match="revision is 'v2', but the name 'lab/cube-policy@v1' gives one too"):
+        checkpoint_folder("lab/cube-policy@v1", "v2")
 
 
 def test_a_folder_of_the_name_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_checkpoint().save(tmp_path / "lab" / "cube-policy")
-    assert pretrained_folder("lab/cube-policy") == Path("lab/cube-policy")
+    assert checkpoint_folder("lab/cube-policy") == Path("lab/cube-policy")
     with pytest.raises(UserError, match="folder of this machine"):
-        pretrained_folder("lab/cube-policy", "v2")
+        checkpoint_folder("lab/cube-policy", "v2")
 
 
 @pytest.mark.parametrize("name", ["par-mini", "par-mini-native"])
 def test_bundled_checkpoints_have_the_metadata_of_the_hub(name: str) -> None:
-    _, head, text = (pretrained_folder(name) / "README.md").read_text().split("---\n", 2)
+    _, head, text = (checkpoint_folder(name) / "README.md").read_text().split("---\n", 2)
     card = yaml.safe_load(head)
     assert card["pipeline_tag"] == "robotics" and card["library_name"] == "par_agent"
     assert card["license"] == "apache-2.0" and card["metrics"] == ["success_rate"]

@@ -287,7 +287,7 @@ REFUSED = [
     ("visualize gallery", "--states 0 0 99", "states is .*99"),
     ("play", "--policy nope", "no checkpoint 'nope'|needs gradio"),
     ("play", "--host nope.invalid", "cannot listen on nope.invalid|needs gradio"),
-    ("info", "nope", "no model 'nope'"),
+    ("info", "nope", "no checkpoint 'nope'"),
     ("check-nova", "--io nowhere", "nowhere"),
     ("import-nova", "nowhere", "nowhere"),
     ("recipe", "nope", "unknown recipe 'nope'"),

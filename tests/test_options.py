@@ -27,7 +27,7 @@ def test_the_file_that_a_run_writes_gives_the_same_options_again(tmp_path: Path)
     config = FinetuneConfig(
         out=tmp_path,
         data=(Path("a b"), Path("c")),
-        init=Path("i"),
+        init=Path("par-mini"),
         train="lora",
         learning_rate=1e-5,
         dataset=DatasetConfig(weights=(0.25, 0.75)),
@@ -101,9 +101,9 @@ def test_help_shows_the_most_important_options_first_and_the_others_in_groups(
         ({"clip": 0.0}, "clip is 0.0; it must be above 0"),
         ({"weights": (1.0, 0.0)}, r"weights is \(1.0, 0.0\); each must be above 0"),
         ({"train": "lora"}, "--train lora keeps weights as they are: .* --init FOLDER"),
-        ({"train": "lora", "init": Path("i"), "lora_rank": 0}, "lora_rank is 0; it must be at least 1"),
-        ({"train": "lora", "init": Path("i"), "lora_targets": ()}, "lora_targets is empty"),
-        ({"init": Path("i"), "vae": Path("v")}, "i brings its own frame encoder: leave --vae out"),
+        ({"train": "lora", "init": Path("par-mini"), "lora_rank": 0}, "lora_rank is 0; it must be at least 1"),
+        ({"train": "lora", "init": Path("par-mini"), "lora_targets": ()}, "lora_targets is empty"),
+        ({"init": Path("par-mini"), "vae": Path("v")}, "par-mini brings its own frame encoder: leave --vae out"),
     ],
 )
 def test_options_out_of_range_or_at_odds_are_explained(options: dict[str, Any], message: str) -> None:

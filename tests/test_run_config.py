@@ -24,5 +24,5 @@ def test_a_run_of_fewer_steps_is_another_run_and_not_the_protocol() -> None:
 def test_weights_for_a_class_of_ones_own_may_be_bundled() -> None:
     source = PolicySource("module:Class", checkpoint=Path("par-mini"))
     assert source.folder == PolicySource("par-mini").folder
-    with pytest.raises(UserError, match="the policy's checkpoint par-giant does not exist"):
+    with pytest.raises(UserError, match="no checkpoint 'par-giant': neither a folder"):
         _ = PolicySource("module:Class", checkpoint=Path("par-giant")).folder

@@ -12,7 +12,7 @@ from typing import Any
 
 from par_agent.errors import UserError
 from par_agent.evaluation.policies import PolicySource
-from par_agent.utils.checkpoint_folders import BASELINE
+from par_agent.utils.checkpoint_folders import BASELINE, checkpoint_folder
 from par_agent.utils.files import read_object
 from par_agent.vla_eval.client import PREFIX, model_server_source
 
@@ -26,8 +26,8 @@ _POLICY = "par_agent.baselines.policy:BaselinePolicy"
 
 
 def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint: Path | None = None) -> PolicySource:
-    """What ``--policy`` names: a row of the paper's tables, a folder of any checkpoint, ``module:Class``, or a model
-    server as ``vla-eval:ws://HOST:PORT``.
+    """What ``--policy`` names: a row of the paper's tables, any checkpoint, ``module:Class``, or a model server as
+    ``vla-eval:ws://HOST:PORT``.
 
     Args:
         reference: as given.
@@ -40,7 +40,7 @@ def find_policy(reference: str, options: dict[str, Any], device: str, checkpoint
             raise UserError("--policy-checkpoint does not reach a model server; give the checkpoint to the server")
         return model_server_source(reference, options)
     if reference in (*NAMES, *ABLATIONS, "mini") or (reference == "par-mini" and checkpoint is not None):
-        folder = checkpoint or Path("runs") / reference / "policy"
+        folder = Path("runs") / reference / "policy" if checkpoint is None else checkpoint_folder(checkpoint)
         if not folder.is_dir():
             raise UserError(f"no policy {reference!r}: {folder} does not exist; train it with: {_command(reference)}")
         if (found := _entry(folder / BASELINE, "method") or _entry(folder / "config.json", "name")) != reference:

@@ -41,11 +41,12 @@ class PolicyOptions(Checked):
     """Which policy acts, what it is told, and where it runs."""
 
     policy: str | None = None
-    """Name of a bundled checkpoint, checkpoint folder, module:Class, vla-eval:ws://HOST:PORT of a model server, or row
-    of the table of methods: act, bc-t, dp, icrt, rdt, mini, par-noar, par-discrete, par-noimagine. Default: the
-    track's bundled checkpoint, par-mini or par-mini-native."""
+    """Checkpoint folder, name of a bundled checkpoint, org/name[@revision] on the Hugging Face Hub, module:Class,
+    vla-eval:ws://HOST:PORT of a model server, or row of the table of methods: act, bc-t, dp, icrt, rdt, mini, par-noar,
+    par-discrete, par-noimagine. Default: the track's bundled checkpoint, par-mini or par-mini-native."""
     policy_checkpoint: Path | None = None
-    """Weights of a row of the table of methods (default: runs/NAME/policy) or of module:Class."""
+    """Weights of a row of the table of methods (default: runs/NAME/policy) or of module:Class: a
+    folder or a name, as above."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value. Checkpoints take those of PARPolicy.from_pretrained, a class takes its own,
     model servers take those of par_agent.vla_eval.client.ModelServerPolicy and name=... for tables and folders."""

@@ -20,7 +20,8 @@ class DaggerConfig(Checked):
     task: str
     """Task by name, for example PickCube, or module:NAME for a TaskSpec of your own."""
     policy: str | None = None
-    """Checkpoint folder, name of a bundled checkpoint, or module:Class. Default: the track's bundled checkpoint."""
+    """Checkpoint folder, name of a bundled checkpoint, org/name[@revision] on the Hub, or module:Class. Default: the
+    track's bundled checkpoint."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value, as in `par-agent benchmark`."""
     track: Track = "paper"

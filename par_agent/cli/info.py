@@ -26,7 +26,8 @@ class InfoConfig(Checked):
     """Prints the parts and sizes of a preset or a checkpoint."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Preset (mini, par-nova-0.6b, ...), name of a bundled checkpoint, or checkpoint folder."""
+    """Preset (mini, par-nova-0.6b, ...), checkpoint folder, name of a bundled checkpoint, or org/name[@revision] on the
+    Hugging Face Hub."""
 
 
 def main(config: InfoConfig) -> int:
@@ -36,7 +37,7 @@ def main(config: InfoConfig) -> int:
 
 
 def describe(name_or_folder: str) -> tuple[PARConfig, dict[str, Any], str, str]:
-    """Looks a preset or a checkpoint up; a folder comes before a bundled checkpoint, and that before a preset.
+    """Looks a preset or a checkpoint up; a checkpoint of this machine comes before a preset, and that before the Hub.
 
     Returns:
         The model's configuration, that of its frame encoder, the kind of its text encoder, and how it was trained.
@@ -44,18 +45,17 @@ def describe(name_or_folder: str) -> tuple[PARConfig, dict[str, Any], str, str]:
     from par_agent.modeling.config import PARConfig
     from par_agent.modeling.presets import PRESETS
     from par_agent.policy.checkpoint import ENCODER, read_policy
-    from par_agent.utils.checkpoint_folders import bundled_checkpoints, find_checkpoint
+    from par_agent.utils.checkpoint_folders import checkpoint_folder, find_checkpoint
 
-    if (folder := find_checkpoint(name_or_folder)) is not None:
-        policy = read_policy(folder)
-        encoder, state = read_object(folder / ENCODER / "config.json"), f"checkpoint {folder}: {_training(policy)}"
-        return PARConfig.read(folder), encoder, policy["text_encoder"], state
-    if (found := PRESETS.get(name_or_folder)) is not None:
+    if find_checkpoint(name_or_folder) is None and (found := PRESETS.get(name_or_folder)) is not None:
         return found.model, {"_class_name": found.frame_encoder}, found.text_encoder, f"preset {name_or_folder}"
-    raise UserError(
-        f"no model {name_or_folder!r}; presets: {', '.join(PRESETS)}; bundled checkpoints: "
-        f"{', '.join(bundled_checkpoints())}; or give a checkpoint's folder"
-    )
+    try:
+        folder = checkpoint_folder(name_or_folder)
+    except UserError as error:
+        raise UserError(f"{error}; nor is it a preset: {', '.join(PRESETS)}") from None
+    policy = read_policy(folder)
+    encoder, state = read_object(folder / ENCODER / "config.json"), f"checkpoint {folder}: {_training(policy)}"
+    return PARConfig.read(folder), encoder, policy["text_encoder"], state
 
 
 def report(config: PARConfig, encoder: dict[str, Any], text_encoder: str, state: str) -> str:

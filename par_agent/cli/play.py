@@ -18,7 +18,7 @@ class PlayConfig(Checked):
     state: NonNegative = 0
     """Number of the protocol's initial state."""
     policy: str = "par-mini"
-    """A bundled checkpoint's name or a checkpoint folder."""
+    """Checkpoint folder, name of a bundled checkpoint, or org/name[@revision] on the Hub."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value."""
     device: str = "cpu"

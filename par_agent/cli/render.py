@@ -67,8 +67,8 @@ class RenderConfig(Checked):
     """Entries of ManiSkill's obs["extra"] that the policy reads besides the joint positions, for example goal_pos;
     entries that the task lacks are skipped. Entries about contacts (is_grasped) are correct in recorded images only."""
     like: str | None = None
-    """Checkpoint, a folder or a bundled one's name, whose camera, crop, size, extra observations and chunk length are
-    taken; those that are given beside it come first."""
+    """Checkpoint, a folder, a bundled one's name or org/name[@revision] on the Hub, whose camera, crop, size, extra
+    observations and chunk length are taken; those that are given beside it come first."""
     stride: Length = 8
     """Control steps between stored frames: the chunk length, or a divisor of it for more starting points."""
     phase: NonNegative = 0

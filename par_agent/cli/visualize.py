@@ -25,7 +25,8 @@ class VisualizedRollout(Checked):
     seed: Seed = 0
     """Policy seed; the rollout equals the benchmark's with this state and seed."""
     policy: str | None = None
-    """A bundled checkpoint's name or a checkpoint folder. Default: the track's bundled checkpoint."""
+    """Checkpoint folder, name of a bundled checkpoint, or org/name[@revision] on the Hub. Default: the track's bundled
+    checkpoint."""
     policy_kwargs: tuple[str, ...] = ()
     """Options of the policy as key=value."""
     track: Literal["paper", "native"] = "paper"

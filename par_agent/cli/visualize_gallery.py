@@ -18,7 +18,7 @@ class GalleryConfig(Checked):
     """Draws predicted against executed frames of three tasks, still and moving, an attention figure and a failure."""
 
     policy: str = "par-mini"
-    """A bundled checkpoint's name or a checkpoint folder."""
+    """Checkpoint folder, name of a bundled checkpoint, or org/name[@revision] on the Hub."""
     states: tuple[State, State, State] = (0, 0, 0)
     """Initial states of PushCube, PickCube and StackCube to show."""
     every: Count = 2

@@ -15,7 +15,6 @@ from par_agent.simulation.randomization import randomized
 from par_agent.simulation.variations import get_variation
 from par_agent.tasks import PROTOCOL_SEED, TaskSpec, find_task
 from par_agent.utils.checked import Checked, Count, MayBeEmpty, NonNegative, Pixels, Seed
-from par_agent.utils.checkpoint_folders import checkpoint_folder
 from par_agent.utils.files import naming
 from par_agent.utils.json_fields import build
 
@@ -121,10 +120,10 @@ def wordings(instructions: tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def read_by(checkpoint: str) -> dict[str, Any]:
-    """The fields of a spec whose frames a policy checkpoint, a bundled one's name or a folder, reads."""
+    """The fields of a spec whose frames a policy checkpoint, a folder or a name, reads."""
     from par_agent.policy.checkpoint import Checkpoint
 
-    loaded = Checkpoint.load(checkpoint_folder(checkpoint))
+    loaded = Checkpoint.load(checkpoint)
     if (seen := loaded.transforms) is None:
         raise UserError(f"{checkpoint} cannot act yet and has no camera: give --crop and --size in place of --like")
     return {

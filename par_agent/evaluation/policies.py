@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from par_agent.errors import UserError
 from par_agent.policy.interface import Policy, check_policy
 from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec
-from par_agent.utils.checkpoint_folders import TRAINING_FILES, checkpoint_folder, find_checkpoint, weight_files
+from par_agent.utils.checkpoint_folders import TRAINING_FILES, checkpoint_folder, weight_files
 from par_agent.utils.files import read_object
 from par_agent.utils.hashes import hash_files
 from par_agent.utils.json_fields import parse_options
@@ -27,13 +27,14 @@ class PolicySource:
     """Where policies come from: enough to build one in any worker process, and to tell two of them apart."""
 
     reference: str
-    """A bundled checkpoint's name, a checkpoint folder or ``module:Class``, as the user gave it."""
+    """A bundled checkpoint's name, a checkpoint folder, ``org/name[@revision]`` on the Hub or ``module:Class``, as the
+    user gave it."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the class or for ``PARPolicy.from_pretrained``."""
     device: str = "cpu"
     """Device that checkpoints are loaded on."""
     checkpoint: Path | None = None
-    """Weights for a class that has a parameter ``checkpoint``: a folder or a bundled checkpoint's name."""
+    """Weights for a class that has a parameter ``checkpoint``: a folder or a name, as above."""
     name: str | None = None
     """Short name for tables and folders; None: the class's or folder's name; for RUN/policy, the name RUN."""
     neutral_options: tuple[str, ...] = ()
@@ -136,16 +137,15 @@ class PolicySource:
             code = sorted(source.parent.glob("*.py")) if "." in cls.__module__ else [source]
         return hash_files(code + ([] if self.folder is None else weight_files(self.folder)))
 
-    @property
+    @cached_property
     def folder(self) -> Path | None:
-        """Where the weights are, None for a class without; raises UserError where they do not exist."""
+        """Where the weights are, None for a class without; raises UserError where they do not exist.
+
+        What is on the Hub is looked up once, so that worker processes get the same commit.
+        """
         if ":" not in self.reference:
             try:
                 return checkpoint_folder(self.reference)
             except UserError as error:
                 raise UserError(f"{error}; a class of your own is given as module:Class") from None
-        if self.checkpoint is None:
-            return None
-        if (found := find_checkpoint(self.checkpoint)) is None:
-            raise UserError(f"the policy's checkpoint {self.checkpoint} does not exist")
-        return found
+        return None if self.checkpoint is None else checkpoint_folder(self.checkpoint)

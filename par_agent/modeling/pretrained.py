@@ -27,7 +27,8 @@ class Pretrained(nn.Module):
         """The model of a checkpoint in evaluation mode, float32, on the CPU.
 
         Args:
-            name_or_folder: name of a bundled checkpoint, such as ``"par-mini"``, or a folder.
+            name_or_folder: name of a bundled checkpoint, such as ``"par-mini"``, a folder, or
+                ``"org/name[@revision]"`` on the Hugging Face Hub.
 
         Raises:
             UserError: there is no such checkpoint, or it is damaged.

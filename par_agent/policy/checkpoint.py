@@ -29,7 +29,7 @@ from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, 
 from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
 from par_agent.policy.transforms import Transforms, pixels
 from par_agent.tasks import find_task
-from par_agent.utils.checkpoint_folders import POLICY
+from par_agent.utils.checkpoint_folders import POLICY, checkpoint_folder
 from par_agent.utils.device import floating_type, usable_device
 from par_agent.utils.files import naming, read_object, write_json
 from par_agent.utils.json_fields import build, check
@@ -90,12 +90,18 @@ class Checkpoint:
     @classmethod
     def load(
         cls,
-        folder: Path | str,
+        name_or_folder: Path | str,
         device: torch.device | str | None = "cpu",
         dtype: torch.dtype | str = torch.float32,
+        revision: str | None = None,
     ) -> Checkpoint:
-        """Reads a folder, with modules in evaluation mode on ``device`` and weights of ``dtype``."""
-        folder, device, dtype = Path(folder), usable_device(device), floating_type(dtype)
+        """Reads a checkpoint, with modules in evaluation mode on ``device`` and weights of ``dtype``.
+
+        ``name_or_folder`` and ``revision`` are those of
+        :func:`~par_agent.utils.checkpoint_folders.checkpoint_folder`.
+        """
+        device, dtype = usable_device(device), floating_type(dtype)
+        folder = checkpoint_folder(name_or_folder, revision)
         content = read_policy(folder)
         model = PARModel.from_pretrained(folder)
         config = model.config

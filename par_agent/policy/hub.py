@@ -1,12 +1,7 @@
-"""Checkpoints on the Hugging Face Hub: how they come from there, how they get there, and the cards that describe them.
-
-`huggingface_hub` does the work and keeps what it fetches in its own cache. Its environment variables hold:
-`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`. Only safetensors, JSON and Markdown are fetched.
-"""
+"""How a policy gets to the Hugging Face Hub, and the card that describes it there."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,65 +11,10 @@ from typing import TYPE_CHECKING, Any
 import par_agent
 from par_agent.errors import UserError
 from par_agent.tasks import get_task
-from par_agent.utils.checkpoint_folders import bundled_checkpoints, find_checkpoint
+from par_agent.utils.checkpoint_folders import LIBRARY
 
 if TYPE_CHECKING:
     from par_agent.policy.par_policy import PARPolicy
-
-FETCHED = ("*.safetensors", "*.json", "*.md")
-LIBRARY = "par_agent"
-
-
-def pretrained_folder(name: str | Path, revision: str | None = None) -> Path:
-    """Folder of a checkpoint: one on this machine, a bundled one, or one of the Hub, ``org/name``, in that order.
-
-    Args:
-        name: folder, bundled name, or name on the Hub.
-        revision: branch, tag or commit on the Hub; None: its ``main``.
-
-    Raises:
-        UserError: there is no such checkpoint; the message says where it was looked for.
-    """
-    if (folder := find_checkpoint(name)) is not None:
-        if revision is not None:
-            raise UserError(f"revision is {revision!r}, but {str(name)!r} is a folder of this machine, {folder}")
-        return folder
-    here = (
-        f"no checkpoint {str(name)!r}: neither a folder ({Path(name).absolute()}) nor bundled (bundled: "
-        f"{', '.join(bundled_checkpoints()) or 'none'})"
-    )
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
-        raise UserError(f"{here}, and not a name on the Hub, which would be ORGANISATION/NAME")
-    return _fetched(str(name), revision, here)
-
-
-def _fetched(name: str, revision: str | None, here: str) -> Path:
-    """The folder of `huggingface_hub`'s cache that a revision of a repository is in; it is brought there if need be."""
-    from huggingface_hub import constants, errors, snapshot_download
-
-    hub = f"{here}, and on the Hub ({constants.ENDPOINT})"
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=list(FETCHED),
-                library_name=LIBRARY,
-                library_version=par_agent.__version__,
-            )
-        )
-    except errors.GatedRepoError as error:
-        raise UserError(f"{hub} only for those whom its authors let in: ask there, then `hf auth login`") from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"{hub} there is no revision {revision!r} of it") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{hub} there is none of that name, or it is private: `hf auth login`") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it cannot be reached"
-        wanted = f"the cache ({constants.HF_HUB_CACHE}) does not hold {revision or 'main'} of it"
-        raise UserError(f"{hub} nothing was looked up, because {reason}, and {wanted}") from error
-    except Exception as error:  # of requests or httpx, as huggingface_hub's version has it
-        raise UserError(f"{hub} it cannot be fetched: {error}") from error
 
 
 @dataclass(frozen=True)

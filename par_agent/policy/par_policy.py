@@ -20,7 +20,7 @@ from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.chunk_policy import ChunkPolicy, one_thread
 from par_agent.policy.episode import EpisodeState, Imagination, Plan, RowNoise
 from par_agent.policy.frames import Frames, next_frames
-from par_agent.policy.hub import CardFacts, pretrained_folder, push
+from par_agent.policy.hub import CardFacts, push
 from par_agent.policy.instructions import Instructions, Task, listed
 from par_agent.utils.device import floating_type, usable_device, use_tf32
 
@@ -116,7 +116,8 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
 
         Args:
             name_or_folder: ``"par-mini"``, a folder made by ``par-agent finetune`` or :meth:`save_pretrained`, or
-                ``"org/name"`` on the Hub, kept in its cache and read from there when it cannot be reached.
+                ``"org/name"`` or ``"org/name@revision"`` on the Hub, kept in its cache and read from there when it
+                cannot be reached.
             instruction, task: what to do; see the class.
             device: ``"cpu"``, ``"cuda"``, …; None: torch's default device.
             dtype: what the model computes in; ``"float16"`` or ``"bfloat16"`` take half the memory, and on a GPU far
@@ -131,7 +132,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         if dtype == "tf32":
             use_tf32(True)
             dtype = "float32"
-        checkpoint = Checkpoint.load(pretrained_folder(name_or_folder, revision), device, dtype)
+        checkpoint = Checkpoint.load(name_or_folder, device, dtype, revision)
         return cls(checkpoint, instruction, task=task, seed=seed, **inference)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import textwrap
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from par_agent.errors import UserError
+from par_agent.errors import UserError, user_errors
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.presets import preset
 from par_agent.tasks import TASKS
@@ -33,7 +34,7 @@ from par_agent.utils.checked import (
     option_hints,
     option_values,
 )
-from par_agent.utils.checkpoint_folders import POLICY, checkpoint_folder, find_checkpoint
+from par_agent.utils.checkpoint_folders import POLICY, checkpoint_folder
 from par_agent.utils.device import computes_bfloat16, usable_device
 from par_agent.utils.files import claimed_folder, only_process, read_object
 
@@ -276,8 +277,8 @@ class FinetuneConfig(TrainingConfig):
     settings_file = "finetune.json"
 
     init: Path | None = None
-    """Policy checkpoint to start from, a folder or a bundled one's name; its transforms and frame encoder are kept.
-    Default: from scratch."""
+    """Policy checkpoint to start from, a folder, a bundled one's name or org/name[@revision] on the Hub; its transforms
+    and frame encoder are kept. Default: from scratch."""
     preset: str = "mini"
     """Preset of a model trained from scratch: mini, par-noar, par-discrete, par-noimagine or par-nova-0.6b."""
     modality: Literal["video+action", "video"] = "video+action"
@@ -309,11 +310,12 @@ class FinetuneConfig(TrainingConfig):
         if self.evaluation.rollout_every:
             raise UserError("--rollout-every needs a policy that acts; --modality video trains none")
 
-    @property
+    @functools.cached_property
     def init_folder(self) -> Path:
         """Folder of the checkpoint that ``init`` names."""
         assert self.init is not None
-        return checkpoint_folder(self.init)
+        with user_errors("init: "):
+            return checkpoint_folder(self.init)
 
     def model_defaults(self) -> dict[str, Any]:
         """Those of the model that the run starts from; one that cannot be read is refused when the run begins."""
@@ -329,10 +331,9 @@ class FinetuneConfig(TrainingConfig):
 
     def _known_transforms(self) -> dict[str, Any] | None:
         """The transforms of a checkpoint that acts already."""
-        folder = None if self.init is None else find_checkpoint(self.init)
-        if folder is None or not (folder / POLICY).is_file():
+        if self.init is None or not (path := self.init_folder / POLICY).is_file():
             return None
-        transforms = read_object(folder / POLICY).get("transforms")
+        transforms = read_object(path).get("transforms")
         return transforms if isinstance(transforms, dict) else None
 
     def _model(self) -> PARConfig | None:
@@ -340,8 +341,7 @@ class FinetuneConfig(TrainingConfig):
         model = preset(self.preset)  # a wrong name is refused also where it is not used
         if self.init is None:
             return model
-        folder = find_checkpoint(self.init)
-        return None if folder is None or not (folder / "config.json").is_file() else PARConfig.read(folder)
+        return PARConfig.read(self.init_folder) if (self.init_folder / "config.json").is_file() else None
 
     @property
     def has_actions(self) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 from par_agent.cli.entry import run_command
 from par_agent.evaluation.policies import PolicySource
 from par_agent.policy.par_policy import PARPolicy
-from par_agent.utils.checkpoint_folders import checkpoint_folder
 from par_agent.vla_eval import MISSING
 from par_agent.vla_eval.messages import action_interface, episode_seed, from_message, observation_interface
 
@@ -35,7 +34,7 @@ class PARModelServer(PredictModelServer):
     how often it reads images (``frame_every``): where it plans a chunk.
 
     Args:
-        checkpoint: a bundled checkpoint's name or a folder.
+        checkpoint: a bundled checkpoint's name, a folder, or ``org/name[@revision]`` on the Hugging Face Hub.
         device: where the model runs.
         seed: of episodes that start without one.
         inference: fields of :class:`~par_agent.modeling.config.InferenceConfig` in place of the checkpoint's.
@@ -50,11 +49,11 @@ class PARModelServer(PredictModelServer):
         inference: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        folder = checkpoint_folder(checkpoint)
+        source = PolicySource(checkpoint)
         acts = json.dumps({"device": device, "seed": seed, **(inference or {})}, sort_keys=True)
-        self._description = f"checkpoint {folder.name} {PolicySource(checkpoint).fingerprint()}, {acts}"
+        self._description = f"checkpoint {source.label} {source.fingerprint()}, {acts}"
         self._inference, self._device, self._seed = inference or {}, device, seed
-        first = PARPolicy.from_pretrained(folder, device=device, **self._inference)
+        first = PARPolicy.from_pretrained(str(source.folder), device=device, **self._inference)
         self._checkpoint, self._n_action_steps = first.checkpoint, first.n_action_steps
         self._transforms = first.transforms
         self._seeds: dict[str, int] = {}

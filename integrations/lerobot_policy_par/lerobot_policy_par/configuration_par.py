@@ -8,7 +8,7 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig
 
 from par_agent.modeling.config import PARConfig
-from par_agent.policy.hub import pretrained_folder
+from par_agent.utils.checkpoint_folders import checkpoint_folder
 
 
 @PreTrainedConfig.register_subclass("par")
@@ -37,7 +37,7 @@ class ParConfig(PreTrainedConfig):
 
     def _chunk(self) -> tuple[int, int]:
         """Actions of a chunk, and control steps from a chunk's start that training reads actions of."""
-        action = PARConfig.read(pretrained_folder(self.checkpoint)).action
+        action = PARConfig.read(checkpoint_folder(self.checkpoint)).action
         return action.chunk_length, max(action.chunk_length, *(step + 1 for step in action.foresight), 0)
 
     @property

@@ -19,10 +19,10 @@ from lerobot_policy_par.configuration_par import ParConfig
 from par_agent import PARPolicy
 from par_agent.data.windows import Windows
 from par_agent.errors import UserError
-from par_agent.policy.hub import pretrained_folder
 from par_agent.policy.observations import proprioception
 from par_agent.training.config import LossConfig
 from par_agent.training.objective import Objective
+from par_agent.utils.checkpoint_folders import checkpoint_folder
 
 STATE, ACTION, IMAGES, EXTRA = "observation.state", "action", "observation.images.", "observation.extra."
 FOLDER = "par"
@@ -181,7 +181,7 @@ class ParPolicy(PreTrainedPolicy):
         **kwargs: Any,
     ) -> ParPolicy:
         """A policy that was saved by LeRobot: a folder, or a name on the Hub."""
-        folder = pretrained_folder(pretrained_name_or_path, revision)
+        folder = checkpoint_folder(pretrained_name_or_path, revision)
         config = PreTrainedConfig.from_pretrained(folder) if config is None else config
         config.checkpoint = str(folder / FOLDER)
         return cls(config).eval()
