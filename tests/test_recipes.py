@@ -29,6 +29,9 @@ def test_every_command_of_a_recipe_is_one_of_par_agents(name: str, tmp_path: Pat
     made: list[str] = []
     for words, _ in steps:
         if words[0] != "python":
+            for option, value in zip(words, words[1:], strict=False):
+                if option == "--init" and any(value.startswith(folder) for folder in made):
+                    Path(value).mkdir(parents=True, exist_ok=True)  # it must be there when the options are read
             command, options = find_subcommand(words)
             config = parse(SUBCOMMANDS[command].load()[1], options, command, "")
             for read in (
