@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_every_command_of_a_recipe_is_one_of_par_agents(name: str, tmp_path: Pat
     made: list[str] = []
     for words, _ in steps:
         if words[0] != "python":
-            for option, value in zip(words, words[1:], strict=False):
+            for option, value in pairwise(words):
                 if option == "--init" and any(value.startswith(folder) for folder in made):
                     Path(value).mkdir(parents=True, exist_ok=True)  # it must be there when the options are read
             command, options = find_subcommand(words)
