@@ -8,6 +8,7 @@ import gymnasium as gym
 import pytest
 import torch
 from mani_skill.utils.wrappers import CPUGymWrapper, FlattenRGBDObservationWrapper
+from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
 
 import par_agent.envs
 from par_agent import PARPolicy, make_env
@@ -15,6 +16,7 @@ from par_agent.errors import UserError
 from par_agent.simulation.environment import make_simulation
 from par_agent.tasks import TASKS
 from test_make_env import NATIVE, tiny_policy
+from tiny import task_checkpoint
 
 SMALL = {"sensor_configs": {"shader_pack": "minimal", "width": 128, "height": 128}}
 
@@ -77,6 +79,37 @@ def test_gymnasiums_vector_environments_are_acted_in(track: Any) -> None:
             assert action.shape == (2, 8)
             obs, reward, terminated, truncated, _ = env.step(action)
         assert reward.shape == (2,) and not truncated.any() and not terminated.any()
+    finally:
+        env.close()
+
+
+def test_every_row_of_a_vector_environment_follows_its_own_task() -> None:
+    tasks = ("PushCube", "PickCube")
+    agent = PARPolicy(task_checkpoint())
+    env = gym.vector.SyncVectorEnv([lambda task=task: CPUGymWrapper(make_env(task, agent)) for task in tasks])
+    try:
+        agent.check(env)
+        assert agent.instruction == tuple(TASKS[task].instruction for task in tasks)
+        obs, _ = env.reset(seed=[3, 4])
+        chunk = agent.get_action(obs)
+        assert torch.equal(chunk, PARPolicy(task_checkpoint(), task=tasks).get_action(obs))
+        env.step(chunk[:, 0])
+    finally:
+        env.close()
+
+
+def test_maniskills_own_loop_over_flattened_observations_tells_its_measurements() -> None:
+    policy = tiny_policy(**NATIVE)
+    env = FlattenRGBDObservationWrapper(
+        make_simulation(TASKS["PushCube"], obs_mode="rgb", reconfiguration_freq=1, max_episode_steps=4, **SMALL)
+    )
+    env = ManiSkillVectorEnv(env, ignore_terminations=True, record_metrics=True)
+    try:
+        policy.check(env)
+        obs, _ = env.reset(seed=3)
+        for action in policy.get_action(obs).unbind(1):
+            obs, _, _, truncated, info = env.step(action)
+        assert truncated.all() and {"success_once", "success_at_end", "return"} <= set(info["final_info"]["episode"])
     finally:
         env.close()
 

@@ -85,20 +85,21 @@ class ChunkPolicy(abc.ABC, Generic[State]):
 
         The environment may be wrapped, or be one of Gymnasium's vector environments. Where its observations are
         flattened (``FlattenRGBDObservationWrapper``), the policy learns how. A policy that was given no instruction
-        takes the task's.
+        takes the task's, in a vector environment of several tasks each row its own.
         """
-        task: TaskSpec | None
+        tasks: list[TaskSpec | None]
         if isinstance(target, TaskSpec):
-            task = target
+            tasks = [target]
             check_task(self.transforms, target, track)
         else:
-            task = check_environment(self.transforms, target)
+            tasks = check_environment(self.transforms, target)
             self._layout = flat_layout(target)
-        if task is not None and task.instruction:
-            self.offer_instruction(task.instruction)
+        told = tuple(task.instruction for task in tasks if task is not None and task.instruction)
+        if len(told) == len(tasks):
+            self.offer_instruction(told[0] if len({*told}) == 1 else told)
 
-    def offer_instruction(self, instruction: str) -> None:
-        """Tells what the environment is about; a policy that was given no instruction takes it."""
+    def offer_instruction(self, instruction: str | Sequence[str]) -> None:
+        """Tells what the environment is about, or each row's; a policy that was given no instruction takes it."""
 
     @property
     def needs_frame(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, uint8
 
 from par_agent.errors import UserError
-from par_agent.policy.observations import as_tensor, simulation_of
+from par_agent.policy.observations import as_tensor, simulations_of
 
 CHANNELS = 3
 
@@ -42,7 +42,7 @@ def flat_layout(env: Any) -> FlatLayout | None:
     """How an environment's observations are flattened; None: they are not."""
     if not any(type(wrapper).__name__ == "FlattenRGBDObservationWrapper" for wrapper in _wrappers(env)):
         return None
-    base, state, first = simulation_of(env), dict[str, dict[str, slice]](), 0
+    base, state, first = simulations_of(env)[0], dict[str, dict[str, slice]](), 0
     for group, entries in base._get_obs_state_dict(base.get_info()).items():
         for name, size in _sizes(entries, base.num_envs):
             state.setdefault(group, {}).setdefault(name, slice(first, first + size))

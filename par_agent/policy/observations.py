@@ -39,15 +39,24 @@ def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> 
     _check(transforms, f"task {spec.name}", size, spec.joint_count, spec.action_size, spec.control_mode)
 
 
-def simulation_of(env: Any) -> Any:
-    """ManiSkill's own environment inside of wrappers; the first one of Gymnasium's vector environments."""
+def simulations_of(env: Any) -> list[Any]:
+    """ManiSkill's own environment inside of wrappers; of Gymnasium's vector environments, those of all rows."""
     base = getattr(env, "base_env", env.unwrapped)
-    return simulation_of(base.envs[0]) if getattr(base, "envs", None) else base
+    if inner := getattr(base, "envs", None):
+        return [simulation for one in inner for simulation in simulations_of(one)]
+    return [base]
 
 
-def check_environment(transforms: Transforms, env: Any) -> TaskSpec | None:
-    """Compares a checkpoint's conventions with a ManiSkill environment, wrapped or not; its task, if that is known."""
-    base = simulation_of(env)
+def check_environment(transforms: Transforms, env: Any) -> list[TaskSpec | None]:
+    """Compares a checkpoint's conventions with ManiSkill environments, wrapped or not.
+
+    Returns:
+        The tasks of those that :func:`simulations_of` finds; None for one that is not known.
+    """
+    return [_check_simulation(transforms, base) for base in simulations_of(env)]
+
+
+def _check_simulation(transforms: Transforms, base: Any) -> TaskSpec | None:
     robot = getattr(getattr(base, "agent", None), "robot", None)
     if robot is None:
         raise UserError(

@@ -206,7 +206,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
     def instruction(self, instruction: str | Sequence[str]) -> None:
         self.reset(instruction=instruction)
 
-    def offer_instruction(self, instruction: str) -> None:
+    def offer_instruction(self, instruction: str | Sequence[str]) -> None:
         if self._from_environment and self.instruction != instruction:
             self.reset(instruction=instruction)
             self._from_environment = True
