@@ -192,13 +192,13 @@ def check_track(track: str) -> None:
         raise UserError(f"unknown track {track!r}; known tracks: {', '.join(TRACKS)}")
 
 
-def check_camera(who: str, camera: str, spec: TaskSpec, track: str) -> None:
-    """Compares the camera that ``who`` sees through with those that a task shows on a track."""
-    cameras = spec.cameras(track)
-    if camera not in cameras:
+def check_cameras(who: str, cameras: Sequence[str], spec: TaskSpec, track: str) -> None:
+    """Compares the cameras that ``who`` sees through with those that a task shows on a track."""
+    shown = spec.cameras(track)
+    if not all(camera in shown for camera in cameras):
         raise UserError(
-            f"{who} sees through {camera!r}; task {spec.name} shows {', '.join(cameras) or 'no camera'} on the {track} "
-            "track"
+            f"{who} sees through {', '.join(map(repr, cameras))}; task {spec.name} shows "
+            f"{', '.join(shown) or 'no camera'} on the {track} track"
         )
 
 

@@ -123,7 +123,12 @@ def tiny_checkpoint(camera: str = "render_camera") -> Checkpoint:
 
 
 def tiny_dataset(
-    folder: Path, episodes: int = 6, stride: int = LENGTH, actions: bool = True, alike: bool = False
+    folder: Path,
+    episodes: int = 6,
+    stride: int = LENGTH,
+    actions: bool = True,
+    alike: bool = False,
+    cameras: tuple[str, ...] = ("render_camera",),
 ) -> Path:
     """Writes a rendered dataset of random episodes of 5 to 5 + ``episodes`` control steps, frames of 16x16 pixels.
 
@@ -141,10 +146,11 @@ def tiny_dataset(
         instruction = f"push cube {1 if alike else number % 2}"
         attributes = {"instruction": instruction, "seed": number, "env_id": "PushCube-v1"}
         path = folder / "episodes" / f"episode_{number:06d}.h5"
-        write_episode(path, Episode({"render_camera": frames}, at, positions, chunk, attributes))
+        shown = {camera: np.roll(frames, 5 * place, 2) for place, camera in enumerate(cameras)}
+        write_episode(path, Episode(shown, at, positions, chunk, attributes))
         totals["frames"] += len(at)
         totals["steps"] += steps
-    spec = RenderSpec("PushCube-v1", "demos.h5", episodes, "push cube", crop=(4, 8, 16, 16), stride=stride)
+    spec = RenderSpec("PushCube-v1", "demos.h5", episodes, "push cube", cameras, (4, 8, 16, 16), stride=stride)
     write_json(folder / "spec.json", spec.to_json())
     summary = {"num_episodes": episodes, "num_frames": totals["frames"], "actions": actions}
     summary |= {"extra": {}, "image_sizes": {}}

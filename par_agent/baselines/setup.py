@@ -37,6 +37,8 @@ def prepare(config: BaselineConfig, device: torch.device) -> BaselineSetup:
     encoder = load_frame_encoder(config.vae).to(device)
     datasets = open_datasets(config.folders(), skip_corrupt=config.dataset.skip_corrupt)
     asked = config.sizes()
+    if len(config.cameras) > 1:
+        raise UserError(f"--camera {' '.join(config.cameras)}: a baseline reads one camera")
     indices = [EpisodeIndex(dataset, asked.chunk_length, asked.foresight) for dataset in datasets]
     camera = config.camera
     transforms = fit_transforms(indices, camera, image_size(datasets, camera), config.dataset.demos)

@@ -35,7 +35,7 @@ def next_command(config: FinetuneConfig) -> str:
         return f"par-agent finetune --init {policy} --data DEMONSTRATIONS --out RUN"
     try:
         tasks = tuple(dict.fromkeys(_task_of(folder) for folder in config.folders()))
-        track = _track_of(config.camera, tasks)
+        track = _track_of(config.cameras, tasks)
     except UserError:
         return f'PARPolicy.from_pretrained("{policy}", instruction=...), in Python'
     where = f"--tasks {' '.join(tasks)}{'' if track == 'paper' else f' --track {track}'}"
@@ -49,7 +49,7 @@ def make_rollouts(config: FinetuneConfig) -> Rollouts:
     from par_agent.evaluation.run_config import RunConfig
 
     tasks = tuple(dict.fromkeys(_task_of(folder) for folder in config.folders()))
-    track = _track_of(config.camera, tasks)
+    track = _track_of(config.cameras, tasks)
 
     def rollouts(policy: Path) -> dict[str, float]:
         run = RunConfig(
@@ -78,11 +78,12 @@ def _task_of(folder: Path) -> str:
     return task.name
 
 
-def _track_of(camera: str, tasks: tuple[str, ...]) -> Track:
-    """The track on which policies see this camera."""
+def _track_of(cameras: tuple[str, ...], tasks: tuple[str, ...]) -> Track:
+    """The track on which policies see these cameras."""
     for track in TRACKS:
-        if all(camera in TASKS[task].cameras(track) for task in tasks):
+        if all(set(cameras) <= set(TASKS[task].cameras(track)) for task in tasks):
             return track
     raise UserError(
-        f"no track of the benchmark shows camera {camera!r} in {', '.join(tasks)}: leave --rollout-every out"
+        f"no track of the benchmark shows camera {', '.join(map(repr, cameras))} in {', '.join(tasks)}: leave "
+        "--rollout-every out"
     )

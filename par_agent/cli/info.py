@@ -115,8 +115,9 @@ def _row(part: tuple[str, int]) -> str:
 def _shapes(config: PARConfig) -> list[str]:
     nova, action = config.nova, config.action
     joints = 1 if action.proprioception_size else 0
+    cameras = "" if nova.cameras == 1 else f" of {nova.cameras} cameras side by side"
     return [
-        f"  latents {nova.latent_channels}x{nova.latent_size[0]}x{nova.latent_size[1]}; a physical token is "
+        f"  latents {nova.latent_channels}x{nova.latent_size[0]}x{nova.latent_size[1]}{cameras}; a physical token is "
         f"{nova.video_tokens} patches + {joints} of joint positions + {action.chunk_length} actions of "
         f"{action.action_size} numbers",
         f"  context of {config.max_context} physical tokens",

@@ -5,6 +5,7 @@ Datasets that differ where they have to be alike are refused.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from par_agent.data.episodes import RenderedDataset
 from par_agent.data.index import EpisodeIndex
 from par_agent.data.statistics import RunningStatistics
 from par_agent.errors import UserError
-from par_agent.policy.transforms import Extra, Transforms, pixels
+from par_agent.policy.transforms import Cameras, Extra, Transforms, camera_names, pixels
 from par_agent.tasks import UNKNOWN_CONTROLLER, find_task
 
 STD_FLOOR = 1e-3
@@ -44,27 +45,28 @@ def extra_observations(datasets: Sequence[RenderedDataset]) -> Extra:
     return tuple(sorted(found))
 
 
-def image_size(datasets: Sequence[RenderedDataset], camera: str) -> tuple[int, int] | None:
-    """Height and width of a camera's whole image, before it was cropped; None where no dataset or task gives them."""
+def image_size(datasets: Sequence[RenderedDataset], cameras: Cameras) -> tuple[int, int] | None:
+    """Height and width of a whole image, before it was cropped, the same for all cameras; None where no dataset or task
+    gives them."""
     sizes = {}
-    for dataset in datasets:
+    for dataset, camera in itertools.product(datasets, camera_names(cameras)):
         task = find_task(dataset.spec.env_id)
         size = dataset.image_size(camera) or (task.image_size if task is not None and camera == task.camera else None)
         if size is not None:
-            sizes[size] = dataset.folder
+            sizes[size] = f"{dataset.folder}: {pixels(size)}" + f" of {camera}" * (not isinstance(cameras, str))
     if len(sizes) > 1:
-        details = "; ".join(f"{folder}: {pixels(size)}" for size, folder in sizes.items())
-        raise UserError(f"images of {camera} differ in size ({details}); train on datasets rendered alike")
+        names, details = ", ".join(camera_names(cameras)), "; ".join(sizes.values())
+        raise UserError(f"images of {names} differ in size ({details}); train on datasets rendered alike")
     return next(iter(sizes), None)
 
 
 def fit_transforms(
-    indices: list[EpisodeIndex], camera: str, image_size: tuple[int, int] | None, demos: int | None = None
+    indices: list[EpisodeIndex], camera: Cameras, image_size: tuple[int, int] | None, demos: int | None = None
 ) -> Transforms:
     """Conventions and statistics of datasets that share camera, crop, size and robot.
 
     The statistics are those of the first ``demos`` training episodes of each dataset (:meth:`EpisodeIndex.split`);
-    None: of all episodes, the held-out ones included. ``image_size`` is the height and width of the camera's whole
+    None: of all episodes, the held-out ones included. ``image_size`` is the height and width of each camera's whole
     image.
     """
     specs = {(index.dataset.spec.crop, index.dataset.spec.size) for index in indices}
@@ -107,11 +109,11 @@ def fit_transforms(
 def check_frames(indices: Sequence[EpisodeIndex], transforms: Transforms, checkpoint: str) -> None:
     """Refuses datasets of other frames or extra observations than a checkpoint, named for the message, knows."""
     known = transforms.image_size
-    for index in indices:
-        found = index.dataset.image_size(transforms.camera)
+    for index, camera in itertools.product(indices, transforms.cameras):
+        found = index.dataset.image_size(camera)
         if None not in (found, known) and found != known:
             raise UserError(
-                f"the frames in {index.dataset.folder} were cut from {pixels(found)} images of {transforms.camera}; "
+                f"the frames in {index.dataset.folder} were cut from {pixels(found)} images of {camera}; "
                 f"{checkpoint} was trained on {pixels(known)} images, where this crop covers another region: render it "
                 "again from a camera of that size"
             )

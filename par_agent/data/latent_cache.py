@@ -2,7 +2,7 @@
 
 ::
 
-    dataset/latents/<camera>-<VAE hash>-<variants>x<shift>.npy   (variants, frames, C, h, w) float16
+    dataset/latents/<cameras>-<VAE hash>-<variants>x<shift>.npy   (variants, frames, C, h, w) float16
                                                           .json  hashes of each episode's file and latents
 
 Both hashes are compared before every run, which costs far less than reading the frames. Episodes whose hashes are
@@ -146,12 +146,13 @@ class CachedLatents(LatentSource):
     def _variants(self, path: Path, rows: range) -> np.ndarray:
         """Latents (V, n, C, h, w) float16 of an episode."""
         spec, episode = self._spec, self._index.dataset.read(path)
-        frames = episode.frames[spec.camera]
-        if len(frames) != len(rows):
-            raise damaged_episode(path, f"{len(frames)} frames, and {len(rows)} when it was first read")
-        changed = np.concatenate([change(frames) for change in changes(int(episode.attributes["seed"]), spec)])
+        if len(episode.frame_steps) != len(rows):
+            found = f"{len(episode.frame_steps)} frames, and {len(rows)} when it was first read"
+            raise damaged_episode(path, found)
+        drawn = changes(int(episode.attributes["seed"]), spec)
+        changed = np.concatenate([spec.frames(episode.frames, change) for change in drawn])
         latents = np.ascontiguousarray(encode_frames(changed, spec, self._encode).numpy(), STORED)
-        return latents.reshape(spec.variants, len(frames), *spec.shape)
+        return latents.reshape(spec.variants, len(rows), *spec.shape)
 
     def _write_record(self, record: Path, done: Hashes) -> None:
         write_json(record, {"made": FORMAT, "encoder": self._spec.encoder_config, "episodes": done})

@@ -6,7 +6,7 @@ alike. Without the cache every window gets an augmentation of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from par_agent.data.augmentation import Augmentation, Change
 from par_agent.data.episodes import RenderedDataset, read_frames
 from par_agent.data.index import EpisodeIndex
 from par_agent.errors import UserError
+from par_agent.policy.transforms import Cameras, beside, camera_names
 from par_agent.utils.checked import Checked, Count, MayBeEmpty
 from par_agent.utils.hashes import hash_bytes
 
@@ -32,8 +33,8 @@ ENCODE_BATCH = 64
 class LatentSpec(Checked):
     """What decides the latents of a dataset."""
 
-    camera: str
-    """Camera of the frames."""
+    camera: Cameras
+    """Camera of the frames, or several, whose frames stand side by side."""
     encoder_hash: str
     """Hash of the frozen encoder's weights."""
     shape: tuple[int, int, int]
@@ -45,9 +46,18 @@ class LatentSpec(Checked):
     encoder_config: Annotated[str, MayBeEmpty] = ""
     """The encoder's configuration."""
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras."""
+        return camera_names(self.camera)
+
+    def frames(self, by_camera: Mapping[str, np.ndarray], change: Change) -> np.ndarray:
+        """The cameras' frames (n, H, W, 3) uint8, each changed alike, side by side: (n, H, K W, 3)."""
+        return beside([change(by_camera[camera]) for camera in self.cameras], self.cameras)
+
     def name(self, dataset: RenderedDataset) -> str:
         """File name of the cache without its suffix."""
-        name = f"{self.camera}-{self.encoder_hash}-{self.variants}x{self.augmentation.shift}"
+        name = f"{'+'.join(self.cameras)}-{self.encoder_hash}-{self.variants}x{self.augmentation.shift}"
         if self.augmentation.color_jitter:
             name += f"-color{self.augmentation.color_jitter:g}"
         if dataset.skipped:
@@ -59,11 +69,12 @@ class LatentSpec(Checked):
 class LatentSource:
     """Where training windows get their latents from: here frames are read, changed and encoded when they are needed.
 
-    A dataset without the camera is refused.
+    A dataset without one of the cameras is refused.
     """
 
     def __init__(self, index: EpisodeIndex, spec: LatentSpec, encode: Encoder) -> None:
-        index.dataset.check_camera(spec.camera)
+        for camera in spec.cameras:
+            index.dataset.check_camera(camera)
         self._index, self._spec, self._encode = index, spec, encode
 
     def prepare(self) -> None:
@@ -76,7 +87,8 @@ class LatentSource:
         """
         path, first = self._index.file_of(int(rows[0]))
         change = Change() if generator is None else self._spec.augmentation.draw(generator)
-        return change(read_frames(path, self._spec.camera, rows - first))
+        frames = {camera: read_frames(path, camera, rows - first) for camera in self._spec.cameras}
+        return self._spec.frames(frames, change)
 
     def latents(self, stored: np.ndarray) -> Tensor:
         """Scaled latents (n, C, h, w) float32 of what :meth:`read` gave, of any number of episodes."""

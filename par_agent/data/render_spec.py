@@ -127,7 +127,7 @@ def read_by(checkpoint: str) -> dict[str, Any]:
     if (seen := loaded.transforms) is None:
         raise UserError(f"{checkpoint} cannot act yet and has no camera: give --crop and --size in place of --like")
     return {
-        "cameras": (seen.camera,),
+        "cameras": seen.cameras,
         "crop": seen.crop,
         "size": seen.size,
         "extra": tuple(name for name, _ in seen.extra),

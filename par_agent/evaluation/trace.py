@@ -12,6 +12,7 @@ import numpy as np
 
 from par_agent.errors import UserError
 from par_agent.evaluation.rollout import RolloutObserver
+from par_agent.policy.observations import read_frames as observed_frames
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +50,10 @@ class Trace:
 
 
 def read_frames(policy: PARPolicy, observation: dict[str, Any]) -> np.ndarray:
-    """The frames (B, H, W, 3) uint8 of an observation, cropped and resized as the policy's model sees them."""
-    images = observation["sensor_data"][policy.transforms.camera]["rgb"]
-    frames: np.ndarray = policy.transforms.frames(images).cpu().numpy()
-    return frames
+    """The frames (B, H, W, 3) uint8 of an observation, cropped and resized as the policy's model sees them; several
+    cameras side by side."""
+    frames = observed_frames(observation, policy.transforms, len(observation["agent"]["qpos"]))
+    return np.asarray(frames.cpu())
 
 
 class RolloutTracer(RolloutObserver):

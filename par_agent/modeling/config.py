@@ -89,7 +89,7 @@ class NOVAConfig(Checked):
     latent_channels: Size
     """Channels of the frame VAE's latents."""
     latent_size: tuple[Size, Size]
-    """Height and width of one latent frame."""
+    """Height and width of one latent frame, in which several cameras stand side by side."""
     video_patch: Size
     """Latent pixels a side of one frame token in the temporal encoder."""
     image_patch: Size
@@ -127,15 +127,22 @@ class NOVAConfig(Checked):
     reads_last_frame: bool = False
     """The spatial encoder also reads the frame before the one that is drawn, and tells where the two differ. The
     condition tokens then need not carry what stays the same."""
+    cameras: Size = 1
+    """Cameras side by side in a frame, each of the same width. Patches of all have the positions of their own camera;
+    a learned embedding tells the cameras apart."""
     diffusion: DiffusionConfig = DiffusionConfig("ddpm")
     """Noise process of the frame de-tokenizer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        height, width = self.latent_size
+        if width % self.cameras:
+            raise UserError(f"cameras is {self.cameras}; it must divide the latent width {width}")
         for name in ("video_patch", "image_patch"):
             patch = getattr(self, name)
-            if any(size % patch for size in self.latent_size):
-                raise UserError(f"{name} is {patch}; it must divide the latent size {self.latent_size}")
+            if height % patch or width // self.cameras % patch:
+                of = "" if self.cameras == 1 else f" of each of {self.cameras} cameras side by side"
+                raise UserError(f"{name} is {patch}; it must divide the latent size {self.latent_size}{of}")
         if self.stem_widths and self.video_patch % 2 ** (len(self.stem_widths) - 1):
             raise UserError(
                 f"stem_widths has {len(self.stem_widths)} entries, too many for a video_patch of {self.video_patch}"
@@ -249,6 +256,12 @@ class PARConfig(Checked):
         """False for the ablation PAR-NoAR (paper section 5.3.1)."""
         return self.nova.video_encoder.depth > 0
 
+    def with_cameras(self, cameras: int) -> PARConfig:
+        """The same with frames of so many cameras side by side, each of the present one's height and width."""
+        height, width = self.nova.latent_size
+        size = height, width // self.nova.cameras * cameras
+        return dataclasses.replace(self, nova=dataclasses.replace(self.nova, latent_size=size, cameras=cameras))
+
     def with_action(self, **changes: Any) -> PARConfig:
         """The same with other values of :class:`ActionConfig`."""
         return dataclasses.replace(self, action=dataclasses.replace(self.action, **changes))
@@ -278,7 +291,7 @@ class PARConfig(Checked):
             raise UserError(
                 f"this configuration has format version {version}; this package reads {CONFIG_VERSION}: {advice}"
             )
-        return build(cls, content, added=("reads_last_frame", "preconditioned"))
+        return build(cls, content, added=("reads_last_frame", "preconditioned", "cameras"))
 
 
 @dataclass(frozen=True)

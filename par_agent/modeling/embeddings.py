@@ -16,9 +16,26 @@ def sincos(positions: Tensor, half: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def space_embedding(rows: int, columns: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sine/cosine embedding (rows * columns, width) of the column, then of the row, row-major."""
+def apart(frames: Tensor, cameras: int, width_axis: int = -1) -> Tensor:
+    """The frames (K B, ...) of ``K`` cameras, those of the first one first, of frames (B, ...) that show them side by
+    side."""
+    return frames if cameras == 1 else torch.cat(frames.chunk(cameras, width_axis))
+
+
+def side_by_side(frames: Tensor, cameras: int, width_axis: int = -1) -> Tensor:
+    """Inverse of :func:`apart`."""
+    return frames if cameras == 1 else torch.cat(frames.chunk(cameras), width_axis)
+
+
+def space_embedding(
+    rows: int, columns: int, width: int, device: torch.device | None = None, cameras: int = 1
+) -> Tensor:
+    """Sine/cosine embedding (rows * columns, width) of the column, then of the row, row-major.
+
+    Of ``cameras`` side by side, each counts its columns from 0.
+    """
     y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+    x = x % (columns // cameras)
     return torch.cat([sincos(x.flatten(), width // 4), sincos(y.flatten(), width // 4)], -1)
 
 
@@ -109,11 +126,15 @@ class ResidualConv(nn.Module):
 class PatchEmbedding(nn.Module):
     """Latent frames to frame tokens: one strided convolution, after an optional convolutional stem.
 
-    The stem (none in NOVA) lets a small model that is trained from scratch localise objects below the patch size.
+    The stem (none in NOVA) lets a small model that is trained from scratch localise objects below the patch size. It
+    sees the frames of each of the ``cameras`` on their own.
     """
 
-    def __init__(self, channels: int, patch: int, width: int, stem_widths: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, channels: int, patch: int, width: int, stem_widths: tuple[int, ...] = (), cameras: int = 1
+    ) -> None:
         super().__init__()
+        self.cameras = cameras
         layers: list[nn.Module] = []
         for index, stem_width in enumerate(stem_widths):
             layers.append(nn.Conv2d(channels, stem_width, 3, stride=1 if index == 0 else 2, padding=1))
@@ -126,7 +147,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Tokens (B, tokens, D), row-major, of latents (B, C, h, w)."""
-        return self.proj(self.stem(latents)).flatten(2).transpose(1, 2)
+        features = side_by_side(self.stem(apart(latents, self.cameras)), self.cameras)
+        return self.proj(features).flatten(2).transpose(1, 2)
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:

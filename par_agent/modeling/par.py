@@ -33,7 +33,7 @@ class PhysicalTokens:
     """Steps of a batch of rollouts, as the model reads them."""
 
     latents: Tensor
-    """(B, N, C, h, w) scaled latents of the frames ``O_n``."""
+    """(B, N, C, h, w) scaled latents of the frames ``O_n``, in which several cameras stand side by side."""
     proprioception: Tensor
     """(B, N, P) normalised joint positions, measured with the frames."""
     actions: Tensor
@@ -178,6 +178,7 @@ class PARModel(Pretrained):
             action.chunk_length,
             nova.video_encoder.head_dim,
             action.rotary_base,
+            nova.cameras,
         )
 
     # --- whole sequences ------------------------------------------------------------------------------------------

@@ -58,24 +58,32 @@ def action_rotation(step: Tensor, fraction: Tensor, head_dim: int, base: float) 
 
 
 def physical_token_rotation(
-    slots: Tensor, grid: tuple[int, int], proprioception: bool, chunk_length: int, head_dim: int, base: float
+    slots: Tensor,
+    grid: tuple[int, int],
+    proprioception: bool,
+    chunk_length: int,
+    head_dim: int,
+    base: float,
+    cameras: int = 1,
 ) -> Rotation:
     """Rotation (B, N (F + L), head_dim / 2) of physical tokens.
 
-    Joint positions sit one row and one column past the frame's last patch.
+    Joint positions sit one row and one column past a camera's last patch.
 
     Args:
         slots: (B, N) time of each step.
-        grid: rows and columns of a frame's patches.
+        grid: rows and columns of a frame's patches, those of all cameras.
         proprioception: whether a token of joint positions follows the patches.
         chunk_length: actions per chunk, ``L``.
         head_dim: width of one attention head.
         base: base of the action frequencies.
+        cameras: how many stand side by side in a frame; each counts its columns from 0.
     """
+    rows, columns = grid[0], grid[1] // cameras
     slots = slots.float()[:, :, None]  # (B, N, 1)
-    places = torch.cartesian_prod(*map(torch.arange, grid)).to(slots)
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns * cameras) % columns).to(slots)
     if proprioception:
-        places = torch.cat([places, places.new_tensor([grid])])  # (F, 2)
+        places = torch.cat([places, places.new_tensor([[rows, columns]])])  # (F, 2)
     times = slots[..., None].expand(-1, -1, len(places), 1)
     positions = torch.cat([times, places.expand(*slots.shape[:2], -1, 2)], -1)  # (B, N, F, 3)
     fraction = (torch.arange(chunk_length, device=slots.device) / chunk_length).expand(

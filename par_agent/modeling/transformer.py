@@ -42,11 +42,12 @@ class CausalTransformer(nn.Module):
         patch: int,
         mixer_rank: int | None,
         stem_widths: tuple[int, ...] = (),
+        cameras: int = 1,
     ) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
-        self.patch_embed = PatchEmbedding(channels, patch, config.width, stem_widths)
+        self.patch_embed = PatchEmbedding(channels, patch, config.width, stem_widths, cameras)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.mixer = None if mixer_rank is None else Mixer(config.width, mixer_rank)

@@ -26,7 +26,7 @@ from par_agent.errors import UserError
 from par_agent.modeling.config import InferenceConfig, PARConfig
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.text_encoder import HashTextEncoder, StoredTextEncoder, TextEncoder
-from par_agent.modeling.vae.frame_encoder import FrameEncoder, load_frame_encoder, save_frame_encoder
+from par_agent.modeling.vae.frame_encoder import FrameEncoder, for_cameras, load_frame_encoder, save_frame_encoder
 from par_agent.policy.transforms import Transforms, pixels
 from par_agent.tasks import find_task
 from par_agent.utils.checkpoint_folders import POLICY, checkpoint_folder
@@ -105,7 +105,7 @@ class Checkpoint:
         content = read_policy(folder)
         model = PARModel.from_pretrained(folder)
         config = model.config
-        encoder = load_frame_encoder(folder / ENCODER)
+        encoder = for_cameras(load_frame_encoder(folder / ENCODER), config.nova.cameras)
         with naming(folder / POLICY):
             transforms = None if content["transforms"] is None else build(Transforms, content["transforms"], added=())
             fields = content["inference"]
@@ -159,6 +159,7 @@ def _check(config: PARConfig, encoder: FrameEncoder, transforms: Transforms, fol
         "number of actions predicted": (config.action.targets, transforms.targets),
         "action size": (config.action.action_size, transforms.action_size),
         "joint positions": (config.action.proprioception_size, transforms.proprioception_size),
+        "number of cameras": (config.nova.cameras, len(transforms.cameras)),
     }
     for name, (model, data) in pairs.items():
         if model != data:
@@ -166,7 +167,8 @@ def _check(config: PARConfig, encoder: FrameEncoder, transforms: Transforms, fol
                 f"{folder}: the model's {name} is {model}, its transforms' {data}; the files do not belong together"
             )
     frame = transforms.frame_size
-    wanted = tuple(size * encoder.stride for size in config.nova.latent_size)
+    height, width = config.nova.latent_size
+    wanted = encoder.stride * height, encoder.stride * width // config.nova.cameras
     if frame is not None and frame != wanted:
         raise UserError(
             f"{folder}: the model reads frames of {pixels(wanted)} pixels, its transforms make {pixels(frame)}; the "

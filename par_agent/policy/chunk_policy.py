@@ -19,7 +19,7 @@ from par_agent.modeling.random_numbers import integers, seeded_generator
 from par_agent.modeling.vae.frame_encoder import FrameEncoder
 from par_agent.policy.flat_observations import FlatLayout, flat_layout, restored_observation
 from par_agent.policy.frames import Frames
-from par_agent.policy.observations import as_tensor, camera_images, check_environment, check_task, proprioception
+from par_agent.policy.observations import as_tensor, check_environment, check_task, proprioception, read_frames
 from par_agent.policy.transforms import Transforms
 from par_agent.tasks import TaskSpec
 
@@ -196,8 +196,7 @@ class ChunkPolicy(abc.ABC, Generic[State]):
     def _frames(self, obs: dict[str, Any], batch: int, rows: Tensor) -> Frames:
         """The frames of ``rows`` (k,)."""
         shown = restored_observation(obs, self._layout)
-        images = camera_images(shown, self.transforms.camera, batch)[rows.to("cpu")]
-        frames = self.transforms.frames(images).to(self.device)
+        frames = read_frames(shown, self.transforms, batch, rows).to(self.device)
         with user_errors():
             return Frames(frames, self.encoder.encode(frames))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from par_agent.modeling.config import GenerationConfig
+from par_agent.modeling.embeddings import apart, side_by_side
 from par_agent.modeling.nova.generation import NoiseSource
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.vae.frame_encoder import FrameEncoder
@@ -17,7 +18,7 @@ class Frames(NamedTuple):
     """One frame of each environment."""
 
     pixels: Tensor
-    """(B, H, W, 3) uint8, cropped and resized as the model sees them."""
+    """(B, H, W, 3) uint8, cropped and resized as the model sees them, several cameras side by side."""
     latents: Tensor
     """(B, C, h, w) scaled latents."""
 
@@ -51,6 +52,8 @@ def next_frames(
     change = model.change_probability(z_frame, last.latents)
     if change is None:
         return Frames(pixels, latents)
-    share = interpolate(change[:, None], pixels.shape[1:3], mode="bilinear")[:, 0, ..., None]
+    cameras, (height, width) = model.config.nova.cameras, pixels.shape[1:3]
+    shares = interpolate(apart(change[:, None], cameras), (height, width // cameras), mode="bilinear")
+    share = side_by_side(shares, cameras)[:, 0, ..., None]
     pixels = last.pixels.float().lerp(pixels.float(), share).round().to(pixels.dtype)
     return Frames(pixels, encoder.encode(pixels))

@@ -58,8 +58,9 @@ def model_card(policy: PARPolicy, name: str, facts: CardFacts | None = None) -> 
     )
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     size = "x".join(map(str, transforms.image_size or ())) or "unknown size"
+    cameras = ", ".join(f"`{camera}`" for camera in transforms.cameras)
     rows = {
-        "observes": f"`{transforms.camera}` ({size}) and {transforms.proprioception_size} joint positions and extras",
+        "observes": f"{cameras} ({size}) and {transforms.proprioception_size} joint positions and extras",
         "acts": f"`{transforms.control_mode}`, chunks of {checkpoint.model.config.action.chunk_length} actions",
         "context": f"{policy.inference.context} of at most {checkpoint.model.config.max_context} physical tokens",
         "parameters": f"{parameters / 1e6:.1f}M",

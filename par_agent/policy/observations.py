@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from par_agent.errors import UserError
 from par_agent.policy.transforms import Transforms, pixels
-from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec, check_camera, find_task
+from par_agent.tasks import UNKNOWN_CONTROLLER, TaskSpec, check_cameras, find_task
 from par_agent.utils.json_fields import short
 
 MAX_OBSERVATION = 1e6
@@ -34,8 +35,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 def check_task(transforms: Transforms, spec: TaskSpec, track: str = "paper") -> None:
     """Compares a checkpoint's conventions with a task's, as a track shows it."""
-    check_camera("this checkpoint", transforms.camera, spec, track)
-    size = tuple(spec.image_size) if transforms.camera == spec.camera else None
+    check_cameras("this checkpoint", transforms.cameras, spec, track)
+    size = tuple(spec.image_size) if transforms.cameras == (spec.camera,) else None
     _check(transforms, f"task {spec.name}", size, spec.joint_count, spec.action_size, spec.control_mode)
 
 
@@ -65,17 +66,21 @@ def _check_simulation(transforms: Transforms, base: Any) -> TaskSpec | None:
         )
     name = type(base).__name__ if base.spec is None else base.spec.id
     sensors, render_cameras = base.scene.sensors, base.scene.human_render_cameras
-    camera = {**sensors, **render_cameras}.get(transforms.camera)
-    if camera is None:
+    shown, seen = {**sensors, **render_cameras}, quoted(transforms.cameras)
+    if len(transforms.cameras) > 1:
+        shown = sensors  # the render camera stands alone
+    if not set(transforms.cameras) <= set(shown):
         known = ", ".join([*render_cameras, *sensors]) or "none"
-        raise UserError(f"this checkpoint sees through {transforms.camera!r}; {name} has the cameras {known}")
-    if transforms.camera in sensors and not base.obs_mode_struct.visual.rgb:
+        together = f", and shows {', '.join(sensors) or 'none'} together" if shown is sensors else ""
+        raise UserError(f"this checkpoint sees through {seen}; {name} has the cameras {known}{together}")
+    if transforms.cameras[0] in sensors and not base.obs_mode_struct.visual.rgb:
         raise UserError(
-            f"this checkpoint sees through {transforms.camera!r}; {name} observes no images (obs_mode "
-            f'{base.obs_mode!r}): make it with obs_mode="rgb"'
+            f"this checkpoint sees through {seen}; {name} observes no images (obs_mode {base.obs_mode!r}): make it "
+            'with obs_mode="rgb"'
         )
-    size, actions = (camera.config.height, camera.config.width), base.single_action_space.shape
-    _check(transforms, name, size, robot.max_dof, actions[0], base.control_mode)
+    actions = base.single_action_space.shape
+    for size in {(shown[camera].config.height, shown[camera].config.width) for camera in transforms.cameras}:
+        _check(transforms, name, size, robot.max_dof, actions[0], base.control_mode)
     return find_task(name.rpartition("/")[2])
 
 
@@ -86,7 +91,7 @@ def _check(
     wanted = transforms.image_size
     if None not in (size, wanted) and size != wanted:
         raise UserError(
-            f"this checkpoint was trained on {pixels(wanted)} images of {transforms.camera}; {name} has "
+            f"this checkpoint was trained on {pixels(wanted)} images of {', '.join(transforms.cameras)}; {name} has "
             f"{pixels(size)}: give that camera the checkpoint's resolution"
         )
     if transforms.joint_count != joints:
@@ -155,9 +160,18 @@ def _measured(values: Tensor, where: str) -> Tensor:
     return values
 
 
-def camera_images(obs: dict[str, Any], camera: str, batch: int) -> Tensor:
-    """A camera's images (batch, H, W, 3) uint8; those that are older than the joint positions are refused."""
-    fix = f'make the environment with obs_mode="rgb" and a sensor camera {camera!r}'
+def read_frames(obs: dict[str, Any], transforms: Transforms, batch: int, rows: Tensor | None = None) -> Tensor:
+    """The frames (B, H, W, 3) uint8 of an observation of ``batch`` environments, or of its ``rows`` (B,): cropped and
+    resized as the model sees them, several cameras side by side."""
+    images = [_camera_images(obs, camera, batch, transforms.cameras) for camera in transforms.cameras]
+    return transforms.frames(*(images if rows is None else (shown[rows.to("cpu")] for shown in images)))
+
+
+def _camera_images(obs: dict[str, Any], camera: str, batch: int, needed: Sequence[str]) -> Tensor:
+    """A camera's images (batch, H, W, 3) uint8, one of those ``needed``; those that are older than the joint positions
+    are refused."""
+    cameras = f"a sensor camera {camera!r}" if len(needed) == 1 else f"the sensor cameras {quoted(needed)}"
+    fix = f'make the environment with obs_mode="rgb" and {cameras}'
     if camera == "render_camera":
         fix = "make the environment with par_agent.make_env"
     value = as_tensor(_lookup(obs, ("sensor_data", camera, "rgb"), fix), f'obs["sensor_data"][{camera!r}]["rgb"]')
@@ -174,6 +188,11 @@ def camera_images(obs: dict[str, Any], camera: str, batch: int) -> Tensor:
             f"torch.uint8 of shape ({batch}, height, width, 3): {fix}"
         )
     return batched
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Names in messages."""
+    return ", ".join(map(repr, names))
 
 
 def _lookup(obs: Any, keys: tuple[str, ...], fix: str) -> Any:

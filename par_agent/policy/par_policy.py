@@ -90,9 +90,9 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
             )
         if self.transforms.image_size is None:
             warnings.warn(
-                f"this checkpoint does not say how large the images of {self.transforms.camera} were that it was "
-                "trained on, and images of another size would show it another part: compare yours with its training "
-                'data, and write their height and width into policy.json ("image_size")',
+                f"this checkpoint does not say how large the images of {', '.join(self.transforms.cameras)} were that "
+                "it was trained on, and images of another size would show it another part: compare yours with its "
+                'training data, and write their height and width into policy.json ("image_size")',
                 stacklevel=2,
             )
         self._instructions = self._given(instruction, task)
@@ -191,7 +191,7 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
     def __repr__(self) -> str:
         transforms, told = self.transforms, self.instruction
         return (
-            f"PARPolicy({self.config.name}, sees {transforms.camera}, commands "
+            f"PARPolicy({self.config.name}, sees {', '.join(transforms.cameras)}, commands "
             f"{transforms.control_mode}, executes {self.n_action_steps} of {self.config.action.chunk_length} actions a "
             f"chunk, on {self.device}, instruction {told!r})"
         )

@@ -6,6 +6,7 @@ One :class:`Transforms` object serves training and the policy, and is saved in t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,8 +18,15 @@ from torch import Tensor
 from par_agent.errors import UserError
 
 Crop = tuple[int, int, int, int]
+Cameras = str | tuple[str, ...]
+"""Name of one camera, or of several, whose frames stand side by side in this order."""
 Extra = tuple[tuple[str, int], ...]
 """Names of entries of ManiSkill's ``obs["extra"]``, and how many numbers each has."""
+
+
+def camera_names(cameras: Cameras) -> tuple[str, ...]:
+    """The names, also of one."""
+    return (cameras,) if isinstance(cameras, str) else cameras
 
 
 def extra_size(extra: Extra) -> int:
@@ -56,6 +64,14 @@ def crop_and_resize(image: np.ndarray, crop: Crop | None, size: tuple[int, int] 
     return np.ascontiguousarray(image)
 
 
+def beside(frames: Sequence[np.ndarray], cameras: Sequence[str]) -> np.ndarray:
+    """Puts the frames (B, H, W, 3) of several cameras, named for the message, side by side: (B, H, K W, 3)."""
+    if len({one.shape[1:3] for one in frames}) > 1:
+        found = ", ".join(f"{name}: {pixels(one.shape[1:3])}" for name, one in zip(cameras, frames, strict=True))
+        raise UserError(f"frames of cameras that are read together need one size ({found}): crop or resize them alike")
+    return frames[0] if len(frames) == 1 else np.concatenate(frames, 2)
+
+
 @dataclass(frozen=True)
 class Transforms:
     """Conventions that a checkpoint was trained with.
@@ -65,12 +81,12 @@ class Transforms:
     Letters of shapes: see :mod:`par_agent.modeling`.
     """
 
-    camera: str
-    """Camera of the frames, ``render_camera`` or a sensor camera."""
+    camera: Cameras
+    """Camera of the frames, ``render_camera`` or a sensor camera, or several sensor cameras."""
     image_size: tuple[int, int] | None
-    """Height and width of that camera's full image, where known; checked at inference."""
+    """Height and width of each camera's full image, where known; checked at inference."""
     crop: Crop | None
-    """Top, left, height and width cut out of the camera's image; None keeps all of it."""
+    """Top, left, height and width cut out of each camera's image; None keeps all of it."""
     size: tuple[int, int] | None
     """Height and width that the crop is resized to; None keeps it."""
     relative: tuple[bool, ...]
@@ -105,6 +121,11 @@ class Transforms:
             )
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras that are read."""
+        return camera_names(self.camera)
+
+    @property
     def targets(self) -> int:
         """Actions that are predicted together, ``L + K``."""
         return len(self.action_mean)
@@ -126,20 +147,23 @@ class Transforms:
 
     @property
     def frame_size(self) -> tuple[int, int] | None:
-        """Height and width of the frames that the VAE reads; None where the camera decides them and is not known."""
+        """Height and width of one camera's frames; None where the camera decides them and is not known."""
         if self.size is None and self.crop is not None:
             return self.crop[2], self.crop[3]
         return self.size or self.image_size
 
-    def frames(self, images: Tensor) -> Tensor:
-        """Crops and resizes camera images (B, H, W, 3) uint8 to the frames (B, H', W', 3) uint8 that the VAE reads."""
-        if self.image_size is not None and tuple(images.shape[1:3]) != tuple(self.image_size):
-            raise UserError(
-                f"{self.camera} gives images of {pixels(images.shape[1:3])} pixels; this checkpoint was trained with "
-                f"{pixels(self.image_size)}: give the environment's camera that resolution"
-            )
-        frames = np.stack([crop_and_resize(image, self.crop, self.size) for image in images.cpu().numpy()])
-        return torch.from_numpy(frames).to(images.device)
+    def frames(self, *images: Tensor) -> Tensor:
+        """Crops and resizes the images (B, H, W, 3) uint8 of each camera to the frames (B, H', K W', 3) uint8 that the
+        VAE reads, those of ``K`` cameras side by side."""
+        frames = []
+        for camera, shown in zip(self.cameras, images, strict=True):
+            if self.image_size is not None and tuple(shown.shape[1:3]) != tuple(self.image_size):
+                raise UserError(
+                    f"{camera} gives images of {pixels(shown.shape[1:3])} pixels; this checkpoint was trained with "
+                    f"{pixels(self.image_size)}: give the environment's camera that resolution"
+                )
+            frames.append(np.stack([crop_and_resize(image, self.crop, self.size) for image in shown.cpu().numpy()]))
+        return torch.from_numpy(beside(frames, self.cameras)).to(images[0].device)
 
     def normalise_proprioception(self, positions: Tensor) -> Tensor:
         """Normalises joint positions in radians and extra observations (..., P) to zero mean and unit variance."""
@@ -168,7 +192,7 @@ class Transforms:
         return torch.cat([moved, positions[..., shared:]], -1)
 
     def with_camera_of(self, other: Transforms) -> Transforms:
-        """These transforms of joints and actions, with ``other``'s camera and extra observations."""
+        """These transforms of joints and actions, with ``other``'s cameras and extra observations."""
         joints = self.joint_count
         return dataclasses.replace(
             other,

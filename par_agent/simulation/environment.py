@@ -133,7 +133,7 @@ def make_env(
     evaluation: bool = False,
     **options: Any,
 ) -> Any:
-    """Makes a ManiSkill environment that fits a policy: its camera and image size, its controller.
+    """Makes a ManiSkill environment that fits a policy: its cameras and image size, its controller.
 
         policy = PARPolicy.from_pretrained("par-mini", task="PushCube")
         env = make_env("PushCube", policy)
@@ -172,9 +172,10 @@ def make_env(
             )
         if transforms.control_mode != UNKNOWN_CONTROLLER:
             spec = replace(spec, control_mode=transforms.control_mode)
-        rendered, size = transforms.camera == spec.camera, transforms.image_size
+        rendered, size = transforms.cameras == (spec.camera,), transforms.image_size
         if size is not None:
-            configs = {"shader_pack": shader, transforms.camera: {"height": size[0], "width": size[1]}}
+            resolution = {"height": size[0], "width": size[1]}
+            configs = {"shader_pack": shader, **dict.fromkeys(transforms.cameras, resolution)}
             options = {"human_render_camera_configs" if rendered else "sensor_configs": configs, **options}
     check_backend(backend, [spec])
     if evaluation:

@@ -32,16 +32,16 @@ def check_simulation(policy: Any, env: gym.Env, camera: str | None = None) -> No
     ``camera`` is the only one that is shown; None: all of the environment's are.
     """
     from par_agent.policy.chunk_policy import ChunkPolicy
-    from par_agent.policy.observations import check_environment
+    from par_agent.policy.observations import check_environment, quoted
     from par_agent.policy.transforms import Transforms
 
     transforms = getattr(policy, "transforms", None)
     if not isinstance(transforms, Transforms):
         return
-    if camera not in (None, transforms.camera):
+    if camera is not None and transforms.cameras != (camera,):
         raise UserError(
-            f"this checkpoint sees through {transforms.camera!r}; only {camera!r} is shown here: par_agent.make_env "
-            "makes an environment that fits a policy"
+            f"this checkpoint sees through {quoted(transforms.cameras)}; only {camera!r} is shown here: "
+            "par_agent.make_env makes an environment that fits a policy"
         )
     if isinstance(policy, ChunkPolicy):
         policy.check(env)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from par_agent.errors import UserError, user_errors
 from par_agent.modeling.config import PARConfig
 from par_agent.modeling.presets import preset
+from par_agent.policy.transforms import Cameras, camera_names
 from par_agent.tasks import TASKS
 from par_agent.utils.checked import (
     Checked,
@@ -57,8 +58,9 @@ class DatasetConfig(Group):
     cache of latents holds all episodes; with --no-cache only the needed frames are encoded."""
     weights: tuple[Positive, ...] = ()
     """Share of each dataset in a batch. Default: equal shares."""
-    camera: str | None = None
-    """Camera whose frames the policy reads. Default: that of the checkpoint of --init, else render_camera."""
+    camera: str | tuple[str, ...] | None = None
+    """Camera whose frames the policy reads, or several whose images are of one size, such as base_camera hand_camera.
+    Default: as the checkpoint of --init, else render_camera."""
     cache: bool = True
     """Caches the frames' latents on disk, in `variants` copies; without it frames are encoded when they are needed."""
     variants: SmallCount = 4
@@ -143,9 +145,11 @@ class TrainingConfig(Checked):
         for name, default in self.model_defaults().items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, default)
-        if self.dataset.camera is None:
+        if not self.dataset.camera:
             object.__setattr__(self, "dataset", dataclasses.replace(self.dataset, camera=self.default_camera()))
         super().__post_init__()
+        if len(set(self.cameras)) < len(self.cameras):
+            raise UserError(f"--camera {' '.join(self.cameras)}: name each camera once")
         if self.device == "cuda":
             usable_device(self.device)
             if self.precision in ("tf32", "bfloat16") and not computes_bfloat16():
@@ -162,14 +166,19 @@ class TrainingConfig(Checked):
         """Values of options that are 0, which stands for the model's own."""
         return SMALL_MODEL
 
-    def default_camera(self) -> str:
+    def default_camera(self) -> Cameras:
         """The camera where none is given."""
         return "render_camera"
 
     @property
-    def camera(self) -> str:
-        """Camera whose frames the policy reads."""
-        return str(self.dataset.camera)
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras whose frames the policy reads."""
+        return camera_names(self.dataset.camera or ())
+
+    @property
+    def camera(self) -> Cameras:
+        """Their names, as a checkpoint has them: one text for one camera."""
+        return self.cameras[0] if len(self.cameras) == 1 else self.cameras
 
     @property
     def arithmetic(self) -> str:
@@ -218,7 +227,7 @@ class ModelConfig(Group):
     new_robot: bool = False
     """With --init: trains new action parts and statistics, for another robot than the checkpoint's."""
     new_camera: bool = False
-    """With --init: keeps all weights, but takes camera, crop, size and extra observations from the data."""
+    """With --init: keeps all weights, but takes cameras, crop, size and extra observations from the data."""
     foresight: tuple[Length, ...] | None = None
     """Further control steps whose actions are predicted but never executed, counted from the start of the chunk.
     Default: those of the preset or checkpoint."""
@@ -325,9 +334,12 @@ class FinetuneConfig(TrainingConfig):
             return defaults
         return defaults | {"learning_rate": GENTLER * defaults["learning_rate"], "steps": FEWER_STEPS}
 
-    def default_camera(self) -> str:
+    def default_camera(self) -> Cameras:
         known = None if self.model.new_camera else self._known_transforms()
-        return super().default_camera() if known is None else str(known.get("camera"))
+        given = None if known is None else known.get("camera")
+        if isinstance(given, list):
+            return tuple(map(str, given))
+        return super().default_camera() if given is None else str(given)
 
     def _known_transforms(self) -> dict[str, Any] | None:
         """The transforms of a checkpoint that acts already."""

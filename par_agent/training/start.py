@@ -39,6 +39,14 @@ def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARMo
     return PARModel.from_weights(model.config.with_action(foresight=foresight), model.state_dict())
 
 
+def with_cameras(model: PARModel, cameras: int) -> PARModel:
+    """The model for frames of so many cameras side by side, with the same weights; an embedding of the cameras that it
+    did not have is zero."""
+    if cameras == model.config.nova.cameras:
+        return model
+    return PARModel.from_weights(model.config.with_cameras(cameras), model.state_dict())
+
+
 def with_proprioception(model: PARModel, size: int) -> PARModel:
     """The model with ``size`` numbers of proprioception, no fewer than it has; the weights of new ones are zero."""
     known = model.config.action.proprioception_size

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from par_agent.errors import UnavailableError, UserError
 from par_agent.evaluation.policies import PolicySource
-from par_agent.tasks import check_camera
+from par_agent.tasks import check_cameras
 from par_agent.utils.hashes import hash_content
 from par_agent.utils.json_fields import fits, is_count
 from par_agent.vla_eval import MISSING
@@ -114,14 +114,15 @@ class ModelServerPolicy:
         self.action_size = task.action_size
 
     def check(self, spec: TaskSpec, track: str = "paper") -> None:
-        """Warns of actions and observations that do not fit; raises UserError for a camera that the task lacks."""
+        """Warns of actions and observations that do not fit; raises UserError for cameras that the task lacks."""
         from vla_eval.specs import DimSpec, check_specs
 
         from par_agent.vla_eval.messages import action_interface, observation_interface
 
         camera = self._connection.observation_params.get("camera")
         if camera is not None:
-            check_camera("the model server", camera, spec, track)
+            cameras = camera if isinstance(camera, list | tuple) else (camera,)
+            check_cameras("the model server", cameras, spec, track)
         actions, observations = (
             {key: DimSpec.from_dict(value) for key, value in (self._connection.server.get(name) or {}).items()}
             for name in ("action_spec", "observation_spec")

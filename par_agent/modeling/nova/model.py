@@ -65,7 +65,12 @@ class NOVA(nn.Module):
         self.config = config
         width = config.video_encoder.width
         self.video_encoder = CausalTransformer(
-            config.video_encoder, config.latent_channels, config.video_patch, config.mixer_rank, config.stem_widths
+            config.video_encoder,
+            config.latent_channels,
+            config.video_patch,
+            config.mixer_rank,
+            config.stem_widths,
+            config.cameras,
         )
         if image_encoder:
             self.image_encoder = SpatialEncoder(
@@ -76,6 +81,7 @@ class NOVA(nn.Module):
                 config.latent_channels, config.image_patch, width, config.decoder_width, config.decoder_depth
             )
         self.mask_embed = MaskEmbedding(width)
+        self.camera_embed = nn.Parameter(torch.zeros(config.cameras, width)) if config.cameras > 1 else None
         self.text_embed = TextEmbedding(config.text_dim, width, config.text_length)
         self.video_pos_embed = TimeEmbedding(width) if config.absolute_time else None
         self.motion_embed = MotionEmbedding(width) if config.motion else None
@@ -126,8 +132,16 @@ class NOVA(nn.Module):
     def embed_frames(self, latents: Tensor) -> Tensor:
         """Tokens (B, N, patches, D) of frames (B, N, C, h, w), with absolute positions in space but not in time."""
         x = self.video_encoder.patch_embed(self.check_latents(latents.flatten(0, 1))).unflatten(0, latents.shape[:2])
+        return self.placed(x, self.config.video_grid)
+
+    def placed(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (..., rows * columns, D) of a grid, with absolute positions in space where the model has them, and
+        with their cameras' embeddings where there are several."""
+        (rows, columns), cameras = grid, self.config.cameras
         if self.config.absolute_space:
-            x = x + space_embedding(*self.config.video_grid, x.shape[-1], x.device).to(x)
+            x = x + space_embedding(rows, columns, x.shape[-1], x.device, cameras).to(x)
+        if self.camera_embed is not None:
+            x = x + self.camera_embed.repeat_interleave(columns // cameras, 0).repeat(rows, 1).to(x)
         return x
 
     def slot_tokens(self, latents: Tensor | None, batch: int, first: int, total: int) -> Tensor:
@@ -151,9 +165,7 @@ class NOVA(nn.Module):
         x = torch.cat(slots, 1)
         if self.video_pos_embed is not None:
             x = x + self.time_embedding(first, x.shape[1], total)[:, None].to(x)
-        if self.config.absolute_space:
-            x = x + space_embedding(rows, columns, x.shape[-1], x.device).to(x)
-        return x
+        return self.placed(x, self.config.video_grid)
 
     def time_embedding(self, first: int, slots: int, total: int) -> Tensor:
         """Absolute time embeddings (slots, D) of consecutive slots of a clip of ``total`` frames."""
@@ -167,10 +179,14 @@ class NOVA(nn.Module):
         if not self.config.rotary:
             return None
         rows, columns = self.config.video_grid
-        axes = (torch.arange(first, first + slots), torch.arange(rows), torch.arange(columns))
+        axes = (torch.arange(first, first + slots), torch.arange(rows), self.columns_of(columns))
         positions = torch.cartesian_prod(*axes).to(device)
         positions = torch.cat([positions.new_zeros(prefix, 3), positions])
         return frame_rotation(positions, self.config.video_encoder.head_dim)
+
+    def columns_of(self, columns: int) -> Tensor:
+        """The place (columns,) int64 of each of a frame's columns in its own camera."""
+        return torch.arange(columns) % (columns // self.config.cameras)
 
     def encode_video(self, latents: Tensor, prefix: Tensor) -> Tensor:
         """Outputs (B, N, F, D) of all slots at once (teacher forcing); slot ``t`` sees the frames before ``t``.
@@ -234,11 +250,9 @@ class NOVA(nn.Module):
             last = self.check_latents(last)
         x = self.mask_patches(latents, self.known_mask(known_ids))
         rows, columns = self.config.image_grid
-        rotation = None
-        if self.config.absolute_space:
-            x = x + space_embedding(rows, columns, x.shape[-1], x.device).to(x)
+        rotation, x = None, self.placed(x, self.config.image_grid)
         if self.config.rotary:
-            axes = (torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
+            axes = (torch.zeros(1, dtype=torch.long), torch.arange(rows), self.columns_of(columns))
             positions = torch.cartesian_prod(*axes).to(x.device)
             rotation = frame_rotation(positions, self.config.image_encoder.head_dim)
         return self.image_encoder(x, condition, known_ids, rotation, last)

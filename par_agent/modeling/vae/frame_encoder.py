@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from par_agent.errors import UserError
+from par_agent.modeling.embeddings import apart, side_by_side
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig, to_frames, to_pixels
 from par_agent.modeling.vae.opensora_vae import AutoencoderKLOpenSora, OpenSoraVAEConfig
 from par_agent.modeling.weights import find_weights, load_weights, read_tensors, save_module
@@ -66,11 +67,39 @@ class VideoFrameEncoder(nn.Module):
         return torch.cat([to_frames(self.vae.decode(part).float()) for part in unscaled.split(FRAMES_AT_ONCE)])
 
 
-FrameEncoder = FrameVAE | VideoFrameEncoder
-"""Any of the two kinds."""
+class CamerasEncoder(nn.Module):
+    """An encoder of one camera's frames for the frames of several, which stand side by side; it sees each on its own.
+
+    Args:
+        encoder: encodes and decodes one camera's frames.
+        cameras: how many stand side by side.
+    """
+
+    def __init__(self, encoder: FrameVAE | VideoFrameEncoder, cameras: int) -> None:
+        super().__init__()
+        self.encoder, self.cameras = encoder, cameras
+        self.config, self.channels, self.stride = encoder.config, encoder.channels, encoder.stride
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) of frames (B, H, W, 3) uint8."""
+        return side_by_side(self.encoder.encode(apart(frames, self.cameras, 2)), self.cameras)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames (B, H, W, 3) uint8 of scaled latents (B, C, h, w)."""
+        return side_by_side(self.encoder.decode(apart(latents, self.cameras)), self.cameras, 2)
 
 
-def make_frame_encoder(content: dict[str, Any]) -> FrameEncoder:
+FrameEncoder = FrameVAE | VideoFrameEncoder | CamerasEncoder
+"""Any of them."""
+
+
+def for_cameras(encoder: FrameEncoder, cameras: int) -> FrameEncoder:
+    """The encoder for frames of so many cameras side by side, with the same weights."""
+    one = encoder.encoder if isinstance(encoder, CamerasEncoder) else encoder
+    return one if cameras == 1 else CamerasEncoder(one, cameras)
+
+
+def make_frame_encoder(content: dict[str, Any]) -> FrameVAE | VideoFrameEncoder:
     """An encoder without weights worth keeping, from the fields of its ``config.json``.
 
     Raises:
@@ -86,7 +115,7 @@ def make_frame_encoder(content: dict[str, Any]) -> FrameEncoder:
     raise UserError(f"frame encoder {kind!r} is not known; known: FrameVAE, AutoencoderKLOpenSora")
 
 
-def load_frame_encoder(folder: Path) -> FrameEncoder:
+def load_frame_encoder(folder: Path) -> FrameVAE | VideoFrameEncoder:
     """A frozen encoder in evaluation mode with float32 weights, from a checkpoint's ``frame_encoder``, the result of
     `par-agent train-vae`, or the ``vae`` of a released NOVA folder.
 
@@ -106,13 +135,13 @@ def load_frame_encoder(folder: Path) -> FrameEncoder:
 def save_frame_encoder(
     encoder: FrameEncoder, folder: Path, metrics: dict[str, Any] | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Writes what :func:`load_frame_encoder` reads, and for the record the metrics of training.
+    """Writes what :func:`load_frame_encoder` reads, one camera's encoder, and for the record the metrics of training.
 
     The video VAE's weights are stored as ``dtype``, if one is given; a small VAE's stay as they are.
     """
     module, record = _weights(encoder), {} if metrics is None else {"metrics": metrics}
     config = {"_class_name": type(module).__name__, **dataclasses.asdict(encoder.config), **record}
-    save_module(module, config, folder, None if isinstance(encoder, FrameVAE) else dtype)
+    save_module(module, config, folder, None if isinstance(module, FrameVAE) else dtype)
 
 
 def describe_frame_encoder(encoder: FrameEncoder) -> str:
@@ -122,4 +151,5 @@ def describe_frame_encoder(encoder: FrameEncoder) -> str:
 
 def _weights(encoder: FrameEncoder) -> nn.Module:
     """The module whose tensors the folder holds."""
+    encoder = for_cameras(encoder, 1)
     return encoder.vae if isinstance(encoder, VideoFrameEncoder) else encoder
