@@ -26,9 +26,11 @@ def test_a_dataset_of_an_unknown_task_is_refused_before_training(tmp_path: Path)
 def test_the_camera_decides_the_track(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, rollout_every=1)
     make_rollouts(with_options(config, camera="base_camera"))
+    with pytest.raises(UserError, match="shows camera 'base_camera', 'hand_camera' in PushCube: leave"):
+        make_rollouts(with_options(config, camera=("base_camera", "hand_camera")))
     with pytest.raises(UserError, match="no track of the benchmark shows camera 'wrist' in PushCube: leave"):
         make_rollouts(with_options(config, camera="wrist"))
-    assert _track_of("base_camera", ("PushCube", "StackCube")) == "native"
+    assert _track_of(("base_camera",), ("PushCube", "StackCube")) == "native"
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def test_what_cannot_be_made_is_refused() -> None:
         par_agent.make_env("NoSuchTask-v1", tiny_policy())
     with pytest.raises(UserError, match=r"make_env needs a policy .*, or a track .paper or native.; got 'par-mini'"):
         par_agent.make_env("PushCube", "par-mini")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="hand_camera is not a valid attribute"):
+    with pytest.raises(UserError, match="'hand_camera'; PushCube-v1 has the cameras render_camera, base_camera"):
         par_agent.make_env("PushCube", tiny_policy(camera="hand_camera"))
     with pytest.raises(UserError, match="num_envs is 2; it must be 1, or more with backend='gpu'"):
         par_agent.make_env("PushCube", tiny_policy(), num_envs=2)

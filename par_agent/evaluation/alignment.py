@@ -196,7 +196,7 @@ def align(
     for plan in trace.plans:
         later = [plan.step + (k + 1) * plan.actions.shape[1] for k in range(len(plan.frames))]
         pairs = [(plan.frames[k], read[step]) for k, step in enumerate(later) if step in read]
-        compared = [_compare(frame, true, plan.frame, colors) for frame, true in pairs]
+        compared = [_compare(frame, true, plan.frame, colors, len(transforms.cameras)) for frame, true in pairs]
         for name in values.keys() - {"path_cm"}:
             values[name].append([found[name] for found in compared if name in found])
         values["path_cm"].append(_path_errors(plan, path, transforms, hand))
@@ -204,8 +204,10 @@ def align(
     return values
 
 
-def _compare(frame: np.ndarray, true: np.ndarray, last: np.ndarray, colors: Sequence[Color]) -> dict[str, float]:
-    """The measures of an imagined frame; all are (H, W, 3) uint8."""
+def _compare(
+    frame: np.ndarray, true: np.ndarray, last: np.ndarray, colors: Sequence[Color], cameras: int
+) -> dict[str, float]:
+    """The measures of an imagined frame; all are (H, W, 3) uint8, of so many cameras side by side."""
     found = {
         "psnr_db": round(psnr(frame, true), 2),
         "still_psnr_db": round(psnr(last, true), 2),
@@ -214,8 +216,9 @@ def _compare(frame: np.ndarray, true: np.ndarray, last: np.ndarray, colors: Sequ
         "ssim": round(ssim(frame, true), 4),
     }
     if colors:
-        found["objects_found"] = round(share_in_place(frame, true, colors), 3)
-        found["still_objects_found"] = round(share_in_place(last, true, colors), 3)
+        for name, shown in {"objects_found": frame, "still_objects_found": last}.items():
+            views = zip(np.split(shown, cameras, 1), np.split(true, cameras, 1), strict=True)
+            found[name] = round(float(np.mean([share_in_place(*pair, colors) for pair in views])), 3)
     return found
 
 

@@ -174,8 +174,7 @@ def make_env(
             spec = replace(spec, control_mode=transforms.control_mode)
         rendered, size = transforms.cameras == (spec.camera,), transforms.image_size
         if size is not None:
-            resolution = {"height": size[0], "width": size[1]}
-            configs = {"shader_pack": shader, **dict.fromkeys(transforms.cameras, resolution)}
+            configs = {"shader_pack": shader, "height": size[0], "width": size[1]}
             options = {"human_render_camera_configs" if rendered else "sensor_configs": configs, **options}
     check_backend(backend, [spec])
     if evaluation:

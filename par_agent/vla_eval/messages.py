@@ -5,8 +5,8 @@ text}`` and, on the ``native`` track, ``"extra": {name: float32}``. The answer i
 action or a chunk of n. This package adds three things. An episode starts with ``{"task": {"seeds": [...],
 "episode_idx": i}}``, the i-th seed being the policy's. A server whose observation parameters hold ``frame_every: n``
 reads images in every n-th observation of an episode only, and ``images`` is empty in the others: a rendered image costs
-as much as some fifty control steps. There, too, ``camera`` names the camera that has to be among the images, or is a list
-of several.
+as much as some fifty control steps. There, too, ``camera`` names the camera that has to be among the images, or lists
+several.
 """
 
 from __future__ import annotations

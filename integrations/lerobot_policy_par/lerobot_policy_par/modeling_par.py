@@ -19,7 +19,7 @@ from lerobot_policy_par.configuration_par import ParConfig
 from par_agent import PARPolicy
 from par_agent.data.windows import Windows
 from par_agent.errors import UserError
-from par_agent.policy.observations import proprioception
+from par_agent.policy.observations import proprioception, read_frames
 from par_agent.training.config import LossConfig
 from par_agent.training.objective import Objective
 from par_agent.utils.checkpoint_folders import checkpoint_folder
@@ -41,8 +41,8 @@ class _Learning:
 class ParPolicy(PreTrainedPolicy):
     """Acts as :class:`par_agent.PARPolicy` does, and learns by the same loss.
 
-    A batch has the checkpoint's camera as ``observation.images.CAMERA`` (B, 3, H, W), float in [0, 1] or uint8, joint
-    positions as ``observation.state`` (B, P), and instructions as ``task``. Extra observations are
+    A batch has each of the checkpoint's cameras as ``observation.images.CAMERA`` (B, 3, H, W), float in [0, 1] or
+    uint8, joint positions as ``observation.state`` (B, P), and instructions as ``task``. Extra observations are
     ``observation.extra.NAME``. In training there is one more dimension, time.
     """
 
@@ -67,14 +67,14 @@ class ParPolicy(PreTrainedPolicy):
 
     def _check_features(self) -> None:
         """Compares the dataset's or environment's features with the checkpoint's."""
-        image = IMAGES + self.transforms.camera
+        images = [IMAGES + camera for camera in self.transforms.cameras]
         wanted = {STATE: self.transforms.joint_count, ACTION: self.transforms.action_size}
         features = {**(self.config.input_features or {}), **(self.config.output_features or {})}
         for name, size in wanted.items():
             if name in features and tuple(features[name].shape) != (size,):
                 raise UserError(f"{self.config.checkpoint} has {size} numbers in {name}, not {features[name].shape}")
-        if self.config.input_features and image not in features:
-            raise UserError(f"{self.config.checkpoint} reads {image}; there are {', '.join(features)}")
+        if self.config.input_features and not set(images) <= set(features):
+            raise UserError(f"{self.config.checkpoint} reads {', '.join(images)}; there are {', '.join(features)}")
 
     # --- acting ---------------------------------------------------------------------------------------------------
 
@@ -105,15 +105,14 @@ class ParPolicy(PreTrainedPolicy):
 
     def _observation(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch as ManiSkill has it, with images (..., H, W, 3) uint8."""
-        image = batch[IMAGES + self.transforms.camera]
-        if image.is_floating_point():
-            image = (image * 255).round().to(torch.uint8)
+        images = {}
+        for camera in self.transforms.cameras:
+            image = batch[IMAGES + camera]
+            if image.is_floating_point():
+                image = (image * 255).round().to(torch.uint8)
+            images[camera] = {"rgb": image.movedim(-3, -1)}
         extra = {name: batch[EXTRA + name] for name, _ in self.transforms.extra if EXTRA + name in batch}
-        return {
-            "agent": {"qpos": batch[STATE]},
-            "extra": extra,
-            "sensor_data": {self.transforms.camera: {"rgb": image.movedim(-3, -1)}},
-        }
+        return {"agent": {"qpos": batch[STATE]}, "extra": extra, "sensor_data": images}
 
     # --- learning -------------------------------------------------------------------------------------------------
 
@@ -138,8 +137,8 @@ class ParPolicy(PreTrainedPolicy):
             if name == STATE or (name.startswith((IMAGES, EXTRA)) and not name.endswith("_is_pad"))
         }
         observation = self._observation(flat)
-        images = observation["sensor_data"][self.transforms.camera]["rgb"]
-        latents = self.encoder.encode(self.transforms.frames(images)).float().unflatten(0, (size, count + 1))
+        frames = read_frames(observation, self.transforms, size * (count + 1))
+        latents = self.encoder.encode(frames).float().unflatten(0, (size, count + 1))
         positions = proprioception(observation, self.transforms).unflatten(0, (size, count + 1))
         actions, missing = batch[ACTION].float(), batch[f"{ACTION}_is_pad"]
         numbers = torch.tensor([*range(length), *action.foresight], device=actions.device)
