@@ -25,7 +25,6 @@ from par_agent.modeling.vae.frame_encoder import for_cameras
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.par_policy import EpisodeState
 from par_agent.training.finetune import FinetuneConfig, finetune
-from par_agent.training.start import with_cameras
 from tiny import (
     task_checkpoint,
     tiny_checkpoint,
@@ -42,9 +41,14 @@ BOTH = ("base_camera", "hand_camera")
 LAYOUTS = pytest.mark.parametrize("nova_layout", [False, True], ids=["mini", "nova"])
 
 
+def for_as_many(model: PARModel, cameras: int) -> PARModel:
+    """The model for so many cameras, with the same weights."""
+    return PARModel.from_weights(model.config.with_cameras(cameras), model.state_dict()).eval()
+
+
 def two_cameras(nova_layout: bool = False, embedding: float = 0.3) -> PARModel:
     """A tiny model with random weights that reads two cameras."""
-    model = with_cameras(tiny_model(nova_layout), 2).eval()
+    model = for_as_many(tiny_model(nova_layout), 2)
     assert model.nova.camera_embed is not None and not model.nova.camera_embed.any()
     with torch.no_grad():
         model.nova.camera_embed.normal_(std=embedding) if embedding else None
@@ -79,7 +83,7 @@ def test_one_camera_is_the_model_without_cameras(nova_layout: bool) -> None:
     assert content["nova"].pop("cameras") == 1
     assert PARConfig.from_json(content) == config == config.with_cameras(3).with_cameras(1)
     assert not [name for name in weights if "camera" in name]
-    back = with_cameras(two_cameras(nova_layout), 1).state_dict()
+    back = for_as_many(two_cameras(nova_layout), 1).state_dict()
     assert back.keys() == weights.keys() and all(torch.equal(back[name], weights[name]) for name in weights)
 
 

@@ -13,7 +13,6 @@ from par_agent.data.episodes import RenderedDataset, open_datasets
 from par_agent.data.index import EpisodeIndex, VideoIndex
 from par_agent.data.windows import MixedSampler, WindowSampler
 from par_agent.errors import UserError
-from par_agent.modeling.vae.frame_encoder import for_cameras
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig
@@ -43,10 +42,8 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     datasets = open_datasets(config.folders(), skip_corrupt=config.dataset.skip_corrupt)
     start = load_start(config)
     indices, transforms = _open_indices(config, datasets, start)
-    model = with_cameras(start.model, len(config.cameras))
-    if config.train != "full" and model is not start.model:
-        raise UserError(f"--train {config.train} keeps what tells cameras apart: another number of them needs full")
-    encoder = for_cameras(start.encoder, len(config.cameras))
+    start = with_cameras(start, config)
+    model = start.model
     if config.has_actions and transforms is not None:
         if config.model.new_camera:
             model = with_proprioception(model, transforms.proprioception_size)
@@ -56,12 +53,12 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
     for instruction in sorted({text for index in indices for wordings in index.instructions for text in wordings}):
         start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
-    train, held_out = open_samplers(config, indices, encoder.to(device), shape)
+    train, held_out = open_samplers(config, indices, start.encoder.to(device), shape)
     inference = dataclasses.replace(start.inference, context=min(start.inference.context, config.window))
     if config.has_actions:  # past ones are read if training shows whole chunks
         known = config.loss.past_action_dropout < 1 and inference.n_action_steps is None
         inference = dataclasses.replace(inference, past_actions=known)
-    policy = dataclasses.replace(start, model=model, encoder=encoder, transforms=transforms, inference=inference)
+    policy = dataclasses.replace(start, model=model, transforms=transforms, inference=inference)
     return Setup(policy, train, held_out, hash_frozen(config))
 
 

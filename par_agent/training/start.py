@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch.nn.functional as F
 
 from par_agent.errors import UserError
 from par_agent.modeling.par import PARModel
 from par_agent.modeling.presets import preset
 from par_agent.modeling.text_encoder import HashTextEncoder
-from par_agent.modeling.vae.frame_encoder import load_frame_encoder
+from par_agent.modeling.vae.frame_encoder import for_cameras, load_frame_encoder
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.transforms import Transforms
 from par_agent.training.config import FinetuneConfig
@@ -39,12 +41,16 @@ def _with_foresight(model: PARModel, foresight: tuple[int, ...] | None) -> PARMo
     return PARModel.from_weights(model.config.with_action(foresight=foresight), model.state_dict())
 
 
-def with_cameras(model: PARModel, cameras: int) -> PARModel:
-    """The model for frames of so many cameras side by side, with the same weights; an embedding of the cameras that it
-    did not have is zero."""
+def with_cameras(start: Checkpoint, config: FinetuneConfig) -> Checkpoint:
+    """The same weights for as many cameras as the run reads; embeddings of cameras that the model did not have are
+    zero."""
+    model, cameras = start.model, len(config.cameras)
     if cameras == model.config.nova.cameras:
-        return model
-    return PARModel.from_weights(model.config.with_cameras(cameras), model.state_dict())
+        return start
+    if config.train != "full":
+        raise UserError(f"--train {config.train} keeps what tells cameras apart: another number of them needs full")
+    model = PARModel.from_weights(model.config.with_cameras(cameras), model.state_dict())
+    return dataclasses.replace(start, model=model, encoder=for_cameras(start.encoder, cameras))
 
 
 def with_proprioception(model: PARModel, size: int) -> PARModel:
