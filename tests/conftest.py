@@ -25,6 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 LONGEST = (
     "test_benchmark_run",
     "test_rendering",
+    "test_examples",
     "test_finetune",
     "test_vla_eval_runs",
     "test_cluster",
