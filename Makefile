@@ -5,7 +5,7 @@ TASKS := PushCube PickCube StackCube
 
 .DEFAULT_GOAL := help
 SHELL := bash
-.PHONY: help setup benchmark benchmark-full benchmark-robustness docs lint test test-under-load test-other-processor
+.PHONY: help setup benchmark benchmark-full benchmark-robustness docs notebook lint test test-under-load test-other-processor
 
 help: ## show these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
@@ -25,6 +25,9 @@ benchmark-robustness: setup ## other initial states, then every variation: table
 
 docs: setup ## build the documentation site in build/site; warnings are errors
 	$(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
+
+notebook: setup ## run examples/par_agent_tour.ipynb anew, with its outputs, in some minutes
+	$(BIN)/python docs/site/run_notebook.py examples/par_agent_tour.ipynb
 
 lint: setup ## style and types
 	$(BIN)/python -m ruff check .

@@ -27,6 +27,8 @@ LINE_WIDTH = 95
 class Callback:
     """What a run calls on its way; override what you need. Only the main process calls it, and waits for it.
 
+    An exception that it raises ends the run, which the same call continues from the last training state.
+
     ::
 
         class Print(Callback):
@@ -41,10 +43,12 @@ class Callback:
         of the last one."""
 
     def on_validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The policy after ``step`` steps was measured on the held-out episodes."""
+        """The policy after ``step`` steps was measured on the held-out episodes; ``metrics`` are those that are
+        printed: ``action_error`` in radians, ``gripper_accuracy`` from 0 to 1, ``frame_psnr`` in decibels, and more."""
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
-        """The policy after ``step`` steps was written to ``folder``, where ``PARPolicy.from_pretrained`` finds it."""
+        """The policy after ``step`` steps was written to ``folder``, where ``PARPolicy.from_pretrained`` finds it: with
+        training states, before rollouts, and at the end."""
 
 
 class Monitor:
