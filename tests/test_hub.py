@@ -155,6 +155,8 @@ def test_a_wrong_name_says_what_was_looked_for_and_where(hub: Hub, tmp_path: Pat
     assert f"bundled: par-mini, par-mini-native), and on the Hub ({hub.address}) there is none of that name" in missing
     assert "there is no revision 'v3' of it" in revision
     assert "not a name on the Hub, which would be ORGANISATION/NAME[@REVISION]" in plain
+    with pytest.raises(UserError, match="not a name on the Hub"):
+        checkpoint_folder("lab/cube-policy@v1/../../elsewhere")
     with pytest.raises(UserError, match="revision is 'v2', but 'par-mini' is a folder of this machine"):
         checkpoint_folder("par-mini", "v2")
     with pytest.raises(UserError, match="revision is 'v2', but the name 'lab/cube-policy@v1' gives one too"):

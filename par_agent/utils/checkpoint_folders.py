@@ -18,7 +18,7 @@ BUNDLED_FOLDER = PACKAGE_FOLDER / "checkpoints"
 POLICY, BASELINE = "policy.json", "baseline.json"
 TRAINING_FILES = (POLICY, BASELINE)
 """Files that record how a checkpoint was trained."""
-HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
+HUB_NAME = re.compile(r"(?!.*\.\.)(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 FETCHED = ("*.safetensors", "*.json", "*.md")
 LIBRARY = "par_agent"
 
