@@ -26,6 +26,7 @@ from par_agent.training.vae import train_vae
 from par_agent.training.vae_config import VAETraining
 from par_agent.utils.interrupts import Interrupted
 from rendered import write_dataset
+from tiny import tiny_dataset
 
 STEPS = 8
 
@@ -175,6 +176,16 @@ def test_patches_are_cut_out_of_frames_and_fixed_by_seed_and_step(data):
     assert torch.equal(patches, FrameSampler(paths, "render_camera", 7).patches(3, 5, 8))
     assert not torch.equal(patches, sampler.patches(4, 5, 8))
     assert sampler.patches(3, 5, None).shape == (5, 16, 24, 3)
+
+
+def test_patches_are_drawn_from_all_cameras(tmp_path):
+    paths = split_paths([RenderedDataset(tiny_dataset(tmp_path, cameras=("left", "right")))])[0]
+    cameras = ("left", "right"), "left", "right"
+    both, left, right = (FrameSampler(paths, camera, 7).patches(0, 40, None) for camera in cameras)
+    assert not torch.equal(both, left)
+    frames = {frame.numpy().tobytes() for frame in both}
+    for one in (left, right):
+        assert frames & {frame.numpy().tobytes() for frame in one}
 
 
 def test_one_episode_in_twenty_of_every_dataset_is_held_out(tmp_path):

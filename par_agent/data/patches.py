@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,21 +15,23 @@ from par_agent.data.episodes import ADVICE, IMAGES, RenderedDataset, damaged_epi
 from par_agent.data.index import HELD_OUT
 from par_agent.data.prefetch import prefetch
 from par_agent.errors import UserError
+from par_agent.policy.transforms import Cameras, camera_names
 from par_agent.utils.hdf5 import HDF5Reader
 
 
 class FrameSampler:
-    """Random square patches of random frames, fixed by seed and step."""
+    """Random square patches of random frames of one camera or several, fixed by seed and step."""
 
-    def __init__(self, paths: list[Path], camera: str, seed: int) -> None:
-        self.paths, self.camera, self.seed = paths, camera, seed
+    def __init__(self, paths: list[Path], camera: Cameras, seed: int) -> None:
+        self.paths, self.cameras, self.seed = paths, camera_names(camera), seed
 
     def patches(self, step: int, count: int, size: int | None) -> Tensor:
         """(count, size, size, 3) uint8 patches; whole frames if ``size`` is None."""
         generator = np.random.default_rng([self.seed, step])
         images: list[np.ndarray] = []
-        name = f"frames/{self.camera}"
         for number in generator.integers(len(self.paths), size=count):
+            chosen = 0 if len(self.cameras) == 1 else int(generator.integers(len(self.cameras)))
+            name = f"frames/{self.cameras[chosen]}"
             with HDF5Reader(self.paths[number], ADVICE) as file:
                 frames, *extents, _ = file.check(name, np.uint8, IMAGES)
                 if not frames or min(extents) < (size or 1):
@@ -48,12 +51,12 @@ class FrameSampler:
         return prefetch(lambda step: self.patches(step, count, patch), start, stop)
 
 
-def open_frames(folders: Sequence[Path], camera: str, patch: int, stride: int) -> tuple[list[Path], list[Path]]:
+def open_frames(folders: Sequence[Path], camera: Cameras, patch: int, stride: int) -> tuple[list[Path], list[Path]]:
     """Compares one episode of each dataset with the patches to take, before hours of training.
 
     Args:
         folders: rendered datasets.
-        camera: the camera whose frames are used.
+        camera: the camera, or cameras, whose frames are used.
         patch: side of the patches, pixels.
         stride: pixels of a frame for one pixel of its latent, along each side.
 
@@ -64,11 +67,12 @@ def open_frames(folders: Sequence[Path], camera: str, patch: int, stride: int) -
     if not datasets:
         raise UserError("no rendered dataset given; name at least one with --data")
     sizes = {}
-    for dataset in datasets:
-        dataset.check_camera(camera)
-        sizes[dataset.folder] = dataset.read(dataset.paths[0]).frames[camera].shape[1:3]
+    for dataset, name in itertools.product(datasets, camera_names(camera)):
+        dataset.check_camera(name)
+        where = f"{dataset.folder}" if isinstance(camera, str) else f"{name} of {dataset.folder}"
+        sizes[where] = dataset.read(dataset.paths[0]).frames[name].shape[1:3]
     if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{height}x{width} in {folder}" for folder, (height, width) in sizes.items())
+        listed = ", ".join(f"{height}x{width} in {where}" for where, (height, width) in sizes.items())
         raise UserError(f"the datasets' frames differ in size ({listed}); render them with one crop and size")
     height, width = next(iter(sizes.values()))
     if height % stride or width % stride:

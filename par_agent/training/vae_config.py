@@ -23,8 +23,8 @@ class VAETraining(Checked):
     """Rendered datasets, with or without actions."""
     out: Path
     """Folder of the run; the trained VAE is written to its `vae` folder."""
-    camera: str = "render_camera"
-    """Camera whose frames to train on."""
+    camera: str | tuple[str, ...] = "render_camera"
+    """Camera whose frames to train on, or several that a policy is to read."""
     steps: Count = 1500
     """Optimiser steps; a finished run goes on when this is raised."""
     batch_size: Size = 32
