@@ -26,6 +26,7 @@ from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.par_policy import EpisodeState
 from par_agent.training.finetune import FinetuneConfig, finetune
 from tiny import (
+    checkpoint_of_cameras,
     task_checkpoint,
     tiny_checkpoint,
     tiny_config,
@@ -59,14 +60,6 @@ def wide_inputs(batch: int, steps: int) -> PhysicalTokens:
     """Random physical tokens with the frames of two cameras."""
     first, second = tiny_inputs(batch, steps), tiny_inputs(batch, steps, seed=5)
     return dataclasses.replace(first, latents=torch.cat([first.latents, second.latents], -1))
-
-
-def checkpoint_of_both() -> Checkpoint:
-    """A policy checkpoint with random weights that reads both cameras."""
-    one = tiny_checkpoint()
-    assert one.transforms is not None
-    transforms = dataclasses.replace(one.transforms, camera=BOTH)
-    return dataclasses.replace(one, model=two_cameras(), encoder=for_cameras(one.encoder, 2), transforms=transforms)
 
 
 def observation(*cameras: str) -> dict[str, Any]:
@@ -137,7 +130,7 @@ def test_unchanged_patches_of_the_imagined_frame_are_those_of_each_camera() -> N
     with torch.no_grad():
         model.nova.image_encoder.change_head.weight.zero_()
         model.nova.image_encoder.change_head.bias.fill_(-100)
-    policy = PARPolicy(dataclasses.replace(checkpoint_of_both(), model=model, encoder=encoder), "push")
+    policy = PARPolicy(dataclasses.replace(checkpoint_of_cameras(BOTH), model=model, encoder=encoder), "push")
     policy.act(observation(*BOTH))
     assert isinstance(policy._state, EpisodeState)
     predicted = policy.imagine(1).frames[:, 0]
@@ -193,7 +186,7 @@ def test_what_several_cameras_cannot_do_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_camera_is_named_with_those_that_are_needed() -> None:
-    policy = PARPolicy(checkpoint_of_both(), "push")
+    policy = PARPolicy(checkpoint_of_cameras(BOTH), "push")
     needed = r"\"hand_camera\" \(it holds: base_camera\); .*the sensor cameras 'base_camera', 'hand_camera'"
     with pytest.raises(UserError, match=needed):
         policy.act(observation("base_camera"))
@@ -204,7 +197,7 @@ def test_a_missing_camera_is_named_with_those_that_are_needed() -> None:
 
 
 def test_files_of_another_number_of_cameras_do_not_belong_together(tmp_path: Path) -> None:
-    checkpoint_of_both().save(tmp_path)
+    checkpoint_of_cameras(BOTH).save(tmp_path)
     assert isinstance(Checkpoint.load(tmp_path), Checkpoint)
     path = tmp_path / "policy.json"
     content = json.loads(path.read_text())
@@ -224,7 +217,7 @@ def test_the_command_line_and_files_of_options_take_one_camera_or_several(words:
 
 
 def test_an_environment_shows_every_camera_that_the_policy_reads() -> None:
-    base, both = task_checkpoint(), checkpoint_of_both()
+    base, both = task_checkpoint(), checkpoint_of_cameras(BOTH)
     assert base.transforms is not None
     transforms = dataclasses.replace(base.transforms, camera=BOTH, image_size=(64, 64))
     policy = PARPolicy(dataclasses.replace(both, transforms=transforms), "stack")

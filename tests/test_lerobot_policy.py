@@ -12,7 +12,7 @@ import torch
 
 from par_agent import PARPolicy
 from rendered import write_dataset
-from tiny import tiny_checkpoint
+from tiny import checkpoint_of_cameras, tiny_checkpoint
 
 pytest.importorskip("lerobot", reason="needs LeRobot, hence Python 3.12: pip install lerobot")
 
@@ -74,6 +74,24 @@ def test_it_acts_as_the_policy_does_before_and_after_saving(checkpoint: Path, tm
         for lerobots in (policy, again):
             torch.testing.assert_close(after(lerobots.select_action(before(dict(observation)))), wanted, rtol=0, atol=0)
     assert "mani_skill" not in sys.modules and "sapien" not in sys.modules
+
+
+def test_every_camera_that_the_checkpoint_reads_is_read(tmp_path: Path) -> None:
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    cameras = ("base_camera", "hand_camera")
+    checkpoint_of_cameras(cameras).save(tmp_path / "two")
+    policy, _, _ = make(tmp_path / "two")
+    ours = PARPolicy.from_pretrained(tmp_path / "two", INSTRUCTION)
+    shown = {camera: images(1, seed) for seed, camera in enumerate(cameras)}
+    observed = {camera: {"rgb": image} for camera, image in shown.items()}
+    batch = {f"observation.images.{camera}": image.permute(0, 3, 1, 2) / 255 for camera, image in shown.items()}
+    batch |= {"observation.state": torch.zeros(1, 9), "task": [INSTRUCTION]}
+    plan = ours.plan({"agent": {"qpos": torch.zeros(1, 9)}, "sensor_data": observed})
+    torch.testing.assert_close(policy.predict_action_chunk(batch), plan.actions, rtol=0, atol=0)
+    features = {"observation.images.base_camera": PolicyFeature(FeatureType.VISUAL, (3, 24, 32))}
+    with pytest.raises(ValueError, match=r"reads .*base_camera, .*hand_camera; there are .*base_camera"):
+        make(tmp_path / "two", input_features=features)
 
 
 def test_a_chunk_is_that_of_a_plan_and_every_row_has_its_task(checkpoint: Path) -> None:

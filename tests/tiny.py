@@ -22,6 +22,7 @@ from par_agent.modeling.config import (
 )
 from par_agent.modeling.par import PARModel, PhysicalTokens
 from par_agent.modeling.text_encoder import HashTextEncoder
+from par_agent.modeling.vae.frame_encoder import for_cameras
 from par_agent.modeling.vae.frame_vae import FrameVAE, FrameVAEConfig
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.transforms import Transforms
@@ -120,6 +121,17 @@ def tiny_checkpoint(camera: str = "render_camera") -> Checkpoint:
     text = HashTextEncoder(nova.text_dim, nova.text_length)
     inference = InferenceConfig(denoising_steps=4)
     return Checkpoint(model, encoder.eval(), tiny_transforms(camera), text, inference)
+
+
+def checkpoint_of_cameras(cameras: tuple[str, ...]) -> Checkpoint:
+    """A policy checkpoint with random weights that reads these cameras together."""
+    one, count = tiny_checkpoint(), len(cameras)
+    assert one.transforms is not None
+    model = PARModel.from_weights(one.model.config.with_cameras(count), one.model.state_dict()).eval()
+    if model.nova.camera_embed is not None:
+        torch.nn.init.normal_(model.nova.camera_embed, std=0.3)
+    transforms = dataclasses.replace(one.transforms, camera=cameras)
+    return dataclasses.replace(one, model=model, encoder=for_cameras(one.encoder, count), transforms=transforms)
 
 
 def tiny_dataset(
