@@ -13,6 +13,8 @@ import torch
 
 import par_agent
 from par_agent import PARPolicy
+from par_agent.baselines.config import BaselineConfig
+from par_agent.baselines.setup import prepare
 from par_agent.cli.options import parse
 from par_agent.data.augmentation import Augmentation, Change
 from par_agent.data.episodes import RenderedDataset
@@ -24,6 +26,7 @@ from par_agent.modeling.par import PARModel, PhysicalTokens
 from par_agent.modeling.vae.frame_encoder import for_cameras
 from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.par_policy import EpisodeState
+from par_agent.training.config import DatasetConfig
 from par_agent.training.finetune import FinetuneConfig, finetune
 from tiny import (
     checkpoint_of_cameras,
@@ -178,6 +181,10 @@ def test_what_several_cameras_cannot_do_is_refused(tmp_path: Path) -> None:
         finetune(with_options(config, train="action"))
     with pytest.raises(UserError, match="--camera wrist wrist: name each camera once"):
         with_options(config, camera=("wrist", "wrist"))
+    encoder, dataset = tmp_path / "init" / "frame_encoder", DatasetConfig(camera=BOTH)
+    baseline = BaselineConfig(method="dp", out=tmp_path / "dp", data=config.data, vae=encoder, dataset=dataset)
+    with pytest.raises(UserError, match="--camera base_camera hand_camera: a baseline reads one camera"):
+        prepare(baseline, torch.device("cpu"))
     spec = LatentSpec(BOTH, "abc", (2, 8, 16), augmentation=Augmentation(1))
     frames = {"base_camera": np.zeros((1, 8, 8, 3), np.uint8), "hand_camera": np.zeros((1, 8, 9, 3), np.uint8)}
     with pytest.raises(UserError, match=r"need one size \(base_camera: 8x8, hand_camera: 8x9\)"):
