@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from reported_runs import DEVELOPMENT, REPORTED, Run, results_by_task
@@ -33,7 +34,8 @@ ALL_RUNS = (
     "folder, `python benchmarks/compare.py NAME OTHER_NAME` compares two runs. Success is success at any control step. "
     "Rollouts with the same initial state and the same actions are one distinct rollout, and count once in Wilson's "
     "interval. In the groups rows, unseen and demonstrations, and in the names of development runs that begin with "
-    "row-, par-mini is the former name of the preset `mini`; elsewhere it is the bundled checkpoint."
+    "row-, par-mini is the former name of the preset `mini`; elsewhere it is the bundled checkpoint. The presets mini "
+    "and par-* of the groups rows, unseen and demonstrations had no frame path that reads the last frame."
 )
 DEVELOPMENT_RUNS = "Runs made during development, by checkpoint and by how it acted. Only their rollouts are stored."
 
@@ -78,8 +80,10 @@ def results_csv(runs: Runs) -> str:
 
 TABLES: dict[str, Callable[[Runs], list[str]]] = {
     "robustness": robustness_table,
-    "context": context_table,
+    "context": partial(context_table, group="context"),
+    "memory": partial(context_table, group="memory"),
     "alignment": alignment_table,
+    "alignment-video": partial(alignment_table, group="alignment-video"),
     "rows": lambda runs: [*methods_table(by_policy(of_group(runs, "rows"))), ""],
     "unseen": lambda runs: [*unseen_table(by_policy(of_group(runs, "unseen"))), ""],
     "demonstrations": lambda runs: [*demonstrations_table(curves(of_group(runs, "demonstrations"))), ""],

@@ -128,22 +128,22 @@ def robustness_table(runs: Runs) -> list[str]:
     return [title, "", *table, "", "Measured before the variations had their present names and ranges.", ""]
 
 
-def context_table(runs: Runs) -> list[str]:
-    """Successes by the number of physical tokens that the policy remembers."""
-    found = {run.about["policy_options"]["context"]: run for run in of_group(runs, "context")}
+def context_table(runs: Runs, group: str) -> list[str]:
+    """Successes by the number of physical tokens that the policy remembers, of the runs of a group."""
+    found = {run.about["policy_options"]["context"]: run for run in of_group(runs, group)}
     rows = [_row(str(number), found[number], _count) for number in sorted(found)]
     return [*markdown_table(("physical tokens", *PAPER_TASKS), rows), ""]
 
 
-def alignment_section(runs: Runs) -> Section | None:
-    """How well what was imagined agrees with what was executed; None where no run measured it."""
-    results = [result for run in of_group(runs, "alignment") for result in run.results.values()]
+def alignment_section(runs: Runs, group: str = "alignment") -> Section | None:
+    """How well what was imagined agrees with what was executed in a group; None where no run measured it."""
+    results = [result for run in of_group(runs, group) for result in run.results.values()]
     return next((section for section in measured_sections(results) if section.name == "alignment"), None)
 
 
-def alignment_table(runs: Runs) -> list[str]:
-    """How well what was imagined agrees with what was executed."""
-    section = alignment_section(runs)
+def alignment_table(runs: Runs, group: str = "alignment") -> list[str]:
+    """How well what was imagined agrees with what was executed, of the runs of a group."""
+    section = alignment_section(runs, group)
     return [] if section is None else [*markdown_table(section.header, section.rows), ""]
 
 

@@ -28,6 +28,7 @@ from par_agent.policy.checkpoint import Checkpoint
 from par_agent.policy.par_policy import EpisodeState
 from par_agent.training.config import DatasetConfig
 from par_agent.training.finetune import FinetuneConfig, finetune
+from par_agent.training.start import with_cameras
 from tiny import (
     checkpoint_of_cameras,
     task_checkpoint,
@@ -170,6 +171,16 @@ def test_training_on_two_cameras_ends_in_a_policy_that_acts_and_imagines(tmp_pat
     one = finetune(with_options(again, camera="hand_camera", new_camera=True, out=tmp_path / "one"))
     assert one.model.config.nova.cameras == 1 and one.transforms is not None
     assert one.transforms.camera == "hand_camera"
+
+
+def test_a_further_camera_leaves_the_others_what_tells_them_apart(tmp_path: Path) -> None:
+    start = checkpoint_of_cameras(BOTH)
+    assert start.model.nova.camera_embed is not None
+    torch.nn.init.normal_(start.model.nova.camera_embed)
+    config = tiny_run(tmp_path, camera=(*BOTH, "third"), new_camera=True)
+    wider = with_cameras(start, config).model.nova.camera_embed
+    known = start.model.nova.camera_embed
+    assert known is not None and wider is not None and torch.equal(wider[:2], known) and not wider[2].any()
 
 
 def test_what_several_cameras_cannot_do_is_refused(tmp_path: Path) -> None:

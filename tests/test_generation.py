@@ -118,6 +118,19 @@ def test_a_perfect_network_recovers_the_clean_sample(config):
     torch.testing.assert_close(x, clean, atol=1e-3, rtol=0)
 
 
+def test_a_shift_moves_the_noise_levels_towards_noise_and_no_step_is_spent_where_there_is_none():
+    process = noise_process(DiffusionConfig("flow"))
+    assert process.sampler(4, shift=1.0).sigmas == pytest.approx((1, 0.75, 0.5, 0.25, 0))
+    assert process.sampler(4, shift=4.0).sigmas == pytest.approx((1, 12 / 13, 0.8, 4 / 7, 0), abs=1e-6)
+    assert process.sampler(4).sigmas[-2] < 0.002
+    x, clean = noise, _ = torch.randn(2, 4, 3)
+    for j in range(4):
+        x = process.sampler(4, shift=4.0).step(j, x, noise - clean)
+    torch.testing.assert_close(x, clean)
+    with pytest.raises(ValueError, match=r"a shift of 4.0 was asked for; only flow matching has one, this is ddpm"):
+        noise_process(DDPM).sampler(4, shift=4.0)
+
+
 def test_a_schedulers_length_counts_however_it_was_given():
     from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 

@@ -152,7 +152,8 @@ def test_a_wrong_name_says_what_was_looked_for_and_where(hub: Hub, tmp_path: Pat
     names = ("lab/no-such-policy", "lab/cube-policy@v3", "par-mimi")
     missing, revision, plain = run(FETCH, hub.address, tmp_path, *names)
     assert f"no checkpoint 'lab/no-such-policy': neither a folder ({Path.cwd()}/lab/no-such-policy)" in missing
-    assert f"bundled: par-mini, par-mini-native), and on the Hub ({hub.address}) there is none of that name" in missing
+    bundled = "bundled: par-mini, par-mini-native, par-mini-video)"
+    assert f"{bundled}, and on the Hub ({hub.address}) there is none of that name" in missing
     assert "there is no revision 'v3' of it" in revision
     assert "not a name on the Hub, which would be ORGANISATION/NAME[@REVISION]" in plain
     with pytest.raises(UserError, match="not a name on the Hub"):

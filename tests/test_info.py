@@ -65,7 +65,7 @@ def test_a_checkpoint_is_described_without_its_weights(capsys: pytest.CaptureFix
 def test_unknown_models_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["info", "par-huge"]) == 2
     assert "no checkpoint 'par-huge': neither a folder" in (error := capsys.readouterr().err)
-    assert "(bundled: par-mini, par-mini-native)" in error and "nor is it a preset: mini, " in error
+    assert "(bundled: par-mini, par-mini-native, par-mini-video)" in error and "nor is it a preset: mini, " in error
     assert main(["info", str(tmp_path)]) == 2
     assert "is not a policy checkpoint (no policy.json)" in capsys.readouterr().err
     tiny_checkpoint().save(tmp_path)

@@ -45,7 +45,7 @@ def test_every_command_of_a_recipe_is_one_of_par_agents(name: str, tmp_path: Pat
 
 def test_a_recipe_trains_on_the_device_that_is_asked_for(tmp_path: Path) -> None:
     for words, _ in commands(RecipeConfig("par-mini", device="cuda")):
-        assert ("--device" in words) == (words[0] in ("train-vae", "finetune"))
+        assert ("--device" in words) == (words[0] == "train-vae" or "finetune" in words)
 
 
 def test_an_unknown_recipe_is_refused_with_the_names_of_all() -> None:

@@ -65,6 +65,7 @@ def test_a_policy_grows_out_of_a_model_of_videos(tmp_path: Path, monkeypatch: py
 
     trained = finetune(tiny_run(tmp_path, init=config.out / "policy", out=tmp_path / "policy"))
     assert trained.transforms is not None and trained.transforms.action_size == SIZE
+    assert trained.inference.context == trained.model.config.max_context == 2
     assert PARPolicy.from_pretrained(tmp_path / "policy" / "policy").checkpoint.trained["steps"] == 6
 
 

@@ -20,7 +20,7 @@ from par_agent.utils.interrupts import Interrupted, Interrupts, deferred_interru
 from par_agent.utils.versions import PACKAGE_FOLDER
 
 RECIPES = Path(__file__).with_name("recipes.ini")
-TRAINING = ("train-vae", "finetune", "train-baseline")
+TRAINING = frozenset(("train-vae", "finetune", "train-baseline"))
 """Commands that run on a device."""
 
 
@@ -29,7 +29,7 @@ class RecipeConfig(Checked):
     """Prints the commands of a recipe, then runs them one after the other; finished steps are not repeated."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """Recipe: par-mini, par-mini-native, row-mini, row-act, ..., demonstrations; an unknown name lists all."""
+    """Recipe: par-mini, par-mini-video, row-mini, row-act, ..., demonstrations; an unknown name lists all."""
     data_root: Path = Path("data")
     """Folder of demonstrations and rendered datasets."""
     out: Path = Path("runs")
@@ -58,7 +58,7 @@ def commands(config: RecipeConfig) -> list[tuple[list[str], str]]:
     for line in recipes[config.name]["commands"].replace("\\\n", "").split("\n"):
         command, _, note = line.partition("  # ")
         words = [word.format(**folders) for word in shlex.split(command)]
-        if words and words[0] in TRAINING and config.device != "cpu":
+        if config.device != "cpu" and not TRAINING.isdisjoint(words):
             words += ["--device", config.device]
         if words:
             found.append((words, note))

@@ -126,6 +126,7 @@ def sample_actions(
     steps: int,
     start: Tensor,
     fresh: torch.Generator | None = None,
+    shift: float | None = None,
 ) -> Tensor:
     """Draws normalised chunks (B, L + K, A) float32.
 
@@ -136,8 +137,9 @@ def sample_actions(
         steps: denoising steps.
         start: (B, L + K, A) noise to start from; zeros give the deterministic policy.
         fresh: source of the noise that a stochastic (DDPM) step adds; None: no such noise.
+        shift: see :meth:`NoiseProcess.sampler`.
     """
-    conditions, x, sampler = head.conditions(z), start.float(), process.sampler(steps)
+    conditions, x, sampler = head.conditions(z), start.float(), process.sampler(steps, shift)
     for j, time in enumerate(sampler.times):
         times = torch.full((len(x),), time, device=x.device)
         output = process.predict(head, x, times, conditions).float()

@@ -306,6 +306,9 @@ class InferenceConfig(Checked):
     """Actions of a chunk that are executed before the next frame is read; None: all."""
     denoising_steps: Count = 10
     """Steps of the Action-DiT's sampler."""
+    denoising_shift: Positive | None = None
+    """Flow matching only: how far the sampler's noise levels are shifted towards noise, where steps are worth most; 1:
+    equal steps. None: diffusers' levels, the last of which is hardly above 0."""
     random_start: bool = False
     """Whether denoising starts from random noise; otherwise from zero, which makes the policy deterministic."""
 

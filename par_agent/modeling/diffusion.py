@@ -88,7 +88,7 @@ class NoiseProcess:
         self.train_steps: int = config.num_train_timesteps
         self.preconditioned = preconditioned
         self._scheduler = scheduler
-        self._samplers: dict[int, Sampler] = {}
+        self._samplers: dict[tuple[int, float | None], Sampler] = {}
         table = scheduler.alphas_cumprod if self.kind == "ddpm" else scheduler.sigmas
         self.table: Tensor = table.detach().to("cpu", torch.float32)
 
@@ -168,20 +168,32 @@ class NoiseProcess:
         """One over the standard deviation of a noised sample of unit variance."""
         return (level.square() + (1 - level).square()).rsqrt()
 
-    def sampler(self, steps: int) -> Sampler:
+    def sampler(self, steps: int, shift: float | None = None) -> Sampler:
         """The reverse process in ``steps`` steps; made once, since making its tables can take longer than using them.
 
+        Args:
+            steps: steps.
+            shift: flow matching only: the noise levels 1, ..., 1 / steps, shifted towards noise (Esser et al. 2024,
+                section 5.3.2); None: diffusers' levels, the last of which is hardly above 0.
+
         Raises:
-            ValueError: fewer than 1 or more than the training table has.
+            ValueError: fewer steps than 1 or more than the training table has, or a shift of another process.
         """
         if not 1 <= steps <= self.train_steps:
             raise ValueError(f"{steps} denoising steps were asked for; allowed: 1 to {self.train_steps}")
-        if steps not in self._samplers:
+        if shift is not None and self.kind != "flow":
+            raise ValueError(f"a shift of {shift} was asked for; only flow matching has one, this is {self.kind}")
+        if (steps, shift) not in self._samplers:
             with torch.device("cpu"):
                 scheduler = copy.deepcopy(self._scheduler)  # from_config drops what was given by position
-                scheduler.set_timesteps(steps)
-            self._samplers[steps] = _ddpm_sampler(scheduler) if self.kind == "ddpm" else _flow_sampler(scheduler)
-        return self._samplers[steps]
+                if shift is None:
+                    scheduler.set_timesteps(steps)
+                else:
+                    scheduler.set_shift(shift)
+                    scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])
+            made = _ddpm_sampler(scheduler) if self.kind == "ddpm" else _flow_sampler(scheduler)
+            self._samplers[steps, shift] = made
+        return self._samplers[steps, shift]
 
 
 def _flow_sampler(scheduler: Any) -> Sampler:

@@ -329,7 +329,12 @@ class PARModel(Pretrained):
         return z_frame[:, 0], z_action[:, 0]
 
     def sample_actions(
-        self, z_action: Tensor, start: Tensor, steps: int, generator: torch.Generator | None = None
+        self,
+        z_action: Tensor,
+        start: Tensor,
+        steps: int,
+        generator: torch.Generator | None = None,
+        shift: float | None = None,
     ) -> Tensor:
         """Draws normalised chunks (B, L, A) float32 from :meth:`step`'s conditions and starting noise (B, L + K, A).
 
@@ -338,13 +343,14 @@ class PARModel(Pretrained):
             start: N(0, 1) noise, or zeros for the deterministic policy.
             steps: denoising steps.
             generator: source of the noise that a stochastic (DDPM) step adds; None: no such noise.
+            shift: of the noise levels, see :meth:`NoiseProcess.sampler`.
 
         A model with regression de-tokenizers has one answer, whatever the noise.
         """
         if isinstance(self.action_detokenizer, RegressionHead):
             return self.action_detokenizer(z_action).float()
         process = self.action_detokenizer.process
-        targets = sample_actions(self.action_detokenizer, z_action, process, steps, start, generator)  # (B, L + K, A)
+        targets = sample_actions(self.action_detokenizer, z_action, process, steps, start, generator, shift)
         return targets[:, : self.config.action.chunk_length]
 
     def sample_frame(

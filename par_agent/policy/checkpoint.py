@@ -111,7 +111,7 @@ class Checkpoint:
             fields = content["inference"]
             if isinstance(fields, dict) and "n_action_steps" not in fields:  # older files call it execute
                 fields = {"n_action_steps" if name == "execute" else name: value for name, value in fields.items()}
-            inference = build(InferenceConfig, fields, added=())
+            inference = build(InferenceConfig, fields, added=("denoising_shift",))
         if encoder.channels != config.nova.latent_channels:
             raise UserError(
                 f"{folder}: the model reads latents of {config.nova.latent_channels} channels, its frame encoder gives "

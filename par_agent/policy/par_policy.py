@@ -357,7 +357,9 @@ class PARPolicy(ChunkPolicy[EpisodeState]):
         if self.inference.random_start:
             noise = RowNoise([state.generators[row] for row in rows.tolist()], self.device).start(noise.shape)
         with user_errors():
-            chunks = model.sample_actions(z_action, noise, self.inference.denoising_steps)
+            chunks = model.sample_actions(
+                z_action, noise, self.inference.denoising_steps, shift=self.inference.denoising_shift
+            )
         planned = self.transforms.denormalise_actions(chunks, positions)
         if bad := rows[~planned.isfinite().flatten(1).all(1)].tolist():
             raise UserError(

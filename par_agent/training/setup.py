@@ -54,7 +54,8 @@ def prepare(config: FinetuneConfig, device: torch.device) -> Setup:
         start.text_encoder.encode(instruction)  # one without stored features is refused before the long work
     shape = (model.config.nova.latent_channels, *model.config.nova.latent_size)
     train, held_out = open_samplers(config, indices, start.encoder.to(device), shape)
-    inference = dataclasses.replace(start.inference, context=min(start.inference.context, config.window))
+    context = config.window if start.transforms is None else min(start.inference.context, config.window)
+    inference = dataclasses.replace(start.inference, context=context)
     if config.has_actions:  # past ones are read if training shows whole chunks
         known = config.loss.past_action_dropout < 1 and inference.n_action_steps is None
         inference = dataclasses.replace(inference, past_actions=known)

@@ -49,7 +49,11 @@ def with_cameras(start: Checkpoint, config: FinetuneConfig) -> Checkpoint:
         return start
     if config.train != "full":
         raise UserError(f"--train {config.train} keeps what tells cameras apart: another number of them needs full")
+    known = model.nova.camera_embed
     model = PARModel.from_weights(model.config.with_cameras(cameras), model.state_dict())
+    if known is not None and model.nova.camera_embed is not None:
+        shared = min(cameras, len(known))
+        model.nova.camera_embed.data[:shared] = known.data[:shared]
     return dataclasses.replace(start, model=model, encoder=for_cameras(start.encoder, cameras))
 
 

@@ -182,7 +182,8 @@ def _chunks(policy: Checkpoint, windows: Windows, z_action: Tensor) -> Tensor:
     assert policy.transforms is not None
     action = policy.model.config.action
     start = torch.zeros(*z_action.shape[:2], action.targets, action.action_size, device=z_action.device)
-    drawn = policy.model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1), policy.inference.denoising_steps)
+    steps, shift = policy.inference.denoising_steps, policy.inference.denoising_shift
+    drawn = policy.model.sample_actions(z_action.flatten(0, 1), start.flatten(0, 1), steps, shift=shift)
     return policy.transforms.denormalise_actions(drawn.unflatten(0, start.shape[:2]).cpu(), windows.proprioception)
 
 
