@@ -80,8 +80,7 @@ def results_csv(runs: Runs) -> str:
 
 TABLES: dict[str, Callable[[Runs], list[str]]] = {
     "robustness": robustness_table,
-    "context": partial(context_table, group="context"),
-    "memory": partial(context_table, group="memory"),
+    "context": context_table,
     "alignment": alignment_table,
     "alignment-video": partial(alignment_table, group="alignment-video"),
     "rows": lambda runs: [*methods_table(by_policy(of_group(runs, "rows"))), ""],

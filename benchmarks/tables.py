@@ -128,9 +128,9 @@ def robustness_table(runs: Runs) -> list[str]:
     return [title, "", *table, "", "Measured before the variations had their present names and ranges.", ""]
 
 
-def context_table(runs: Runs, group: str) -> list[str]:
-    """Successes by the number of physical tokens that the policy remembers, of the runs of a group."""
-    found = {run.about["policy_options"]["context"]: run for run in of_group(runs, group)}
+def context_table(runs: Runs) -> list[str]:
+    """Successes by the number of physical tokens that the policy remembers."""
+    found = {run.about["policy_options"]["context"]: run for run in of_group(runs, "context")}
     rows = [_row(str(number), found[number], _count) for number in sorted(found)]
     return [*markdown_table(("physical tokens", *PAPER_TASKS), rows), ""]
 
