@@ -43,6 +43,7 @@ def test_numpy_2_is_named_as_what_crashes_the_motion_planner_which_is_an_extra()
     (finding,) = check_planner("2.1.3", "0.1.1")
     assert "crashes with numpy 2.1.3" in finding.value and "pip install 'par-agent[demos]'" in finding.value
     assert finding.ok and check_planner("2.1.3", None)[0].ok, "everything but par-agent demos works"
+    assert report([finding]).startswith("-- ") and report([finding]).endswith("Nothing is missing.")
     (finding,) = check_planner("1.26.4", "0.1.1")
     assert finding.ok and finding.value == "mplib 0.1.1 with numpy 1.26.4"
 

@@ -45,6 +45,8 @@ class Finding:
     """Version, device, or what is wrong."""
     fix: str = ""
     """Command that repairs it; empty where nothing needs repair."""
+    usable: bool = True
+    """False for an extra that cannot be used here, without which everything else works."""
 
     @property
     def ok(self) -> bool:
@@ -73,7 +75,7 @@ def check_planner(numpy_version: str | None, mplib_version: str | None) -> list[
     """Whether ManiSkill's motion planner runs; it is an extra, needed by `par-agent demos` alone."""
     if problem := planner_problem(numpy_version, mplib_version):
         value = f"{problem}; only `par-agent demos` needs it: pip install 'par-agent[demos]'"
-        return [Finding("motion planner", value)]
+        return [Finding("motion planner", value, usable=False)]
     return [Finding("motion planner", f"mplib {mplib_version} with numpy {numpy_version}")]
 
 
@@ -127,7 +129,8 @@ def check_torchvision() -> list[Finding]:
 def report(findings: list[Finding]) -> str:
     """The findings as lines for a terminal; what needs repair comes again at the end, with the fix."""
     width = max(len(finding.name) for finding in findings)
-    lines = [f"{'ok ' if f.ok else '!! '} {f.name:<{width}}  {f.value}" for f in findings]
+    marks = ["!! " if not finding.ok else "ok " if finding.usable else "-- " for finding in findings]
+    lines = [f"{mark} {finding.name:<{width}}  {finding.value}" for mark, finding in zip(marks, findings, strict=True)]
     broken = [finding for finding in findings if not finding.ok]
     if not broken:
         return "\n".join([*lines, "", "Nothing is missing."])
