@@ -59,8 +59,9 @@ def model_card(policy: PARPolicy, name: str, facts: CardFacts | None = None) -> 
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     size = "x".join(map(str, transforms.image_size or ())) or "unknown size"
     cameras = ", ".join(f"`{camera}`" for camera in transforms.cameras)
+    extras = [f'`obs["extra"]["{name}"]`' for name, _ in transforms.extra]
     rows = {
-        "observes": f"{cameras} ({size}) and {transforms.proprioception_size} joint positions and extras",
+        "observes": ", ".join([f"{cameras} ({size})", f"{transforms.joint_count} joint positions", *extras]),
         "acts": f"`{transforms.control_mode}`, chunks of {checkpoint.model.config.action.chunk_length} actions",
         "context": f"{policy.inference.context} of at most {checkpoint.model.config.max_context} physical tokens",
         "parameters": f"{parameters / 1e6:.1f}M",
