@@ -116,7 +116,8 @@ def test_the_card_has_the_metadata_that_the_hub_reads(hub: Hub) -> None:
     (result,) = card["model-index"][0]["results"]
     assert result["dataset"]["name"] == "PushCube-v1" and result["metrics"][0]["value"] == 96.0
     assert card["metrics"] == ["success_rate"]
-    assert "from_pretrained('lab/cube-policy', 'push cube 1')" in text and "| `render_camera` (24x32), 9 joint positions |" in text
+    assert "from_pretrained('lab/cube-policy', 'push cube 1')" in text
+    assert "| `render_camera` (24x32), 9 joint positions |" in text
 
 
 def test_what_is_in_the_cache_is_used_without_the_hub(hub: Hub, tmp_path: Path) -> None:
